@@ -1,0 +1,28 @@
+"""SPRec: tune a language-model recommender by self-play, from interaction logs to a policy and a report.
+
+    python jobs/sprec.py                                     # embedded data, tiny model, this machine
+    python jobs/sprec.py --source sprec --data DIR --model tiny --iterations 3
+    ray job submit --working-dir . -- python jobs/sprec.py --preset paper --data /shared/DIR --runs /shared/runs
+
+The same command again goes on where the run stopped. The algorithm is `self_play` in rayrec/selfplay.py.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from rayrec.config import parse
+
+
+def main() -> None:
+    config = parse(__doc__ or "")
+    from rayrec.selfplay import run
+
+    try:
+        run(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Joining or starting Ray, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+from rayrec.config import Config
+
+
+def submitted() -> bool:
+    """Whether this process is the entry point of a submitted Ray job, which runs in a copy of the working folder."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def refuse_relative(config: Config) -> None:
+    """Refuse paths that mean nothing in a submitted job.
+
+    Raises:
+        ValueError: ``--runs`` or ``--data`` is relative and this is a submitted job.
+    """
+    if not submitted():
+        return
+    for flag, path in (("--runs", config.output.runs), ("--data", config.data.data)):
+        if path and "://" not in path and not Path(path).is_absolute():
+            raise ValueError(
+                f"{flag} {path} is relative, but a submitted job runs in a copy of the working folder that is thrown "
+                "away. Give an absolute path that every node sees."
+            )
+
+
+def find_address(config: Config) -> str | None:
+    """The cluster to join: --address, RAY_ADDRESS, or a living one made by ``ray start``; None for a cluster of our own.
+
+    Another driver's private cluster is never joined.
+    """
+    named = config.placement.address or os.environ.get("RAY_ADDRESS")
+    if named:
+        return named
+    from ray._private.utils import read_ray_address
+
+    made = read_ray_address()  # written by `ray start` only, and left behind when that cluster is killed
+    return made if made and _answers(made) else None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def has_gpu(config: Config) -> bool:
+    """Resolve ``--device`` for a machine or cluster that is not joined yet.
+
+    Raises:
+        ValueError: ``--device gpu`` on one machine without a GPU.
+    """
+    import torch
+
+    if config.placement.device == "gpu" and not torch.cuda.is_available() and find_address(config) is None:
+        raise ValueError(
+            "--device gpu: this machine has no CUDA device. Join a cluster with --address, or --device cpu."
+        )
+    return config.placement.device == "gpu" or (config.placement.device == "auto" and torch.cuda.is_available())
+
+
+def connect(config: Config, gpu: bool) -> dict[str, float]:
+    """Join or start Ray and check that the plan fits; returns the cluster's resources.
+
+    Raises:
+        ValueError: the cluster cannot be reached, or has fewer CPUs or GPUs than the plan asks for.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+
+    placement = config.placement
+    address = find_address(config)
+    # One CPU more than the actors take, or Ray Data waits for ever.
+    wanted = {"CPU": float(placement.train_workers + placement.generators + 1)}
+    if gpu:
+        cards = placement.train_workers + placement.generators * placement.tensor_parallel
+        wanted["GPU"] = float(cards if placement.placement == "apart" else max(1, cards // 2))
+    quiet: dict[str, Any] = {"log_to_driver": bool(os.environ.get("RAYREC_DEBUG")), "logging_level": "ERROR", "configure_logging": True}
+    if address is None:
+        # A machine of our own is not preempted and has no Prometheus: these actors would only cost start-up.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+        ray.init(address="local", num_cpus=max(int(wanted["CPU"]), os.cpu_count() or 1), include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"No Ray cluster answers at {address}: {error}") from error
+    found = ray.cluster_resources()
+    for name, amount in wanted.items():
+        if found.get(name, 0) < amount:
+            raise ValueError(
+                f"The plan needs {amount:g} {name}s ({placement.train_workers} workers, {placement.generators} generators, "
+                f"and room for Ray Data); the cluster has {found.get(name, 0):g} on {len(ray.nodes())} nodes. "
+                "Lower --train-workers or --generators, or add nodes."
+            )
+    return found
+
+
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM (``ray job stop``, a scheduler) end the run as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)

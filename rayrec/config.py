@@ -1,0 +1,245 @@
+"""Every setting of a run, in groups that say what a change costs.
+
+The groups ``data`` to ``evaluate`` decide the numbers of a run: they are hashed, and a run folder made with other values is
+refused. ``placement`` and ``output`` decide where and how it runs and may change when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+Source = Literal[
+    "auto", "synthetic", "sprec", "movielens", "recbole", "lastfm", "amazon", "steam-hours", "parquet", "csv"
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which interactions are read and how they are cut into examples."""
+
+    source: Source = "auto"
+    """Format of --data; `auto` looks at the files, and without --data takes `synthetic`."""
+    data: str | None = None
+    """Folder or file of interaction logs."""
+    history: int = 10
+    """Titles in a prompt."""
+    bad_rows: Literal["stop", "drop"] = "stop"
+    """`stop` refuses a file with bad rows; `drop` sets them aside in rejected.parquet and counts them."""
+    test_rows: int = 1000
+    """Test examples that are evaluated, drawn with the seed."""
+    valid_rows: int = 256
+    """Validation examples that are evaluated, drawn with the seed."""
+    seed: int = 0
+    """Seeds every draw, initialisation and shuffle of the run."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model and how titles are put to it."""
+
+    model: str = "tiny"
+    """`tiny` (made and pre-trained here), or a Hugging Face folder or hub id."""
+    template: Literal["auto", "chat", "instruct", "compact"] = "auto"
+    """Prompt form; `auto` is `compact` for tiny, `chat` where the tokenizer has a chat template, else `instruct`."""
+    lora_rank: int | None = None
+    """LoRA rank on all linear layers, 0 trains every parameter. Default: 0 for tiny, else 16."""
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    """Dropout of the adapters in SFT; the preference step uses none."""
+    max_length: int = 512
+    """Longest prompt plus answer, in tokens; a longer one is refused."""
+    max_new_tokens: int = 48
+    """Longest generated title, in tokens."""
+    tiny_hidden: int = 128
+    tiny_layers: int = 4
+    tiny_vocab: int = 2048
+    pretrain_steps: int = 400
+    """Steps of the tiny model's training from scratch."""
+    pretrain_batch: int = 64
+    pretrain_lr: float = 3e-3
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The self-play iteration (SPRec section 4.3) and its two training phases."""
+
+    iterations: int = 3
+    """Self-play iterations T after the first SFT."""
+    first_rows: int = 4096
+    """Rows of the first SFT (BIGRec)."""
+    first_epochs: int = 1
+    first_lr: float = 3e-4
+    rows_per_iteration: int = 2048
+    """Training rows drawn for each iteration, without replacement until the split is used up."""
+    objective: Literal["dpo", "sdpo"] = "dpo"
+    """Loss of the preference step."""
+    negatives: Literal["self_play", "random"] = "self_play"
+    """Where the rejected answers come from."""
+    num_negatives: int = 1
+    """Rejected answers K of an example."""
+    equal_target: Literal["next", "drop"] = "next"
+    """A negative equal to the target: replaced (`next` beam, else random), or its pair dropped (`drop`)."""
+    ground: bool = False
+    """Replace self-play text by its nearest catalogue title."""
+    sft: bool = True
+    """False skips the SFT step of the iterations (SPRec's noSFT: the reference is then the iteration's start)."""
+    prefer: bool = True
+    """False skips the preference step of the iterations (SPRec's noDPO)."""
+    beta: float = 0.1
+    """Inverse temperature of the implicit reward, > 0."""
+    lr: float = 2e-5
+    """Peak learning rate of both phases of an iteration."""
+    batch: int = 64
+    """Global batch of the SFT phases, whatever the number of workers."""
+    prefer_batch: int = 32
+    """Global batch of the preference phases."""
+    micro_batch: int = 8
+    """Rows that one worker computes at once; the rest is gradient accumulation."""
+    warmup_steps: int = 20
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest gradient norm."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of training and of generation."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How policies answer and how the answers become top-k lists."""
+
+    decode: tuple[Literal["greedy", "beams"], ...] = ("greedy",)
+    """`greedy` writes one title that is grounded; `beams` takes the best distinct titles of a beam search."""
+    beam_width: int = 10
+    top_k: tuple[int, ...] = (1, 5, 10)
+    embedder: Literal["title", "sentence"] = "title"
+    """Grounding: `title` is exact match, then character n-gram TF-IDF; `sentence` is a static embedder folder."""
+    embedder_path: str | None = None
+    """Folder of the `sentence` embedder (model2vec or sentence-transformers)."""
+    popularity_gamma: float = 0.0
+    """Exponent of BIGRec's popularity weight in grounding; 0 switches it off."""
+    engine: Literal["auto", "vllm", "torch"] = "auto"
+    """Generation engine; `auto` takes vllm where it is installed."""
+    part: int = 64
+    """Prompts of one part: the unit that one generator makes in one call and that is made again after a death."""
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Where a run is computed. May change between the starts of one run."""
+
+    train_workers: int = 1
+    generators: int = 1
+    tensor_parallel: int = 1
+    """GPUs of one generator."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    placement: Literal["apart", "shared"] = "apart"
+    """`shared` lets one GPU alternate between training and generation (vLLM sleep and wake)."""
+    sequential: bool = False
+    """One phase at a time; the numbers are those of the overlapped run."""
+    threads: int | None = None
+    """CPU threads of one process. Default: the cores shared out among workers and generators."""
+    address: str | None = None
+    """Ray cluster to join; without it RAY_ADDRESS, then a cluster made by `ray start`, then a local one."""
+    max_deaths: int = 3
+    """Times that a worker group, or one part, may die before the run stops."""
+    wait_seconds: float = 600.0
+    """Longest silence of any process before it is taken for dead."""
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What is kept, and where."""
+
+    runs: str = "runs"
+    """Folder of all runs."""
+    name: str | None = None
+    """Name of the run folder; default: source, model, method and seed."""
+    on_existing: Literal["resume", "fail", "overwrite"] = "resume"
+    keep: str = "2"
+    """Policies that stay, a number or `all`; the last and the best on validation always do."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run."""
+
+    data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
+    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
+    placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
+    output: Annotated[OutputConfig, tyro.conf.arg(name="")] = field(default_factory=OutputConfig)
+
+
+_RESULTS = ("data", "model", "train", "evaluate")
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """The resolved configuration as JSON has it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _deciding(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Settings that decide numbers; the data's path does not, its content hash does."""
+    return {f"--{k.replace('_', '-')}": v for group in _RESULTS for k, v in config[group].items() if k != "data"}
+
+
+def result_hash(config: Config, data_hash: str) -> str:
+    """Hash of everything that decides the numbers of a run: two runs with equal hashes have equal results."""
+    text = json.dumps([_deciding(to_dict(config)), data_hash], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Lines that name each deciding setting in which two ``config.json`` records differ."""
+    old, new = _deciding(found["config"]), _deciding(wanted["config"])
+    lines = [f"{k}: there {old.get(k)!r}, here {new.get(k)!r}" for k in sorted(old | new) if old.get(k) != new.get(k)]
+    if found["data_hash"] != wanted["data_hash"]:
+        lines.append(f"data: there {found['data_hash'][:12]}, here {wanted['data_hash'][:12]} (content hash)")
+    return lines
+
+
+def _preset(**groups: dict[str, Any]) -> Config:
+    base = Config()
+    return dataclasses.replace(base, **{k: dataclasses.replace(getattr(base, k), **v) for k, v in groups.items()})
+
+
+#: Starting points of the command line; any flag overrides its value.
+PRESETS = {
+    "small": Config(),
+    "toy": _preset(
+        data={"test_rows": 200, "valid_rows": 64},
+        model={"pretrain_steps": 60, "tiny_layers": 2, "tiny_hidden": 64, "tiny_vocab": 1024},
+        train={"iterations": 2, "first_rows": 256, "rows_per_iteration": 128},
+    ),
+    # METHODS section 4: the released settings of SPRec on four cards.
+    "paper": _preset(
+        model={"model": "meta-llama/Llama-3.2-1B-Instruct", "lora_rank": 16},
+        train={"iterations": 5, "first_epochs": 4, "dtype": "bfloat16", "zero_stage": 2},
+        placement={"train_workers": 4, "generators": 4, "device": "gpu"},
+    ),
+}
+
+
+def parse(description: str, args: list[str] | None = None) -> Config:
+    """Read the command line; ``--preset`` chooses the defaults of all other flags."""
+    import sys
+
+    args = list(sys.argv[1:] if args is None else args)
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", choices=sorted(PRESETS), default="small")
+    chosen, rest = first.parse_known_args(args)
+    note = f"{description}\nPresets: --preset {{{','.join(PRESETS)}}} sets the defaults of all flags below."
+    return tyro.cli(Config, args=rest, default=PRESETS[chosen.preset], description=note)

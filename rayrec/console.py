@@ -1,0 +1,299 @@
+"""What a person sees in the terminal or the job's log: the plan, one progress line per lane, and the tables.
+
+Text that comes from data is never read as markup, and its control characters are shown, not sent to the terminal. Where
+the output is no terminal (a pipe, the log of a Ray job) everything is plain lines.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+LANES = ("trainers", "generators")
+#: Width of output that goes to a file or a job's log, in characters.
+LOG_WIDTH = 120
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+#: The metrics of the table, as the evaluation names them.
+_METRICS = ("HR", "NDCG", "DivRatio", "ORRatio", "MGU")
+
+
+def _console() -> Console:
+    """The console of this moment's stdout, so that a redirected stdout is respected."""
+    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False, emoji=False)
+
+
+def plain(value: object) -> Text:
+    """Return ``value`` as text that no markup or control character can change: a line feed prints as ``\\n``."""
+    return Text(_CONTROL.sub(lambda match: repr(match[0])[1:-1], str(value)))
+
+
+def number(value: object, decimals: int = 3) -> str:
+    """Return a number for people: thousands in groups, ``decimals`` for floats, an en dash where there is none."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.{decimals}f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def size(count: float | None) -> str:
+    """Return a count of bytes with a binary unit."""
+    if count is None:
+        return "–"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def log(phase: str, text: str, console: Console | None = None) -> None:
+    """Print one line of the run: the time of day, the phase's name, and what happened."""
+    line = Text.assemble((time.strftime("%H:%M:%S"), "dim"), "  ", (f"{plain(phase)!s:<14}", "bold"), " ", plain(text))
+    (console or _console()).print(line, soft_wrap=True)
+
+
+def _grid(title: str, *columns: str, left: int = 1) -> Table:
+    """A quiet table: the first ``left`` columns are words, the others numbers."""
+    table = Table(title=plain(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="left" if at < left else "right", no_wrap=at >= left)
+    return table
+
+
+def _pairs(values: Mapping[str, Any], skip: Iterable[str] = ()) -> str:
+    names = [name for name in values if name not in set(skip) and values[name] is not None]
+    return ", ".join(f"{name.replace('_', ' ')} {number(values[name])}" for name in names)
+
+
+def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what a run will do and what it needs, before anything starts.
+
+    ``plan`` may hold ``folder``, ``rows`` {split: rows}, ``counts`` {what: rows}, ``model`` {name, parameters,
+    template, lora_rank}, ``resources`` {train_workers, generators, device, threads, cpus}, ``disk_bytes``, ``phases``
+    (a list of {phase, rows, batches, tokens, epochs}), and, where a run is resumed, the phase names ``done`` and
+    ``to_do``. What is absent is not printed.
+    """
+    console = console or _console()
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    facts.add_column(overflow="fold")
+    lines = {
+        "folder": plan.get("folder"),
+        "rows": _pairs(plan.get("rows") or {}),
+        "counts": _pairs(plan.get("counts") or {}),
+        "model": _model(plan.get("model") or {}),
+        "resources": _pairs(plan.get("resources") or {}),
+        "disk": size(plan["disk_bytes"]) if plan.get("disk_bytes") is not None else None,
+    }
+    done, to_do = plan.get("done"), plan.get("to_do")
+    if done:
+        following = f", next {to_do[0]}" if to_do else ""
+        lines["resumes"] = f"phases done {len(done)}, to do {len(to_do or ())}{following}"
+    for name, value in lines.items():
+        if value:
+            facts.add_row(name, plain(value))
+    console.print(Text("Plan", style="bold"))
+    console.print(Padding(facts, (0, 0, 1, 0)))
+    if plan.get("phases"):
+        console.print(_phases(plan["phases"], set(done or ())))
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    parts = [str(model["name"])] if model.get("name") else []
+    if model.get("parameters") is not None:
+        parts.append(f"{number(model['parameters'])} parameters")
+    if model.get("lora_rank") is not None:
+        parts.append(f"LoRA rank {model['lora_rank']}" if model["lora_rank"] else "every parameter is trained")
+    return ", ".join([*parts, *([f"template {model['template']}"] if model.get("template") else [])])
+
+
+def _phases(phases: Sequence[Mapping[str, Any]], done: set[str]) -> Table:
+    keys = [key for key in ("rows", "epochs", "batches", "tokens") if any(row.get(key) is not None for row in phases)]
+    table = _grid("Phases", "phase", *keys, *(["state"] if done else []))
+    for row in phases:
+        state = [Text("done" if row.get("phase") in done else "to do")] if done else []
+        table.add_row(plain(row.get("phase", "–")), *(number(row.get(key)) for key in keys), *state)
+    return table
+
+
+def print_iteration_table(
+    rows: Sequence[Mapping[str, Any]], k: int | None = None, console: Console | None = None
+) -> None:
+    """Print one line per policy: accuracy, diversity, fairness, and the iteration's seconds and overlap.
+
+    ``rows`` are lines of ``metrics.jsonl`` of the kinds `evaluation` and `baseline`, each with ``seconds`` (wall) and
+    ``overlap`` (the lanes' seconds over the wall seconds) where they are known. Rows of another split, decoder,
+    embedder or N stand in a table of their own. ``k`` defaults to 5, or to the largest k that was computed.
+    """
+    console = console or _console()
+    for title, members in grouped(rows).items():
+        at = k or default_k(members)
+        table = _grid(title, "policy", *(f"{name}@{at}" for name in _METRICS), "seconds", "overlap")
+        for row in members:
+            values = [number(row.get(f"{name}@{at}")) for name in _METRICS]
+            overlap = row.get("overlap")
+            table.add_row(
+                plain(label(row)),
+                *values,
+                number(row.get("seconds"), 1),
+                "–" if overlap is None else f"{overlap:.2f} ×",
+            )
+        console.print(table)
+
+
+def caption(row: Mapping[str, Any]) -> str:
+    """Return what a number of this row depends on: split, decoder, embedder and N."""
+    embedder = f"embedder {row['embedder']}" if row.get("embedder") else None
+    rows = f"N = {number(row['N'])}" if row.get("N") is not None else None
+    parts = [str(part) for part in (row.get("split"), row.get("decode"), embedder, rows) if part]
+    return ", ".join(parts) or "evaluation"
+
+
+def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return {caption: rows} of rows that may be compared, baselines first; the test split stands before others.
+
+    A baseline joins every group of its split (test where it names none) whose other facts it does not contradict.
+    """
+    facts = ("split", "decode", "embedder", "N")
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("kind") == "evaluation":
+            groups.setdefault(caption(row), []).append(row)
+    for row in reversed([row for row in rows if row.get("kind") == "baseline"]):
+        known = {"split": "test"} | {fact: row[fact] for fact in facts if row.get(fact) is not None}
+        homes = [group for group in groups.values() if all(group[-1].get(f, v) == v for f, v in known.items())]
+        for group in homes or [groups.setdefault(caption(row), [])]:
+            group.insert(0, row)
+    return dict(sorted(groups.items(), key=lambda item: item[1][0].get("split", "test") != "test"))
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """Return the name of a row: the baseline's model, BIGRec for the first policy, else iteration and policy."""
+    if row.get("kind") == "baseline":
+        return str(row.get("model", "baseline"))
+    policy = row.get("policy", "–")
+    return f"BIGRec ({policy})" if row.get("iteration") == 0 else f"iteration {row.get('iteration', '–')} ({policy})"
+
+
+def cuts(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Return the list lengths k at which any of ``rows`` has a metric, ascending."""
+    names = (re.fullmatch(r"HR@(\d+)", key) for row in rows for key in row)
+    return sorted({int(match[1]) for match in names if match})
+
+
+def default_k(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Return 5 where it was computed, as in SPRec's tables, else the largest k (5 where there is none)."""
+    found = cuts(rows)
+    return 5 if 5 in found or not found else found[-1]
+
+
+def print_samples(samples: Sequence[Mapping[str, Any]], title: str = "Samples", console: Console | None = None) -> None:
+    """Print sampled preference rows: ``history`` (titles, oldest first), ``chosen`` and ``rejected`` (titles)."""
+    console = console or _console()
+    console.print(Text(title, style="bold"))
+    for sample in samples:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row("history", Text(" · ").join(plain(item) for item in sample.get("history") or ()))
+        grid.add_row("chosen", plain(sample.get("chosen", "–")))
+        grid.add_row("rejected", Text("\n").join(plain(item) for item in sample.get("rejected") or ("–",)))
+        console.print(Padding(grid, (0, 0, 1, 0)))
+
+
+class LaneProgress:
+    """One progress line per lane: a live bar in a terminal, elsewhere a plain line at most every ``every`` seconds.
+
+    Safe to call from several threads. Use as a context manager; ``start`` a phase in a lane, ``update`` it with the
+    units done so far, ``finish`` it. The first and the last line of a phase always appear.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[str] = LANES,
+        every: float = 5.0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console = console or _console()
+        self._every, self._clock, self._lock = every, clock, threading.RLock()
+        self._phase: dict[str, tuple[str, int, str]] = {}
+        self._started: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.fields[lane]:<10}", markup=False),
+                TextColumn("{task.description:<14}", markup=False, style="bold"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+                TimeElapsedColumn(),
+            )
+            self._bars = Progress(*columns, console=self.console)
+            for lane in lanes:
+                self._tasks[lane] = self._bars.add_task("waits", total=None, start=False, lane=lane, note="")
+
+    def __enter__(self) -> LaneProgress:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def log(self, phase: str, text: str) -> None:
+        """Print one line of the run above the bars."""
+        log(phase, text, self.console)
+
+    def start(self, lane: str, phase: str, total: int, unit: str = "steps") -> None:
+        """Begin ``phase`` of ``total`` units in ``lane``."""
+        with self._lock:
+            self._phase[lane] = (phase, total, unit)
+            self._started[lane] = self._clock()
+            if self._bars:
+                self._bars.reset(self._tasks[lane], total=total, description=str(plain(phase)), lane=lane, note=unit)
+            else:
+                self._line(lane, f"starts: {number(total)} {unit}")
+
+    def update(self, lane: str, done: int, note: str = "") -> None:
+        """Say that ``done`` units of the lane's phase are complete; ``note`` is a few words, such as the loss."""
+        with self._lock:
+            if lane not in self._phase:  # a report that came after the phase's end
+                return
+            _, total, unit = self._phase[lane]
+            if self._bars:
+                note = " ".join(part for part in (unit, note) if part)
+                self._bars.update(self._tasks[lane], completed=done, note=str(plain(note)))
+            elif self._clock() - self._printed[lane] >= self._every:
+                self._line(lane, f"{number(done)}/{number(total)} {unit}" + (f", {note}" if note else ""))
+
+    def finish(self, lane: str, note: str = "") -> None:
+        """End the lane's phase; the lane then waits."""
+        with self._lock:
+            phase, total, unit = self._phase.pop(lane)
+            seconds = self._clock() - self._started[lane]
+            text = f"done: {number(total)} {unit} in {seconds:.1f} s" + (f", {note}" if note else "")
+            if self._bars:
+                self._bars.reset(self._tasks[lane], start=False, total=None, description="waits", lane=lane, note="")
+                self.log(phase, text)
+            else:
+                self._line(lane, text, phase)
+
+    def _line(self, lane: str, text: str, phase: str | None = None) -> None:
+        self._printed[lane] = self._clock()
+        log(phase or self._phase[lane][0], f"{lane:<10}  {text}", self.console)

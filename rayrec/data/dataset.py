@@ -1,0 +1,145 @@
+"""The one door to floor 1: from --data PATH to a catalogue and three tables of examples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from rayrec.config import DataConfig
+from rayrec.data import synthetic, windows
+from rayrec.data.catalogue import Catalogue
+from rayrec.data.sources import SOURCES, detect
+from rayrec.data.sources.reading import Raw, Truth
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Checked data: ``train`` whole, ``valid`` and ``test`` the seeded samples, all three by ``schema.EXAMPLES``.
+
+    ``rejected`` holds the bad rows (``reading.REJECTED``), ``counts`` what became of every row, ``content_hash`` is the
+    sha256 of catalogue and examples whatever their path, ``truth`` the distribution behind synthetic data, else None.
+    """
+
+    catalogue: Catalogue
+    train: pa.Table
+    valid: pa.Table
+    test: pa.Table
+    rejected: pa.Table
+    counts: dict[str, int]
+    content_hash: str
+    source: str
+    truth: Truth | None = None
+
+
+def _digest(sha: hashlib._Hash, column: pl.Series) -> None:
+    """Feed the values of a column: Arrow's own bytes also hold chunk borders, offsets and what lies behind nulls."""
+    sha.update(len(column).to_bytes(8, "little"))
+    sha.update(np.packbits(column.is_null().to_numpy()).tobytes())
+    column = column.drop_nulls()
+    if column.dtype == pl.List:
+        lengths = column.list.len()
+        sha.update(lengths.to_numpy().tobytes())
+        _digest(sha, column.filter(lengths > 0).explode())
+    elif column.dtype == pl.String:
+        sha.update(column.str.len_bytes().to_numpy().tobytes())
+        sha.update("".join(column).encode())
+    else:
+        sha.update(column.to_numpy().tobytes())
+
+
+def content_hash(*tables: pa.Table) -> str:
+    """Return the sha256 of the tables' column names, values and metadata."""
+    sha = hashlib.sha256()
+    for table in tables:
+        sha.update(repr((table.column_names, sorted((table.schema.metadata or {}).items()))).encode())
+        for column in table.columns:
+            _digest(sha, pl.Series(column))
+    return sha.hexdigest()
+
+
+def _sample(table: pa.Table, rows: int, seed: int, salt: int) -> pa.Table:
+    """Draw without replacement and keep the order; ``salt`` makes the draws of the splits independent."""
+    if len(table) <= rows:
+        return table
+    return table.take(np.sort(np.random.default_rng((seed, salt)).choice(len(table), rows, replace=False)))
+
+
+def _reject(raw: Raw, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:
+    """Return the rejected rows and their counts by reason, or stop at them."""
+    rejected = raw.rejects.table()
+    if len(rejected) and config.bad_rows == "stop":
+        first = rejected.slice(0, 1).to_pylist()[0]
+        where = f"{first['file']} row {first['row']}: {first['reason']}: {first['text'][:200]!r}"
+        raise ValueError(
+            f"--data {config.data}: found {len(rejected)} bad rows, the first in {where}. "
+            "Correct them, or set them aside with --bad-rows drop."
+        )
+    reasons = Counter(rejected["reason"].to_pylist())
+    in_items = rejected["file"].to_pylist().count(raw.item_file)
+    kept = raw.interactions if raw.interactions is not None else raw.windows
+    assert kept is not None, "a source returns interactions or windows"
+    counts = {
+        "item_rows_read": len(raw.items) + in_items,
+        "rows_read": len(kept) + len(rejected) - in_items,
+        "rows_rejected": len(rejected),
+    }
+    return rejected, counts | {f"rejected: {reason}": count for reason, count in sorted(reasons.items())}
+
+
+def _read(source: str, folder: Path | None, history: int) -> Raw:
+    if folder is None:
+        return synthetic.generate(history)
+    try:
+        return SOURCES[source].read(folder)
+    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+        raise ValueError(f"{folder}: a column has a type that does not fit: {error}. Correct the file.") from error
+
+
+def _check_settings(config: DataConfig) -> None:
+    for name, least in (("history", 1), ("valid_rows", 1), ("test_rows", 1), ("seed", 0)):
+        if (value := getattr(config, name)) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted at least {least}.")
+
+
+def _outside(cut: windows.Windows, catalogue: Catalogue) -> dict[str, int]:
+    """Count titles that the examples name and the catalogue lacks, and items that training never shows."""
+    every = pl.DataFrame(pl.from_arrow(pa.concat_tables(cut.splits.values())))
+    known = pl.Series(catalogue.titles).implode()
+    return {
+        "targets_outside_catalogue": int((~every["target"].is_in(known)).sum()),
+        "history_titles_outside_catalogue": int((~every["history"].explode().is_in(known)).sum()),
+        "items_never_in_training": int((catalogue.popularity == 0).sum()),
+    }
+
+
+def load(config: DataConfig) -> Dataset:
+    """Recognise, read, check, window and split the data that ``config`` names.
+
+    Raises:
+        ValueError: the path, format, columns, rows or a setting are not as wanted, or no window can be made.
+    """
+    _check_settings(config)
+    source, folder = detect(config.source, config.data)
+    raw = _read(source, folder, config.history)
+    rejected, counts = _reject(raw, config)
+    catalogue = Catalogue.from_items(raw.items["title"].to_list(), raw.items["genres"].to_list())
+    counts["duplicate_titles"] = len(raw.items) - len(catalogue)
+    if raw.interactions is not None:
+        cut = windows.cut(raw.interactions, config.history)
+    else:
+        cut = windows.ready(raw.windows if raw.windows is not None else pl.DataFrame(), config.history)
+    seen = dict(zip(*(a.to_pylist() for a in cut.training_titles.value_counts().flatten()), strict=True))
+    catalogue = catalogue.with_training(np.array([seen.get(title, 0) for title in catalogue.titles]), raw.genres)
+    train, valid, test = (cut.splits[name] for name in windows.SPLITS)
+    counts |= raw.counts | cut.counts | _outside(cut, catalogue)
+    counts |= {"catalogue": len(catalogue), "train": len(train), "valid_windows": len(valid), "test_windows": len(test)}
+    valid, test = _sample(valid, config.valid_rows, config.seed, 1), _sample(test, config.test_rows, config.seed, 2)
+    counts |= {"valid": len(valid), "test": len(test)}
+    digest = content_hash(catalogue.to_table(), train, valid, test)
+    return Dataset(catalogue, train, valid, test, rejected, counts, digest, source, raw.truth)

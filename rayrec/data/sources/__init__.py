@@ -1,0 +1,71 @@
+"""One reader per format, and the rule that recognises a folder by its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from rayrec.data.sources import amazon, lastfm, movielens, recbole, sprec, steam, tables
+from rayrec.data.sources.reading import Raw
+
+
+class Source(NamedTuple):
+    """The files (or patterns) that make a folder this source's, and its reader."""
+
+    files: tuple[str, ...]
+    read: Callable[[Path], Raw]
+
+    def missing(self, folder: Path) -> list[str]:
+        """Return the files that ``folder`` lacks."""
+        return [pattern for pattern in self.files if not any(folder.glob(pattern))]
+
+
+SOURCES = {
+    "sprec": Source(("train.json", "valid.json", "test.json", "id2name.json"), sprec.read),
+    "movielens": Source(("ratings.csv", "movies.csv"), movielens.read),
+    "recbole": Source(("*.inter", "*.item"), recbole.read),
+    "lastfm": Source(("train.jsonl", "valid.jsonl", "test.jsonl", "id2name.txt"), lastfm.read),
+    "amazon": Source(("sequential_data.txt", "items.jsonl"), amazon.read),
+    "steam-hours": Source(("game_play.dat", "item_info.dat"), steam.read),
+    "parquet": Source(("interactions.parquet", "items.parquet"), tables.read_parquet),
+    "csv": Source(("interactions.csv", "items.csv"), tables.read_csv),
+}
+
+
+def _matches(folder: Path) -> list[str]:
+    return [name for name, source in SOURCES.items() if not source.missing(folder)]
+
+
+def detect(source: str, data: str | None) -> tuple[str, Path | None]:
+    """Return the source's name and its folder (None for ``synthetic``); a file in ``data`` stands for its folder.
+
+    Raises:
+        ValueError: the path does not exist, lacks the source's files, is of no known or of several formats, or is
+            missing (or given) where the source needs (or has) none.
+    """
+    if data is None:
+        if source not in ("auto", "synthetic"):
+            raise ValueError(f"--source {source} reads files, but --data is missing. Add --data PATH.")
+        return "synthetic", None
+    if source == "synthetic":
+        raise ValueError(f"--source synthetic reads nothing, but --data is {data}. Remove one of them.")
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise ValueError(f"--data {data}: there is no such file or folder.")
+    folder = path if path.is_dir() else path.parent
+    if source != "auto":
+        if missing := SOURCES[source].missing(folder):
+            raise ValueError(
+                f"--data {data}: --source {source} wants {missing}, which are not there. Try --source auto."
+            )
+        return source, folder
+    found = _matches(folder)
+    if len(found) == 1:
+        return found[0], folder
+    if found:
+        raise ValueError(f"--data {data}: the files fit the formats {found}. Name one by --source.")
+    looked = "; ".join(f"{name}: {', '.join(known.files)}" for name, known in SOURCES.items())
+    inner = sorted(child.name for child in folder.iterdir() if child.is_dir() and _matches(child))
+    hint = f" Its folders {inner} can be read: name one." if inner else ""
+    raise ValueError(f"--data {data}: the format is not known.{hint} Looked for {looked}.")

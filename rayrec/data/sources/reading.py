@@ -1,0 +1,308 @@
+"""What all sources share: reading files with good errors, setting bad rows aside, and the tables they return."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from rayrec.data import schema
+
+#: Ratings are stars: METHODS calls an item liked above 3 and good from 4.
+RATINGS = (0.0, 5.0)
+
+#: A row that was set aside: its file, its row there (from 1, a header included), why, and what it held.
+REJECTED = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+    ]
+)
+
+
+class Truth(Protocol):
+    """The distribution that made a synthetic data set."""
+
+    def probabilities(self, history_titles: Sequence[str], user: str) -> np.ndarray: ...
+
+
+class Rejects:
+    """Collects bad rows."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, int, str, str]] = []
+        self._frames: list[pl.DataFrame] = []
+
+    def add(self, file: str, row: int, reason: str, text: str) -> None:
+        """Set one row aside."""
+        self._rows.append((file, row, reason, text.encode(errors="backslashreplace").decode()))
+
+    def sift(self, frame: pl.DataFrame, file: str, reason: pl.Expr, show: Sequence[str]) -> pl.DataFrame:
+        """Return the rows whose ``reason`` is null and set the others aside; ``show`` are the columns to quote."""
+        frame = frame.with_columns(reason.alias("reason"))
+        bad = frame.filter(pl.col("reason").is_not_null())
+        text = pl.concat_str([pl.col(name).cast(pl.String).fill_null("") for name in show], separator=", ")
+        if len(bad):
+            columns = (pl.lit(file).alias("file"), pl.col("row").cast(pl.Int64), "reason", text.alias("text"))
+            self._frames.append(bad.select(*columns))
+        return frame.filter(pl.col("reason").is_null()).drop("reason")
+
+    def table(self) -> pa.Table:
+        """Return all rows set aside, by :data:`REJECTED`."""
+        types = {"file": pl.String, "row": pl.Int64, "reason": pl.String, "text": pl.String}
+        frames = [pl.DataFrame(self._rows, types, orient="row"), *self._frames]
+        return schema.check(pl.concat(frames).to_arrow(), REJECTED, "rejected rows")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What a source returns: items, and either interactions or ready windows.
+
+    ``items`` has columns item, title, genres, read from ``item_file``; ``interactions`` is by ``schema.INTERACTIONS``;
+    ``windows`` has columns split, user, timestamp, history (titles), target, in file order. ``genres`` are the data's
+    own selected genres.
+    """
+
+    items: pl.DataFrame
+    item_file: str
+    rejects: Rejects
+    interactions: pa.Table | None = None
+    windows: pl.DataFrame | None = None
+    genres: list[str] | None = None
+    counts: dict[str, int] = field(default_factory=Counter)
+    truth: Truth | None = None
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file's text, without a byte order mark.
+
+    Raises:
+        ValueError: the file cannot be opened, or is not UTF-8 (the line is named).
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}.") from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}: row {row} is not UTF-8. Convert the file, say with `iconv -t utf-8`.") from error
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    r"""Return (row, line) pairs, rows from 1; only ``\n`` and ``\r\n`` end a line, for titles may hold other breaks."""
+    lines = read_text(path).split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [(row, line.removesuffix("\r")) for row, line in enumerate(lines, 1)]
+
+
+def _is_utf8(value: Any) -> bool:
+    """JSON can spell half a surrogate pair, which no UTF-8 table can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """Return one JSON value of type ``kind``.
+
+    Raises:
+        ValueError: the file is no JSON (cut off, say; the row is named) or holds another type.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}: row {error.lineno} is not JSON: {error.msg}"
+        raise ValueError(f"{where}. Is the file cut off? Fetch it again.") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: found a JSON {type(value).__name__}, wanted a {kind.__name__}.")
+    if "\\u" in text and not _is_utf8(value):
+        raise ValueError(
+            f"{path}: holds half a surrogate pair (\\ud800 to \\udfff), which is no text. Correct that title."
+        )
+    return value
+
+
+def read_jsonl(path: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """Yield (row, object, line) of a JSON-lines file; other lines are set aside."""
+    for row, line in read_lines(path):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            rejects.add(path.name, row, f"not JSON: {error.msg}", line)
+            continue
+        if not isinstance(value, dict) or ("\\u" in line and not _is_utf8(value)):
+            rejects.add(path.name, row, "not a JSON object of UTF-8 text", line)
+            continue
+        yield row, value, line
+
+
+def _check_quotes(path: Path, text: str, separator: str) -> None:
+    """Arrow reads an unclosed quote to the end of the file in silence; the standard library can be strict about it."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        for _ in reader:
+            pass
+    except csv.Error as error:
+        where = f"{path}: the quoted field that ends at row {reader.line_num} is broken"
+        raise ValueError(f"{where}: {error}. Close the quote.") from error
+
+
+def read_csv(path: Path, rejects: Rejects, separator: str = ",", quoted: bool = True) -> pl.DataFrame:
+    """Return a delimited file as text columns, with the column ``row``; rows of another width are set aside.
+
+    Raises:
+        ValueError: no header, a repeated column, a quote that is not closed, or bytes that are not UTF-8.
+    """
+    text = read_text(path)
+    if not text.strip():
+        raise ValueError(f"{path}: the file is empty, wanted a header and rows.")
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    header = next(csv.reader(io.StringIO(text), delimiter=separator, quoting=quoting))
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}: a column name is repeated in {header}. Rename one.")
+    if quoted and '"' in text:
+        _check_quotes(path, text, separator)
+    skipped: list[int] = []
+
+    def set_aside(bad: pyarrow.csv.InvalidRow) -> str:
+        skipped.append(bad.number)
+        rejects.add(path.name, bad.number, f"{bad.actual_columns} columns instead of {bad.expected_columns}", bad.text)
+        return "skip"
+
+    table = pyarrow.csv.read_csv(
+        io.BytesIO(text.encode()),
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # with threads the row numbers are lost
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter=separator,
+            quote_char='"' if quoted else False,
+            newlines_in_values=quoted,
+            ignore_empty_lines=False,
+            invalid_row_handler=set_aside,
+        ),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+        ),
+    )
+    rows = np.setdiff1d(np.arange(2, 2 + len(table) + len(skipped)), skipped)
+    return pl.DataFrame(pl.from_arrow(table)).with_columns(pl.Series("row", rows, pl.Int64))
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """Return a Parquet file's columns, with the column ``row``.
+
+    Raises:
+        ValueError: the file is cut off or no Parquet.
+    """
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: is not readable Parquet: {error}. Is the file cut off? Write it again.") from error
+    return pl.DataFrame(pl.from_arrow(table)).drop("row", strict=False).with_row_index("row", offset=1)
+
+
+def rename(frame: pl.DataFrame, names: dict[str, str], path: Path, optional: Iterable[str] = ()) -> pl.DataFrame:
+    """Return the columns ``names`` (found name → wanted name) and ``row``.
+
+    Raises:
+        ValueError: a column that is not ``optional`` (by its wanted name) is missing.
+    """
+    found = [name for name in frame.columns if name != "row"]
+    missing = [name for name, wanted in names.items() if name not in found and wanted not in optional]
+    if missing:
+        raise ValueError(
+            f"{path}: found columns {found}, but {missing} are missing. Add them or name another format by --source."
+        )
+    return frame.select("row", *(pl.col(name).alias(wanted) for name, wanted in names.items() if name in found))
+
+
+_ITEM_ROWS = {"row": pa.int64(), "item": pa.string(), "title": pa.string(), "genres": pa.list_(pa.string())}
+_WINDOWS = {
+    "split": pa.string(),
+    "user": pa.string(),
+    "timestamp": pa.int64(),
+    "history": pa.list_(pa.string()),
+    "target": pa.string(),
+}
+
+
+def _frame(rows: Sequence[tuple], types: dict[str, pa.DataType]) -> pl.DataFrame:
+    """Through Arrow, which takes lists of lists ten times faster than polars does."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(types)
+    arrays = [pa.array(column, type_) for column, type_ in zip(columns, types.values(), strict=True)]
+    return pl.DataFrame(pl.from_arrow(pa.table(arrays, names=list(types))))
+
+
+def window_frame(rows: Sequence[tuple[str, str, int, list[str], str]]) -> pl.DataFrame:
+    """Return ``Raw.windows`` from (split, user, timestamp, history, target) rows."""
+    return _frame(rows, _WINDOWS)
+
+
+def item_frame(rows: Sequence[tuple[int, str, str, list[str]]], file: str, rejects: Rejects) -> pl.DataFrame:
+    """Return the good ones of (row, item, title, genres) rows as :func:`items` does."""
+    return items(_frame(rows, _ITEM_ROWS), file, rejects)
+
+
+def _reason(*cases: tuple[pl.Expr, str]) -> pl.Expr:
+    """The first case that holds, else null."""
+    return pl.coalesce(pl.when(case).then(pl.lit(text)) for case, text in cases)
+
+
+def items(frame: pl.DataFrame, file: str, rejects: Rejects) -> pl.DataFrame:
+    """Return item, title and genres of the good rows of ``frame`` (row, item, title, genres as a list)."""
+    genres = pl.col("genres").cast(pl.List(pl.String)).fill_null([])
+    frame = frame.with_columns(pl.col("item", "title").cast(pl.String), genres)
+    reason = _reason(
+        (pl.col("item").fill_null("") == "", "no item id"),
+        (pl.col("title").fill_null("").str.strip_chars() == "", "empty title"),
+        (~pl.col("item").is_first_distinct(), "item id appears before"),
+    )
+    return rejects.sift(frame, file, reason, ["item", "title"]).select("item", "title", "genres")
+
+
+def interactions(frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, rejects: Rejects) -> pa.Table:
+    """Return the good rows of ``frame`` (row, user, item, timestamp, optional rating) by ``schema.INTERACTIONS``.
+
+    ``catalogue`` gives the title of an item. Rows are put in order of time, equal times stay in file order. Fractions
+    of a second order the rows and are then cut off.
+    """
+    show = [name for name in ("user", "item", "rating", "timestamp") if name in frame.columns]
+    rating = pl.col("rating").cast(pl.Float64, strict=False) if "rating" in show else pl.lit(0.0)
+    if frame.schema["timestamp"].is_temporal():
+        frame = frame.with_columns(pl.col("timestamp").dt.epoch("s"))
+    seconds = pl.col("timestamp").cast(pl.Float64, strict=False)
+    whole = pl.coalesce(pl.col("timestamp").cast(pl.Int64, strict=False), seconds.floor().cast(pl.Int64, strict=False))
+    frame = (
+        frame.with_columns(pl.col("user", "item").cast(pl.String))
+        .join(catalogue.select("item", "title"), on="item", how="left", maintain_order="left")
+        .with_columns(whole.alias("whole"), seconds.alias("seconds"), rating.alias("stars"))
+    )
+    reason = _reason(
+        (pl.col("user").fill_null("") == "", "no user id"),
+        (pl.col("title").is_null(), "unknown item id"),
+        (pl.col("stars").is_null() | pl.col("stars").is_nan(), "rating is not a number"),
+        (~pl.col("stars").is_between(*RATINGS), f"rating is not in {RATINGS[0]:g} to {RATINGS[1]:g}"),
+        (pl.col("whole").is_null(), "timestamp is not a number of seconds"),
+    )
+    good = rejects.sift(frame, file, reason, show).sort("whole", "seconds", maintain_order=True)
+    stars = pl.col("stars") if "rating" in show else pl.lit(None)
+    columns = good.select("user", "title", stars.cast(pl.Float32).alias("rating"), pl.col("whole").alias("timestamp"))
+    return schema.check(columns.to_arrow(), schema.INTERACTIONS, file)

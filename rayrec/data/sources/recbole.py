@@ -1,0 +1,42 @@
+"""RecBole atomic files: NAME.inter and NAME.item, tab-separated, with headers ``name:type``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from rayrec.data.sources.reading import Raw, Rejects, interactions, items, read_csv, rename
+
+TITLES = ("movie_title", "title", "item_name", "name")
+GENRES = ("class", "genre", "genres", "categories")
+
+
+def _read(folder: Path, ending: str, rejects: Rejects) -> tuple[pl.DataFrame, Path]:
+    files = sorted(folder.glob(f"*.{ending}"))
+    if len(files) > 1:
+        raise ValueError(f"{folder}: found {[f.name for f in files]}, wanted one *.{ending}. Move the others away.")
+    frame = read_csv(files[0], rejects, separator="\t", quoted=False)
+    return frame.rename(lambda name: name.partition(":")[0]), files[0]
+
+
+def read(folder: Path) -> Raw:
+    """Read interactions with times in seconds; a title is ``Title (year)`` where ``release_year`` is a year."""
+    rejects = Rejects()
+    frame, path = _read(folder, "item", rejects)
+    title = next((name for name in TITLES if name in frame.columns), TITLES[0])
+    genre = next((name for name in GENRES if name in frame.columns), GENRES[0])
+    names = {"item_id": "item", title: "title", genre: "genres", "release_year": "year"}
+    films = rename(frame, names, path, optional=("genres", "year"))
+    if "year" in films.columns:
+        dated = pl.col("year").str.contains(r"^\d{4}$") & ~pl.col("title").str.contains(r"\(\d{4}\)$")
+        title_year = pl.format("{} ({})", "title", "year")
+        dated &= pl.col("title") != ""
+        films = films.with_columns(pl.when(dated).then(title_year).otherwise("title").alias("title"))
+    genres = pl.col("genres").str.split(" ") if "genres" in films.columns else pl.lit([], pl.List(pl.String))
+    known = items(films.with_columns(genres.alias("genres")), path.name, rejects)
+    item_file = path.name
+    frame, path = _read(folder, "inter", rejects)
+    names = {"user_id": "user", "item_id": "item", "rating": "rating", "timestamp": "timestamp"}
+    plays = rename(frame, names, path, optional=("rating",))
+    return Raw(known, item_file, rejects, interactions=interactions(plays, known, path.name, rejects))

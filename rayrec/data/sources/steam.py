@@ -1,0 +1,33 @@
+"""Steam play hours: game_play.dat (User_ID, Game_ID, Hours) and item_info.dat (Game_ID, Game Name), tab-separated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from rayrec.data.sources.reading import Raw, Rejects, interactions, items, read_csv, rename
+
+
+def stars(hours: str = "hours", item: str = "item") -> pl.Expr:
+    """Rating 1 to 5 of a play time: min(5, 1 + floor(5 (average rank - 1/2) / n)) within the game's n plays (RecPO).
+
+    The rank is taken over all plays of the game, so the rating of a training row knows how long later players played.
+    """
+    rank = pl.col(hours).rank("average").over(item)
+    return pl.min_horizontal(pl.lit(5.0), 1 + (5 * (rank - 0.5) / pl.len().over(item)).floor())
+
+
+def read(folder: Path) -> Raw:
+    """Read plays; the data has no times, so an interaction's time is its row in the file."""
+    rejects = Rejects()
+    games, plays = folder / "item_info.dat", folder / "game_play.dat"
+    frame = rename(read_csv(games, rejects, "\t", quoted=False), {"Game_ID": "item", "Game Name": "title"}, games)
+    known = items(frame.with_columns(pl.lit([], pl.List(pl.String)).alias("genres")), games.name, rejects)
+    names = {"User_ID": "user", "Game_ID": "item", "Hours": "hours"}
+    frame = rename(read_csv(plays, rejects, "\t", quoted=False), names, plays)
+    number = pl.col("hours").cast(pl.Float64, strict=False)
+    bad = pl.when(~(number.is_finite() & (number >= 0)).fill_null(False)).then(pl.lit("hours are not a number from 0"))
+    good = rejects.sift(frame, plays.name, bad, ["user", "item", "hours"])
+    good = good.with_columns(number).with_columns(stars().alias("rating"), pl.col("row").alias("timestamp"))
+    return Raw(known, games.name, rejects, interactions=interactions(good, known, plays.name, rejects))

@@ -1,0 +1,43 @@
+"""Anyone's logs in two tables, as Parquet or CSV.
+
+``interactions``: user, item, timestamp (seconds since the epoch, or Parquet dates), optional rating (0 to 5 stars).
+``items``: item, title, optional genres (Parquet: a list of text; both: text ``a|b``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+
+from rayrec.data.sources import reading
+from rayrec.data.sources.reading import Raw, Rejects
+
+
+def _read(folder: Path, ending: str, read: Callable[[Path], pl.DataFrame], rejects: Rejects) -> Raw:
+    path = folder / f"items.{ending}"
+    names = {name: name for name in ("item", "title", "genres")}
+    frame = reading.rename(read(path), names, path, optional=("genres",))
+    if "genres" not in frame.columns:
+        genres = pl.lit([], pl.List(pl.String))
+    elif frame.schema["genres"] == pl.String:
+        genres = pl.col("genres").str.split("|")
+    else:
+        genres = pl.col("genres")
+    known = reading.items(frame.with_columns(genres.alias("genres")), path.name, rejects)
+    path = folder / f"interactions.{ending}"
+    names = {name: name for name in ("user", "item", "rating", "timestamp")}
+    plays = reading.rename(read(path), names, path, optional=("rating",))
+    return Raw(known, f"items.{ending}", rejects, interactions=reading.interactions(plays, known, path.name, rejects))
+
+
+def read_parquet(folder: Path) -> Raw:
+    """Read interactions.parquet and items.parquet."""
+    return _read(folder, "parquet", reading.read_parquet, Rejects())
+
+
+def read_csv(folder: Path) -> Raw:
+    """Read interactions.csv and items.csv: a header, commas, double quotes around fields that need them."""
+    rejects = Rejects()
+    return _read(folder, "csv", lambda path: reading.read_csv(path, rejects), rejects)

@@ -1,0 +1,182 @@
+"""Beam search that can only write catalogue titles.
+
+The beams of a prompt share one row and one cache (see ``packed``). A step gathers the candidates of each beam from its
+trie node, never from the vocabulary. A beam whose title is unique stops: it keeps its place with the score so far, an upper
+bound, and is computed no further until the search ends; one pass then completes the scores of all stopped beams exactly.
+Shapes: B prompts, W beams, N of them live, S steps, E ragged candidates or tail tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rayrec.decoding.packed import PromptCache, batches
+from rayrec.decoding.trie import Trie
+
+#: Logits that one pass over tails aims at: 256 MiB of float32.
+TAIL_LOGITS = 1 << 26
+
+
+@dataclass
+class _Beams:
+    """W beams of B prompts. ``next`` is the trie node, or ``~item`` once stopped; a place without a beam scores -inf."""
+
+    score_BW: Tensor
+    next_BW: Tensor
+    token_BW: Tensor
+    depth_BW: Tensor
+    path_BWS: Tensor
+
+
+@torch.inference_mode()
+def beam_search(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    trie: Trie,
+    width: int,
+    *,
+    return_best: int | None = None,
+    batch: int | None = None,
+) -> list[list[tuple[int, float]]]:
+    """For each prompt, min(width, items) distinct items (or the best ``return_best`` of them) with log P(title + EOS | prompt).
+
+    Log-probabilities are in nats under the softmax over the full vocabulary, best first, ties by item number. With a width
+    of the catalogue's size the ranking is exhaustive. A small ``return_best`` saves the work on titles that cannot enter it.
+    ``batch`` prompts are computed together, by default 16 on a CPU (caches) and 64 elsewhere; it changes rounding only.
+
+    Raises:
+        ValueError: a width below 1, or a model or prompt that the packed pass cannot compute exactly.
+    """
+    best = width if return_best is None else return_best
+    batch = (16 if model.device.type == "cpu" else 64) if batch is None else batch
+    if min(width, best, batch) < 1:
+        raise ValueError(f"width {width}, return_best {return_best} and batch {batch} must be at least 1.")
+    trie, found = trie.to(model.device), {}
+    for rows in batches(prompts, batch):
+        cache = PromptCache(model, [prompts[i] for i in rows], trie.longest, spare=4 * width)
+        found.update(zip(rows, _search(cache, trie, width, best), strict=True))
+    return [found[i][:best] for i in range(len(prompts))]
+
+
+def _search(cache: PromptCache, trie: Trie, width: int, best: int) -> list[list[tuple[int, float]]]:
+    start = torch.zeros_like(cache.lengths)[:, None]
+    beams = _Beams(start.float(), start, start, start, start[:, :, None][:, :, :0])
+    beams = _extend(beams, cache.logits_B1V, trie, width)
+    while live := int((beams.next_BW >= 0).sum(1).max()):
+        own_BW1 = torch.full_like(beams.next_BW, cache.root)[:, :, None]
+        own_BW1[:, :live, 0] = torch.arange(cache.columns, cache.columns + live, device=start.device)
+        beams.path_BWS = torch.cat([beams.path_BWS, own_BW1.where(beams.next_BW[:, :, None] >= 0, cache.root)], 2)
+        position_BN = cache.lengths[:, None] + beams.depth_BW[:, :live] - 1
+        logits_BNV = cache.forward(beams.token_BW[:, :live], position_BN, beams.path_BWS[:, :live])
+        beams = _extend(beams, logits_BNV, trie, width)
+    _complete(cache, beams, trie, best)
+    return [
+        sorted(((~n, s) for n, s in zip(*row, strict=True) if s > -torch.inf), key=lambda x: (-x[1], x[0]))
+        for row in zip(beams.next_BW.tolist(), beams.score_BW.tolist(), strict=True)
+    ]
+
+
+def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int) -> _Beams:
+    """The best ``width`` of the live beams' children and the stopped beams, live ones first."""
+    B, N, _ = logits_BNV.shape
+    next_N = beams.next_BW[:, :N].flatten()
+    node_N = next_N.clamp(min=0)
+    count_N = (trie.pointers[node_N + 1] - trie.pointers[node_N]).where(next_N >= 0, 0)
+    beam_E, rank_E, first_N = _ragged(count_N)
+    edge_E = trie.pointers[node_N][beam_E] + rank_E
+    norm_N = logits_BNV.logsumexp(-1).flatten()
+    logp_E = (logits_BNV.flatten(0, 1)[beam_E, trie.tokens[edge_E]] - norm_N[beam_E]).clamp(max=0)
+    prompt_E, first_B = beam_E // N, first_N[::N]
+
+    most = int(count_N.view(B, N).sum(1).max())
+    score_BC = logits_BNV.new_full((B, most + beams.score_BW.shape[1]), -torch.inf)  # children, then stopped beams
+    score_BC[prompt_E, torch.arange(len(beam_E), device=beam_E.device) - first_B[prompt_E]] = (
+        beams.score_BW[:, :N].flatten()[beam_E] + logp_E
+    )
+    score_BC[:, most:] = beams.score_BW.where(beams.next_BW < 0, -torch.inf)
+    pick_BW = _best(score_BC, min(width, score_BC.shape[1]))
+
+    score_BW, stays_BW = score_BC.gather(1, pick_BW), pick_BW >= most
+    flat_BW = (first_B[:, None] + pick_BW).clamp(max=len(beam_E) - 1)
+    parent_BW = torch.where(stays_BW, pick_BW - most, beam_E[flat_BW] % N)
+    edge_BW = edge_E[flat_BW]
+    next_BW = torch.where(stays_BW, beams.next_BW.gather(1, parent_BW), trie.next[edge_BW])
+    next_BW = next_BW.where(score_BW > -torch.inf, -1)
+    token_BW = torch.where(stays_BW, beams.token_BW.gather(1, parent_BW), trie.tokens[edge_BW])
+    depth_BW = beams.depth_BW.gather(1, parent_BW) + ~stays_BW
+
+    order_BW = (next_BW < 0).int().argsort(dim=1, stable=True)
+    score_BW, next_BW, token_BW, depth_BW, parent_BW = (
+        x.gather(1, order_BW) for x in (score_BW, next_BW, token_BW, depth_BW, parent_BW)
+    )
+    path_BWS = beams.path_BWS.gather(1, parent_BW[:, :, None].expand(-1, -1, beams.path_BWS.shape[2]))
+    return _Beams(score_BW, next_BW, token_BW, depth_BW, path_BWS)
+
+
+def _complete(cache: PromptCache, beams: _Beams, trie: Trie, best: int) -> None:
+    """Exact scores of the stopped beams, or -inf for those that are certainly not among the ``best``.
+
+    A stopped beam's score bounds its exact one from above. So the ``best`` highest bounds are completed first, then only
+    those beams whose bound reaches the lowest exact score of the first.
+    """
+    first_BW = torch.zeros_like(beams.score_BW, dtype=torch.bool)
+    first_BW.scatter_(1, _best(beams.score_BW, min(best, beams.score_BW.shape[1])), True)
+    _add_tails(cache, beams, trie, first_BW)
+    floor_B1 = beams.score_BW.where(first_BW, torch.inf).amin(1, keepdim=True)
+    second_BW = ~first_BW & (beams.score_BW >= floor_B1)
+    _add_tails(cache, beams, trie, second_BW)
+    beams.score_BW.masked_fill_(~first_BW & ~second_BW, -torch.inf)
+
+
+def _add_tails(cache: PromptCache, beams: _Beams, trie: Trie, chosen_BW: Tensor) -> None:
+    """Add log P of the rest of each chosen title: all tails of a prompt in one row, each after its own branch."""
+    B, W = beams.next_BW.shape
+    item_BW = ~beams.next_BW
+    tail_BW = trie.offsets[item_BW + 1] - trie.offsets[item_BW] - beams.depth_BW
+    tail_BW = tail_BW.where(chosen_BW & (beams.score_BW > -torch.inf), 0)
+    if not (longest := int(tail_BW.max())):
+        return
+    columns, room = cache.columns, max(1, TAIL_LOGITS // (B * cache.logits_B1V.shape[-1]))
+    parts = torch.unique_consecutive(tail_BW.cumsum(1).amax(0) // room, return_counts=True)[1].tolist()
+    for part_C in torch.arange(W, device=item_BW.device).split(parts):
+        beam_E, rank_E, first_C = _ragged(tail_BW[:, part_C].flatten())
+        if not len(beam_E):
+            continue
+        prompt_E = beam_E // len(part_C)
+        slot_E = torch.arange(len(beam_E), device=beam_E.device) - first_C[:: len(part_C)][prompt_E]
+        depth_E = beams.depth_BW[:, part_C].flatten()[beam_E] + rank_E
+        answer_E = trie.offsets[item_BW[:, part_C].flatten()[beam_E]] + depth_E
+        back_EL = torch.arange(longest, device=beam_E.device).expand(len(beam_E), -1)
+        own_EL = (columns + slot_E[:, None] - back_EL).where(back_EL <= rank_E[:, None], cache.root)
+        path_ES = torch.cat([beams.path_BWS[:, part_C].flatten(0, 1)[beam_E], own_EL], 1)
+
+        size = B, int(tail_BW[:, part_C].sum(1).max())
+        token_BN, position_BN = torch.zeros(2, *size, dtype=torch.long, device=beam_E.device)
+        path_BNS = torch.full((*size, path_ES.shape[1]), cache.root, device=beam_E.device)
+        token_BN[prompt_E, slot_E] = trie.answers[answer_E - 1]
+        position_BN[prompt_E, slot_E] = cache.lengths[prompt_E] + depth_E - 1
+        path_BNS[prompt_E, slot_E] = path_ES
+        logits_BNV = cache.forward(token_BN, position_BN, path_BNS)
+        logp_E = logits_BNV[prompt_E, slot_E, trie.answers[answer_E]] - logits_BNV.logsumexp(-1)[prompt_E, slot_E]
+        logp_CL = logp_E.new_zeros(B * len(part_C), longest)
+        logp_CL[beam_E, rank_E] = logp_E.clamp(max=0)
+        beams.score_BW[:, part_C] += logp_CL.sum(1).view(B, -1)
+        cache.rewind(columns)
+
+
+def _ragged(count_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Owner and rank within the owner of each of E = sum(count) elements, and the first element of each owner."""
+    first_N = count_N.cumsum(0) - count_N
+    owner_E = torch.repeat_interleave(count_N)
+    return owner_E, torch.arange(len(owner_E), device=count_N.device) - first_N[owner_E], first_N
+
+
+def _best(score_BC: Tensor, k: int) -> Tensor:
+    """Columns of the k largest scores, all <= 0, ties by column: ``topk`` alone leaves the order of ties open."""
+    key_BC = score_BC.abs().view(torch.int32).long() << 32  # the bits of floats >= 0 are in the order of the floats
+    key_BC |= torch.arange(score_BC.shape[1], device=score_BC.device)
+    return key_BC.topk(k, dim=1, largest=False).values & 0xFFFFFFFF

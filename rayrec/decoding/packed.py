@@ -1,0 +1,114 @@
+"""The forward pass that all decoders share: many branches of a prompt in one row, on one cache of the prompt."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class _Buffer(DynamicLayer):
+    """Keys and values of one layer in a buffer with room to spare: a step writes its columns and moves no others."""
+
+    def __init__(self, owner: PromptCache):
+        super().__init__()
+        self.owner, self.room = owner, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        begin, end = self.owner.columns, self.owner.columns + key_states.shape[-2]
+        if end > self.room:
+            self.room = end + self.owner.spare
+            old = (self.keys, self.values) if self.is_initialized else (key_states, value_states)
+            self.keys, self.values = (x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in (key_states, value_states))
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.keys[:, :, :begin], self.values[:, :, :begin] = (x[:, :, :begin] for x in old)
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, begin:end], self.values[:, :, begin:end] = key_states, value_states
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.owner.columns
+
+
+class PromptCache:
+    """Keys and values of B prompts, each computed once, and of the tokens decoded after them.
+
+    A row holds one prompt, its last token in column ``root``, then one column for every token that was put to
+    :meth:`forward`, whichever branch it belongs to. A token sees its prompt and the columns that its caller names as its
+    ancestors; columns are never moved. Prompts stand at the left of their rows, and the gap up to ``root`` is masked, so a
+    prompt's numbers do not depend on its neighbours beyond rounding.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], longest: int, spare: int = 0):
+        _check(model, prompts, longest)
+        self.model, self.columns, self.spare = model, 0, spare
+        device, low = model.device, torch.finfo(model.dtype).min
+        self.lengths = torch.tensor([len(p) for p in prompts], device=device)
+        self.root = int(self.lengths.max()) - 1
+        self.prompt_mask = torch.zeros(len(prompts), 1, self.root + 1, dtype=model.dtype, device=device)
+        self.prompt_mask[:, 0, :-1].masked_fill_(
+            torch.arange(self.root, device=device) >= self.lengths[:, None] - 1, low
+        )
+        self.layers = Cache(layer_class_to_replicate=partial(_Buffer, self))  # type: ignore[arg-type]
+        if self.root:
+            padded = [p[:-1] + [0] * (self.root + 1 - len(p)) for p in prompts]
+            model(torch.tensor(padded, device=device), past_key_values=self.layers, use_cache=True, logits_to_keep=1)
+            self.columns = self.root
+        last = torch.tensor([p[-1:] for p in prompts], device=device)
+        nothing = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)
+        self.logits_B1V = self.forward(last, self.lengths[:, None] - 1, nothing)
+
+    def forward(self, token_BN: Tensor, position_BN: Tensor, ancestors_BNS: Tensor) -> Tensor:
+        """Float32 logits after N tokens a row, which take the columns ``columns`` to ``columns + N - 1``.
+
+        ``ancestors_BNS`` names, for each token, the columns of its branch from the root on, itself included; ``root``
+        fills the places that a shorter branch leaves.
+        """
+        B, N = token_BN.shape
+        mask_BNT = self.prompt_mask.new_full((B, N, self.columns + N), torch.finfo(self.prompt_mask.dtype).min)
+        mask_BNT[:, :, : self.root + 1] = self.prompt_mask
+        mask_BNT.scatter_(2, ancestors_BNS, 0.0)
+        out = self.model(
+            token_BN,
+            attention_mask=mask_BNT[:, None],
+            position_ids=position_BN,
+            past_key_values=self.layers,
+            use_cache=True,
+        )
+        self.columns += N
+        return out.logits.float()
+
+    def rewind(self, columns: int) -> None:
+        """Forget the columns from ``columns`` on."""
+        self.columns = columns
+
+
+def batches(prompts: list[list[int]], size: int) -> list[list[int]]:
+    """Indices of ``prompts`` in groups of ``size`` with neighbours of equal length, so that little is padded."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _check(model: PreTrainedModel, prompts: list[list[int]], longest: int) -> None:
+    """Refuse what the packed pass cannot compute exactly."""
+    config = model.config
+    length = max(map(len, prompts)) + longest
+    if model.training:
+        raise ValueError("Found a model in training mode, wanted eval mode. Call model.eval() before decoding.")
+    if not all(prompts):
+        raise ValueError("Found an empty prompt, wanted at least one token. Begin prompts with BOS.")
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"Found attention '{config._attn_implementation}', which takes no 4-D mask. Load with attn_implementation='sdpa'."
+        )
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"Found layers of type {sorted(unknown)}; packed decoding needs attention in every layer.")
+    window = getattr(config, "sliding_window", None)
+    if window and length > window and ("sliding_attention" in kinds or config.model_type == "mistral"):
+        raise ValueError(f"Prompt and answer need {length} tokens, the sliding window holds {window}. Shorten the prompts.")
+    if length > (limit := getattr(config, "max_position_embeddings", length)):
+        raise ValueError(f"Prompt and answer need {length} positions, the model has {limit}. Shorten the prompts.")

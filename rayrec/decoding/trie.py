@@ -1,0 +1,78 @@
+"""The catalogue as a prefix tree of token ids, in flat arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trie:
+    """A prefix tree that ends as soon as a title is unique; node 0 is the root, nodes are numbered breadth first.
+
+    The edges of node v are ``pointers[v]`` to ``pointers[v + 1] - 1``, in the order of their tokens. Edge e reads
+    ``tokens[e]`` and leads to the node ``next[e]`` or, where only item i is left, to ``~i`` (negative); what then remains
+    of the title stands in ``answers[offsets[i]:offsets[i + 1]]``. All arrays are int64.
+    """
+
+    pointers: Tensor
+    tokens: Tensor
+    next: Tensor
+    answers: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def build(cls, answers: list[list[int]]) -> Trie:
+        """The trie of ``answers``: the token ids of every title, EOS included; the place in the list is the item's number.
+
+        Raises:
+            ValueError: no answers, an empty one, or one that equals or begins another.
+        """
+        if not answers or not all(answers):
+            raise ValueError("A trie needs at least one title and no empty one. Give each title's token ids, EOS included.")
+        lengths = np.fromiter(map(len, answers), np.int64, len(answers))
+        offsets = np.concatenate([[0], lengths.cumsum()])
+        flat = np.fromiter(chain.from_iterable(answers), np.int64, offsets[-1])
+        items, group = np.arange(len(answers)), np.zeros(len(answers), np.int64)  # one group of items per node of the level
+        nodes, edges, counts, tokens, nexts = 1, 0, [], [], []
+        for depth in range(int(lengths.max())):
+            token = flat[offsets[items] + depth]
+            order = np.lexsort((token, group))
+            items, group, token = items[order], group[order], token[order]
+            new = np.ones(len(items), bool)
+            new[1:] = (group[1:] != group[:-1]) | (token[1:] != token[:-1])
+            edge, begin = new.cumsum() - 1, new.nonzero()[0]
+            shared = np.diff(begin, append=len(items)) > 1
+            counts.append(np.bincount(group[begin]))
+            tokens.append(token[begin])
+            nexts.append(np.where(shared, nodes + shared.cumsum() - 1, ~items[begin]))
+            nodes += int(shared.sum())
+            keep = shared[edge]
+            items, group = items[keep], (shared.cumsum() - 1)[edge[keep]]
+            if not len(items):
+                break
+            if (short := items[lengths[items] == depth + 1]).size:
+                raise ValueError(
+                    f"The tokens of item {short[0]} ({answers[short[0]]}) equal or begin those of another item. "
+                    "Merge equal titles and end every title with EOS."
+                )
+        pointers = np.concatenate([[0], np.concatenate(counts).cumsum()])
+        arrays = (pointers, np.concatenate(tokens), np.concatenate(nexts), flat, offsets)
+        return cls(*map(torch.from_numpy, arrays))
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.offsets) - 1
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest title, EOS included."""
+        return int(self.offsets.diff().max())
+
+    def to(self, device: torch.device) -> Trie:
+        """The same trie on ``device``."""
+        return Trie(*(a.to(device) for a in (self.pointers, self.tokens, self.next, self.answers, self.offsets)))

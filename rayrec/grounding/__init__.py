@@ -1,0 +1,63 @@
+"""Grounding: the catalogue titles nearest to what a policy wrote (BIGRec section 3.2; METHODS section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rayrec.grounding.lm import LanguageModelEmbedder
+from rayrec.grounding.neighbours import Embedder, Vectors, nearest
+from rayrec.grounding.sentence import SentenceEmbedder
+from rayrec.grounding.title import TitleEmbedder, fold
+
+if TYPE_CHECKING:
+    from rayrec.data.catalogue import Catalogue
+
+EMBEDDERS: dict[str, Callable[..., Embedder]] = {
+    "title": TitleEmbedder,
+    "sentence": SentenceEmbedder,
+    "lm": LanguageModelEmbedder,
+}
+
+__all__ = ["EMBEDDERS", "Embedder", "LanguageModelEmbedder", "SentenceEmbedder", "TitleEmbedder", "fold", "ground"]
+
+
+def ground(
+    texts: Sequence[str], catalogue: Catalogue, embedder: Embedder, k: int, gamma: float = 0.0
+) -> list[list[str]]:
+    """Return, for each text, the ``k`` catalogue titles nearest to it by L2 distance, best first, ties by item index.
+
+    An exact match of an embedder that knows one comes first. Titles of the user's history are kept, as BIGRec keeps
+    them. A text of white space gives an empty list; a catalogue of fewer than ``k`` items gives shorter ones.
+
+    Args:
+        gamma: exponent of BIGRec's popularity weight. The distance, scaled to 0..1 over the catalogue for each text, is
+            multiplied by (1 + w)^−gamma, w = popularity in the training split scaled to 0..1. 0 ranks by distance.
+
+    Raises:
+        ValueError: ``k`` below 1.
+    """
+    if k < 1:
+        raise ValueError(f"Found k = {k}, wanted a list of 1 or more titles.")
+    unique = list(dict.fromkeys(text for text in texts if text.strip()))
+    if not unique or not catalogue.titles:
+        return [[] for _ in texts]
+    weight_I = None if gamma == 0 else (1 + _minmax(catalogue.popularity)) ** -gamma
+    exact = [embedder.exact(text) for text in unique]
+    items = nearest(embedder.embed(unique), _embedded(embedder, tuple(catalogue.titles)), k, exact, weight_I)
+    lists = {text: [catalogue.titles[i] for i in row] for text, row in zip(unique, items, strict=True)}
+    return [list(lists.get(text, [])) for text in texts]
+
+
+@lru_cache(maxsize=2)
+def _embedded(embedder: Embedder, titles: tuple[str, ...]) -> Vectors:
+    """Embed a catalogue once: kept by content, since embedders are equal where they embed equally."""
+    return embedder.embed(titles)
+
+
+def _minmax(values: np.ndarray) -> np.ndarray:
+    spread = values.max() - values.min()
+    return (values - values.min()) / spread if spread > 0 else np.zeros(len(values))

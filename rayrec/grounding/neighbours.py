@@ -1,0 +1,105 @@
+"""Exact nearest neighbours by L2 distance with ties by item index, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+
+#: Dense float32 vectors (n, d), or sparse rows of unit length or zero.
+Vectors = torch.Tensor | sparse.csr_matrix
+
+#: Distances held at once: some 48 bytes of scratch for each stay below 256 MiB.
+_CELLS = 5 * 2**20
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors. Embedders compare equal (and hash equally) only where they give equal vectors."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return one vector per text, (n, d)."""
+        ...
+
+    def exact(self, text: str) -> int | None:
+        """Return the item that ``text`` names letter by letter, or None; embedders that do not look return None."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+def nearest(
+    queries_Q: Vectors,
+    items_I: Vectors,
+    k: int,
+    exact: Sequence[int | None],
+    weight_I: np.ndarray | None = None,
+) -> list[list[int]]:
+    """Return the ``k`` nearest items of each query, nearest first, equal distances in the order of the items.
+
+    Args:
+        exact: for each query the item that comes first whatever its distance, or None.
+        weight_I: factor on the distance, which is then scaled to 0..1 for each query first (BIGRec section 3.2).
+
+    Distances are exhaustive and in float64; the queries are cut so that scratch stays below 256 MiB for 10⁶ items
+    (the vectors and a float64 copy of them not counted). Items of equal vectors are computed once, so that their
+    distances are equal bit for bit.
+    """
+    items = _distinct(items_I)
+    k, rows = min(k, len(items.group_I)), max(1, _CELLS // len(items.group_I))
+    weight = None if weight_I is None else torch.from_numpy(np.asarray(weight_I, dtype=np.float64))
+    found: list[list[int]] = []
+    for start in range(0, len(exact), rows):
+        score = _distances(queries_Q[start : start + rows], items)[:, items.group_I]
+        if weight is not None:
+            score -= score.amin(dim=1, keepdim=True)
+            score /= score.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+            score *= weight
+        for row, item in enumerate(exact[start : start + rows]):
+            if item is not None:
+                score[row, item] = -1.0
+        # topk leaves the order of ties open, so it only gives the k-th value; the sort of those up to it is stable.
+        limit = torch.topk(score, k, dim=1, largest=False).values[:, -1]
+        for row_I, most in zip(score, limit, strict=True):
+            near = torch.nonzero(row_I <= most).flatten()
+            found.append(near[torch.sort(row_I[near], stable=True).indices[:k]].tolist())
+    return found
+
+
+class _Items(NamedTuple):
+    columns_dU: Vectors  # the different vectors in float64
+    squares_U: torch.Tensor  # their squared lengths
+    group_I: torch.Tensor  # for each item the column of its vector
+
+
+def _distinct(items_I: Vectors) -> _Items:
+    if isinstance(items_I, sparse.csr_matrix):
+        # A sparse product adds in the order of the query's entries: equal rows already give equal bits.
+        squares_I = _unit_squares(items_I)
+        return _Items(sparse.csr_matrix(items_I.T), squares_I, torch.arange(len(squares_I)))
+    rows = (items_I.float() + 0.0).contiguous().numpy()  # -0.0 becomes 0.0
+    first: dict[bytes, int] = {}
+    group = [first.setdefault(blake2b(row, digest_size=16).digest(), len(first)) for row in rows]
+    _, representative = np.unique(group, return_index=True)
+    columns_dU = torch.from_numpy(rows[representative].astype(np.float64)).T
+    return _Items(columns_dU, columns_dU.square().sum(dim=0), torch.tensor(group))
+
+
+def _distances(queries_Q: Vectors, items: _Items) -> torch.Tensor:
+    """L2 distances (Q, U) in float64 from ‖q‖² + ‖i‖² − 2q·i."""
+    if isinstance(queries_Q, sparse.csr_matrix) and isinstance(items.columns_dU, sparse.csr_matrix):
+        product = torch.from_numpy(sparse.csr_matrix(queries_Q @ items.columns_dU).toarray())
+        squares_Q = _unit_squares(queries_Q)
+    else:
+        assert isinstance(queries_Q, torch.Tensor) and isinstance(items.columns_dU, torch.Tensor)
+        queries_Q = queries_Q.double()
+        product, squares_Q = queries_Q @ items.columns_dU, queries_Q.square().sum(dim=1)
+    return product.mul_(-2).add_(squares_Q[:, None]).add_(items.squares_U).clamp_(min=0).sqrt_()
+
+
+def _unit_squares(rows: sparse.csr_matrix) -> torch.Tensor:
+    """1, or 0 for an empty row: rounding must not order the many items that share nothing with a query."""
+    return torch.from_numpy(np.diff(rows.indptr) > 0).double()

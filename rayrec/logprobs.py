@@ -1,0 +1,200 @@
+"""Log-probabilities of many answers to one prompt in one pass.
+
+An example is laid out once as [prompt | answer 0 | ... | answer K]; an answer sees the prompt and itself, its positions
+start after the prompt, and the head runs on the answers only. Several examples share a row. SFT is the case K = 0.
+Shapes: R rows, T tokens of a row, B examples, A answers of an example, N answer tokens of the batch, V vocabulary,
+H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+#: Logits held at once; more are computed chunk by chunk, and again in the backward pass.
+MAX_LOGITS = 2**25
+
+Row = tuple[Sequence[int], Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One batch laid out for :class:`PackedLM`.
+
+    ``ids_RT``, ``positions_RT``; ``example_RT`` (−1 is padding) and ``segment_RT`` (0 prompt, a + 1 answer a) say who
+    sees whom. Answer token n is predicted at flat place ``source_N`` of the row tensor, is ``target_N``, and is number
+    ``offset_N`` of answer ``answer_N`` (b · A + a). ``lengths_BA`` counts tokens, EOS included; 0 is an absent answer.
+    """
+
+    ids_RT: Tensor
+    positions_RT: Tensor
+    example_RT: Tensor
+    segment_RT: Tensor
+    source_N: Tensor
+    target_N: Tensor
+    answer_N: Tensor
+    offset_N: Tensor
+    lengths_BA: Tensor
+
+    def to(self, device: torch.device | str) -> Packed:
+        """Return the batch on ``device``."""
+        return Packed(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """Return the additive mask [R, 1, T, T]: 0 where a token may look, the lowest number elsewhere."""
+        places_T = torch.arange(self.ids_RT.shape[1], device=self.ids_RT.device)
+        sees_RTT = self.example_RT[:, :, None] == self.example_RT[:, None, :]
+        sees_RTT &= places_T[:, None] >= places_T[None, :]
+        segment_R1T = self.segment_RT[:, None, :]
+        sees_RTT &= (segment_R1T == 0) | (segment_R1T == self.segment_RT[:, :, None])
+        return torch.where(sees_RTT[:, None], 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0) -> Packed:
+    """Lay out (prompt, answers) examples; K may differ. Answers end with EOS, prompts are not empty.
+
+    Rows take whole examples up to ``token_budget`` tokens or, where that is longer, the longest example. Attention over
+    a dense mask grows with the square of the row, so on the CPU rows no longer than the longest example are fastest.
+
+    Raises:
+        ValueError: there is no example, or a prompt or an answer is empty.
+    """
+    empty = [b for b, (prompt, answers) in enumerate(rows) if not prompt or not all(answers)]
+    if empty or not rows:
+        raise ValueError(f"Examples {empty} of {len(rows)} have an empty prompt or answer. Every one needs a token.")
+    # An answer's last token predicts nothing, so it is never an input.
+    sizes = [len(prompt) + sum(len(answer) - 1 for answer in answers) for prompt, answers in rows]
+    lines = _fill(sizes, max(token_budget, *sizes))
+    A = max(len(answers) for _, answers in rows)
+    T = max(sum(sizes[b] for b in line) for line in lines)
+    table = {"ids": pad_id, "positions": 0, "example": -1, "segment": 0}
+    table = {name: torch.full((len(lines), T), value) for name, value in table.items()}
+    lengths_BA = torch.zeros(len(rows), A, dtype=torch.long)
+    loose: list[tuple[int, int, int, int]] = []
+    for r, line in enumerate(lines):
+        columns: list[tuple[int, int, int, int]] = []
+        for b in line:
+            prompt, answers = rows[b]
+            columns += [(token, i, b, 0) for i, token in enumerate(prompt)]
+            last = r * T + len(columns) - 1
+            for a, answer in enumerate(answers):
+                sources = [last, *range(r * T + len(columns), r * T + len(columns) + len(answer) - 1)]
+                loose += [(s, token, b * A + a, i) for i, (s, token) in enumerate(zip(sources, answer, strict=True))]
+                columns += [(token, len(prompt) + i, b, a + 1) for i, token in enumerate(answer[:-1])]
+                lengths_BA[b, a] = len(answer)
+        for name, values in zip(table, torch.tensor(columns).T, strict=True):
+            table[name][r, : len(columns)] = values
+    source_N, target_N, answer_N, offset_N = torch.tensor(loose).T.contiguous()
+    ids_RT, positions_RT, example_RT, segment_RT = table.values()
+    return Packed(ids_RT, positions_RT, example_RT, segment_RT, source_N, target_N, answer_N, offset_N, lengths_BA)
+
+
+def _fill(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Return the examples of each row: longest first, each in the first row with room."""
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for b in sorted(range(len(sizes)), key=lambda b: -sizes[b]):
+        r = next((r for r, left in enumerate(room) if left >= sizes[b]), len(lines))
+        if r == len(lines):
+            lines.append([])
+            room.append(budget)
+        lines[r].append(b)
+        room[r] -= sizes[b]
+    return lines
+
+
+class PackedLM(nn.Module):
+    """A Hugging Face causal language model, plain or with PEFT adapters, that scores packed answers.
+
+    Submodules are called as modules, never their weights, so DeepSpeed ZeRO-3 may gather parameters by hooks.
+    """
+
+    def __init__(self, model: Any, activation_checkpointing: bool = False):
+        super().__init__()
+        self.model = model
+        if activation_checkpointing:
+            _plain(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def forward(self, packed: Packed) -> Tensor:
+        """Return log π(answer | prompt) as ``logprob_BA`` in float32 nats, summed over tokens; 0 for absent answers."""
+        lm = _plain(self.model)
+        hidden_RTH = lm.base_model(
+            input_ids=packed.ids_RT,
+            attention_mask=packed.mask(lm.dtype),
+            position_ids=packed.positions_RT,
+            use_cache=False,
+        )[0]
+        hidden_NH = hidden_RTH.flatten(0, 1).index_select(0, packed.source_N)
+        logprob_N = token_logprobs(lm.get_output_embeddings(), hidden_NH, packed.target_N)
+        # Every token has its own cell, so the sum has one order and no answer can touch another.
+        B, A = packed.lengths_BA.shape
+        cells = logprob_N.new_zeros(B * A, int(packed.lengths_BA.max()))
+        return cells.index_put((packed.answer_N, packed.offset_N), logprob_N).sum(1).view(B, A)
+
+
+def check_packed(model: Any, longest: int) -> None:
+    """Raise ValueError unless the packed pass of ``model`` equals plain passes for examples of ``longest`` tokens.
+
+    Compares log-probabilities on one small random batch, and reads from the configuration what such a batch cannot
+    show: attention windows shorter than ``longest``, and logits that the model changes after its head.
+    """
+    lm = _plain(model)
+    found = {
+        name: getattr(lm.config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    }
+    found = {name: value for name, value in found.items() if value not in (None, 1)}
+    windows = {name: getattr(lm.config, name, None) for name in ("sliding_window", "attention_chunk_size")}
+    found |= {name: value for name, value in windows.items() if value and value < longest}
+    if found:
+        raise ValueError(f"{type(lm).__name__} has {found}, which the packed pass does not compute. Use another model.")
+    ids = torch.randint(lm.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [(line[:7], [line[7:13], line[13:17], line[17:]]) for line in ids]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed_BA = PackedLM(model)(pack(rows, 64).to(lm.device)).cpu()
+            plain_BA = torch.tensor(
+                [[_plain_logprob(lm, prompt, answer) for answer in answers] for prompt, answers in rows]
+            )
+    except (TypeError, RuntimeError, IndexError) as error:
+        raise ValueError(f"{type(lm).__name__} does not run packed: {error}. Use another model.") from error
+    finally:
+        model.train(training)
+    error = float((packed_BA - plain_BA).abs().max())
+    allowed = 1e-3 if lm.dtype == torch.float32 else 0.3
+    if not error <= allowed:
+        raise ValueError(
+            f"{type(lm).__name__}: packed and plain log-probabilities differ by {error:.2g}, allowed is {allowed}: the"
+            " model does not honour 4-D masks or positions. Use attn_implementation 'sdpa' or another model."
+        )
+
+
+def _plain_logprob(lm: Any, prompt: list[int], answer: list[int]) -> float:
+    logits_TV = lm(input_ids=torch.tensor([prompt + answer], device=lm.device)).logits[0].float()
+    logprob_TV = logits_TV[len(prompt) - 1 : -1].log_softmax(-1)
+    return float(logprob_TV[range(len(answer)), answer].sum())
+
+
+def token_logprobs(head: nn.Module, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
+    """Return the float32 log-probability of each target, with at most MAX_LOGITS logits held at once."""
+    size = max(1, MAX_LOGITS // head.weight.shape[0])  # pyright: ignore
+    if len(target_N) <= size:
+        return _chunk_logprobs(head, hidden_NH, target_N)
+    chunks = zip(hidden_NH.split(size), target_N.split(size), strict=True)
+    return torch.cat([checkpoint(_chunk_logprobs, head, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def _chunk_logprobs(head: nn.Module, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
+    logits_NV = head(hidden_NH).float()
+    return logits_NV.gather(1, target_N[:, None])[:, 0] - logits_NV.logsumexp(1)
+
+
+def _plain(model: Any) -> Any:
+    """Return the causal LM itself, under its adapters if it has any."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

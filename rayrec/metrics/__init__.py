@@ -1,0 +1,83 @@
+"""Metrics of evaluation protocol A (METHODS section 5): accuracy, diversity, over-recommendation and genre fairness.
+
+Every metric is a function of an :class:`~rayrec.metrics.outcome.Outcome` and k; METRICS names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayrec.metrics.div_ratio import div_ratio, div_ratio_without
+from rayrec.metrics.genre_unfairness import dgu, genre_share, mgu
+from rayrec.metrics.hit_ratio import hit_ratio, hits
+from rayrec.metrics.ndcg import gains, ndcg
+from rayrec.metrics.or_ratio import or_ratio
+from rayrec.metrics.outcome import Outcome, histories, outcome, ranks
+
+if TYPE_CHECKING:
+    from rayrec.data.catalogue import Catalogue
+
+METRICS: dict[str, Callable[[Outcome, int], float | None]] = {
+    "HR": hit_ratio,
+    "NDCG": ndcg,
+    "DivRatio": div_ratio,
+    "ORRatio": or_ratio,
+    "MGU": mgu,
+    "DGU": dgu,
+}
+
+__all__ = ["METRICS", "div_ratio_without", "evaluate", "per_row"]
+
+
+def evaluate(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, top_k: tuple[int, ...]) -> dict[str, Any]:
+    """Compute every metric for every k over the N rows of ``predictions``, and count what the metrics cannot show.
+
+    ``predictions`` and ``examples`` follow schema.PREDICTIONS and schema.EXAMPLES and hold the same example ids.
+
+    Returns:
+        N; ``NAME@k`` for each of METRICS (None where undefined, see the metric); ``filled@k`` = M/(kN), the share of
+        places that were filled (None for N = 0); ``no_genre@k``, returned items without a selected genre; ``empty``,
+        rows without any title; ``target_outside``, targets that are not in the catalogue; ``history_outside`` and
+        ``history_no_genre``, history titles outside the catalogue, and inside it without a selected genre;
+        ``genres``: the ``selected`` genres and their shares ``GH`` (histories) and ``GP@k`` (lists), None without
+        mass.
+
+    Raises:
+        ValueError: a k below 1, ids or targets that do not match, a list with a repeated or an unknown title.
+    """
+    if not top_k or min(top_k) < 1:
+        raise ValueError(f"Found top_k = {top_k}, wanted list lengths of 1 or more. Set --top-k, as in --top-k 1 5 10.")
+    history = histories(predictions, examples)
+    result = outcome(predictions, history, catalogue)
+    n, targets = predictions.num_rows, predictions["target"].to_pylist()
+    lacks_I = result.genre_IG.sum(axis=1) == 0
+    genres: dict[str, Any] = {"selected": list(catalogue.selected_genres)}
+    genres["GH"] = _named(genre_share(result.history_I, result.genre_IG), catalogue)
+    numbers: dict[str, Any] = {"N": n}
+    for k in top_k:
+        returned_I = result.returned(k)
+        numbers |= {f"{name}@{k}": metric(result, k) for name, metric in METRICS.items()}
+        numbers[f"filled@{k}"] = float(returned_I.sum() / (k * n)) if n else None
+        numbers[f"no_genre@{k}"] = int(returned_I[lacks_I].sum())
+        genres[f"GP@{k}"] = _named(genre_share(returned_I, result.genre_IG), catalogue)
+    return numbers | {
+        "empty": sum(not titles for titles in predictions["titles"].to_pylist()),
+        "target_outside": sum(target not in catalogue.index for target in targets),
+        "history_outside": sum(map(len, history)) - int(result.history_I.sum()),
+        "history_no_genre": int(result.history_I[lacks_I].sum()),
+        "genres": genres,
+    }
+
+
+def per_row(predictions: pa.Table, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """HR@k and NDCG@k of every row, (N,) float64 each, in row order; their means are the metrics, for the bootstrap."""
+    rank_N = ranks(predictions)
+    return hits(rank_N, k), gains(rank_N, k)
+
+
+def _named(share_G: np.ndarray | None, catalogue: Catalogue) -> dict[str, float] | None:
+    return None if share_G is None else dict(zip(catalogue.selected_genres, share_G.tolist(), strict=True))

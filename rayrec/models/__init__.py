@@ -1,0 +1,1 @@
+"""Policies and the sequential recommenders they are compared with."""

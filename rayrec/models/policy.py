@@ -1,0 +1,233 @@
+"""Load, adapt, save and merge policies: ordinary PEFT or Hugging Face folders, safetensors only.
+
+Saved dtypes are fixed: adapters are float32; full and merged weights have the base model's dtype, merged in float32.
+Names are those of ``model.named_parameters()``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rayrec.config import ModelConfig
+
+ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
+
+
+def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu") -> Any:
+    """Return the causal LM in a folder or of a hub id, in evaluation mode and with `sdpa` attention.
+
+    Raises:
+        ValueError: the folder holds no safetensors weights (pickled weights are never read) or needs code of its own.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        found = sorted(p.name for p in folder.iterdir())
+        raise ValueError(f"{path}: found {found}, but no *.safetensors. Convert the weights with save_pretrained.")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{path}: found an adapter, wanted a whole model. Load its base, then load_weights({path}).")
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+        )
+    except OSError as error:
+        raise ValueError(f"{path}: no model with safetensors weights could be opened there: {error}") from error
+    return model.to(device).eval()
+
+
+def load_policy(folder: str | Path, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu") -> Any:
+    """Return the policy in a finished folder; an adapter's base comes from where its settings say."""
+    settings = Path(folder) / "adapter_config.json"
+    if not settings.exists():
+        return load_base(folder, dtype, device)
+    base = load_base(json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"], dtype, device)
+    return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """Return the tokenizer in a folder or of a hub id; its padding token is EOS where it has none."""
+    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(config: ModelConfig, path: str | Path) -> int:
+    """Return the longest prompt plus answer in tokens, ``max_length``; ValueError where the model sees fewer."""
+    limit = getattr(AutoConfig.from_pretrained(str(path), trust_remote_code=False), "max_position_embeddings", None)
+    if limit and config.max_length > limit:
+        raise ValueError(f"Found max_length {config.max_length}; {path} sees {limit} tokens. Set --max-length {limit}.")
+    return config.max_length
+
+
+def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -> PeftModel:
+    """Return ``model`` with seeded LoRA adapters in float32 on all linear layers except the head."""
+    settings = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type=TaskType.CAUSAL_LM
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
+
+
+def set_lora_dropout(model: Any, p: float) -> None:
+    """Set the dropout of every adapter: SFT uses some, the preference step none."""
+    for _, layer in _lora_layers(model):
+        layer.lora_dropout = torch.nn.ModuleDict({name: torch.nn.Dropout(p) for name in layer.lora_dropout})
+
+
+def trainable_state(model: Any) -> dict[str, Tensor]:
+    """Return copies of the trainable parameters on the CPU (where DeepSpeed has not cut them up)."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def read_weights(model: Any, folder: str | Path) -> dict[str, Tensor]:
+    """Return the weights of a finished policy folder under the parameter names of ``model``, checked whole.
+
+    Raises:
+        ValueError: a trainable parameter is not in the folder, a tensor is left over, or a shape differs.
+    """
+    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad or not isinstance(model, PeftModel)}
+    adapter = Path(folder) / ADAPTER
+    if isinstance(model, PeftModel) != adapter.exists():
+        held = "an adapter" if adapter.exists() else "a whole model"
+        raise ValueError(
+            f"{folder}: found {held}, which the model is not. Set --lora-rank as it was when this was saved."
+        )
+    if adapter.exists():
+        files, names = [adapter], {_file_name(n): n for n in wanted}
+    else:
+        files, names = sorted(Path(folder).glob("model*.safetensors")), {n: n for n in wanted}
+    found = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    tied = set() if adapter.exists() else set(_tied(model))
+    missing, left = sorted(names.keys() - found.keys()), sorted(found.keys() - names.keys() - tied)
+    if missing or left:
+        raise ValueError(f"{folder}: weights do not fit the model: missing {missing[:3]}, left over {left[:3]}.")
+    for name, own in names.items():
+        # A parameter that ZeRO-3 has cut up keeps its whole shape in ds_shape.
+        if found[name].shape != (shape := getattr(wanted[own], "ds_shape", wanted[own].shape)):
+            raise ValueError(f"{folder}: {name} is {tuple(found[name].shape)}, the model wants {tuple(shape)}.")
+    return {own: found[name] for name, own in names.items()}
+
+
+def load_weights(model: Any, folder: str | Path) -> None:
+    """Copy a finished policy folder into ``model`` in place; raises as :func:`read_weights`, with nothing changed."""
+    copy_weights(model, read_weights(model, folder))
+
+
+def copy_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """Copy tensors into the parameters of their names, in place."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+
+def save(
+    state: Mapping[str, Tensor],
+    model: Any,
+    tokenizer: Any,
+    folder: str | Path,
+    card: Mapping[str, Any],
+    merged: bool = False,
+    base: str | None = None,
+) -> None:
+    """Write a policy folder; equal weights give equal bytes.
+
+    Args:
+        state: the trainable parameters, gathered; for ``merged`` under ZeRO-3 also the frozen ones.
+        card: what README.md says, one line per entry.
+        merged: also write ``merged/``, the whole model, for generators that take no adapter.
+        base: what ``base_model_name_or_path`` says; by default where the base model was loaded from.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    base = str(base or model.config._name_or_path)
+    if isinstance(model, PeftModel):
+        tensors = {_file_name(name): tensor.float() for name, tensor in state.items() if "lora_" in name}
+        _write_tensors(tensors, folder / ADAPTER)
+        _write_adapter_config(model, base, folder)
+        if merged:
+            _write_model(dict(_merge(state, model)), model.get_base_model(), tokenizer, folder / "merged")
+    else:
+        _write_model({name: tensor.to(model.dtype) for name, tensor in state.items()}, model, None, folder)
+    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").write_text(_card(card, base, isinstance(model, PeftModel)), encoding="utf-8")
+
+
+def _write_model(tensors: dict[str, Tensor], model: Any, tokenizer: Any, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name}
+    if tensors.keys() != wanted:
+        odd = sorted(wanted ^ tensors.keys())[:3]
+        raise ValueError(f"{folder}: {odd} are in the state or in the model, not in both. Gather every weight.")
+    _write_tensors(tensors, folder / FULL)
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    save_file(plain, path, metadata={"format": "pt"})
+
+
+def _write_adapter_config(model: PeftModel, base: str, folder: Path) -> None:
+    settings = model.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": base}
+    # A set has another order in every process; sorted, the file's bytes repeat.
+    text = json.dumps(settings, indent=2, sort_keys=True, default=lambda value: sorted(value))
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _merge(state: Mapping[str, Tensor], model: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight of the base model with its adapter added in float32, in the base's dtype."""
+    weights = dict(model.named_parameters()) | dict(state)
+    layers = dict(_lora_layers(model))
+    for name, weight in weights.items():
+        if "lora_" in name:
+            continue
+        if weight.numel() == 0:
+            raise ValueError(f"{name} is cut up by ZeRO-3. Gather the frozen weights into the state to merge them.")
+        module, _, kind = name.rpartition(".base_layer.")
+        merged = weight.detach().cpu()
+        if kind == "weight":
+            layer = layers[module]
+            a, b = (weights[f"{module}.{part}.default.weight"].detach().cpu().float() for part in ("lora_A", "lora_B"))
+            delta = layer.scaling["default"] * (b @ a)
+            merged = (merged.float() + (delta.T if layer.fan_in_fan_out else delta)).to(merged.dtype)
+        yield name.removeprefix("base_model.model.").replace(".base_layer", ""), merged
+
+
+def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def _file_name(name: str) -> str:
+    """Return the name that peft's files give to an adapter parameter."""
+    return name.replace(".default.", ".")
+
+
+def _tied(model: Any) -> set[str]:
+    """Return names under which tied weights may lie in a file a second time."""
+    own = {name for name, _ in model.named_parameters()}
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - own
+
+
+def _card(card: Mapping[str, Any], base: str, adapter: bool) -> str:
+    head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", f"base_model: {json.dumps(str(base))}"]
+    head += ["pipeline_tag: text-generation", "tags:", "- recommendation", "- rayrec", "---", ""]
+    body = ["# Recommender policy", ""]
+    body += ["A language model that reads the titles of a user's history and writes the next one, tuned by rayrec.", ""]
+    return "\n".join(head + body + [f"- {key}: {value}" for key, value in card.items()]) + "\n"

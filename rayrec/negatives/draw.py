@@ -1,0 +1,48 @@
+"""What a sampler needs to know besides the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from rayrec.data import schema
+from rayrec.seeds import seed_of
+
+if TYPE_CHECKING:
+    from rayrec.grounding import Embedder
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One iteration's draw of ``k`` rejected answers per example, stamped with the ``policy`` it is made for."""
+
+    k: int
+    seed: int
+    iteration: int
+    policy: str
+    equal_target: Literal["next", "drop"] = "next"
+    embedder: Embedder | None = None
+    """Grounds self-play text; None leaves it raw."""
+
+    def generator(self, example_id: str) -> np.random.Generator:
+        """Return the example's own generator: its draws depend on no other row, order or partition."""
+        return np.random.default_rng(seed_of(self.seed, "negatives", self.iteration, example_id))
+
+    def row(self, example_id: str, k: int, sampler: str, text: str, raw: str | None, logprob: float | None) -> dict:
+        """Return one row of schema.NEGATIVES."""
+        names = schema.NEGATIVES.names
+        return dict(zip(names, (example_id, self.policy, k, sampler, text, raw, logprob), strict=True))
+
+
+def distinct(examples: pa.Table) -> list[dict]:
+    """Return id, history and target of every example once: a draw longer than the split holds examples twice."""
+    rows = examples.select(["example_id", "history", "target"]).to_pylist()
+    return list({row["example_id"]: row for row in rows}.values())
+
+
+def table(rows: list[dict]) -> pa.Table:
+    """Return ``rows`` as a table of schema.NEGATIVES."""
+    return schema.check(pa.Table.from_pylist(rows, schema=schema.NEGATIVES), schema.NEGATIVES, "negatives")

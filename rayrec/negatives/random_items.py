@@ -1,0 +1,54 @@
+"""``random``: uniform over the items that are neither in the user's history nor the target (METHODS section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from rayrec.negatives.draw import Draw, distinct, table
+
+if TYPE_CHECKING:
+    from rayrec.data.catalogue import Catalogue
+
+
+def random_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
+    """Return ``draw.k`` rows of schema.NEGATIVES for each example; ``outputs`` is not read."""
+    rows = []
+    for example in distinct(examples):
+        titles = random_negatives(**example, catalogue=catalogue, draw=draw)
+        rows += [draw.row(example["example_id"], k, "random", title, None, None) for k, title in enumerate(titles)]
+    return table(rows)
+
+
+def random_negatives(
+    example_id: str,
+    history: Iterable[str],
+    target: str,
+    catalogue: Catalogue,
+    draw: Draw,
+    k: int | None = None,
+    besides: Collection[str] = (),
+) -> list[str]:
+    """Draw ``k`` (default ``draw.k``) distinct titles, uniform over items outside ``history``, ``target``, ``besides``.
+
+    Titles outside the catalogue exclude nothing. The draw depends on (seed, iteration, example_id) and these items
+    only.
+
+    Raises:
+        ValueError: fewer than ``k`` items are left.
+    """
+    k = draw.k if k is None else k
+    taken = sorted({catalogue.index[title] for title in (*history, target, *besides) if title in catalogue.index})
+    free = len(catalogue.titles) - len(taken)
+    if free < k:
+        raise ValueError(
+            f"Example {example_id}: found {free} items outside the history and the target, wanted {k} negatives. "
+            "Take fewer negatives or a larger catalogue."
+        )
+    items = draw.generator(example_id).choice(free, size=k, replace=False)
+    for item in taken:  # ascending: place p among the free items becomes the p-th item that is not taken
+        items = items + (items >= item)
+    return [catalogue.titles[item] for item in np.atleast_1d(items).tolist()]

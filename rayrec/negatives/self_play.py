@@ -1,0 +1,90 @@
+"""``self_play``: what the policy itself answers, taken as the rejected title (SPRec section 4.3, METHODS section 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+
+from rayrec.grounding import fold, ground
+from rayrec.negatives.draw import Draw, distinct, table
+from rayrec.negatives.random_items import random_negatives
+
+if TYPE_CHECKING:
+    from rayrec.data.catalogue import Catalogue
+
+
+class Answer(NamedTuple):
+    """One output: ``raw`` as written, ``text`` as the preference step would read it."""
+
+    raw: str
+    text: str
+    logprob: float | None
+
+
+def finish_self_play(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
+    """Turn what the policy wrote into ``draw.k`` rows of schema.NEGATIVES for each example, drawn once or twice.
+
+    Outputs are taken best first. An output that repeats an earlier one is passed over. One that is empty or equals
+    the target (``equal_target="next"``) gives way to the next output, and where none is left to a ``random`` item,
+    whose row keeps the replaced ``raw``. ``equal_target="drop"`` instead leaves out the pair of an output that equals
+    the target: that example then has fewer rows, or none. Places that no output was written for are filled from
+    ``random``, ``raw`` null. Equality is that of :func:`rayrec.grounding.fold`.
+    :func:`rayrec.negatives.negative_statistics` counts every case.
+
+    Args:
+        outputs: columns ``example_id``, ``texts`` (best first) and ``logprobs``, as in schema.PREDICTIONS.
+
+    Raises:
+        ValueError: an example has no row in ``outputs``; too few items are left to fill from.
+    """
+    columns = ["example_id", "texts", "logprobs"]
+    written = {row["example_id"]: row for row in outputs.select(columns).to_pylist()} if outputs is not None else {}
+    missing = [example_id for example_id in examples["example_id"].to_pylist() if example_id not in written]
+    if missing:
+        raise ValueError(f"Found no output for {len(missing)} examples, the first {missing[0]}. Generate them again.")
+    grounded = _grounded([text for row in written.values() for text in row["texts"]], catalogue, draw)
+    rows = []
+    for example in distinct(examples):
+        row = written[example["example_id"]]
+        answers = [
+            Answer(text, grounded.get(text) or text, logprob)
+            for text, logprob in zip(row["texts"], row["logprobs"], strict=True)
+        ]
+        rows += _finish(example, answers, catalogue, draw)
+    return table(rows)
+
+
+def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Draw) -> list[dict]:
+    target, seen = fold(example["target"]), set()
+    kept: list[Answer] = []
+    replaced: list[Answer] = []
+    dropped = 0
+    for answer in answers:
+        key = fold(answer.text)
+        if key in seen or len(kept) + dropped == draw.k:
+            continue
+        seen.add(key)
+        if key == target and draw.equal_target == "drop":
+            dropped += 1
+        elif key in ("", target):
+            replaced.append(answer)
+        else:
+            kept.append(answer)
+    example_id = example["example_id"]
+    rows = [draw.row(example_id, k, "self_play", a.text, a.raw, a.logprob) for k, a in enumerate(kept)]
+    open_ = draw.k - dropped - len(kept)
+    titles = random_negatives(**example, catalogue=catalogue, draw=draw, k=open_, besides=[a.text for a in kept])
+    for place, title in enumerate(titles):
+        raw, _, logprob = replaced[place] if place < len(replaced) else (None, None, None)
+        rows.append(draw.row(example_id, len(rows), "random", title, raw, logprob))
+    return rows
+
+
+def _grounded(texts: list[str], catalogue: Catalogue, draw: Draw) -> dict[str, str]:
+    """The nearest title of every text, empty texts left out; nothing where the draw grounds none."""
+    if draw.embedder is None:
+        return {}
+    unique = list(dict.fromkeys(texts))
+    lists = ground(unique, catalogue, draw.embedder, k=1)
+    return {text: titles[0] for text, titles in zip(unique, lists, strict=True) if titles}

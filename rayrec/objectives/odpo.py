@@ -1,0 +1,41 @@
+"""ODPO: DPO with an offset that grows with the gap between the scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from rayrec.objectives.dpo import Dpo
+from rayrec.objectives.pairs import Pairs, mask_out, need, positive
+
+
+def ordered(pairs: Pairs) -> Tensor:
+    """Return a [B, K] mask of the pairs with s_w > s_k; the others are dropped, and the caller counts them."""
+    return pairs.mask_BK & (gaps(pairs) > 0)
+
+
+def gaps(pairs: Pairs) -> Tensor:
+    """Return s_w − s_k as [B, K]."""
+    score_BK = need(pairs.score_rejected_BK, "score_rejected_BK")
+    return need(pairs.score_chosen_B, "score_chosen_B")[:, None] - score_BK
+
+
+@dataclass(frozen=True)
+class Odpo:
+    """softplus(−(βh_k − α log(s_w − s_k))), mean over the ordered k (Amini et al. 2024); s is a rating or φ."""
+
+    beta: float = 0.1
+    alpha: float = 1.0
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
+        positive("alpha", self.alpha)
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        """Return ``loss_B``; 0 for an example without an ordered pair."""
+        mask_BK = ordered(pairs)
+        offset_BK = self.alpha * mask_out(gaps(pairs), mask_BK, 1.0).log()
+        return Dpo(self.beta)(replace(pairs, margin_BK=offset_BK, mask_BK=mask_BK))

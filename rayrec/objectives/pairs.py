@@ -1,0 +1,116 @@
+"""What every objective reads, and the few sums that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of one chosen and up to K rejected answers; log-probabilities are sums over tokens, EOS too, in nats.
+
+    Attributes:
+        chosen_B, rejected_BK: log π_θ(y_w|x), log π_θ(y_k|x).
+        mask_BK: True where the rejected answer exists; what other [B, K] tensors hold elsewhere is never read.
+        ref_chosen_B, ref_rejected_BK: the same under the frozen reference, for objectives that need one.
+        chosen_length_B, rejected_length_BK: tokens, EOS included.
+        margin_BK: γ_k, by which the chosen reward is to exceed the rejected one (read by `dpo`, `sdpo`, `rosepo`).
+        smoothing_BK: ε_k, the probability that the pair is the wrong way round (read by these, `recpo`, `odpo`).
+        score_chosen_B, score_rejected_BK: φ, or for `odpo` rating or φ, of the items; larger is better.
+        baseline_B: z of `kto`, equal within its group.
+    """
+
+    chosen_B: Tensor
+    rejected_BK: Tensor
+    mask_BK: Tensor
+    ref_chosen_B: Tensor | None = None
+    ref_rejected_BK: Tensor | None = None
+    chosen_length_B: Tensor | None = None
+    rejected_length_BK: Tensor | None = None
+    margin_BK: Tensor | None = None
+    smoothing_BK: Tensor | None = None
+    score_chosen_B: Tensor | None = None
+    score_rejected_BK: Tensor | None = None
+    baseline_B: Tensor | None = None
+
+
+def need(value: Tensor | None, name: str) -> Tensor:
+    """Return ``value``, or raise ValueError when the batch lacks it."""
+    if value is None:
+        raise ValueError(f"This objective reads '{name}', which the batch does not hold. Fill it, or choose another.")
+    return value
+
+
+def log_ratios(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Return Δ_w [B] and Δ_k [B, K], log π_θ − log π_ref; masked places are 0."""
+    delta_B = pairs.chosen_B - need(pairs.ref_chosen_B, "ref_chosen_B")
+    return delta_B, mask_out(pairs.rejected_BK - need(pairs.ref_rejected_BK, "ref_rejected_BK"), pairs.mask_BK)
+
+
+def rewards(pairs: Pairs, beta: float) -> tuple[Tensor, Tensor]:
+    """Return, for logging and without gradient, the reward margin and accuracy of each example.
+
+    ``margin_B`` = β(Δ_w − mean_k Δ_k), and ``accuracy_B`` = share of k with Δ_w > Δ_k (ties count as wrong), where Δ is
+    log π_θ itself in a batch without reference. Both are 0 for an example without a rejected answer.
+    """
+    if pairs.ref_chosen_B is None:
+        pairs = replace(pairs, ref_chosen_B=pairs.chosen_B * 0, ref_rejected_BK=pairs.rejected_BK * 0)
+    delta_B, delta_BK = log_ratios(pairs)
+    gap_BK = (delta_B[:, None] - delta_BK).detach()
+    return beta * mean_k(gap_BK, pairs.mask_BK), mean_k((gap_BK > 0).to(gap_BK.dtype), pairs.mask_BK)
+
+
+def per_token(pairs: Pairs, chosen_B: Tensor, rejected_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sums over tokens divided by the answers' lengths."""
+    length_B = need(pairs.chosen_length_B, "chosen_length_B")
+    length_BK = need(pairs.rejected_length_BK, "rejected_length_BK")
+    return chosen_B / length_B, mask_out(rejected_BK, pairs.mask_BK) / mask_out(length_BK, pairs.mask_BK, 1)
+
+
+def has_k(pairs: Pairs) -> Tensor:
+    """Return a mask of the examples that have a rejected answer."""
+    return pairs.mask_BK.any(1)
+
+
+def mask_out(values_BK: Tensor, mask_BK: Tensor, value: float = 0.0) -> Tensor:
+    """Return ``values_BK`` with ``value``, and no gradient, where there is no rejected answer."""
+    return torch.where(mask_BK, values_BK, value)
+
+
+def mean_k(values_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """Return the mean over the rejected answers of each example; 0 where there is none."""
+    return mask_out(values_BK, mask_BK).sum(1) / mask_BK.sum(1).clamp(min=1)
+
+
+def logsumexp_k(values_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """Return log Σ_k exp over the rejected answers of each example; −∞ where there is none."""
+    return mask_out(values_BK, mask_BK, -torch.inf).logsumexp(1)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """Return log(1 + e^x) at full precision (F.softplus is cut to x above 20, an error of 1e-10)."""
+    return -F.logsigmoid(-x)
+
+
+def smooth_nll(logit: Tensor, smoothing: Tensor | None) -> Tensor:
+    """Return (1 − ε)·softplus(−u) + ε·softplus(u), the cross-entropy of σ(u) against 1 − ε."""
+    if smoothing is None:
+        return softplus(-logit)
+    return (1 - smoothing) * softplus(-logit) + smoothing * softplus(logit)
+
+
+def preference_logits(pairs: Pairs, beta: float) -> Tensor:
+    """Return β(Δ_w − Δ_k) − γ_k as [B, K]."""
+    delta_B, delta_BK = log_ratios(pairs)
+    logit_BK = beta * (delta_B[:, None] - delta_BK)
+    return logit_BK if pairs.margin_BK is None else logit_BK - mask_out(pairs.margin_BK, pairs.mask_BK)
+
+
+def positive(name: str, value: float) -> None:
+    """Raise ValueError unless the setting ``name`` is > 0 and finite."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"Found {name} = {value}; it must be a finite number > 0.")

@@ -1,0 +1,120 @@
+"""Prompts and answers as token ids: the same tokens for SFT, generation, preference training and evaluation.
+
+The boundary between prompt and answer, and between titles, is a boundary between tokens: every piece is tokenised
+apart, so a title has the same tokens in every place, and no title can merge with the text around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+INSTRUCTION = "A user chose these titles, oldest first, one per line:\n"
+QUESTION = "Answer with the one title that this user chooses next, and nothing else."
+_PLACEHOLDER = "rayrec-user-content"
+# Llama's chat template writes today's date into the prompt; a run resumed tomorrow must see the same tokens.
+_TODAY = datetime(2024, 7, 26)
+
+
+class Template:
+    """One prompt form, bound to a tokenizer; make it with :func:`make_template`. It can be pickled.
+
+    A prompt is ``before``, then every title of the history followed by ``separator``, then ``after``.
+    """
+
+    def __init__(self, tokenizer: Any, before: list[int], separator: list[int], after: list[int]):
+        self.tokenizer, self.before, self.separator, self.after = tokenizer, before, separator, after
+        self.eos_id: int = tokenizer.eos_token_id
+        self._cache: dict[str, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
+
+    def prompt_ids(self, history: Sequence[str], ratings: Sequence[float | None] | None = None) -> list[int]:
+        """Return the prompt's tokens, ``Title | Rating: r`` per title where ``ratings`` are given (RecPO)."""
+        ids = list(self.before)
+        marks = [""] * len(history) if ratings is None else ["" if r is None else f" | Rating: {r:g}" for r in ratings]
+        for title, mark in zip(self._encode(history), self._encode(marks), strict=True):
+            ids += title + mark + self.separator
+        return ids + self.after
+
+    def answer_ids(self, title: str) -> list[int]:
+        """Return the tokens of ``title`` as the policy is to write it, EOS included."""
+        return [*self._encode([title])[0], self.eos_id]
+
+    def sequence_ids(self, titles: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return (prompt, answer) of a pre-training row: an empty prompt, then every title with its EOS as a target."""
+        return self.prompt_ids([]), [token for title in self._encode(titles) for token in (*title, self.eos_id)]
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Return the text of an answer up to its first EOS, spaces and quotes as they are."""
+        answer: list[int] = []
+        for token in ids:
+            if token == self.eos_id:
+                break
+            answer.append(int(token))
+        return self.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def lossy(self, titles: Iterable[str]) -> list[str]:
+        """Return the titles that this tokenizer does not give back as they went in (it may normalise Unicode)."""
+        return [title for title in titles if self.text(self.answer_ids(title)) != title]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise data, which never means a special token whatever it spells."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._cache]
+        if new:
+            found = self.tokenizer(new, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            self._cache.update(zip(new, found, strict=True))
+        return [self._cache[text] for text in texts]
+
+
+def resolve_template(name: str, model: str, tokenizer: Any) -> str:
+    """Return what ``auto`` means: `compact` for tiny, `chat` where the tokenizer has a template, else `instruct`."""
+    if name != "auto":
+        return name
+    return "compact" if model == "tiny" else "chat" if tokenizer.chat_template else "instruct"
+
+
+def make_template(name: str, tokenizer: Any) -> Template:
+    """Return the template called ``name``.
+
+    ``compact`` separates titles by EOS, so that a whole history is a pre-training sequence in which every title is an
+    answer; ``instruct`` is plain English; ``chat`` is the same English in the tokenizer's own chat template.
+
+    Raises:
+        ValueError: the name is unknown, or the tokenizer lacks EOS or, for ``chat``, a usable chat template.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has no EOS token, by which answers end. Set eos_token in its folder.")
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if name == "compact":
+        return Template(tokenizer, bos or [tokenizer.eos_token_id], [tokenizer.eos_token_id], [])
+    if name not in ("instruct", "chat"):
+        raise ValueError(f"Found template '{name}'. Choose one of compact, instruct, chat.")
+    # The placeholder stands for the user's text, which is data: special tokens are read only in the frame around it.
+    frame = ("", "\n") if name == "instruct" else _chat_frame(tokenizer)
+    start, end = (tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in frame)
+    while bos and start[:1] == bos:
+        start = start[1:]
+    template = Template(tokenizer, [], [], [])
+    instruction, newline, question = template._encode([INSTRUCTION, "\n", QUESTION])
+    return Template(tokenizer, bos + start + instruction, newline, question + end)
+
+
+def _chat_frame(tokenizer: Any) -> tuple[str, str]:
+    """Return the text of the chat template before and after the user's content."""
+    if not tokenizer.chat_template:
+        raise ValueError("The tokenizer has no chat template, which template 'chat' needs. Use 'instruct'.")
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": _PLACEHOLDER}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string=_TODAY.strftime("%d %b %Y"),
+        strftime_now=_TODAY.strftime,
+    )
+    parts = rendered.split(_PLACEHOLDER)
+    if len(parts) != 2:
+        raise ValueError(f"The chat template writes the user's text {len(parts) - 1} times. Use 'instruct'.")
+    return parts[0], parts[1]

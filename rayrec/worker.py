@@ -1,0 +1,285 @@
+"""What one training process does: load the base model once, then phase after phase with DeepSpeed.
+
+Shapes: B examples of a micro-batch, A answers of an example (the chosen one first), K = A − 1 rejected answers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from rayrec.config import Config
+from rayrec.seeds import seed_of
+from rayrec.trainers import Phase
+
+#: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
+Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
+
+
+def work(setup: dict) -> None:
+    """Ray Train's function in every worker: do phases until the board closes."""
+    from rayrec.models import opens
+
+    opens.install()
+    import ray
+    import torch
+    from ray import train
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if setup["gpu"] else "cpu")
+    rank, board = train.get_context().get_world_rank(), setup["board"]
+    worker = Worker(setup, rank, train.get_context().get_world_size())
+    number = ray.get(board.next.remote())
+    while (task := ray.get(board.take.remote(number, rank))) is not None:
+        phase, shard = task
+        torch.set_num_threads(phase.threads)
+        worker.report = board.report.remote if rank == 0 else (lambda **facts: None)
+        try:
+            result = worker.run(phase, shard)
+        except FloatingPointError as error:  # every rank raises it: the loss is summed over all
+            result = {"error": str(error)}
+        torch.distributed.barrier()  # no rank asks for the next phase before this one's files are written
+        if rank == 0:
+            ray.get(board.finish.remote(number, result))
+        number += 1
+
+
+class Worker:
+    """One training process of ``world``."""
+
+    report: Callable[..., Any]
+
+    def __init__(self, setup: dict, rank: int, world: int):
+        import deepspeed
+        import torch
+
+        from rayrec.logprobs import PackedLM, check_packed
+        from rayrec.models import policy
+
+        self.config: Config = setup["config"]
+        self.base, self.rank, self.world = setup["base"], rank, world
+        model, train = self.config.model, self.config.train
+        self.device = torch.device("cuda", torch.cuda.current_device()) if setup["gpu"] else torch.device("cpu")
+        # Equal inputs give equal bits on a CPU; on a GPU the fast kernels are kept and results agree to rounding.
+        torch.use_deterministic_algorithms(not setup["gpu"], warn_only=True)
+        # gloo does; the shared-memory collectives would be compiled here first, which takes minutes and a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
+        deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
+        self.tokenizer = policy.load_tokenizer(self.base)
+        lm = policy.load_base(self.base, dtype=getattr(torch, train.dtype), device=self.device)
+        check_packed(lm, model.max_length)
+        if model.lora_rank:
+            lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout)
+        self.lm = PackedLM(lm)
+        self.initial = policy.trainable_state(lm)  # the base is read once, however often a phase starts from it
+
+    def run(self, phase: Phase, shard: Any) -> dict:
+        """Train one phase and save its policy on rank 0; returns its ``steps`` and the ``facts`` for the trace."""
+        import torch
+        import torch.distributed as dist
+
+        from rayrec.models import opens, policy
+
+        begun = time.time()
+        self.report(phase=phase.name, step=0, steps=phase.steps)
+        torch.manual_seed(seed_of(self.config.data.seed, phase.name, self.rank))
+        with self._whole():
+            if phase.start == self.base:
+                policy.copy_weights(self.lm.model, self.initial)
+            else:
+                policy.load_weights(self.lm.model, phase.start)
+        policy.set_lora_dropout(self.lm.model, phase.dropout)
+        self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
+        batches = shard.iter_batches(batch_size=phase.batch // self.world, batch_format="pyarrow", prefetch_batches=2)
+        engine = self._engine(phase)
+        try:
+            steps = (self._prefer if phase.kind == "prefer" else self._sft)(engine, phase, _checked(batches))
+            self._save(phase)
+        finally:
+            engine.destroy()
+        dist.all_reduce(self.seen)
+        examples, tokens = map(int, self.seen)
+        seconds = time.time() - begun
+        facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
+        facts |= {"tokens_per_s": tokens / seconds, "weight_opens": opens.opens(), "worker_pid": os.getpid()}
+        return {"steps": steps, "facts": facts}
+
+    def _engine(self, phase: Phase) -> Any:
+        """A fresh DeepSpeed engine: optimiser state and schedule belong to one phase."""
+        import deepspeed
+
+        train = self.config.train
+        rows, parts = phase.batch // self.world, self._accumulation(phase)
+        settings = {
+            "train_micro_batch_size_per_gpu": math.ceil(rows / parts),
+            "gradient_accumulation_steps": parts,
+            "gradient_clipping": train.clip,
+            # Adapters stay in float32 over a bfloat16 base; DeepSpeed would round them.
+            "bf16": {"enabled": train.dtype == "bfloat16" and not self.config.model.lora_rank},
+            "zero_optimization": {"stage": train.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "optimizer": {
+                "type": "AdamW",
+                "params": {"lr": phase.lr, "weight_decay": train.weight_decay, "torch_adam": True},
+            },
+            "steps_per_print": 10**9,
+        }
+        trainable = [p for p in self.lm.parameters() if p.requires_grad]
+        engine, *_ = deepspeed.initialize(model=self.lm, model_parameters=trainable, config=settings)
+        return engine
+
+    def _sft(self, engine: Any, phase: Phase, steps: Iterable[list[dict]]) -> list[dict]:
+        """METHODS section 2, `sft`: weighted log-probabilities over the completion tokens of the global batch."""
+
+        def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
+            return -logprob_BA[:, 0], {}
+
+        def count(row: dict) -> float:
+            return len(row["answers"][0]) if row["weight"] else 0
+
+        engine.train()
+        return [self._step(engine, phase, number, rows, loss, count) for number, rows in enumerate(steps)]
+
+    def _prefer(self, engine: Any, phase: Phase, steps: Iterable[list[dict]]) -> list[dict]:
+        """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
+        from rayrec.objectives import OBJECTIVES
+
+        objective = OBJECTIVES[self.config.train.objective](beta=self.config.train.beta)
+        kept = list(steps)  # read twice: for the reference, and for training
+        if objective.needs_reference:
+            self._remember_reference(engine, phase, kept)
+
+        def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
+            from rayrec.objectives import rewards
+
+            pairs = _pairs(logprob_BA, rows)
+            margin_B, accuracy_B = rewards(pairs, objective.beta)
+            return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
+
+        engine.train()
+        return [self._step(engine, phase, i, rows, loss, lambda row: row["weight"]) for i, rows in enumerate(kept)]
+
+    def _remember_reference(self, engine: Any, phase: Phase, steps: list[list[dict]]) -> None:
+        """One pass without gradients: log π_ref of every answer, kept in the rows, so no second model is held."""
+        import torch
+
+        engine.eval()
+        with torch.no_grad():
+            for number, rows in enumerate(steps):
+                for micro in self._micro(phase, rows):
+                    for row, logprob_A in zip(micro, engine(self._pack(micro)).cpu(), strict=True):
+                        row["reference"] = logprob_A
+                self.report(phase=phase.name, step=0, steps=phase.steps, reference=number + 1)
+
+    def _step(self, engine: Any, phase: Phase, number: int, rows: list[dict], loss: Loss, count: Callable) -> dict:
+        """One optimiser step on a global batch; every sum is over all workers, so their number does not matter."""
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor(float(sum(map(count, rows))), dtype=torch.float64)
+        dist.all_reduce(total)
+        rate = phase.lr * _schedule(self.config.train.schedule, number, phase.steps, phase.warmup)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, Any] = {}
+        for micro in self._micro(phase, rows):
+            loss_B, logged = loss(engine(self._pack(micro)), micro)
+            weight_B = torch.tensor([row["weight"] for row in micro], device=loss_B.device)
+            share = (weight_B * loss_B).sum() / float(total)
+            for name, value_B in {"loss": loss_B.detach(), **logged}.items():
+                part = (weight_B * value_B.detach()).sum().double().cpu() / float(total)
+                sums[name] = sums.get(name, 0) + part
+            # DeepSpeed averages over workers and micro-batches; the share is already of the global batch.
+            engine.backward(share * self.world * self._accumulation(phase))
+            engine.step()
+        values = torch.stack(list(sums.values()))
+        dist.all_reduce(values)
+        norm = float(engine.get_global_grad_norm() or 0.0)
+        if not math.isfinite(values[0]) or not math.isfinite(norm):
+            ids = [row["example_id"] for row in rows]
+            raise FloatingPointError(
+                f"{phase.name}: step {number + 1} has loss {float(values[0])} and gradient norm {norm}; nothing of this "
+                f"phase is kept. Its examples: {ids[:16]}. Lower --lr, or look at these rows."
+            )
+        self.report(phase=phase.name, step=number + 1, steps=phase.steps, loss=float(values[0]))
+        record = {name: float(v) for name, v in zip(sums, values, strict=True)}
+        return {"step": number + 1, **record, "grad_norm": norm, "lr": rate}
+
+    def _micro(self, phase: Phase, rows: list[dict]) -> Iterator[list[dict]]:
+        """Cut a worker's rows of one step into micro-batches of like length."""
+        parts = self._accumulation(phase)
+        rows = sorted(rows, key=lambda row: (len(row["prompt"]), row["slot"]))
+        cuts = [round(i * len(rows) / parts) for i in range(parts + 1)]
+        return (rows[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+
+    def _accumulation(self, phase: Phase) -> int:
+        return math.ceil(phase.batch // self.world / self.config.train.micro_batch)
+
+    def _pack(self, rows: list[dict]) -> Any:
+        from rayrec.logprobs import pack
+
+        packed = pack([(row["prompt"], row["answers"]) for row in rows])
+        self.seen[0] += sum(1 for row in rows if row["weight"])
+        self.seen[1] += packed.ids_RT.numel()
+        return packed.to(self.device)
+
+    def _whole(self) -> AbstractContextManager:
+        """Gather parameters that ZeRO-3 has split, for loading (rank 0's values reach all) and saving."""
+        import deepspeed
+
+        split = [p for p in self.lm.parameters() if hasattr(p, "ds_id")]
+        return deepspeed.zero.GatheredParameters(split, modifier_rank=0) if split else nullcontext()
+
+    def _save(self, phase: Phase) -> None:
+        from rayrec.models import policy
+
+        with self._whole():
+            if self.rank == 0:
+                card = {"phase": phase.name, "start": Path(phase.start).parent.name, "seed": self.config.data.seed}
+                state = policy.trainable_state(self.lm.model)
+                policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=self.device.type == "cpu")
+
+
+def _checked(batches: Iterable[Any]) -> Iterator[list[dict]]:
+    """Rows of each step as dicts, refusing rows that Ray Data delivered out of their place."""
+    for number, batch in enumerate(batches):
+        rows = batch.to_pylist()
+        assert {row["step"] for row in rows} == {number}, f"step {number} received rows of {rows[0]['step']}"
+        yield rows
+
+
+def _pairs(logprob_BA: Any, rows: list[dict]) -> Any:
+    """The log-probabilities of a micro-batch as the objectives read them; K may differ per example."""
+    import torch
+
+    from rayrec.objectives import Pairs
+
+    width = logprob_BA.shape[1]
+    lengths_BA = torch.zeros(len(rows), width, dtype=torch.long)
+    ref_BA = torch.zeros(len(rows), width)
+    for b, row in enumerate(rows):
+        lengths_BA[b, : len(row["answers"])] = torch.tensor([len(a) for a in row["answers"]])
+        if "reference" in row:
+            ref_BA[b, : len(row["answers"])] = row["reference"][: len(row["answers"])]
+    lengths_BA, ref_BA = lengths_BA.to(logprob_BA.device), ref_BA.to(logprob_BA.device)
+    return Pairs(
+        chosen_B=logprob_BA[:, 0],
+        rejected_BK=logprob_BA[:, 1:],
+        mask_BK=lengths_BA[:, 1:] > 0,
+        ref_chosen_B=ref_BA[:, 0],
+        ref_rejected_BK=ref_BA[:, 1:],
+        chosen_length_B=lengths_BA[:, 0],
+        rejected_length_BK=lengths_BA[:, 1:],
+    )
+
+
+def _schedule(name: str, step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate at a step (from 0): linear warm-up, then linear or cosine decay to 0, or constant."""
+    if step < warmup:
+        return (step + 1) / warmup
+    left = (steps - step) / max(1, steps - warmup)
+    return {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[name]

@@ -1,0 +1,163 @@
+"""The catalogue beam search against teacher-forced scores of whole titles."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
+from transformers import GPT2Config, GPTNeoXConfig, Qwen2Config, Qwen3Config
+
+from rayrec.decoding import Trie, beam_search
+
+VOCAB, EOS = 40, 2
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCAB}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SIZES, intermediate_size=64, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**SIZES, intermediate_size=64, num_key_value_heads=2, head_dim=8),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB, n_positions=64),
+    "neox": GPTNeoXConfig(**SIZES, intermediate_size=64),
+}
+PROMPTS = [[1, 5, 9, 30, 7], [1], [1, 8, 8, 8, 3, 21, 33, 12, 4, 6, 17], [1, 39, 4]]
+
+
+def random_model(name: str, **settings) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], **settings).eval()
+    for p in model.parameters():  # the usual initialisation is so flat that a wrong mask would hardly show
+        torch.nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.3)
+    return model
+
+
+def random_titles(count: int, seed: int = 0) -> list[list[int]]:
+    """Distinct titles of 1 to 8 tokens over few tokens, so that many share a beginning or begin another."""
+    rng, titles = random.Random(seed), {}
+    while len(titles) < count:
+        titles[tuple(rng.choice((3, 4, 5, 20)) for _ in range(rng.randint(1, 8)))] = None
+    return [[*title, EOS] for title in titles]
+
+
+@torch.no_grad()
+def teacher_forced(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
+    logp = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+    return sum(logp[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_full_width_is_exhaustive_scoring(name: str) -> None:
+    model, titles = random_model(name), random_titles(30)
+    for prompt, found in zip(PROMPTS, beam_search(model, PROMPTS, Trie.build(titles), 30), strict=True):
+        exact = [teacher_forced(model, prompt, t) for t in titles]
+        assert [item for item, _ in found] == sorted(range(30), key=lambda i: -exact[i])
+        assert [score for _, score in found] == pytest.approx([exact[i] for i, _ in found], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("width", [1, 4, 11])
+def test_scores_are_teacher_forced_at_any_width(name: str, width: int) -> None:
+    model, titles = random_model(name), random_titles(60, seed=width)
+    for prompt, found in zip(PROMPTS, beam_search(model, PROMPTS, Trie.build(titles), width), strict=True):
+        items = [item for item, _ in found]
+        assert len(items) == len(set(items)) == width
+        assert all(0 <= item < 60 for item in items)
+        assert [s for _, s in found] == pytest.approx([teacher_forced(model, prompt, titles[i]) for i in items], abs=1e-4)
+        assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
+
+
+def test_eager_attention_gives_the_same() -> None:
+    trie = Trie.build(random_titles(30))
+    sdpa = beam_search(random_model("llama"), PROMPTS, trie, 8)
+    eager = beam_search(random_model("llama", attn_implementation="eager"), PROMPTS, trie, 8)
+    for a, b in zip(sdpa, eager, strict=True):
+        assert dict(a) == pytest.approx(dict(b), abs=1e-4)
+
+
+def test_neighbours_in_the_batch_change_nothing_but_rounding() -> None:
+    model, trie = random_model("qwen2"), Trie.build(random_titles(60))
+    together = beam_search(model, PROMPTS, trie, 8)
+    for batch in (1, 3):
+        for a, b in zip(together, beam_search(model, PROMPTS, trie, 8, batch=batch), strict=True):
+            assert dict(a) == pytest.approx(dict(b), abs=1e-4)
+
+
+def test_tails_in_several_passes_are_tails_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, trie = random_model("llama"), Trie.build(random_titles(60))
+    whole = beam_search(model, PROMPTS, trie, 16)
+    monkeypatch.setattr("rayrec.decoding.beam.TAIL_LOGITS", 1)
+    for a, b in zip(whole, beam_search(model, PROMPTS, trie, 16), strict=True):
+        assert dict(a) == pytest.approx(dict(b), abs=1e-4)
+
+
+def test_a_call_repeats_to_the_bit() -> None:
+    model, trie = random_model("neox"), Trie.build(random_titles(60))
+    first = beam_search(model, PROMPTS, trie, 10)
+    assert beam_search(model, PROMPTS, trie, 10) == first
+
+
+@pytest.mark.parametrize("best", [1, 3, 10, 50])
+def test_return_best_leaves_out_work_but_changes_no_answer(best: int) -> None:
+    model, trie = random_model("neox"), Trie.build(random_titles(60))
+    full, cut = (beam_search(model, PROMPTS, trie, 10, return_best=b) for b in (None, best))
+    for a, b in zip(full, cut, strict=True):
+        assert [item for item, _ in a[:best]] == [item for item, _ in b]
+        assert [s for _, s in a[:best]] == pytest.approx([s for _, s in b], abs=1e-4)
+
+
+def test_titles_that_begin_others_and_share_long_beginnings() -> None:
+    titles = [[7, EOS], [7, 8, EOS], [7, 8, 9, 9, 9, 9, 9, 10, EOS], [7, 8, 9, 9, 9, 9, 9, 11, EOS], [12, 7, EOS]]
+    model = random_model("llama")
+    (found,) = beam_search(model, [[1, 5]], Trie.build(titles), 5)
+    assert dict(found) == pytest.approx({i: teacher_forced(model, [1, 5], t) for i, t in enumerate(titles)}, abs=1e-4)
+
+
+@pytest.mark.parametrize("title", [[EOS], [9, 4, 31, EOS]])
+def test_a_catalogue_of_one_title(title: list[int]) -> None:
+    model = random_model("gpt2")
+    (found,) = beam_search(model, [[1, 5]], Trie.build([title]), 4)
+    assert found == [(0, pytest.approx(teacher_forced(model, [1, 5], title), abs=1e-4))]
+
+
+def test_byte_level_titles() -> None:
+    titles = ["Amélie", "Amélie 2", "七人の侍", "七人", "Ωmega: “quoted”, title", "Æon\nFlux"]
+    answers = [[3 + b % 37 for b in title.encode()] + [EOS] for title in titles]
+    model = random_model("gpt2")
+    (found,) = beam_search(model, [[1, 5]], Trie.build(answers), 6)
+    assert dict(found) == pytest.approx({i: teacher_forced(model, [1, 5], a) for i, a in enumerate(answers)}, abs=1e-4)
+
+
+def test_equal_scores_come_in_the_order_of_items() -> None:
+    model = random_model("llama")
+    for p in model.parameters():
+        torch.nn.init.zeros_(p)  # every token has probability 1 / 40
+    titles = [[9, 5, EOS], [3, EOS], [8, EOS], [4, 5, EOS]]
+    (found,) = beam_search(model, [[1, 5]], Trie.build(titles), 4)
+    assert [item for item, _ in found] == [1, 2, 0, 3]
+
+
+def test_beams_are_pruned_by_score_of_the_tokens_read() -> None:
+    """Width 1 takes the likeliest first token among the catalogue's, then the likeliest second one."""
+    model, titles = random_model("llama"), [[a, b, EOS] for a in (3, 4, 5) for b in (6, 7, 8)]
+    with torch.no_grad():
+        first = max((3, 4, 5), key=lambda t: model(torch.tensor([[1, 9]])).logits[0, -1, t].item())
+        second = max((6, 7, 8), key=lambda t: model(torch.tensor([[1, 9, first]])).logits[0, -1, t].item())
+    (found,) = beam_search(model, [[1, 9]], Trie.build(titles), 1)
+    assert titles[found[0][0]] == [first, second, EOS]
+
+
+def test_no_prompts_no_answers() -> None:
+    assert beam_search(random_model("llama"), [], Trie.build([[5, EOS]]), 3) == []
+
+
+def test_what_cannot_be_computed_exactly_is_refused() -> None:
+    trie = Trie.build([[5, 6, EOS]])
+    with pytest.raises(ValueError, match="width 0"):
+        beam_search(random_model("llama"), [[1]], trie, 0)
+    with pytest.raises(ValueError, match="empty prompt"):
+        beam_search(random_model("llama"), [[1], []], trie, 2)
+    with pytest.raises(ValueError, match="training mode"):
+        beam_search(random_model("llama").train(), [[1]], trie, 2)
+    with pytest.raises(ValueError, match="the model has 64"):
+        beam_search(random_model("gpt2"), [[1] * 62], trie, 2)
+    window = MistralConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, sliding_window=8)
+    with pytest.raises(ValueError, match="window holds 8"):
+        beam_search(AutoModelForCausalLM.from_config(window).eval(), [[1] * 6], trie, 2)

@@ -1,0 +1,102 @@
+"""Greedy, sampled and free-beam answers against Hugging Face's generate, teacher forcing and full enumeration."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rayrec.decoding import generate
+from tests.decoding.test_beam import CONFIGS, EOS, PROMPTS, random_model, teacher_forced
+
+
+def small_vocabulary() -> LlamaForCausalLM:
+    """A model of 5 tokens, whose answers of up to 4 tokens can all be listed."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=5, intermediate_size=32, initializer_range=0.5
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_is_hugging_face_greedy_with_exact_logprobs(name: str) -> None:
+    model = random_model(name)
+    answers = generate(model, PROMPTS, EOS, max_new_tokens=12)
+    for prompt, (answer,) in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([prompt])
+        hf = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=EOS, pad_token_id=0
+        )
+        assert answer.token_ids == hf[0, len(prompt) :].tolist()
+        assert answer.logprob == pytest.approx(teacher_forced(model, prompt, answer.token_ids), abs=1e-4)
+
+
+def test_beams_wide_enough_give_all_finished_answers_in_order() -> None:
+    model, prompt = small_vocabulary(), [1, 3, 4]
+    every = [[*body, EOS] for length in range(4) for body in itertools.product((0, 1, 3, 4), repeat=length)]
+    exact = sorted(((teacher_forced(model, prompt, a), a) for a in every), reverse=True)  # 1 + 4 + 16 + 64 answers
+    (found,) = generate(model, [prompt], EOS, max_new_tokens=4, mode="beam", n=200)
+    assert [g.token_ids for g in found] == [a for _, a in exact]
+    assert [g.logprob for g in found] == pytest.approx([s for s, _ in exact], abs=1e-4)
+
+
+def test_beams_are_at_least_as_likely_as_hugging_faces() -> None:
+    model, prompts = small_vocabulary(), [[1, 3, 4], [3], [4, 4, 1, 1, 3, 0]]
+    for prompt, found in zip(prompts, generate(model, prompts, EOS, max_new_tokens=10, mode="beam", n=6), strict=True):
+        ids = torch.tensor([prompt])
+        settings = {"num_beams": 6, "length_penalty": 0.0, "early_stopping": "never", "eos_token_id": EOS, "pad_token_id": 0}
+        hf = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, **settings)
+        answer = hf[0, len(prompt) :].tolist()
+        assert EOS in answer
+        assert found[0].logprob >= teacher_forced(model, prompt, answer[: answer.index(EOS) + 1]) - 1e-4
+        assert len({tuple(g.token_ids) for g in found}) == len(found) == 6
+        assert all(g.token_ids.index(EOS) == len(g.token_ids) - 1 for g in found)
+        assert [g.logprob for g in found] == sorted((g.logprob for g in found), reverse=True)
+        assert [g.logprob for g in found] == pytest.approx(
+            [teacher_forced(model, prompt, g.token_ids) for g in found], abs=1e-4
+        )
+
+
+def test_beams_that_never_finish_are_not_answers() -> None:
+    outside = 10_000  # an EOS that the model cannot write
+    assert generate(random_model("llama"), PROMPTS, outside, max_new_tokens=3, mode="beam", n=2) == [[], [], [], []]
+
+
+def test_samples_have_exact_logprobs_and_repeat_with_their_seed() -> None:
+    model = random_model("qwen3")
+    first = generate(model, PROMPTS, EOS, max_new_tokens=8, mode="sample", n=5, seed=3)
+    assert generate(model, PROMPTS, EOS, max_new_tokens=8, mode="sample", n=5, seed=3) == first
+    assert generate(model, PROMPTS, EOS, max_new_tokens=8, mode="sample", n=5, seed=4) != first
+    for prompt, answers in zip(PROMPTS, first, strict=True):
+        assert len(answers) == 5
+        for g in answers:
+            assert EOS not in g.token_ids[:-1]
+            assert g.logprob == pytest.approx(teacher_forced(model, prompt, g.token_ids), abs=1e-4)
+
+
+def test_samples_follow_the_model() -> None:
+    """4,000 draws of one token: each share within 4 standard errors of its probability."""
+    model = small_vocabulary()
+    (answers,) = generate(model, [[1, 3]], EOS, max_new_tokens=1, mode="sample", n=4000)
+    shares = Counter(g.token_ids[0] for g in answers)
+    for token in range(5):
+        p = math.exp(teacher_forced(model, [1, 3], [token]))
+        assert shares[token] / 4000 == pytest.approx(p, abs=4 * (p * (1 - p) / 4000) ** 0.5)
+
+
+def test_sampling_leaves_the_global_generator_alone() -> None:
+    model, before = small_vocabulary(), torch.get_rng_state()
+    generate(model, [[1, 3], [4]], EOS, max_new_tokens=3, mode="sample", n=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"mode": "beams"}, "mode 'beams'"), ({"n": 0}, "n 0"), ({"n": 2}, "n 1 for greedy"), ({"max_new_tokens": 0}, "tokens 0")],
+)
+def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(random_model("llama"), PROMPTS, EOS, **{"max_new_tokens": 4, **settings})

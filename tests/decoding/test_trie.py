@@ -1,0 +1,71 @@
+"""The flat trie against a dict of prefixes."""
+
+import random
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayrec.decoding import Trie
+
+titles = st.lists(st.lists(st.integers(1, 4), max_size=6), min_size=1, max_size=30, unique_by=tuple)
+
+
+def children(trie: Trie, node: int) -> dict[int, int]:
+    begin, end = trie.pointers[node], trie.pointers[node + 1]
+    return dict(zip(trie.tokens[begin:end].tolist(), trie.next[begin:end].tolist(), strict=True))
+
+
+@given(titles)
+def test_equals_a_dict_of_prefixes(titles: list[list[int]]) -> None:
+    answers = [[*title, 0] for title in titles]
+    prefixes: dict[tuple[int, ...], set[int]] = {}
+    for item, answer in enumerate(answers):
+        for length in range(len(answer) + 1):
+            prefixes.setdefault(tuple(answer[:length]), set()).add(item)
+    trie, todo, seen = Trie.build(answers), [((), 0)], set()
+    while todo:
+        prefix, node = todo.pop()
+        edges = children(trie, node)
+        assert list(edges) == sorted(p[-1] for p in prefixes if len(p) == len(prefix) + 1 and p[:-1] == prefix)
+        for token, to in edges.items():
+            items = prefixes[*prefix, token]
+            if to < 0:
+                assert items == {~to}
+                seen.add(~to)
+            else:
+                assert len(items) > 1
+                todo.append(((*prefix, token), to))
+    assert seen == set(range(len(answers))) and len(trie) == len(answers)
+    assert [trie.answers[a:b].tolist() for a, b in zip(trie.offsets, trie.offsets[1:], strict=False)] == answers
+
+
+def test_arrays_by_hand() -> None:
+    trie = Trie.build([[5, 6, 0], [5, 0], [4, 0]])
+    assert trie.pointers.tolist() == [0, 2, 4]  # the root and the node after 5
+    assert trie.tokens.tolist() == [4, 5, 0, 6]
+    assert trie.next.tolist() == [~2, 1, ~1, ~0]
+    assert trie.longest == 3
+
+
+@pytest.mark.parametrize("answers", [[[5, 0], [5, 0]], [[5, 6], [5, 6, 7]], [[5, 6, 7], [4], [5, 6]]])
+def test_equal_titles_and_titles_without_eos_are_refused(answers: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="equal or begin"):
+        Trie.build(answers)
+
+
+@pytest.mark.parametrize("answers", [[], [[]], [[5, 0], []]])
+def test_empty_titles_are_refused(answers: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="at least one title"):
+        Trie.build(answers)
+
+
+def test_a_large_catalogue_is_built_in_time_and_space() -> None:
+    rng = random.Random(0)
+    answers = [[*(rng.randrange(3, 300) for _ in range(9)), i % 300 + 3, i // 300 + 3, 2] for i in range(100_000)]
+    begin = time.perf_counter()
+    trie = Trie.build(answers)
+    assert time.perf_counter() - begin < 3
+    arrays = (trie.pointers, trie.tokens, trie.next, trie.answers, trie.offsets)
+    assert sum(a.nbytes for a in arrays) < 50e6

@@ -1,0 +1,218 @@
+"""METHODS section 2: identities, values at θ = ref, hand-computed numbers, finite gradients, masks."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rayrec.objectives import OBJECTIVES, Pairs, rewards, sft
+from rayrec.objectives.cpo import Cpo
+from rayrec.objectives.dmpo import Dmpo
+from rayrec.objectives.dpo import Dpo
+from rayrec.objectives.ipo import Ipo
+from rayrec.objectives.kto import Kto, reference_point
+from rayrec.objectives.odpo import Odpo, ordered
+from rayrec.objectives.recpo import Recpo, utility
+from rayrec.objectives.rosepo import Rosepo, oracle_smoothing
+from rayrec.objectives.sdpo import Sdpo
+from rayrec.objectives.simpo import Simpo
+
+DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+B = 5
+
+
+def make(K: int = 3, dtype: torch.dtype = torch.float64, at_reference: bool = False, scale: float = 3.0) -> Pairs:
+    """Random pairs with everything that any objective reads; the first ⌈K/2⌉ to K answers of an example exist."""
+    g = torch.Generator().manual_seed(K)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    ref_B, ref_BK = scale * draw(B) - 9, scale * draw(B, K) - 9
+    pairs = Pairs(
+        chosen_B=ref_B if at_reference else ref_B + scale * draw(B),
+        rejected_BK=ref_BK if at_reference else ref_BK + scale * draw(B, K),
+        mask_BK=torch.arange(K) < torch.tensor([[K - (b % 2) * (K // 2)] for b in range(B)]),
+        ref_chosen_B=ref_B,
+        ref_rejected_BK=ref_BK,
+        chosen_length_B=torch.arange(B) + 2,
+        rejected_length_BK=torch.arange(B * K).view(B, K) + 1,
+        smoothing_BK=draw(B, K).sigmoid() / 2,
+        score_chosen_B=draw(B).abs() + 4,
+        score_rejected_BK=draw(B, K).abs().clamp(1, 3),
+        baseline_B=torch.zeros(B, dtype=dtype),
+    )
+    return replace(pairs, smoothing_BK=None)
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor | float, tolerance: float) -> None:
+    wanted = torch.as_tensor(wanted, dtype=found.dtype).expand_as(found)
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_identities(dtype: torch.dtype, tolerance: float) -> None:
+    one, three = make(1, dtype), make(3, dtype)
+    close(Sdpo(0.7)(one), Dpo(0.7)(one), tolerance)
+    close(Dmpo(0.7)(one), Dpo(0.7)(one), tolerance)
+    close(Recpo(0.7, lam=0)(three), Sdpo(0.7)(three), tolerance)
+    close(Rosepo(0.7)(replace(three, smoothing_BK=torch.zeros(B, 3, dtype=dtype))), Dpo(0.7)(three), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("K", [1, 3, 15])
+def test_values_at_the_reference(dtype: torch.dtype, tolerance: float, K: int) -> None:
+    pairs = make(K, dtype, at_reference=True)
+    K_B = pairs.mask_BK.sum(1).to(dtype)
+    for objective in (Dpo(0.3), Dmpo(0.3)):
+        close(objective(pairs), math.log(2), tolerance)
+    close(Rosepo(0.3)(replace(pairs, smoothing_BK=torch.full((B, K), 0.2, dtype=dtype))), math.log(2), tolerance)
+    close(Sdpo(0.3)(pairs), torch.log(1 + K_B), tolerance)
+    close(Ipo(0.1)(pairs), 1 / (4 * 0.1**2), tolerance)
+    close(Kto(0.3, 1.5, 0.5)(pairs), (1.5 + K_B * 0.5) / (2 * (1 + K_B)), tolerance)
+    close(Kto(0.3)(pairs), (1 + K_B * (1 / K_B)) / (2 * (1 + K_B)), tolerance)
+    for margin in ("ratio", "log_ratio", "log_diff"):
+        recpo = Recpo(0.3, 2.0, margin)
+        sums_B = (recpo.gamma_k(pairs).exp() * pairs.mask_BK).sum(1)
+        close(recpo(pairs), torch.log(1 + sums_B), tolerance)
+    assert pairs.score_chosen_B is not None and pairs.score_rejected_BK is not None
+    gap_BK = (pairs.score_chosen_B[:, None] - pairs.score_rejected_BK).log()
+    wanted_BK = torch.log1p(torch.exp(0.5 * gap_BK)) * pairs.mask_BK
+    close(Odpo(0.3, 0.5)(pairs), wanted_BK.sum(1) / K_B, tolerance)
+
+
+def pair(chosen: float, rejected: list[float], **more: torch.Tensor) -> Pairs:
+    """One example with reference log-probabilities of 0, so that Δ is the log-probability."""
+    rejected_BK = torch.tensor([rejected], dtype=torch.float64)
+    zeros = {"ref_chosen_B": torch.zeros(1).double(), "ref_rejected_BK": rejected_BK * 0}
+    return Pairs(torch.tensor([chosen]).double(), rejected_BK, torch.ones(1, len(rejected)).bool(), **(zeros | more))
+
+
+def test_hand_computed() -> None:
+    def near(loss: torch.Tensor, wanted: float) -> None:
+        assert loss.item() == pytest.approx(wanted, rel=1e-12)
+
+    lengths = {"chosen_length_B": torch.tensor([2]), "rejected_length_BK": torch.tensor([[4, 5]])}
+    # β = ½, h = −1 − (−3) = 2, so u = 1; the second h = −1 − (−5) = 4, u = 2.
+    one, two = math.log1p(math.exp(-1)), math.log1p(math.exp(-2))
+    near(Dpo(0.5)(pair(-1, [-3, -5])), (one + two) / 2)
+    near(Sdpo(0.5)(pair(-1, [-3, -5])), math.log(1 + math.exp(-1) + math.exp(-2)))
+    # Mean of Δ_k is −4: ½·(−1 + 4) = 1.5.
+    near(Dmpo(0.5)(pair(-1, [-3, -5])), math.log1p(math.exp(-1.5)))
+    # Per token −½, −¾ and −1: gaps ¼ and ½, times β = 2, less γ = 1.
+    near(Simpo(2, 1)(pair(-1, [-3, -5], **lengths)), (math.log1p(math.exp(0.5)) + math.log(2)) / 2)
+    # (2 − 5)² = 9 and (4 − 5)² = 1; per token (¼ − 5)² and (½ − 5)².
+    near(Ipo(0.1)(pair(-1, [-3, -5])), 5)
+    near(Ipo(0.1, "mean")(pair(-1, [-3, -5], **lengths)), (4.75**2 + 4.5**2) / 2)
+    near(Cpo(0.5, 2)(pair(-1, [-3, -5], **lengths)), (one + two) / 2 + 2 * 0.5)
+    # z = 1: 1 − σ(½(−1 − 1)) = σ(1); 1 − σ(½(1 + 3)) = σ(−2); 1 − σ(½(1 + 5)) = σ(−3).
+    sigma = [1 / (1 + math.exp(-x)) for x in (1, -2, -3)]
+    baseline = {"baseline_B": torch.ones(1).double()}
+    near(Kto(0.5, 2, 3)(pair(-1, [-3, -5], **baseline)), (2 * sigma[0] + 3 * (sigma[1] + sigma[2])) / 3)
+    # ε = ¼ on u = 1.
+    near(Rosepo(0.5)(pair(-1, [-3], smoothing_BK=torch.tensor([[0.25]]).double())), one + 0.25)
+    # φ_w = 4, φ_k = 2: margins 2·4/2 = 4, 2·log 2, 2·log 3.
+    phi = {"score_chosen_B": torch.tensor([4.0]).double(), "score_rejected_BK": torch.tensor([[2.0]]).double()}
+    for margin, gamma in (("ratio", 4), ("log_ratio", 2 * math.log(2)), ("log_diff", 2 * math.log(3))):
+        near(Recpo(0.5, 2, margin)(pair(-1, [-3], **phi)), math.log1p(math.exp(gamma - 1)))  # pyright: ignore
+    near(Odpo(0.5, 3)(pair(-1, [-3], **phi)), math.log1p(math.exp(3 * math.log(2) - 1)))
+
+
+def test_margins_smoothing_and_several_negatives_at_once() -> None:
+    # u = 1 − ½ and 2 − 1; S-DPO joins them first: e^−½ + e^−1.
+    more = {
+        "margin_BK": torch.tensor([[0.5, 1.0]]).double(),
+        "smoothing_BK": torch.tensor([[0.1, 0.3]], dtype=torch.float64),
+    }
+    u, v = 0.5, 1.0
+    soft = [math.log1p(math.exp(-x)) for x in (u, v)]
+    wanted = (soft[0] + 0.1 * u + soft[1] + 0.3 * v) / 2
+    assert Dpo(0.5)(pair(-1, [-3, -5], **more)).item() == pytest.approx(wanted, rel=1e-12)
+    z = math.log(math.exp(-u) + math.exp(-v))
+    wanted = 0.8 * math.log1p(math.exp(z)) + 0.2 * math.log1p(math.exp(-z))
+    assert Sdpo(0.5)(pair(-1, [-3, -5], **more)).item() == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("delta", [1e4, -1e4])
+def test_gradients_are_finite_far_away(name: str, delta: float) -> None:
+    pairs = replace(make(3, torch.float32), smoothing_BK=torch.full((B, 3), 0.1))
+    chosen_B, rejected_BK = (pairs.chosen_B + delta).requires_grad_(), (pairs.rejected_BK - delta).requires_grad_()
+    loss_B = OBJECTIVES[name]()(replace(pairs, chosen_B=chosen_B, rejected_BK=rejected_BK))
+    loss_B.sum().backward()
+    assert loss_B.shape == (B,) and loss_B.isfinite().all()
+    assert chosen_B.grad is not None and chosen_B.grad.isfinite().all()
+    assert rejected_BK.grad is not None and rejected_BK.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_masked_answers_do_not_exist(name: str) -> None:
+    """With two of four places filled the loss is that of K = 2, whatever stands in the others, without gradient."""
+    short = replace(make(2), mask_BK=torch.ones(B, 2).bool(), smoothing_BK=torch.full((B, 2), 0.1).double())
+    wide = {"mask_BK": torch.tensor([[True, True, False, False]]).expand(B, 4)}
+    for field in ("rejected_BK", "ref_rejected_BK", "smoothing_BK", "score_rejected_BK", "rejected_length_BK"):
+        junk = torch.full((B, 2), 0 if field == "rejected_length_BK" else torch.nan)
+        wide[field] = torch.cat([getattr(short, field), junk], 1)
+    rejected_BK = wide["rejected_BK"] = wide["rejected_BK"].requires_grad_()
+    loss_B = OBJECTIVES[name]()(replace(short, **wide))
+    close(loss_B, OBJECTIVES[name]()(short), 1e-12)
+    loss_B.sum().backward()
+    assert rejected_BK.grad is not None and rejected_BK.grad.isfinite().all()
+    assert (rejected_BK.grad[:, 2:] == 0).all() and (rejected_BK.grad[:, :2] != 0).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_example_without_negatives_is_harmless(name: str) -> None:
+    pairs = replace(make(2), smoothing_BK=torch.full((B, 2), 0.1).double(), mask_BK=torch.zeros(B, 2).bool())
+    chosen_B, rejected_BK = pairs.chosen_B.requires_grad_(), pairs.rejected_BK.requires_grad_()
+    loss_B = OBJECTIVES[name]()(replace(pairs, chosen_B=chosen_B, rejected_BK=rejected_BK))
+    (loss_B.sum() + 0 * chosen_B.sum() + 0 * rejected_BK.sum()).backward()
+    assert chosen_B.grad is not None and chosen_B.grad.isfinite().all()
+    assert rejected_BK.grad is not None and (rejected_BK.grad == 0).all()
+    if name not in ("cpo", "kto"):
+        assert (loss_B == 0).all() and (chosen_B.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_an_objective_needs(name: str) -> None:
+    objective = OBJECTIVES[name]
+    bare = replace(make(2), ref_chosen_B=None, smoothing_BK=torch.zeros(B, 2).double())
+    if objective.needs_reference:
+        with pytest.raises(ValueError, match="ref_chosen_B"):
+            objective()(bare)
+    else:
+        assert objective()(bare).isfinite().all()
+    setting = "tau" if name == "ipo" else "beta"
+    with pytest.raises(ValueError, match=setting):
+        objective(**{setting: 0.0})
+
+
+def test_sft_shares_add_up_to_the_global_mean() -> None:
+    chosen_B = torch.tensor([-2.0, -4.0, -6.0]).double()
+    # 12 nats over 10 tokens; with weights (2·2 + 0·4 + 1·6)/10.
+    assert sft(chosen_B, 10).item() == pytest.approx(1.2)
+    assert sum(sft(part, 10).item() for part in chosen_B.split(2)) == pytest.approx(1.2)
+    assert sft(chosen_B, 10, torch.tensor([2.0, 0.0, 1.0])).item() == pytest.approx(1.0)
+
+
+def test_helpers() -> None:
+    assert utility(torch.tensor(3.0), torch.tensor(11.0)).item() == pytest.approx(0.9045, abs=5e-5)
+    assert reference_point(torch.tensor([1.0, 2.0])).item() == 1.5
+    assert reference_point(torch.tensor([-1.0, 0.5])).item() == 0
+    with pytest.raises(ValueError, match="at least 2"):
+        reference_point(torch.tensor([1.0]))
+    smoothing_BK = oracle_smoothing(torch.tensor([1.0]), torch.tensor([[0.0, 9.0]]))
+    assert smoothing_BK[0, 0].item() == pytest.approx(1 / (1 + math.e)) and 0.49 < smoothing_BK[0, 1] < 0.5
+    scores = {"score_chosen_B": torch.tensor([3.0]), "score_rejected_BK": torch.tensor([[2.0, 3.0, 4.0]])}
+    assert ordered(pair(-1, [-3, -4, -5], **scores)).tolist() == [[True, False, False]]
+    with pytest.raises(ValueError, match="log_diff"):
+        Recpo(margin="log_diff")(pair(-1, [-3, -4, -5], **scores))
+
+
+def test_rewards() -> None:
+    # β = ½; Δ: −2 against −3 and −1, so gaps 1 and −1.
+    margin_B, accuracy_B = rewards(pair(-2, [-3, -1, -5]), 0.5)
+    assert margin_B.item() == pytest.approx(0.5 * (-2 + 3)) and accuracy_B.item() == pytest.approx(2 / 3)
+    margin_B, _ = rewards(replace(pair(-2, [-3]), ref_chosen_B=None), 1.0)
+    assert margin_B.item() == 1

@@ -1,0 +1,118 @@
+"""Titles survive as they are, special tokens stay in the frame, and every template says the same thing everywhere."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rayrec.prompts import INSTRUCTION, QUESTION, make_template, resolve_template
+
+CHAT = (
+    "{{ bos_token }}<|start|>system\nToday is {{ strftime_now('%Y') }}, {{ date_string }}.<|eot_id|>"
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer(bos: str | None = "<|bos|>", chat: str | None = CHAT) -> PreTrainedTokenizerFast:
+    """One token per byte, and the special tokens that the templates use."""
+    special = ["<|eot_id|>", "<|bos|>", "<|start|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    bpe.decoder = decoders.ByteLevel()  # pyright: ignore
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=bos, eos_token="<|eot_id|>", additional_special_tokens=["<|start|>", "<|bos|>"]
+    )
+    made.chat_template = chat
+    return made
+
+
+EOT, BOS, START = 0, 1, 2
+TOKENIZER = tokenizer()
+NASTY = [
+    "He said \"no\", then: 'yes'\nand left",
+    "<|eot_id|>",
+    "Ends with <|bos|><|start|>",
+    "  two spaces , kept .  ",
+    "Amélie — 千と千尋の神隠し",
+    "don 't stop",
+    "\r\n\t",
+]
+
+
+@pytest.mark.parametrize("name", ["compact", "instruct", "chat"])
+@pytest.mark.parametrize("title", NASTY)
+def test_round_trip(name: str, title: str) -> None:
+    template = make_template(name, TOKENIZER)
+    answer = template.answer_ids(title)
+    assert answer[-1] == template.eos_id == EOT and EOT not in answer[:-1]
+    assert not {BOS, START} & set(answer)
+    assert template.text(answer) == title == template.text([*answer, 77, 78])
+    assert template.lossy([title]) == []
+
+
+@given(st.text())
+def test_every_text_survives(title: str) -> None:
+    template = make_template("compact", TOKENIZER)
+    assert template.text(template.answer_ids(title)) == title
+
+
+@pytest.mark.parametrize("name", ["compact", "instruct", "chat"])
+@pytest.mark.parametrize("bos", ["<|bos|>", None])
+def test_bos_stands_once_where_there_is_one(name: str, bos: str | None) -> None:
+    ids = make_template(name, tokenizer(bos, CHAT if bos else CHAT.replace("{{ bos_token }}", ""))).prompt_ids(NASTY)
+    assert ids.count(BOS) == (bos is not None)
+    assert (ids[0] == BOS) == (bos is not None)
+
+
+def test_chat_is_the_rendered_conversation() -> None:
+    ids = make_template("chat", TOKENIZER).prompt_ids(["Heat", "<|eot_id|>"], [4.5, None])
+    user = INSTRUCTION + "Heat | Rating: 4.5\n<|eot_id|>\n" + QUESTION
+    assert TOKENIZER.decode(ids) == (
+        "<|bos|><|start|>system\nToday is 2024, 26 Jul 2024.<|eot_id|>"
+        f"<|start|>user\n{user}<|eot_id|><|start|>assistant\n"
+    )
+    # Two turns end; the title that spells the end of a turn is spelled out.
+    assert ids.count(EOT) == 2 and ids.count(START) == 3
+
+
+def test_chat_bos_is_added_once_to_a_frame_without_it() -> None:
+    ids = make_template("chat", tokenizer(chat=CHAT.replace("{{ bos_token }}", ""))).prompt_ids(["Heat"])
+    assert ids == make_template("chat", TOKENIZER).prompt_ids(["Heat"])
+
+
+def test_instruct_reads_as_english() -> None:
+    ids = make_template("instruct", TOKENIZER).prompt_ids(["Heat", "Ran"])
+    assert TOKENIZER.decode(ids) == f"<|bos|>{INSTRUCTION}Heat\nRan\n{QUESTION}\n"
+
+
+def test_compact_history_is_a_pretraining_row() -> None:
+    """Prompt and answer of the last title are, together, the sequence of all titles."""
+    template = make_template("compact", TOKENIZER)
+    prompt, answer = template.sequence_ids(["Heat", "Ran", "M"])
+    assert prompt == [BOS] and answer.count(EOT) == 3
+    assert prompt + answer == template.prompt_ids(["Heat", "Ran"]) + template.answer_ids("M")
+
+
+def test_a_template_travels() -> None:
+    template = make_template("chat", TOKENIZER)
+    here = template.prompt_ids(NASTY)
+    there = pickle.loads(pickle.dumps(template))
+    assert there._cache == {} and there.prompt_ids(NASTY) == here
+
+
+def test_names() -> None:
+    assert resolve_template("auto", "tiny", TOKENIZER) == "compact"
+    assert resolve_template("auto", "llama", TOKENIZER) == "chat"
+    assert resolve_template("auto", "llama", tokenizer(chat=None)) == "instruct"
+    assert resolve_template("instruct", "tiny", TOKENIZER) == "instruct"
+    with pytest.raises(ValueError, match="Use 'instruct'"):
+        make_template("chat", tokenizer(chat=None))
+    with pytest.raises(ValueError, match="2 times"):
+        make_template("chat", tokenizer(chat=CHAT.replace("{{ m.content }}", "{{ m.content * 2 }}")))
+    with pytest.raises(ValueError, match="compact, instruct, chat"):
+        make_template("poem", TOKENIZER)
