@@ -32,8 +32,28 @@ def refuse_relative(config: Config) -> None:
             )
 
 
+def check_address(config: Config) -> None:
+    """Refuse an address at which no cluster can be.
+
+    Raises:
+        ValueError: ``--address`` or ``RAY_ADDRESS`` is a dashboard's, or nothing answers there.
+    """
+    named = config.placement.address or os.environ.get("RAY_ADDRESS")
+    flag = "--address" if config.placement.address else "RAY_ADDRESS"
+    if named and named.startswith("http"):
+        raise ValueError(
+            f"{flag} {named} is a dashboard, wanted HOST:PORT of the cluster itself (`ray start` prints it). To a "
+            f"dashboard, submit: ray job submit --address {named} --working-dir . -- python jobs/sprec.py ..."
+        )
+    if named and ":" in named and "://" not in named and not _answers(named):
+        raise ValueError(
+            f"{flag} {named}: no Ray cluster answers there. Start one with `ray start --head`, or leave the address "
+            "out to compute on this machine."
+        )
+
+
 def find_address(config: Config) -> str | None:
-    """The cluster to join: --address, RAY_ADDRESS, or a living one made by ``ray start``; None for a cluster of our own.
+    """The cluster to join: --address, RAY_ADDRESS, or a living one made by ``ray start``; None for one of our own.
 
     Another driver's private cluster is never joined.
     """
@@ -51,7 +71,7 @@ def _answers(address: str) -> bool:
     try:
         with socket.create_connection((host, int(port)), timeout=2):
             return True
-    except OSError:
+    except (OSError, ValueError):  # ValueError: the port is no number
         return False
 
 
@@ -59,7 +79,7 @@ def has_gpu(config: Config) -> bool:
     """Resolve ``--device`` for a machine or cluster that is not joined yet.
 
     Raises:
-        ValueError: ``--device gpu`` on one machine without a GPU.
+        ValueError: ``--device gpu`` on one machine without a GPU, or with fewer than the plan takes.
     """
     import torch
 
@@ -67,7 +87,21 @@ def has_gpu(config: Config) -> bool:
         raise ValueError(
             "--device gpu: this machine has no CUDA device. Join a cluster with --address, or --device cpu."
         )
-    return config.placement.device == "gpu" or (config.placement.device == "auto" and torch.cuda.is_available())
+    gpu = config.placement.device == "gpu" or (config.placement.device == "auto" and torch.cuda.is_available())
+    wanted, found = _cards(config), torch.cuda.device_count()
+    if gpu and found < wanted and find_address(config) is None:
+        raise ValueError(
+            f"The plan takes {wanted} GPUs, this machine has {found}. Lower --train-workers, "
+            "--generators or --tensor-parallel, add --placement shared, or join a cluster with --address."
+        )
+    return gpu
+
+
+def _cards(config: Config) -> int:
+    """GPUs that trainers and generators take."""
+    placement = config.placement
+    cards = placement.train_workers + placement.generators * placement.tensor_parallel
+    return cards if placement.placement == "apart" else max(1, cards // 2)
 
 
 def connect(config: Config, gpu: bool) -> dict[str, float]:
@@ -84,14 +118,21 @@ def connect(config: Config, gpu: bool) -> dict[str, float]:
     # One CPU more than the actors take, or Ray Data waits for ever.
     wanted = {"CPU": float(placement.train_workers + placement.generators + 1)}
     if gpu:
-        cards = placement.train_workers + placement.generators * placement.tensor_parallel
-        wanted["GPU"] = float(cards if placement.placement == "apart" else max(1, cards // 2))
-    quiet: dict[str, Any] = {"log_to_driver": bool(os.environ.get("RAYREC_DEBUG")), "logging_level": "ERROR", "configure_logging": True}
+        wanted["GPU"] = float(_cards(config))
+    quiet: dict[str, Any] = {
+        "log_to_driver": bool(os.environ.get("RAYREC_DEBUG")),
+        "logging_level": "ERROR",
+        "configure_logging": True,
+    }
     if address is None:
-        # A machine of our own is not preempted and has no Prometheus: these actors would only cost start-up.
+        # A machine of our own is not preempted and has no Prometheus; and idle processes stay for the next phase, whose
+        # rows would otherwise wait for new ones to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-        ray.init(address="local", num_cpus=max(int(wanted["CPU"]), os.cpu_count() or 1), include_dashboard=False, **quiet)
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
+        ray.init(
+            address="local", num_cpus=max(int(wanted["CPU"]), os.cpu_count() or 1), include_dashboard=False, **quiet
+        )
     else:
         try:
             ray.init(address=address, **quiet)
@@ -101,8 +142,8 @@ def connect(config: Config, gpu: bool) -> dict[str, float]:
     for name, amount in wanted.items():
         if found.get(name, 0) < amount:
             raise ValueError(
-                f"The plan needs {amount:g} {name}s ({placement.train_workers} workers, {placement.generators} generators, "
-                f"and room for Ray Data); the cluster has {found.get(name, 0):g} on {len(ray.nodes())} nodes. "
+                f"The plan needs {amount:g} {name}s ({placement.train_workers} workers, {placement.generators} "
+                f"generators, and room for Ray Data); the cluster has {found.get(name, 0):g} on {len(ray.nodes())} nodes. "
                 "Lower --train-workers or --generators, or add nodes."
             )
     return found

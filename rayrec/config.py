@@ -1,7 +1,7 @@
 """Every setting of a run, in groups that say what a change costs.
 
-The groups ``data`` to ``evaluate`` decide the numbers of a run: they are hashed, and a run folder made with other values is
-refused. ``placement`` and ``output`` decide where and how it runs and may change when a run is resumed.
+The groups ``data`` to ``evaluate`` decide the numbers of a run: they are hashed, and a run folder that was made with
+other values is refused. ``placement`` and ``output`` decide where and how it runs and may change when a run is resumed.
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ class TrainConfig:
 class EvaluateConfig:
     """How policies answer and how the answers become top-k lists."""
 
-    decode: tuple[Literal["greedy", "beams"], ...] = ("greedy",)
-    """`greedy` writes one title that is grounded; `beams` takes the best distinct titles of a beam search."""
+    decode: tuple[Literal["greedy", "beams", "free_beams"], ...] = ("greedy",)
+    """`greedy` writes one title that is grounded; `beams` takes the best titles of the catalogue-constrained beam search;
+    `free_beams` takes the engine's own beam search where it wrote titles."""
     beam_width: int = 10
     top_k: tuple[int, ...] = (1, 5, 10)
     embedder: Literal["title", "sentence"] = "title"
@@ -238,7 +239,7 @@ def parse(description: str, args: list[str] | None = None) -> Config:
     import sys
 
     args = list(sys.argv[1:] if args is None else args)
-    first = argparse.ArgumentParser(add_help=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=sorted(PRESETS), default="small")
     chosen, rest = first.parse_known_args(args)
     note = f"{description}\nPresets: --preset {{{','.join(PRESETS)}}} sets the defaults of all flags below."

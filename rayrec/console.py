@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -213,11 +214,23 @@ def print_samples(samples: Sequence[Mapping[str, Any]], title: str = "Samples", 
         console.print(Padding(grid, (0, 0, 1, 0)))
 
 
+@dataclass
+class _Running:
+    """One phase at work."""
+
+    lane: str
+    total: int
+    unit: str
+    started: float
+    printed: float
+
+
 class LaneProgress:
     """One progress line per lane: a live bar in a terminal, elsewhere a plain line at most every ``every`` seconds.
 
     Safe to call from several threads. Use as a context manager; ``start`` a phase in a lane, ``update`` it with the
-    units done so far, ``finish`` it. The first and the last line of a phase always appear.
+    units done so far, ``finish`` it. The first and the last line of a phase always appear. Where two phases share a
+    lane (negatives overtake an evaluation), its bar shows the one that moved last.
     """
 
     def __init__(
@@ -229,9 +242,7 @@ class LaneProgress:
     ) -> None:
         self.console = console or _console()
         self._every, self._clock, self._lock = every, clock, threading.RLock()
-        self._phase: dict[str, tuple[str, int, str]] = {}
-        self._started: dict[str, float] = {}
-        self._printed: dict[str, float] = {}
+        self._running: dict[str, _Running] = {}
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         if self.console.is_terminal:
@@ -263,37 +274,40 @@ class LaneProgress:
     def start(self, lane: str, phase: str, total: int, unit: str = "steps") -> None:
         """Begin ``phase`` of ``total`` units in ``lane``."""
         with self._lock:
-            self._phase[lane] = (phase, total, unit)
-            self._started[lane] = self._clock()
+            self._running[phase] = _Running(lane, total, unit, self._clock(), self._clock())
             if self._bars:
                 self._bars.reset(self._tasks[lane], total=total, description=str(plain(phase)), lane=lane, note=unit)
             else:
-                self._line(lane, f"starts: {number(total)} {unit}")
+                self._line(phase, f"starts: {number(total)} {unit}")
 
-    def update(self, lane: str, done: int, note: str = "") -> None:
-        """Say that ``done`` units of the lane's phase are complete; ``note`` is a few words, such as the loss."""
+    def update(self, phase: str, done: int, note: str = "") -> None:
+        """Say that ``done`` units of the phase are complete; ``note`` is a few words, such as the loss."""
         with self._lock:
-            if lane not in self._phase:  # a report that came after the phase's end
+            if phase not in self._running:  # a report that came after the phase's end
                 return
-            _, total, unit = self._phase[lane]
+            running = self._running[phase]
             if self._bars:
-                note = " ".join(part for part in (unit, note) if part)
-                self._bars.update(self._tasks[lane], completed=done, note=str(plain(note)))
-            elif self._clock() - self._printed[lane] >= self._every:
-                self._line(lane, f"{number(done)}/{number(total)} {unit}" + (f", {note}" if note else ""))
+                note = str(plain(" ".join(part for part in (running.unit, note) if part)))
+                task, name = self._tasks[running.lane], str(plain(phase))
+                self._bars.update(task, completed=done, total=running.total, description=name, note=note)
+            elif self._clock() - running.printed >= self._every:
+                self._line(
+                    phase, f"{number(done)}/{number(running.total)} {running.unit}" + (f", {note}" if note else "")
+                )
 
-    def finish(self, lane: str, note: str = "") -> None:
-        """End the lane's phase; the lane then waits."""
+    def finish(self, phase: str, note: str = "") -> None:
+        """End the phase; its lane then waits, unless another of its phases is at work."""
         with self._lock:
-            phase, total, unit = self._phase.pop(lane)
-            seconds = self._clock() - self._started[lane]
-            text = f"done: {number(total)} {unit} in {seconds:.1f} s" + (f", {note}" if note else "")
-            if self._bars:
-                self._bars.reset(self._tasks[lane], start=False, total=None, description="waits", lane=lane, note="")
-                self.log(phase, text)
-            else:
-                self._line(lane, text, phase)
+            running = self._running[phase]
+            seconds = self._clock() - running.started
+            text = f"done: {number(running.total)} {running.unit} in {seconds:.1f} s" + (f", {note}" if note else "")
+            self._line(phase, text)
+            del self._running[phase]
+            if self._bars and not any(other.lane == running.lane for other in self._running.values()):
+                task = self._tasks[running.lane]
+                self._bars.reset(task, start=False, total=None, description="waits", lane=running.lane, note="")
 
-    def _line(self, lane: str, text: str, phase: str | None = None) -> None:
-        self._printed[lane] = self._clock()
-        log(phase or self._phase[lane][0], f"{lane:<10}  {text}", self.console)
+    def _line(self, phase: str, text: str) -> None:
+        running = self._running[phase]
+        running.printed = self._clock()
+        log(phase, f"{running.lane:<10}  {text}", self.console)

@@ -134,14 +134,11 @@ def _curve(axes: Axes, name: str, policies: Sequence[Row], baselines: Sequence[R
     x, top = [row.get("iteration", 0) for row in policies], 0.0
     for k, (colour, marker) in zip(cuts(policies), SERIES, strict=False):
         y = [_value(row, f"{name}@{k}") for row in policies]
-        error = [
-            1.96 * math.sqrt(p * (1 - p) / row["N"]) if row.get("N") else 0.0
-            for p, row in zip(y, policies, strict=True)
-        ]
-        if name == "HR":
-            axes.errorbar(x, y, error, fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.6)
+        spread = [0.0] * len(y)
+        if name == "HR":  # a share of rows, so binomial
+            spread = [1.96 * math.sqrt(p * (1 - p) / max(row.get("N") or 1, 1)) for p, row in zip(y, policies, strict=True)]
+            axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.6)
         axes.plot(x, y, color=colour, marker=marker, label=f"k = {k}", clip_on=False)
-        spread = error if name == "HR" else [0.0] * len(y)
         top = max([top, *(a + b for a, b in zip(y, spread, strict=True) if not math.isnan(a))])
         for row in baselines:
             axes.axhline(_value(row, f"{name}@{k}"), color=colour, linestyle=":", linewidth=0.9)

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayrec.config import Config
+from rayrec.prompts import Template
 from rayrec.seeds import seed_of
 
-Mode = Literal["greedy", "sample", "beam"]
+Mode = Literal["greedy", "sample", "beams", "free_beams"]
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,32 @@ class Answer:
     logprob: float
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What every generator is made from."""
+
+    config: Config
+    base: str
+    """Folder or hub id of the base model."""
+    template: Template
+    titles: tuple[str, ...]
+    """The catalogue, for catalogue-constrained beams."""
+    gpu: bool
+    engine: Literal["vllm", "torch"]
+    threads: int
+
+
 class Generator:
     """Actor that holds one engine and loads policy versions into it in place."""
 
-    def __init__(self, config: Config, base: str, template: str, gpu: bool, engine: str, threads: int):
+    def __init__(self, setup: Setup):
         from rayrec.models import opens
 
         opens.install()
-        from rayrec.models.policy import load_tokenizer
-        from rayrec.prompts import make_template
-
-        self.seed, self.version = config.data.seed, ""
-        self.template = make_template(template, load_tokenizer(base))
-        self.engine = {"vllm": VllmEngine, "torch": TorchEngine}[engine](config, base, self.template, gpu, threads)
+        self.setup, self.seed, self.template = setup, setup.config.data.seed, setup.template
+        self.engine = {"vllm": VllmEngine, "torch": TorchEngine}[setup.engine](setup)
+        self.beams = BeamEngine(setup)
+        self.versions: dict[int, str] = {}
 
     def ready(self) -> dict:
         """Facts about the engine, once it is up."""
@@ -73,13 +87,14 @@ class Generator:
         from rayrec.models import opens
 
         begun = time.time()
-        if part.version != self.version:
-            self.engine.load(part.version, part.folder)
-            self.version = part.version
+        engine = self.beams if part.mode == "beams" else self.engine
+        if self.versions.get(id(engine)) != part.version:
+            engine.load(part.version, part.folder)
+            self.versions[id(engine)] = part.version
         torch.manual_seed(seed_of(self.seed, part.phase, part.number))
-        answers = self.engine.answer([list(p) for p in part.prompts], part.mode, part.n)
+        answers = engine.answer([list(p) for p in part.prompts], part.mode, part.n)
         made = [[Answer(self.template.text(ids), logprob) for ids, logprob in one] for one in answers]
-        facts = {"start": begun, "end": time.time(), "pid": os.getpid(), "weight_opens": opens.opens()}
+        facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid(), "weight_opens": opens.opens()}
         return made, {**facts, "tokens": sum(len(ids) for one in answers for ids, _ in one)}
 
     def sleep(self) -> None:
@@ -94,7 +109,8 @@ class Generator:
 class VllmEngine:
     """vLLM in the actor's own process on a CPU; on GPUs over ``tensor_parallel`` cards."""
 
-    def __init__(self, config: Config, base: str, template: Any, gpu: bool, threads: int):
+    def __init__(self, setup: Setup):
+        gpu, threads = setup.gpu, setup.threads
         if not gpu:
             os.environ |= {
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -107,8 +123,9 @@ class VllmEngine:
         from vllm import LLM
 
         torch.set_num_threads(threads)
+        config = setup.config
         model, placement = config.model, config.placement
-        self.gpu, self.template, self.max_new = gpu, template, model.max_new_tokens
+        self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens
         self.lora = gpu and bool(model.lora_rank)
         self.adapter: Any = None
         here = {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni"}
@@ -121,7 +138,7 @@ class VllmEngine:
             **({"max_lora_rank": max(8, model.lora_rank or 0)} if self.lora else {}),
         }
         self.llm = LLM(
-            model=base,
+            model=setup.base,
             dtype=config.train.dtype,
             max_model_len=model.max_length,
             max_logprobs=2 * max(10, config.evaluate.beam_width, 2 * config.train.num_negatives),
@@ -141,6 +158,8 @@ class VllmEngine:
             return
         merged = Path(folder) / "merged"
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(merged if merged.exists() else folder)})
+        if not self.gpu:
+            self.llm.apply_model(_repack_tied_head)
 
     def answer(self, prompts: list[list[int]], mode: Mode, n: int) -> list[list[tuple[list[int], float]]]:
         from vllm import SamplingParams
@@ -149,7 +168,7 @@ class VllmEngine:
         self.llm.reset_prefix_cache()
         inputs: Any = [{"prompt_token_ids": ids} for ids in prompts]
         eos = self.template.eos_id
-        if mode == "beam":
+        if mode == "free_beams":
             beams = BeamSearchParams(beam_width=n, max_tokens=self.max_new, length_penalty=0.0)
             found = self.llm.beam_search(inputs, beams, lora_request=self.adapter)
             cut = [[(b.tokens[len(ids) :], b.cum_logprob) for b in out.sequences] for ids, out in zip(prompts, found)]
@@ -172,20 +191,31 @@ class VllmEngine:
         self.llm.wake_up()
 
 
+def _repack_tied_head(model: Any) -> None:
+    """Pack a head that shares the embedding's weight again.
+
+    On a CPU every layer computes with a packed copy of its weight, and a reload renews the copies only of layers that the
+    file names; a tied head is not named, and would answer with the old weights.
+    """
+    if getattr(model.config, "tie_word_embeddings", False):
+        model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+
 class TorchEngine:
     """transformers in the same actor, for machines that vLLM does not support."""
 
-    def __init__(self, config: Config, base: str, template: Any, gpu: bool, threads: int):
+    def __init__(self, setup: Setup):
         import torch
 
         from rayrec.models import policy
 
-        torch.set_num_threads(threads)
-        self.device = "cuda" if gpu else "cpu"
-        self.template, self.max_new = template, config.model.max_new_tokens
-        self.model = policy.load_base(base, dtype=getattr(torch, config.train.dtype), device=self.device)
-        if config.model.lora_rank:
-            self.model = policy.add_lora(self.model, config.model.lora_rank, config.model.lora_alpha, 0.0)
+        torch.set_num_threads(setup.threads)
+        model = setup.config.model
+        self.device = "cuda" if setup.gpu else "cpu"
+        self.template, self.max_new = setup.template, model.max_new_tokens
+        self.model = policy.load_base(setup.base, dtype=setup.config.train.dtype, device=self.device)
+        if model.lora_rank:
+            self.model = policy.add_lora(self.model, model.lora_rank, model.lora_alpha, 0.0)
         self.model.eval()
 
     def load(self, version: str, folder: str) -> None:
@@ -195,9 +225,10 @@ class TorchEngine:
         policy.load_weights(self.model, folder)
 
     def answer(self, prompts: list[list[int]], mode: Mode, n: int) -> list[list[tuple[list[int], float]]]:
-        from rayrec.decoding.generate import generate
+        from rayrec.decoding import generate
 
-        made = generate(self.model, prompts, self.template.eos_id, max_new_tokens=self.max_new, mode=mode, n=n)
+        kind: Any = {"free_beams": "beam"}.get(mode, mode)
+        made = generate(self.model, prompts, self.template.eos_id, max_new_tokens=self.max_new, mode=kind, n=n)
         return [[(list(g.token_ids), g.logprob) for g in one] for one in made]
 
     def sleep(self) -> None:
@@ -205,6 +236,32 @@ class TorchEngine:
 
     def wake(self) -> None:
         self.model.to(self.device)
+
+
+class BeamEngine:
+    """Catalogue-constrained beam search; its model is built from the first policy that it is asked for."""
+
+    def __init__(self, setup: Setup):
+        self.setup, self.model, self.device = setup, None, "cuda" if setup.gpu else "cpu"
+
+    def load(self, version: str, folder: str) -> None:
+        """Load a finished policy, in place after the first."""
+        from rayrec.decoding import Trie
+        from rayrec.models import policy
+
+        merged = Path(folder) / "merged"
+        folder = str(merged if merged.exists() else folder)
+        if self.model is not None:
+            return policy.load_weights(self.model, folder)
+        self.model = policy.load_policy(folder, dtype=self.setup.config.train.dtype, device=self.device)
+        self.ids = [self.setup.template.answer_ids(title) for title in self.setup.titles]
+        self.trie = Trie.build(self.ids)
+
+    def answer(self, prompts: list[list[int]], mode: Mode, n: int) -> list[list[tuple[list[int], float]]]:
+        from rayrec.decoding import beam_search
+
+        assert self.model is not None, "load comes first"
+        return [[(self.ids[i], lp) for i, lp in one] for one in beam_search(self.model, prompts, self.trie, n)]
 
 
 @dataclass
@@ -220,23 +277,23 @@ class _Job:
 class GeneratorPool:
     """The driver's handle on the actors: parts wait in one queue, each actor is fed by a thread of its own."""
 
-    def __init__(self, config: Config, base: Path, template: str, gpu: bool, engine: str, threads: int, trace: Any):
+    def __init__(self, setup: Setup, trace: Any):
         import ray
 
-        self.config, self.trace, self._ray = config, trace, ray
-        self._make = lambda: self._actor(base, template, gpu, engine, threads)
+        self.config, self.trace, self._ray, self._gpu = setup.config, trace, ray, setup.gpu
+        self._setup = ray.put(setup)
         self._queue: list[tuple[int, int, Part, _Job, int]] = []
         self._order, self._ready, self._closed = itertools.count(), threading.Condition(), False
         self.error: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._feed, args=(i,), name=f"generator-{i}", daemon=True)
-            for i in range(config.placement.generators)
+            for i in range(setup.config.placement.generators)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _actor(self, base: Path, template: str, gpu: bool, engine: str, threads: int) -> Any:
-        ray, placement = self._ray, self.config.placement
+    def _actor(self) -> Any:
+        ray, placement, gpu = self._ray, self.config.placement, self._gpu
         options: dict[str, Any] = {"num_cpus": 1}
         if gpu and placement.tensor_parallel > 1:
             from ray.util.placement_group import placement_group
@@ -247,7 +304,7 @@ class GeneratorPool:
             options = {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": bundle}
         elif gpu:
             options["num_gpus"] = 0.5 if placement.placement == "shared" else 1
-        return ray.remote(Generator).options(**options).remote(self.config, str(base), template, gpu, engine, threads)
+        return ray.remote(Generator).options(**options).remote(self._setup)
 
     def submit(self, parts: list[Part], urgent: bool, on_part: Callable[[int], None] = lambda done: None) -> Future:
         """Queue the parts of one phase; the future holds their answers in order. Urgent parts go first."""
@@ -290,7 +347,7 @@ class GeneratorPool:
         self._bury(actor)
 
     def _start(self, index: int) -> Any:
-        begun, actor = time.time(), self._make()
+        begun, actor = time.time(), self._actor()
         facts = self._ray.get(actor.ready.remote(), timeout=self.config.placement.wait_seconds)
         self.trace.add("engine", "start", "generators", f"generator {index}", begun, time.time(), **facts)
         return actor

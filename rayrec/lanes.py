@@ -78,7 +78,7 @@ class Lane:
             self.shared.progress.start(self.name, name, total, unit)
             with run.trace.phase(name, self.name) as facts:
                 run.finish(name, make(folder, facts))
-            self.shared.progress.finish(self.name)
+            self.shared.progress.finish(name)
         self.shared.on_finish(name)
         return run.folder(name)
 
@@ -171,7 +171,7 @@ class TrainLane(Lane):
     def _hear(self, name: str, step: int = 0, **beat: Any) -> None:
         self.shared.run.trace.progress(name, step=step, **beat)
         note = f"loss {beat['loss']:.4f}" if "loss" in beat else "reference" if "reference" in beat else ""
-        self.shared.progress.update(self.name, step, note)
+        self.shared.progress.update(name, step, note)
 
     def _sample(self, table: pa.Table, t: int) -> None:
         """Keep the iteration's first three rows for people to read."""
@@ -272,7 +272,7 @@ class GenerateLane(Lane):
 
         size, prompts = self.shared.config.evaluate.part, rows["history"].to_pylist()
         ids = [tuple(self.shared.template.prompt_ids(history)) for history in prompts]
-        width = self.shared.config.evaluate.beam_width if decode == "beams" else 1
+        width = self.shared.config.evaluate.beam_width if "beams" in decode else 1
         parts = [
             Part(f"{name}/{decode}", i, policy.version, str(policy.folder), tuple(ids[at : at + size]), decode, width)
             for i, at in enumerate(range(0, len(ids), size))
@@ -285,7 +285,7 @@ class GenerateLane(Lane):
 
     def _hear(self, name: str, done: int) -> None:
         self.shared.run.trace.progress(name, parts=done)
-        self.shared.progress.update(self.name, done)
+        self.shared.progress.update(name, done)
 
     def _predictions(self, outputs: pa.Table, examples: pa.Table, decode: str) -> pa.Table:
         """Turn outputs into top-k lists: greedy text is grounded, beams are taken where they are titles."""

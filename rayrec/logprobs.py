@@ -162,7 +162,7 @@ def check_packed(model: Any, longest: int) -> None:
             plain_BA = torch.tensor(
                 [[_plain_logprob(lm, prompt, answer) for answer in answers] for prompt, answers in rows]
             )
-    except (TypeError, RuntimeError, IndexError) as error:
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise ValueError(f"{type(lm).__name__} does not run packed: {error}. Use another model.") from error
     finally:
         model.train(training)

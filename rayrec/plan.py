@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -64,55 +64,108 @@ def phases(config: Config, evaluated: int) -> list[PhasePlan]:
     return plan
 
 
+#: Settings that must be above 0, and settings that must be 0 or more, by group.
+_POSITIVE = {
+    "model": "lora_alpha max_length max_new_tokens tiny_hidden tiny_layers pretrain_steps pretrain_batch pretrain_lr",
+    "train": "first_rows first_epochs first_lr rows_per_iteration num_negatives beta lr batch prefer_batch micro_batch"
+    " clip",
+    "evaluate": "beam_width top_k part",
+    "placement": "train_workers generators tensor_parallel threads wait_seconds",
+}
+_NOT_NEGATIVE = {
+    "model": "lora_rank lora_dropout",
+    "train": "iterations warmup_steps weight_decay",
+    "evaluate": "popularity_gamma",
+    "placement": "max_deaths",
+}
+
+
 def resolve(config: Config) -> Config:
     """Fill in the settings whose default depends on others.
 
     Raises:
         ValueError: a setting that is out of range or at odds with another.
     """
-    model, train, evaluate, placement = config.model, config.train, config.evaluate, config.placement
-    tiny = model.model == "tiny"
+    model, placement = config.model, config.placement
+    _check_ranges(config)
+    _check_names(config)
+    _check_together(config)
     if model.lora_rank is None:
-        config = dataclasses.replace(config, model=dataclasses.replace(model, lora_rank=0 if tiny else 16))
-    positive = {
-        **{name: getattr(train, name) for name in ("first_rows", "first_epochs", "rows_per_iteration", "batch")},
-        **{name: getattr(train, name) for name in ("prefer_batch", "micro_batch", "num_negatives", "clip")},
-        **{name: getattr(train, name) for name in ("lr", "first_lr", "beta")},
-        **{name: getattr(model, name) for name in ("pretrain_steps", "pretrain_batch", "pretrain_lr")},
-        **{name: getattr(model, name) for name in ("max_length", "max_new_tokens")},
-        **{
-            name: getattr(placement, name)
-            for name in ("train_workers", "generators", "tensor_parallel", "wait_seconds")
-        },
-        "part": evaluate.part,
-        "beam_width": evaluate.beam_width,
-    }
-    for name, value in positive.items():
+        model = dataclasses.replace(model, lora_rank=0 if model.model == "tiny" else 16)
+    if placement.placement == "shared":
+        placement = dataclasses.replace(placement, sequential=True)
+    return dataclasses.replace(config, model=model, placement=placement)
+
+
+def _check_ranges(config: Config) -> None:
+    for flag, value in _numbers(_POSITIVE, config):
         if not 0 < value < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted a finite number above 0.")
-    if train.iterations < 0 or train.warmup_steps < 0 or placement.max_deaths < 0:
-        raise ValueError("--iterations, --warmup-steps and --max-deaths must be 0 or more.")
-    if not evaluate.decode or not evaluate.top_k or min(evaluate.top_k) < 1:
+            raise ValueError(f"{flag} is {value}, wanted a finite number above 0. Without {flag} it has its default.")
+    for flag, value in _numbers(_NOT_NEGATIVE, config):
+        if not 0 <= value < float("inf"):
+            raise ValueError(
+                f"{flag} is {value}, wanted a finite number, 0 or more. Without {flag} it has its default."
+            )
+    if config.model.lora_dropout >= 1:
+        raise ValueError(f"--lora-dropout is {config.model.lora_dropout}, wanted a share below 1, such as 0.05.")
+
+
+def _numbers(limits: dict[str, str], config: Config) -> Iterator[tuple[str, float]]:
+    """Yield flag and value of the settings in ``limits`` that have one."""
+    for group, names in limits.items():
+        for name in names.split():
+            value = getattr(getattr(config, group), name)
+            yield from (
+                (_flag(name), one) for one in (value if isinstance(value, tuple) else (value,)) if one is not None
+            )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_names(config: Config) -> None:
+    output, evaluate = config.output, config.evaluate
+    if output.name is not None and (Path(output.name).name != output.name or output.name in ("", ".", "..")):
+        raise ValueError(f"--name {output.name!r} is not a plain folder name. Put folders into --runs.")
+    if "://" in output.runs:
+        raise ValueError(f"--runs {output.runs} is a URL, wanted a folder. Mount that store and name its folder.")
+    if output.keep != "all" and not (output.keep.isdecimal() and int(output.keep) > 0):
+        raise ValueError(f"--keep is {output.keep!r}, wanted a number of policies above 0, or `all`. The default is 2.")
+    for name in ("decode", "top_k"):
+        values = getattr(evaluate, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{_flag(name)} is {values}, wanted at least one value, each once. Name them with spaces.")
+    if evaluate.embedder == "title" and evaluate.embedder_path is not None:
         raise ValueError(
-            f"--decode is {evaluate.decode} and --top-k is {evaluate.top_k}: each wants at least one value."
+            f"--embedder-path {evaluate.embedder_path} is not read by --embedder title. Add --embedder sentence."
         )
-    for name, batch in (("batch", train.batch), ("prefer-batch", train.prefer_batch)):
-        if batch % placement.train_workers:
-            raise ValueError(f"--{name} is {batch}: not divisible by --train-workers {placement.train_workers}.")
-    if tiny and model.pretrain_batch % placement.train_workers:
-        raise ValueError(f"--pretrain-batch is {model.pretrain_batch}: wanted a multiple of --train-workers.")
+
+
+def _check_together(config: Config) -> None:
+    model, train, evaluate, workers = config.model, config.train, config.evaluate, config.placement.train_workers
+    batches = {"batch": train.batch, "prefer_batch": train.prefer_batch}
+    for name, batch in (batches | ({"pretrain_batch": model.pretrain_batch} if model.model == "tiny" else {})).items():
+        if batch % workers:
+            raise ValueError(
+                f"{_flag(name)} is {batch}, wanted a multiple of --train-workers {workers}. "
+                f"Take {batch + workers - batch % workers}."
+            )
+    if model.max_length <= model.max_new_tokens:
+        raise ValueError(
+            f"--max-length {model.max_length} holds a prompt and --max-new-tokens {model.max_new_tokens}, so no room "
+            "is left for a prompt. Raise --max-length."
+        )
     if not train.sft and not train.prefer and train.iterations:
         raise ValueError(
-            "--no-sft and --no-prefer leave an iteration nothing to do. Give one of them, or --iterations 0."
+            "--no-sft and --no-prefer leave an iteration nothing to do. Leave one of them out, or add --iterations 0."
         )
-    if "beams" in evaluate.decode and evaluate.beam_width < max(evaluate.top_k):
-        raise ValueError(f"--beam-width {evaluate.beam_width} gives fewer titles than --top-k {max(evaluate.top_k)}.")
-    if config.output.keep != "all" and not (config.output.keep.isdigit() and int(config.output.keep) > 0):
-        raise ValueError(f"--keep is {config.output.keep!r}: wanted a number of policies above 0, or `all`.")
-    if placement.placement == "shared" and not placement.sequential:
-        placement = dataclasses.replace(placement, sequential=True)
-        config = dataclasses.replace(config, placement=placement)
-    return config
+    longest = max(evaluate.top_k)
+    if set(evaluate.decode) - {"greedy"} and evaluate.beam_width < longest:
+        raise ValueError(
+            f"--beam-width {evaluate.beam_width} gives fewer titles than --top-k {longest}. "
+            f"Take --beam-width {longest}, or a shorter list."
+        )
 
 
 def check_data(config: Config, data: Dataset) -> None:
@@ -124,7 +177,10 @@ def check_data(config: Config, data: Dataset) -> None:
     items = len(data.catalogue)
     longest = max(config.evaluate.top_k)
     if longest > items:
-        raise ValueError(f"--top-k {longest} asks for a longer list than the catalogue has items ({items}).")
+        raise ValueError(
+            f"--top-k {longest} asks for a longer list than the catalogue has items ({items}). "
+            "Take a shorter list, or more data."
+        )
     free = items - config.data.history - 1
     if config.train.num_negatives > free:
         raise ValueError(
@@ -133,22 +189,31 @@ def check_data(config: Config, data: Dataset) -> None:
         )
 
 
-def check_lengths(config: Config, data: Dataset, template: Any) -> dict[str, int]:
+class Lengths(NamedTuple):
+    """Mean tokens of a prompt and of an answer, and the number of titles that the tokenizer does not give back."""
+
+    prompt: int
+    answer: int
+    changed_titles: int
+
+
+def check_lengths(config: Config, data: Dataset, template: Any) -> Lengths:
     """Measure prompts and answers in tokens and refuse what the model cannot see.
 
     Raises:
         ValueError: a prompt with its answer is longer than ``--max-length``, or a title than ``--max-new-tokens``.
     """
-    answers = {title: len(template.answer_ids(title)) for title in data.catalogue.titles}
+    tables = (data.train, data.valid, data.test)
+    targets = (title for table in tables for title in table["target"].to_pylist())
+    answers = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
     longest_title = max(answers, key=lambda title: answers[title])
     if answers[longest_title] > config.model.max_new_tokens:
         raise ValueError(
             f"The title {longest_title!r} has {answers[longest_title]} tokens, --max-new-tokens is "
-            f"{config.model.max_new_tokens}: it could never be generated. Raise --max-new-tokens."
+            f"{config.model.max_new_tokens}: it could never be generated. "
+            f"Take --max-new-tokens {answers[longest_title]} or more."
         )
-    prompts = np.array(
-        [len(template.prompt_ids(h)) for t in (data.train, data.valid, data.test) for h in t["history"].to_pylist()]
-    )
+    prompts = np.array([len(template.prompt_ids(h)) for table in tables for h in table["history"].to_pylist()])
     room = config.model.max_length - config.model.max_new_tokens
     if int(prompts.max()) > room:
         raise ValueError(
@@ -156,11 +221,12 @@ def check_lengths(config: Config, data: Dataset, template: Any) -> dict[str, int
             f"{prompts.max()}): --max-length {config.model.max_length} less --max-new-tokens "
             f"{config.model.max_new_tokens}. Shorten --history, or raise --max-length up to the model's context."
         )
-    return {"prompt": round(float(prompts.mean())), "answer": round(float(np.mean(list(answers.values()))))}
+    changed = len(template.lossy(data.catalogue.titles))
+    return Lengths(round(float(prompts.mean())), round(float(np.mean(list(answers.values())))), changed)
 
 
 def describe(
-    config: Config, data: Dataset, plan: Iterable[PhasePlan], tokens: dict[str, int], parameters: int, **resources: Any
+    config: Config, data: Dataset, plan: Iterable[PhasePlan], tokens: Lengths, parameters: int, **resources: Any
 ) -> dict[str, Any]:
     """The plan as a person reads it (``plan.json``, ``--dry-run``)."""
     train, model = config.train, config.model
@@ -168,16 +234,16 @@ def describe(
     per_policy = trained * _BYTES[train.dtype]
     rows = []
     for phase in plan:
-        length = tokens["prompt"] + tokens["answer"]
+        length = tokens.prompt + tokens.answer
         if phase.kind == "prefer":
-            length += train.num_negatives * tokens["answer"]
+            length += train.num_negatives * tokens.answer
         seen = phase.rows * (phase.epochs if phase.kind != "baseline" else 0)
         batches = phase.steps or -(-phase.rows // config.evaluate.part)
         rows.append({"phase": phase.name, "rows": phase.rows, "batches": batches, "tokens": seen * length})
         rows[-1] |= {"epochs": phase.epochs}
     return {
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
-        "counts": data.counts,
+        "counts": {**data.counts, "titles_changed_by_tokenizer": tokens.changed_titles},
         "phases": rows,
         "model": {"name": model.model, "parameters": parameters, "lora_rank": model.lora_rank},
         "resources": resources,

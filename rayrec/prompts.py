@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
+
+from tokenizers import Tokenizer
 
 INSTRUCTION = "A user chose these titles, oldest first, one per line:\n"
 QUESTION = "Answer with the one title that this user chooses next, and nothing else."
@@ -23,13 +26,16 @@ class Template:
     A prompt is ``before``, then every title of the history followed by ``separator``, then ``after``.
     """
 
-    def __init__(self, tokenizer: Any, before: list[int], separator: list[int], after: list[int]):
-        self.tokenizer, self.before, self.separator, self.after = tokenizer, before, separator, after
-        self.eos_id: int = tokenizer.eos_token_id
+    def __init__(self, tokenizer: Tokenizer, eos_id: int, before: list[int], separator: list[int], after: list[int]):
+        self.tokenizer, self.eos_id = tokenizer, eos_id
+        self.before, self.separator, self.after = before, separator, after
         self._cache: dict[str, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        return {**self.__dict__, "tokenizer": self.tokenizer.to_str(), "_cache": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, tokenizer=_plain_tokenizer(state["tokenizer"]))
 
     def prompt_ids(self, history: Sequence[str], ratings: Sequence[float | None] | None = None) -> list[int]:
         """Return the prompt's tokens, ``Title | Rating: r`` per title where ``ratings`` are given (RecPO)."""
@@ -54,19 +60,29 @@ class Template:
             if token == self.eos_id:
                 break
             answer.append(int(token))
-        return self.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(answer, skip_special_tokens=True)
 
     def lossy(self, titles: Iterable[str]) -> list[str]:
         """Return the titles that this tokenizer does not give back as they went in (it may normalise Unicode)."""
         return [title for title in titles if self.text(self.answer_ids(title)) != title]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise data, which never means a special token whatever it spells."""
+        """Tokenise data, each text once."""
         new = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if new:
-            found = self.tokenizer(new, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            self._cache.update(zip(new, found, strict=True))
+            found = self.tokenizer.encode_batch(new, add_special_tokens=False)
+            self._cache.update((text, encoding.ids) for text, encoding in zip(new, found, strict=True))
         return [self._cache[text] for text in texts]
+
+
+@lru_cache(maxsize=4)
+def _plain_tokenizer(serialised: str) -> Tokenizer:
+    """The tokenizer alone, without transformers around it: a Ray Data task starts in a second, not in ten."""
+    tokenizer = Tokenizer.from_str(serialised)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # data never means a special token, whatever it spells
+    return tokenizer
 
 
 def resolve_template(name: str, model: str, tokenizer: Any) -> str:
@@ -87,9 +103,14 @@ def make_template(name: str, tokenizer: Any) -> Template:
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no EOS token, by which answers end. Set eos_token in its folder.")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no tokenizer.json. Convert it with transformers' AutoTokenizer."
+        )
+    plain, eos = _plain_tokenizer(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token_id
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if name == "compact":
-        return Template(tokenizer, bos or [tokenizer.eos_token_id], [tokenizer.eos_token_id], [])
+        return Template(plain, eos, bos or [eos], [eos], [])
     if name not in ("instruct", "chat"):
         raise ValueError(f"Found template '{name}'. Choose one of compact, instruct, chat.")
     # The placeholder stands for the user's text, which is data: special tokens are read only in the frame around it.
@@ -97,9 +118,9 @@ def make_template(name: str, tokenizer: Any) -> Template:
     start, end = (tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in frame)
     while bos and start[:1] == bos:
         start = start[1:]
-    template = Template(tokenizer, [], [], [])
+    template = Template(plain, eos, [], [], [])
     instruction, newline, question = template._encode([INSTRUCTION, "\n", QUESTION])
-    return Template(tokenizer, bos + start + instruction, newline, question + end)
+    return Template(plain, eos, bos + start + instruction, newline, question + end)
 
 
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:

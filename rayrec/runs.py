@@ -139,6 +139,33 @@ class Trace:
             )
 
 
+#: What a start that was killed at once leaves of ``Run._claim``.
+_PROBES = {".writable", "config.json.partial"}
+
+
+def check_claim(root: Path, config: Config, data_hash: str) -> dict[str, Any]:
+    """The record that a run of this configuration keeps in ``config.json``; nothing is written.
+
+    Raises:
+        ValueError: ``root`` is something else than a run folder, exists although ``--on-existing fail``, or was made by
+            another configuration or other data.
+    """
+    record, existing = root / "config.json", config.output.on_existing
+    wanted = {"result_hash": result_hash(config, data_hash), "data_hash": data_hash, "config": to_dict(config)}
+    found = read_json(record) if record.exists() else {}
+    if "result_hash" not in found and root.is_dir() and {path.name for path in root.iterdir()} - _PROBES:
+        raise ValueError(f"{root} is neither empty nor a run folder. Take another --name or --runs.")
+    if found and existing == "fail":
+        raise ValueError(f"{root} exists already. Take another --name, or --on-existing resume or overwrite.")
+    if found and existing == "resume" and found["result_hash"] != wanted["result_hash"]:
+        lines = "\n  ".join(differences(found, wanted))
+        raise ValueError(
+            f"{root} was made with other settings:\n  {lines}\n"
+            "Take another --name, give the same settings, or start afresh with --on-existing overwrite."
+        )
+    return wanted
+
+
 class Run:
     """One run folder, opened for work.
 
@@ -153,9 +180,7 @@ class Run:
         self.trace = Trace(root / "trace.json")
 
     def _claim(self, config: Config, data_hash: str) -> None:
-        record = self.root / "config.json"
-        if record.exists() and config.output.on_existing == "fail":
-            raise ValueError(f"{self.root} exists already. Take another --name, or --on-existing resume or overwrite.")
+        record, wanted = self.root / "config.json", check_claim(self.root, config, data_hash)
         try:
             if record.exists() and config.output.on_existing == "overwrite":
                 shutil.rmtree(self.root)
@@ -167,17 +192,6 @@ class Run:
             raise ValueError(
                 f"{self.root} cannot be written ({error.strerror}). Name another folder with --runs."
             ) from error
-        wanted = {"result_hash": result_hash(config, data_hash), "data_hash": data_hash, "config": to_dict(config)}
-        if record.exists():
-            found = read_json(record)
-            if found["result_hash"] != wanted["result_hash"]:
-                lines = differences(found, wanted)
-                raise ValueError(
-                    f"{self.root} was made with other settings:\n  " + "\n  ".join(lines) + "\n"
-                    "Take another --name, give the same settings, or start afresh with --on-existing overwrite."
-                )
-        elif any(self.root.iterdir()):
-            raise ValueError(f"{self.root} is neither empty nor a run folder (no config.json). Take another --name.")
         write_json(record, {**wanted, "seed": config.data.seed, "versions": versions()})
 
     def folder(self, phase: str) -> Path:

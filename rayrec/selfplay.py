@@ -8,21 +8,23 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from rayrec import cluster, console, plan
 from rayrec.config import Config
 from rayrec.data import Dataset, load, preferences
+from rayrec.generators import GeneratorPool, Setup
 from rayrec.grounding import EMBEDDERS, Embedder
 from rayrec.lanes import GenerateLane, Lane, Once, Policy, Shared, TrainLane
 from rayrec.report import best_policy, build_report
-from rayrec.runs import Run, read_json, write_json
+from rayrec.runs import Run, check_claim, read_json, write_json
 from rayrec.timeline import by_iteration, spans
 from rayrec.trainers import TrainGroup
 
@@ -59,6 +61,7 @@ def run(config: Config) -> Path | None:
     """
     cluster.refuse_relative(config)
     config = plan.resolve(config)
+    cluster.check_address(config)
     gpu, engine = cluster.has_gpu(config), choose_engine(config)
     data = load(config.data)
     plan.check_data(config, data)
@@ -81,21 +84,24 @@ def run(config: Config) -> Path | None:
             "engine": engine,
         }
         shown = plan.describe(config, data, phases, tokens, parameters, **resources)
-        shown["folder"] = str(run_folder(config, data))
+        root = run_folder(config, data)
+        shown["folder"] = str(root)
         if config.output.dry_run:
+            check_claim(root, config, data.content_hash)
             console.print_plan(shown)
             return None
-        work = Run(run_folder(config, data), config, data.content_hash)
+        work = Run(root, config, data.content_hash)
         if config.model.model == "tiny":
             base = keep_base(work, base)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     work.forget_unusable((phase.name, phase.needs) for phase in phases)
     shown["done"] = [phase.name for phase in phases if work.done(phase.name)]
+    shown["to_do"] = [phase.name for phase in phases if not work.done(phase.name)]
     write_json(work.root / "plan.json", shown)
     plan.write_inputs(work.root, data)
     console.print_plan(shown)
-    Session(config, data, work, phases, base, template_name, template, embedder, gpu, engine, threads).run()
+    Session(config, data, work, phases, base, template, embedder, gpu, engine, threads).run()
     return work.root
 
 
@@ -109,25 +115,20 @@ class Session:
         work: Run,
         phases: list[plan.PhasePlan],
         base: Path,
-        template_name: str,
         template: Any,
         embedder: Embedder,
         gpu: bool,
-        engine: str,
+        engine: Literal["vllm", "torch"],
         threads: int,
     ):
         self.config, self.data, self.work, self.phases = config, data, work, phases
         self.template, self.embedder, self.threads = template, embedder, threads
-        self.base, self.gpu = base, gpu
+        self.base, self.gpu, self._lock = base, gpu, threading.Lock()
         placement = config.placement
-        self.group = Once(lambda: TrainGroup(config, base, template_name, work.root / ".ray_train", gpu))
-        self.pool = Once(lambda: self._pool(template_name, engine))
+        self.group = Once(lambda: TrainGroup(config, str(base), template, work.root / ".ray_train", gpu))
+        setup = Setup(config, str(base), template, tuple(data.catalogue.titles), gpu, engine, threads)
+        self.pool = Once(lambda: GeneratorPool(setup, work.trace))
         self.all_threads = max(threads, (os.cpu_count() or 1) // placement.train_workers)
-
-    def _pool(self, template_name: str, engine: str) -> Any:
-        from rayrec.generators import GeneratorPool
-
-        return GeneratorPool(self.config, self.base, template_name, self.gpu, engine, self.threads, self.work.trace)
 
     def run(self) -> None:
         """Do what is left of the run, print its tables and write its report."""
@@ -179,8 +180,8 @@ class Session:
 
     def _finished(self, phase: str) -> None:
         """Rebuild metrics.jsonl, print an iteration's table, remove weights that nothing needs any more."""
-        records = self.work.write_metrics(p.name for p in self.phases)
-        self._prune(records)
+        with self._lock:
+            self._prune(self.work.write_metrics(p.name for p in self.phases))
 
     def _prune(self, records: list[dict]) -> None:
         keep = self.config.output.keep
@@ -226,7 +227,7 @@ def read_records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def choose_engine(config: Config) -> str:
+def choose_engine(config: Config) -> Literal["vllm", "torch"]:
     """Resolve ``--engine auto``: vllm where it is installed.
 
     Raises:
@@ -251,21 +252,28 @@ def make_embedder(config: Config, data: Dataset) -> Embedder:
 
 
 def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, str, int]:
-    """The base model's folder or hub id, the resolved template's name and the number of parameters."""
-    from rayrec.models.policy import context_length, load_tokenizer
+    """The base model's folder or hub id, the resolved template's name and the number of parameters.
+
+    Raises:
+        ValueError: the model cannot be had or opened, or sees fewer tokens than ``--max-length``.
+    """
+    from rayrec.models.policy import check_model, context_length, load_tokenizer
     from rayrec.models.tiny import make_tiny
     from rayrec.prompts import resolve_template
 
-    base = Path(config.model.model)
+    base = Path(config.model.model).expanduser()
     if config.model.model == "tiny":
         base = scratch / "base"
         titles = [t for t, n in zip(data.catalogue.titles, data.catalogue.popularity, strict=True) if n]
         make_tiny(titles, config.model, base, config.data.seed)
-    elif "/" in config.model.model and config.model.model.startswith((".", "/")) and not base.is_dir():
+    elif base.is_dir():
+        base = base.absolute()  # it is opened from other folders too
+    elif config.model.model.startswith((".", "/", "~")) or config.model.model.count("/") > 1 or base.exists():
         raise ValueError(
             f"--model {config.model.model}: no such folder. Name a Hugging Face folder or hub id, or `tiny`."
         )
-    name = str(base) if base.is_dir() else config.model.model
+    name = str(base)
+    check_model(name)
     context_length(config.model, name)
     template = resolve_template(config.model.template, config.model.model, load_tokenizer(name))
     return base, template, plan.count_parameters(name)
@@ -293,6 +301,4 @@ def run_folder(config: Config, data: Dataset) -> Path:
     method = "-".join([train.objective, train.negatives] if train.prefer else ["sft"])
     model = Path(config.model.model).name
     name = config.output.name or f"{data.source}-{model}-{method}-seed{config.data.seed}"
-    if Path(name).name != name or name in (".", ".."):
-        raise ValueError(f"--name {name!r} is not a plain folder name. Put folders into --runs.")
     return Path(config.output.runs).absolute() / name

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from rayrec.config import Config
+from rayrec.prompts import Template
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Board:
     async def finish(self, number: int, result: dict) -> None:
         """Take the result of a phase: its metrics, or ``error``."""
         if number == len(self.results):
+            self.phases[number] = (self.phases[number][0], [])  # lets go of the shards' actor
             await self._tell(lambda: self.results.append(result))
 
     async def poll(self, number: int, seconds: float) -> tuple[dict | None, dict]:
@@ -92,13 +96,14 @@ class Board:
 class TrainGroup:
     """The driver's handle on the worker group; :meth:`run` does one phase and returns its metrics."""
 
-    def __init__(self, config: Config, base: Path, template: str, storage: Path, gpu: bool):
+    def __init__(self, config: Config, base: str, template: Template, storage: Path, gpu: bool):
         import ray
 
         self.config, self.storage, self.gpu = config, storage, gpu
         # Zero CPUs: the board only waits. It lives in the driver's job, so it dies with the driver.
-        self.board = ray.remote(Board).options(num_cpus=0, max_concurrency=64).remote()
-        self.setup = {"board": self.board, "config": config, "base": str(base), "template": template, "gpu": gpu}
+        self.board: Any = ray.remote(Board).options(num_cpus=0, max_concurrency=64).remote()
+        self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu}
+        self._template = template
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
         self._thread.start()
@@ -142,7 +147,7 @@ class TrainGroup:
         """
         import ray
 
-        shards = shard_rows(phase, self.config.placement.train_workers, self.setup["template"], self.setup["base"])
+        shards = shard_rows(phase, self.config.placement.train_workers, self._template)
         number = ray.get(self.board.post.remote(phase, shards))
         begun = time.time()
         while True:
@@ -168,7 +173,7 @@ class TrainGroup:
         self._thread.join(timeout=20)
 
 
-def shard_rows(phase: Phase, workers: int, template: str, base: str) -> list:
+def shard_rows(phase: Phase, workers: int, template: Template) -> list:
     """Ray Data shards in which block ``step * workers + rank`` holds that worker's rows of that step.
 
     The splitter deals blocks in turn, so with blocks of batch / workers rows any number of workers reads the same global
@@ -181,41 +186,29 @@ def shard_rows(phase: Phase, workers: int, template: str, base: str) -> list:
     context.enable_progress_bars = False
     rows = ray.data.read_parquet(phase.rows)
     rows = rows.map_batches(
-        Tokenise(phase.kind, template, base), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
+        Tokenise(phase.kind, template), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
     )
     rows = rows.repartition(target_num_rows_per_block=phase.batch // workers)
     return rows.streaming_split(workers, equal=True)
 
 
+@dataclass(frozen=True)
 class Tokenise:
-    """Turn rows of text into rows of token ids: ``prompt`` and ``answers``, the chosen one first."""
+    """Turns rows of text into rows of token ids: ``prompt`` and ``answers``, the chosen one first."""
 
-    def __init__(self, kind: str, template: str, base: str):
-        self.kind, self.template, self.base = kind, template, base
-        self._made: Any = None
+    kind: str
+    template: Template
 
     def __call__(self, table: Any) -> Any:
-        import pyarrow as pa
-
-        if self._made is None:
-            from rayrec.models.policy import load_tokenizer
-            from rayrec.prompts import make_template
-
-            self._made = make_template(self.template, load_tokenizer(self.base))
-        form, prompts, answers = self._made, [], []
+        prompts, answers = [], []
         for row in table.select(["history", "chosen", "rejected"]).to_pylist():
             if self.kind == "pretrain":
-                prompt, answer = form.sequence_ids([*row["history"], row["chosen"]])
+                prompt, answer = self.template.sequence_ids([*row["history"], row["chosen"]])
                 prompts.append(prompt)
                 answers.append([answer])
             else:
-                prompts.append(form.prompt_ids(row["history"]))
-                answers.append([form.answer_ids(title) for title in (row["chosen"], *row["rejected"])])
+                prompts.append(self.template.prompt_ids(row["history"]))
+                answers.append([self.template.answer_ids(title) for title in (row["chosen"], *row["rejected"])])
         ids = pa.list_(pa.int32())
-        kept = table.select(["example_id", "weight", "step", "slot"])
-        return kept.append_column("prompt", pa.array(prompts, ids)).append_column(
-            "answers", pa.array(answers, pa.list_(ids))
-        )
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_made": None}
+        kept = table.select(["example_id", "weight", "step", "slot"]).append_column("prompt", pa.array(prompts, ids))
+        return kept.append_column("answers", pa.array(answers, pa.list_(ids)))

@@ -33,7 +33,7 @@ def work(setup: dict) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if setup["gpu"] else "cpu")
     rank, board = train.get_context().get_world_rank(), setup["board"]
     worker = Worker(setup, rank, train.get_context().get_world_size())
-    number = ray.get(board.next.remote())
+    number: int = ray.get(board.next.remote())
     while (task := ray.get(board.take.remote(number, rank))) is not None:
         phase, shard = task
         torch.set_num_threads(phase.threads)
@@ -73,7 +73,7 @@ class Worker:
         lm = policy.load_base(self.base, dtype=getattr(torch, train.dtype), device=self.device)
         check_packed(lm, model.max_length)
         if model.lora_rank:
-            lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout)
+            lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout, self.config.data.seed)
         self.lm = PackedLM(lm)
         self.initial = policy.trainable_state(lm)  # the base is read once, however often a phase starts from it
 
@@ -128,7 +128,7 @@ class Worker:
             },
             "steps_per_print": 10**9,
         }
-        trainable = [p for p in self.lm.parameters() if p.requires_grad]
+        trainable: Any = [p for p in self.lm.parameters() if p.requires_grad]
         engine, *_ = deepspeed.initialize(model=self.lm, model_parameters=trainable, config=settings)
         return engine
 
@@ -241,7 +241,9 @@ class Worker:
             if self.rank == 0:
                 card = {"phase": phase.name, "start": Path(phase.start).parent.name, "seed": self.config.data.seed}
                 state = policy.trainable_state(self.lm.model)
-                policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=self.device.type == "cpu")
+                # Named as the user named it: the same policy has the same bytes in every run folder.
+                base, merged = self.config.model.model, self.device.type == "cpu"
+                policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=merged, base=base)
 
 
 def _checked(batches: Iterable[Any]) -> Iterator[list[dict]]:

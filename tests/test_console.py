@@ -131,9 +131,9 @@ def test_a_log_gets_few_plain_lines() -> None:
         progress.start("generators", "01/negatives", 8, "parts")
         for step in range(1, 101):  # 0.25 s a step: 25 s, so a line at 5, 10, 15, 20 and 25 s
             now = step * 0.25
-            progress.update("trainers", step, "loss 1.23")
-        progress.finish("trainers", "loss 1.20")
-        progress.finish("generators")
+            progress.update("01/sft", step, "loss 1.23")
+        progress.finish("01/sft", "loss 1.20")
+        progress.finish("01/negatives")
     lines = read(page).splitlines()
     assert "\x1b" not in read(page)
     trainers = [line for line in lines if "01/sft" in line]
@@ -147,9 +147,25 @@ def test_a_terminal_gets_one_bar_per_lane() -> None:
     page = paper(tty=True)
     with terminal.LaneProgress(console=page) as progress:
         progress.start("trainers", "01/[b]sft", 10)
-        progress.update("trainers", 4, "loss [1]")
+        progress.update("01/[b]sft", 4, "loss [1]")
         progress.start("generators", "01/negatives", 2, "parts")
-        progress.finish("generators")
+        progress.finish("01/negatives")
     text = read(page)
     for words in ("trainers", "generators", "01/[b]sft", "4/10", "loss [1]", "done: 2 parts"):
         assert words in text
+
+
+def test_two_phases_share_a_lane() -> None:
+    page = paper()
+    with terminal.LaneProgress(console=page) as progress:
+        progress.start("generators", "01/evaluate", 5, "parts")
+        progress.start("generators", "02/negatives", 2, "parts")
+        progress.finish("01/evaluate")
+        progress.update("01/evaluate", 5)  # late, and of no effect
+        progress.finish("02/negatives")
+    assert [line.split("  ")[1].strip() for line in read(page).splitlines()] == [
+        "01/evaluate",
+        "02/negatives",
+        "01/evaluate",
+        "02/negatives",
+    ]

@@ -31,7 +31,7 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-GROUPED = SHAPE | {"num_key_value_heads": 2, "head_dim": 8}
+GROUPED: dict[str, Any] = SHAPE | {"num_key_value_heads": 2, "head_dim": 8}
 GPT2 = GPT2Config(
     vocab_size=V,
     n_embd=32,

@@ -1,9 +1,10 @@
 """Beam search that can only write catalogue titles.
 
 The beams of a prompt share one row and one cache (see ``packed``). A step gathers the candidates of each beam from its
-trie node, never from the vocabulary. A beam whose title is unique stops: it keeps its place with the score so far, an upper
-bound, and is computed no further until the search ends; one pass then completes the scores of all stopped beams exactly.
-Shapes: B prompts, W beams, N of them live, S steps, E ragged candidates or tail tokens, V vocabulary.
+trie node, never from the vocabulary. A beam whose title is unique stops: it keeps its place with the score so far, an
+upper bound, and is computed no further until the search ends; then the scores of stopped beams are completed exactly.
+Shapes: B prompts, W beams, N of them live, C candidate columns, S steps, V vocabulary; E counts ragged elements
+(candidates, or tokens of tails).
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ TAIL_LOGITS = 1 << 26
 
 @dataclass
 class _Beams:
-    """W beams of B prompts. ``next`` is the trie node, or ``~item`` once stopped; a place without a beam scores -inf."""
+    """W beams of B prompts, live ones first.
+
+    ``next`` is the trie node, or ``~item`` once stopped; ``token`` is the last one read, ``depth`` counts those read and
+    ``path`` names their columns in the cache, as far as they were computed. A place without a beam scores -inf.
+    """
 
     score_BW: Tensor
     next_BW: Tensor
@@ -42,11 +47,12 @@ def beam_search(
     return_best: int | None = None,
     batch: int | None = None,
 ) -> list[list[tuple[int, float]]]:
-    """For each prompt, min(width, items) distinct items (or the best ``return_best`` of them) with log P(title + EOS | prompt).
+    """The ``width`` items that the beams of each prompt end in, with log P(title + EOS | prompt) in nats, best first.
 
-    Log-probabilities are in nats under the softmax over the full vocabulary, best first, ties by item number. With a width
-    of the catalogue's size the ranking is exhaustive. A small ``return_best`` saves the work on titles that cannot enter it.
-    ``batch`` prompts are computed together, by default 16 on a CPU (caches) and 64 elsewhere; it changes rounding only.
+    Items are distinct, ties are in the order of items, and probabilities are those of the full vocabulary. A width of
+    the catalogue's size ranks exhaustively. ``return_best`` cuts the lists and saves the work on titles that cannot
+    enter them. ``batch`` prompts are computed together, by default 16 on a CPU, where padding costs most, and 64
+    elsewhere; it changes rounding only.
 
     Raises:
         ValueError: a width below 1, or a model or prompt that the packed pass cannot compute exactly.
@@ -120,8 +126,8 @@ def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int) -> _Beams
 def _complete(cache: PromptCache, beams: _Beams, trie: Trie, best: int) -> None:
     """Exact scores of the stopped beams, or -inf for those that are certainly not among the ``best``.
 
-    A stopped beam's score bounds its exact one from above. So the ``best`` highest bounds are completed first, then only
-    those beams whose bound reaches the lowest exact score of the first.
+    A stopped beam's score bounds its exact one from above: the ``best`` highest bounds are completed first, then only
+    the beams whose bound reaches the lowest exact score of these.
     """
     first_BW = torch.zeros_like(beams.score_BW, dtype=torch.bool)
     first_BW.scatter_(1, _best(beams.score_BW, min(best, beams.score_BW.shape[1])), True)

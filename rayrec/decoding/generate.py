@@ -34,9 +34,10 @@ def generate(
 ) -> list[list[Generated]]:
     """Answers to each prompt, best first for ``beam``.
 
-    ``greedy`` gives one answer; ``sample`` gives n independent ones at temperature 1, drawn from ``seed`` for the whole call;
-    ``beam`` keeps n beams and gives up to n finished answers ranked by summed log-probability, without length penalty. A
-    greedy or sampled answer that reaches ``max_new_tokens`` has no EOS. ``batch`` prompts are computed together.
+    ``greedy`` gives one answer; ``sample`` gives n independent ones at temperature 1, all drawn from one generator that
+    starts at ``seed``; ``beam`` keeps n beams and gives up to n finished answers, ranked by summed log-probability
+    without length penalty. A greedy or sampled answer that reaches ``max_new_tokens`` has no EOS. ``batch`` prompts are
+    computed together.
 
     Raises:
         ValueError: an unknown mode, a count below 1, greedy with n > 1, or what the packed pass cannot compute.
@@ -44,17 +45,18 @@ def generate(
     if mode not in ("greedy", "sample", "beam"):
         raise ValueError(f"Found mode '{mode}', wanted greedy, sample or beam.")
     if min(n, max_new_tokens, batch) < 1 or (mode == "greedy" and n > 1):
-        raise ValueError(f"n {n}, max_new_tokens {max_new_tokens} and batch {batch} must be at least 1, and n 1 for greedy.")
+        found = f"n {n}, max_new_tokens {max_new_tokens}, batch {batch}"
+        raise ValueError(f"Found {found}, wanted at least 1 each, and n 1 for greedy.")
     generator = torch.Generator(model.device).manual_seed(seed) if mode == "sample" else None
-    found: dict[int, list[Generated]] = {}
+    result: dict[int, list[Generated]] = {}
     for rows in batches(prompts, batch):
         cache = PromptCache(model, [prompts[i] for i in rows], max_new_tokens, spare=8 * n)
         if mode == "beam":
             answers = _beams(cache, eos_id, max_new_tokens, n)
         else:
             answers = _chains(cache, eos_id, max_new_tokens, n, generator)
-        found.update(zip(rows, answers, strict=True))
-    return [found[i] for i in range(len(prompts))]
+        result.update(zip(rows, answers, strict=True))
+    return [result[i] for i in range(len(prompts))]
 
 
 def _chains(
@@ -85,7 +87,7 @@ def _chains(
 
 
 def _beams(cache: PromptCache, eos_id: int, max_new_tokens: int, width: int) -> list[list[Generated]]:
-    """Beam search over the whole vocabulary; a prompt's pool of finished answers is closed when no live beam can enter."""
+    """Beam search over the whole vocabulary; it ends when no live beam can enter its prompt's finished answers."""
     logits_BNV = cache.logits_B1V
     B, _, V = logits_BNV.shape
     score_BN = logits_BNV.new_zeros(B, 1)
@@ -96,7 +98,7 @@ def _beams(cache: PromptCache, eos_id: int, max_new_tokens: int, width: int) -> 
         best = score_BC.topk(min(2 * width, score_BC.shape[1]), dim=1)  # of 2 W, at most W can be EOS
         parent_BC, token_BC = best.indices // V, best.indices % V
         tokens_BCS = torch.cat([_rows(tokens_BNS, parent_BC), token_BC[:, :, None]], 2)
-        for b, c in (token_BC == eos_id).nonzero().tolist():
+        for b, c in ((token_BC == eos_id) & (best.values > -torch.inf)).nonzero().tolist():
             pools[b].append(Generated(tokens_BCS[b, c].tolist(), float(best.values[b, c])))
         pools = [sorted(pool, key=lambda g: (-g.logprob, g.token_ids))[:width] for pool in pools]
 

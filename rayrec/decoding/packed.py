@@ -21,13 +21,17 @@ class _Buffer(DynamicLayer):
         begin, end = self.owner.columns, self.owner.columns + key_states.shape[-2]
         if end > self.room:
             self.room = end + self.owner.spare
-            old = (self.keys, self.values) if self.is_initialized else (key_states, value_states)
-            self.keys, self.values = (x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in (key_states, value_states))
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self.keys[:, :, :begin], self.values[:, :, :begin] = (x[:, :, :begin] for x in old)
+            self.keys, self.values = self._grown(self.keys, key_states), self._grown(self.values, value_states)
+            self.is_initialized = True
         assert self.keys is not None and self.values is not None
         self.keys[:, :, begin:end], self.values[:, :, begin:end] = key_states, value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _grown(self, old: Tensor | None, like: Tensor) -> Tensor:
+        new = like.new_empty(*like.shape[:2], self.room, like.shape[3])
+        if old is not None:
+            new[:, :, : self.owner.columns] = old[:, :, : self.owner.columns]
+        return new
 
     def get_seq_length(self) -> int:
         return self.owner.columns
@@ -37,9 +41,15 @@ class PromptCache:
     """Keys and values of B prompts, each computed once, and of the tokens decoded after them.
 
     A row holds one prompt, its last token in column ``root``, then one column for every token that was put to
-    :meth:`forward`, whichever branch it belongs to. A token sees its prompt and the columns that its caller names as its
-    ancestors; columns are never moved. Prompts stand at the left of their rows, and the gap up to ``root`` is masked, so a
-    prompt's numbers do not depend on its neighbours beyond rounding.
+    :meth:`forward`, whichever branch it belongs to. A token sees its prompt and the columns that its caller names as
+    its ancestors; columns are never moved. Prompts stand at the left of their rows and the gap up to ``root`` is masked, so
+    a prompt's numbers do not depend on its neighbours beyond rounding.
+
+    ``logits_B1V`` are those after the prompts. ``longest`` is the longest answer to come, in tokens; ``spare`` is the
+    number of columns by which the buffers grow.
+
+    Raises:
+        ValueError: a model or prompt for which this pass would not be exact, with the reason.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], longest: int, spare: int = 0):
@@ -102,13 +112,14 @@ def _check(model: PreTrainedModel, prompts: list[list[int]], longest: int) -> No
         raise ValueError("Found an empty prompt, wanted at least one token. Begin prompts with BOS.")
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
-            f"Found attention '{config._attn_implementation}', which takes no 4-D mask. Load with attn_implementation='sdpa'."
+            f"Found attention '{config._attn_implementation}', which takes no 4-D mask. "
+            "Load the model with attn_implementation='sdpa'."
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ValueError(f"Found layers of type {sorted(unknown)}; packed decoding needs attention in every layer.")
     window = getattr(config, "sliding_window", None)
     if window and length > window and ("sliding_attention" in kinds or config.model_type == "mistral"):
-        raise ValueError(f"Prompt and answer need {length} tokens, the sliding window holds {window}. Shorten the prompts.")
+        raise ValueError(f"Prompt and answer need {length} tokens, the window holds {window}. Shorten the prompts.")
     if length > (limit := getattr(config, "max_position_embeddings", length)):
         raise ValueError(f"Prompt and answer need {length} positions, the model has {limit}. Shorten the prompts.")

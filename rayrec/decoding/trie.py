@@ -15,8 +15,8 @@ class Trie:
     """A prefix tree that ends as soon as a title is unique; node 0 is the root, nodes are numbered breadth first.
 
     The edges of node v are ``pointers[v]`` to ``pointers[v + 1] - 1``, in the order of their tokens. Edge e reads
-    ``tokens[e]`` and leads to the node ``next[e]`` or, where only item i is left, to ``~i`` (negative); what then remains
-    of the title stands in ``answers[offsets[i]:offsets[i + 1]]``. All arrays are int64.
+    ``tokens[e]`` and leads to the node ``next[e]`` or, where only item i is left, to ``~i`` (negative). The title itself
+    is ``answers[offsets[i]:offsets[i + 1]]``. All arrays are int64.
     """
 
     pointers: Tensor
@@ -27,18 +27,18 @@ class Trie:
 
     @classmethod
     def build(cls, answers: list[list[int]]) -> Trie:
-        """The trie of ``answers``: the token ids of every title, EOS included; the place in the list is the item's number.
+        """The trie of the titles' token ids, EOS included; a title's place in the list is the number of its item.
 
         Raises:
             ValueError: no answers, an empty one, or one that equals or begins another.
         """
         if not answers or not all(answers):
-            raise ValueError("A trie needs at least one title and no empty one. Give each title's token ids, EOS included.")
+            raise ValueError("Found no titles or an empty one, wanted at least one title, each with EOS at its end.")
         lengths = np.fromiter(map(len, answers), np.int64, len(answers))
         offsets = np.concatenate([[0], lengths.cumsum()])
         flat = np.fromiter(chain.from_iterable(answers), np.int64, offsets[-1])
-        items, group = np.arange(len(answers)), np.zeros(len(answers), np.int64)  # one group of items per node of the level
-        nodes, edges, counts, tokens, nexts = 1, 0, [], [], []
+        items, group = np.arange(len(answers)), np.zeros(len(answers), np.int64)  # a group is a node of the level
+        nodes, counts, tokens, nexts = 1, [], [], []
         for depth in range(int(lengths.max())):
             token = flat[offsets[items] + depth]
             order = np.lexsort((token, group))

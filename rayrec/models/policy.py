@@ -29,12 +29,7 @@ def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: st
     Raises:
         ValueError: the folder holds no safetensors weights (pickled weights are never read) or needs code of its own.
     """
-    folder = Path(path)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        found = sorted(p.name for p in folder.iterdir())
-        raise ValueError(f"{path}: found {found}, but no *.safetensors. Convert the weights with save_pretrained.")
-    if (folder / "adapter_config.json").exists():
-        raise ValueError(f"{path}: found an adapter, wanted a whole model. Load its base, then load_weights({path}).")
+    _check_folder(Path(path))
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -43,6 +38,31 @@ def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: st
     except OSError as error:
         raise ValueError(f"{path}: no model with safetensors weights could be opened there: {error}") from error
     return model.to(device).eval()
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder}: found an adapter, wanted a whole model. Name its base, or its merged/ folder.")
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        found = sorted(p.name for p in folder.iterdir())
+        raise ValueError(f"{folder}: found {found}, but no *.safetensors. Convert the weights with save_pretrained.")
+
+
+def check_model(path: str | Path) -> None:
+    """Refuse a folder or hub id that :func:`load_base` would not open, without reading a weight.
+
+    Raises:
+        ValueError: a folder as there, or no model's settings and tokenizer can be read, here or from the hub.
+    """
+    _check_folder(Path(path))
+    try:
+        AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        load_tokenizer(path)
+    except (OSError, ValueError) as error:
+        wanted = "wanted a Hugging Face folder with config.json, tokenizer.json and *.safetensors"
+        if not Path(path).is_dir():
+            wanted = "no such folder here, and the hub does not give such a model. Name a folder, or download it first"
+        raise ValueError(f"--model {path}: {wanted}. ({str(error).strip().splitlines()[0]})") from error
 
 
 def load_policy(folder: str | Path, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu") -> Any:

@@ -4,29 +4,10 @@ import random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
-from transformers import GPT2Config, GPTNeoXConfig, Qwen2Config, Qwen3Config
+from small_models import CONFIGS, EOS, PROMPTS, SIZES, random_model, teacher_forced
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from rayrec.decoding import Trie, beam_search
-
-VOCAB, EOS = 40, 2
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCAB}
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True),
-    "qwen2": Qwen2Config(**SIZES, intermediate_size=64, num_key_value_heads=2),
-    "qwen3": Qwen3Config(**SIZES, intermediate_size=64, num_key_value_heads=2, head_dim=8),
-    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCAB, n_positions=64),
-    "neox": GPTNeoXConfig(**SIZES, intermediate_size=64),
-}
-PROMPTS = [[1, 5, 9, 30, 7], [1], [1, 8, 8, 8, 3, 21, 33, 12, 4, 6, 17], [1, 39, 4]]
-
-
-def random_model(name: str, **settings) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], **settings).eval()
-    for p in model.parameters():  # the usual initialisation is so flat that a wrong mask would hardly show
-        torch.nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.3)
-    return model
 
 
 def random_titles(count: int, seed: int = 0) -> list[list[int]]:
@@ -35,12 +16,6 @@ def random_titles(count: int, seed: int = 0) -> list[list[int]]:
     while len(titles) < count:
         titles[tuple(rng.choice((3, 4, 5, 20)) for _ in range(rng.randint(1, 8)))] = None
     return [[*title, EOS] for title in titles]
-
-
-@torch.no_grad()
-def teacher_forced(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
-    logp = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-    return sum(logp[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -60,8 +35,17 @@ def test_scores_are_teacher_forced_at_any_width(name: str, width: int) -> None:
         items = [item for item, _ in found]
         assert len(items) == len(set(items)) == width
         assert all(0 <= item < 60 for item in items)
-        assert [s for _, s in found] == pytest.approx([teacher_forced(model, prompt, titles[i]) for i in items], abs=1e-4)
-        assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
+        scores = [score for _, score in found]
+        assert scores == pytest.approx([teacher_forced(model, prompt, titles[i]) for i in items], abs=1e-4)
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_bfloat16_scores_are_those_of_the_bfloat16_model() -> None:
+    model, titles = random_model("llama", dtype=torch.bfloat16), random_titles(30)
+    assert model.dtype == torch.bfloat16
+    (found,) = beam_search(model, PROMPTS[:1], Trie.build(titles), 30)
+    exact = [teacher_forced(model, PROMPTS[0], t) for t in titles]
+    assert [s for _, s in found] == pytest.approx([exact[i] for i, _ in found], rel=0.02)
 
 
 def test_eager_attention_gives_the_same() -> None:

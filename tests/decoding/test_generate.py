@@ -6,19 +6,24 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_models import CONFIGS, EOS, PROMPTS, random_model, teacher_forced
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rayrec.decoding import generate
-from tests.decoding.test_beam import CONFIGS, EOS, PROMPTS, random_model, teacher_forced
 
 
 def small_vocabulary() -> LlamaForCausalLM:
     """A model of 5 tokens, whose answers of up to 4 tokens can all be listed."""
     torch.manual_seed(1)
-    config = LlamaConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=5, intermediate_size=32, initializer_range=0.5
-    )
-    return LlamaForCausalLM(config).eval()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=5, initializer_range=0.5)).eval()
+
+
+def hugging_face(model: PreTrainedModel, prompt: list[int], **settings) -> list[list[int]]:
+    ids = torch.tensor([prompt])
+    mask = torch.ones_like(ids)
+    rows = model.generate(ids, attention_mask=mask, do_sample=False, eos_token_id=EOS, pad_token_id=0, **settings)
+    return rows[:, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -26,11 +31,7 @@ def test_greedy_is_hugging_face_greedy_with_exact_logprobs(name: str) -> None:
     model = random_model(name)
     answers = generate(model, PROMPTS, EOS, max_new_tokens=12)
     for prompt, (answer,) in zip(PROMPTS, answers, strict=True):
-        ids = torch.tensor([prompt])
-        hf = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=EOS, pad_token_id=0
-        )
-        assert answer.token_ids == hf[0, len(prompt) :].tolist()
+        assert [answer.token_ids] == hugging_face(model, prompt, max_new_tokens=12)
         assert answer.logprob == pytest.approx(teacher_forced(model, prompt, answer.token_ids), abs=1e-4)
 
 
@@ -44,20 +45,20 @@ def test_beams_wide_enough_give_all_finished_answers_in_order() -> None:
 
 
 def test_beams_are_at_least_as_likely_as_hugging_faces() -> None:
-    model, prompts = small_vocabulary(), [[1, 3, 4], [3], [4, 4, 1, 1, 3, 0]]
+    model, prompts, compared = small_vocabulary(), [[1, 3, 4], [3, 2, 2], [4, 4, 1, 1, 3, 0]], 0
     for prompt, found in zip(prompts, generate(model, prompts, EOS, max_new_tokens=10, mode="beam", n=6), strict=True):
-        ids = torch.tensor([prompt])
-        settings = {"num_beams": 6, "length_penalty": 0.0, "early_stopping": "never", "eos_token_id": EOS, "pad_token_id": 0}
-        hf = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, **settings)
-        answer = hf[0, len(prompt) :].tolist()
-        assert EOS in answer
-        assert found[0].logprob >= teacher_forced(model, prompt, answer[: answer.index(EOS) + 1]) - 1e-4
-        assert len({tuple(g.token_ids) for g in found}) == len(found) == 6
+        settings = {"num_beams": 6, "num_return_sequences": 6, "length_penalty": 0.0, "early_stopping": "never"}
+        hf = hugging_face(model, prompt, max_new_tokens=10, **settings)
+        finished = [row[: row.index(EOS) + 1] for row in hf if EOS in row]
+        theirs = sorted((teacher_forced(model, prompt, row) for row in finished), reverse=True)
+        ours = [teacher_forced(model, prompt, g.token_ids) for g in found]
+        assert [g.logprob for g in found] == pytest.approx(ours, abs=1e-4)
+        assert ours == sorted(ours, reverse=True)
+        assert len({tuple(g.token_ids) for g in found}) == len(found) >= len(theirs)
         assert all(g.token_ids.index(EOS) == len(g.token_ids) - 1 for g in found)
-        assert [g.logprob for g in found] == sorted((g.logprob for g in found), reverse=True)
-        assert [g.logprob for g in found] == pytest.approx(
-            [teacher_forced(model, prompt, g.token_ids) for g in found], abs=1e-4
-        )
+        assert all(a >= b - 1e-4 for a, b in zip(ours, theirs, strict=False))
+        compared += len(theirs)
+    assert compared > 5
 
 
 def test_beams_that_never_finish_are_not_answers() -> None:
@@ -95,7 +96,12 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"mode": "beams"}, "mode 'beams'"), ({"n": 0}, "n 0"), ({"n": 2}, "n 1 for greedy"), ({"max_new_tokens": 0}, "tokens 0")],
+    [
+        ({"mode": "beams"}, "mode 'beams'"),
+        ({"n": 0}, "n 0"),
+        ({"n": 2}, "n 1 for greedy"),
+        ({"max_new_tokens": 0}, "tokens 0"),
+    ],
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,9 +1,6 @@
 """Policies are ordinary folders: they repeat to the byte, open elsewhere, and load back whole or not at all."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +168,9 @@ def test_context_length(base: Path) -> None:
         policy.context_length(ModelConfig(max_length=9999), base)
 
 
-def test_adapter_settings_repeat_in_every_process(base: Path, tmp_path: Path) -> None:
-    """Python orders a set of strings anew in each process; the file must not."""
-    code = "import sys; from tests.models.test_policy import *; write(tuned(Path(sys.argv[1]), True), *map(Path, sys.argv[1:]))"
-    for seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-c", code, str(base), str(tmp_path / seed)]
-        subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[2])
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+def test_adapter_settings_have_one_order(base: Path, tmp_path: Path) -> None:
+    """Python orders a set of strings anew in each process; the file's bytes must not follow it."""
+    settings = json.loads((write(tuned(base, lora=True), base, tmp_path) / "adapter_config.json").read_text())
+    assert len(settings["target_modules"]) > 2 and list(settings) == sorted(settings)
+    assert all(value == sorted(value) for value in settings.values() if isinstance(value, list))
+    assert settings["base_model_name_or_path"] == str(base) and settings["inference_mode"]

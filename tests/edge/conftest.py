@@ -1,0 +1,123 @@
+"""Real runs for the edge tests: the command itself, in processes of its own, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: Small, and with enough steps in a phase that it can be hit in the middle.
+TOY = ["--preset", "toy", "--rows-per-iteration", "192", "--batch", "8", "--prefer-batch", "8", "--micro-batch", "8"]
+
+
+class Command:
+    """``python jobs/sprec.py`` with arguments, its output in a file."""
+
+    def __init__(self, runs: Path, name: str, *args: str):
+        self.folder, self.log = runs / name, runs / f"{name}.log"
+        command = [sys.executable, "jobs/sprec.py", *TOY, "--runs", str(runs), "--name", name, *args]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+    def wait(self, seconds: float = 400) -> Path:
+        """Wait for success; the folder of the run."""
+        try:
+            code = self.process.wait(seconds)
+        finally:
+            self.process.kill()
+        assert code == 0, self.log.read_text()[-4000:]
+        return self.folder
+
+    def until(self, condition: Callable[[dict], bool], what: str, seconds: float = 300) -> dict:
+        """Poll trace.json until ``condition`` holds for it; the trace as it was then."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"ended before {what}:\n{self.log.read_text()[-4000:]}"
+            trace = read_trace(self.folder)
+            if trace and condition(trace):
+                return trace
+            time.sleep(0.05)
+        raise AssertionError(f"no {what} in {seconds} s:\n{self.log.read_text()[-4000:]}")
+
+    def until_inside(self, phase: str, seconds: float = 300) -> dict:
+        """Wait until a phase has done steps or parts and is not finished."""
+
+        def inside(trace: dict) -> bool:
+            running = trace["running"].get(phase, {})
+            return bool(running.get("step") or running.get("parts")) and not (self.folder / phase / "DONE").exists()
+
+        return self.until(inside, f"step inside {phase}", seconds)
+
+    def kill(self) -> None:
+        """SIGKILL the driver."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(30)
+
+
+def read_trace(folder: Path) -> dict:
+    """The trace of a run, empty where there is none yet."""
+    try:
+        return json.loads((folder / "trace.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """sha256 of every file of every finished phase, pruned ones too, from the manifests."""
+    manifests = sorted(folder.glob("*/*/DONE"))
+    return {
+        f"{path.parent.relative_to(folder)}/{entry['name']}": entry["sha256"]
+        for path in manifests
+        for entry in json.loads(path.read_text())["files"]
+    }
+
+
+def descendants(pid: int) -> set[int]:
+    """Living processes that were started by ``pid`` or by what it started."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields[0] != "Z":
+            parents[int(stat.parent.name)] = int(fields[1])
+    found: set[int] = set()
+    while new := {child for child, parent in parents.items() if parent in found | {pid}} - found:
+        found |= new
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those of ``pids`` that still run (zombies do not)."""
+    left = set()
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                left.add(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return left
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of all runs of the session."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def overlapped(runs: Path) -> Iterator[Path]:
+    """An undisturbed run, which the others are compared with."""
+    yield Command(runs, "overlapped", "--decode", "greedy", "beams", "--keep", "all").wait()
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

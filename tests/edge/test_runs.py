@@ -1,0 +1,120 @@
+"""Whole runs: what they leave, what overlap changes, and what a death changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
+
+from tests.edge.conftest import Command, alive, contents, descendants, read_trace
+
+PHASES = ["00/pretrain", "00/baseline", "00/sft", "00/evaluate"]
+PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_every_phase_metrics_and_report(overlapped: Path) -> None:
+    assert all((overlapped / phase / "DONE").exists() for phase in PHASES)
+    rows = [r for r in records(overlapped) if r["kind"] == "evaluation"]
+    assert {(r["iteration"], r["decode"], r["split"], r["N"]) for r in rows} == {
+        (t, decode, split, n)
+        for t in range(3)
+        for decode in ("greedy", "beams")
+        for split, n in (("test", 200), ("valid", 64))
+    }
+    for row in rows:
+        assert {f"{m}@{k}" for m in ("HR", "NDCG", "DivRatio", "ORRatio", "MGU", "DGU") for k in (1, 5, 10)} <= row.keys()
+        assert row["decode"] == "greedy" or row["filled@10"] == 1  # every constrained beam is a title
+    report = (overlapped / "report.html").read_text()
+    assert "02/prefer" in report and "Popular" in report
+
+
+def test_every_preference_row_is_traced_to_its_policy(overlapped: Path) -> None:
+    rows = pq.read_table(overlapped / "02" / "prefer" / "rows.parquet").to_pylist()
+    assert {row["policy"] for row in rows} == {"01/prefer"}
+    assert len({row["example_id"] for row in rows if row["weight"]}) == 192  # no row lost or doubled
+    assert sorted((row["step"], row["slot"]) for row in rows) == [(s, i) for s in range(24) for i in range(8)]
+    negatives = pq.read_table(sorted((overlapped / "02" / "negatives").glob("part-*.parquet"))).to_pylist()
+    assert {(n["example_id"], n["text"]) for n in negatives} == {(r["example_id"], r["rejected"][0]) for r in rows}
+
+
+def test_training_moves_the_weights_and_starts_at_ln_2(overlapped: Path) -> None:
+    policies = [overlapped / phase / "policy" / "model.safetensors" for phase in ("00/sft", "01/sft", "01/prefer")]
+    first, tuned, preferred = map(load_file, policies)
+    assert all((first[n] != tuned[n]).any() and (tuned[n] != preferred[n]).any() for n in first if "norm" not in n)
+    steps = json.loads((overlapped / "01" / "prefer" / "metrics.json").read_text())["steps"]
+    assert abs(steps[0]["loss"] - 0.6931471805599453) < 1e-6  # ln 2: the reference is the policy itself
+    assert steps[-1]["reward_margin"] > 0
+
+
+def test_the_lanes_overlap_and_weights_are_opened_once(overlapped: Path) -> None:
+    events = [e for e in read_trace(overlapped)["traceEvents"] if e["cat"] == "phase"]
+    spans = {e["name"]: (e["ts"], e["ts"] + e["dur"]) for e in events}
+    assert spans["01/negatives"][0] < spans["01/sft"][1] and spans["01/sft"][0] < spans["01/negatives"][1]
+    base = str(overlapped / "00" / "base" / "model.safetensors")
+    opened = [e["args"]["weight_opens"] for e in read_trace(overlapped)["traceEvents"] if "weight_opens" in e["args"]]
+    assert opened and {counts[base] for counts in opened} == {1}
+
+
+def test_sequential_is_bit_identical(runs: Path, overlapped: Path) -> None:
+    folder = Command(runs, "sequential", "--decode", "greedy", "beams", "--keep", "all", "--sequential").wait()
+    events = [e for e in read_trace(folder)["traceEvents"] if e["cat"] == "phase" and e["name"] != "00/baseline"]
+    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events)
+    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert contents(folder) == contents(overlapped)
+    assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
+
+
+def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
+    """A generator, a training worker and the driver die inside phases; a finished file is cut short; Ctrl-C."""
+    args = ("--decode", "greedy", "beams", "--keep", "all")
+    command = Command(runs, "killed", *args)
+
+    trace = command.until_inside("00/evaluate")
+    engine = next(e for e in trace["traceEvents"] if e["name"] == "engine")
+    os.kill(engine["args"]["pid"], signal.SIGKILL)
+
+    trace = command.until_inside("01/prefer")
+    worker = next(e for e in trace["traceEvents"] if e["name"] == "00/sft")["args"]["worker_pid"]
+    os.kill(worker, signal.SIGKILL)
+
+    command.until_inside("02/sft")
+    command.kill()
+    assert not (command.folder / "02" / "sft" / "DONE").exists()
+    damaged = command.folder / "01" / "prefer" / "policy" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+
+    command = Command(runs, "killed", *args)
+    command.until_inside("02/prefer")
+    started = descendants(command.process.pid)
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(30) == 130
+    assert "the same command goes on" in command.log.read_text()
+    time.sleep(15)
+    assert not alive(started)
+
+    folder = Command(runs, "killed", *args).wait()
+    assert "01/prefer: finished, but policy/model.safetensors is damaged" in command.log.read_text()
+    engines = [e for e in read_trace(folder)["traceEvents"] if e["name"] == "engine"]
+    assert len(engines) >= 4  # one per attempt, and the replacement
+    assert contents(folder) == contents(overlapped)
+    assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
+
+
+def test_two_workers_and_two_generators_agree_up_to_rounding(runs: Path, overlapped: Path) -> None:
+    args = ("--iterations", "0", "--train-workers", "2", "--generators", "2", "--keep", "all")
+    folder = Command(runs, "two", *args).wait()
+    for phase in ("00/pretrain", "00/sft"):
+        one, two = (json.loads((f / phase / "metrics.json").read_text())["steps"] for f in (overlapped, folder))
+        assert abs(one[0]["loss"] - two[0]["loss"]) < 1e-4 * one[0]["loss"]  # the same first global batch
+        assert all(abs(a["loss"] - b["loss"]) < 2e-3 * a["loss"] for a, b in zip(one, two, strict=True))
+        weights = [load_file(f / phase / "policy" / "model.safetensors") for f in (overlapped, folder)]
+        assert all((weights[0][n] - weights[1][n]).abs().max() < 5e-3 for n in weights[0])
