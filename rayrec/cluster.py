@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,20 @@ def submitted() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def refuse_relative(config: Config) -> None:
-    """Refuse paths that mean nothing in a submitted job.
+def settle_paths(config: Config) -> Config:
+    """Fill in where runs are written, and refuse paths that mean nothing in a submitted job.
 
     Raises:
         ValueError: ``--runs`` or ``--data`` is relative and this is a submitted job.
     """
-    if not submitted():
-        return
-    for flag, path in (("--runs", config.output.runs), ("--data", config.data.data)):
-        if path and "://" not in path and not Path(path).is_absolute():
+    runs = config.output.runs or (str(Path.home() / "rayrec-runs") if submitted() else "runs")
+    for flag, path in (("--runs", runs), ("--data", config.data.data)):
+        if submitted() and path and "://" not in path and not Path(path).is_absolute():
             raise ValueError(
                 f"{flag} {path} is relative, but a submitted job runs in a copy of the working folder that is thrown "
                 "away. Give an absolute path that every node sees."
             )
+    return dataclasses.replace(config, output=dataclasses.replace(config.output, runs=runs))
 
 
 def check_address(config: Config) -> None:
@@ -104,7 +106,7 @@ def _cards(config: Config) -> int:
     return cards if placement.placement == "apart" else max(1, cards // 2)
 
 
-def connect(config: Config, gpu: bool) -> dict[str, float]:
+def connect(config: Config, gpu: bool) -> Mapping[str, float]:
     """Join or start Ray and check that the plan fits; returns the cluster's resources.
 
     Raises:
@@ -143,8 +145,8 @@ def connect(config: Config, gpu: bool) -> dict[str, float]:
         if found.get(name, 0) < amount:
             raise ValueError(
                 f"The plan needs {amount:g} {name}s ({placement.train_workers} workers, {placement.generators} "
-                f"generators, and room for Ray Data); the cluster has {found.get(name, 0):g} on {len(ray.nodes())} nodes. "
-                "Lower --train-workers or --generators, or add nodes."
+                f"generators, and room for Ray Data); the cluster has {found.get(name, 0):g} on {len(ray.nodes())} "
+                "nodes. Lower --train-workers or --generators, or add nodes."
             )
     return found
 

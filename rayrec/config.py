@@ -58,11 +58,11 @@ class ModelConfig:
     max_new_tokens: int = 48
     """Longest generated title, in tokens."""
     tiny_hidden: int = 128
-    tiny_layers: int = 4
-    tiny_vocab: int = 2048
+    tiny_layers: int = 3
+    tiny_vocab: int = 4096
     pretrain_steps: int = 400
     """Steps of the tiny model's training from scratch."""
-    pretrain_batch: int = 64
+    pretrain_batch: int = 32
     pretrain_lr: float = 3e-3
 
 
@@ -100,7 +100,7 @@ class TrainConfig:
     """Global batch of the SFT phases, whatever the number of workers."""
     prefer_batch: int = 32
     """Global batch of the preference phases."""
-    micro_batch: int = 8
+    micro_batch: int = 16
     """Rows that one worker computes at once; the rest is gradient accumulation."""
     warmup_steps: int = 20
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -118,8 +118,8 @@ class EvaluateConfig:
     """How policies answer and how the answers become top-k lists."""
 
     decode: tuple[Literal["greedy", "beams", "free_beams"], ...] = ("greedy",)
-    """`greedy` writes one title that is grounded; `beams` takes the best titles of the catalogue-constrained beam search;
-    `free_beams` takes the engine's own beam search where it wrote titles."""
+    """`greedy` writes one title that is grounded; `beams` takes the best titles of the catalogue-constrained beam
+    search; `free_beams` takes the engine's own beam search where it wrote titles."""
     beam_width: int = 10
     top_k: tuple[int, ...] = (1, 5, 10)
     embedder: Literal["title", "sentence"] = "title"
@@ -161,8 +161,8 @@ class PlacementConfig:
 class OutputConfig:
     """What is kept, and where."""
 
-    runs: str = "runs"
-    """Folder of all runs."""
+    runs: str | None = None
+    """Folder of all runs. Default: runs, and in a submitted job ~/rayrec-runs."""
     name: str | None = None
     """Name of the run folder; default: source, model, method and seed."""
     on_existing: Literal["resume", "fail", "overwrite"] = "resume"
@@ -170,6 +170,8 @@ class OutputConfig:
     """Policies that stay, a number or `all`; the last and the best on validation always do."""
     dry_run: bool = False
     """Print the plan and stop."""
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Where curves are sent besides TensorBoard."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,9 @@ def _curve(axes: Axes, name: str, policies: Sequence[Row], baselines: Sequence[R
         y = [_value(row, f"{name}@{k}") for row in policies]
         spread = [0.0] * len(y)
         if name == "HR":  # a share of rows, so binomial
-            spread = [1.96 * math.sqrt(p * (1 - p) / max(row.get("N") or 1, 1)) for p, row in zip(y, policies, strict=True)]
+            spread = [
+                1.96 * math.sqrt(p * (1 - p) / max(row.get("N") or 1, 1)) for p, row in zip(y, policies, strict=True)
+            ]
             axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.6)
         axes.plot(x, y, color=colour, marker=marker, label=f"k = {k}", clip_on=False)
         top = max([top, *(a + b for a, b in zip(y, spread, strict=True) if not math.isnan(a))])

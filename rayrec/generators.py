@@ -91,8 +91,9 @@ class Generator:
         if self.versions.get(id(engine)) != part.version:
             engine.load(part.version, part.folder)
             self.versions[id(engine)] = part.version
-        torch.manual_seed(seed_of(self.seed, part.phase, part.number))
-        answers = engine.answer([list(p) for p in part.prompts], part.mode, part.n)
+        seed = seed_of(self.seed, part.phase, part.number)
+        torch.manual_seed(seed)  # vLLM on a CPU takes no seed of a request
+        answers = engine.answer([list(p) for p in part.prompts], part.mode, part.n, seed)
         made = [[Answer(self.template.text(ids), logprob) for ids, logprob in one] for one in answers]
         facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid(), "weight_opens": opens.opens()}
         return made, {**facts, "tokens": sum(len(ids) for one in answers for ids, _ in one)}
@@ -161,7 +162,7 @@ class VllmEngine:
         if not self.gpu:
             self.llm.apply_model(_repack_tied_head)
 
-    def answer(self, prompts: list[list[int]], mode: Mode, n: int) -> list[list[tuple[list[int], float]]]:
+    def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
         from vllm import SamplingParams
         from vllm.sampling_params import BeamSearchParams
 
@@ -224,11 +225,12 @@ class TorchEngine:
 
         policy.load_weights(self.model, folder)
 
-    def answer(self, prompts: list[list[int]], mode: Mode, n: int) -> list[list[tuple[list[int], float]]]:
+    def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
         from rayrec.decoding import generate
 
         kind: Any = {"free_beams": "beam"}.get(mode, mode)
-        made = generate(self.model, prompts, self.template.eos_id, max_new_tokens=self.max_new, mode=kind, n=n)
+        length = {"max_new_tokens": self.max_new, "mode": kind, "n": n, "seed": seed}
+        made = generate(self.model, prompts, self.template.eos_id, **length)
         return [[(list(g.token_ids), g.logprob) for g in one] for one in made]
 
     def sleep(self) -> None:
@@ -257,7 +259,7 @@ class BeamEngine:
         self.ids = [self.setup.template.answer_ids(title) for title in self.setup.titles]
         self.trie = Trie.build(self.ids)
 
-    def answer(self, prompts: list[list[int]], mode: Mode, n: int) -> list[list[tuple[list[int], float]]]:
+    def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
         from rayrec.decoding import beam_search
 
         assert self.model is not None, "load comes first"

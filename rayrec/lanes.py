@@ -43,8 +43,8 @@ class Shared:
     threads: int
     """CPU threads of a process beside others; ``all_threads`` of one that works alone."""
     all_threads: int
-    on_finish: Callable[[str], None]
-    """Told the name of every phase that is finished, new or not."""
+    on_finish: Callable[[str, bool], None]
+    """Told the name of every finished phase, and whether it was finished just now."""
     progress: Any
     """console.LaneProgress."""
 
@@ -73,13 +73,13 @@ class Lane:
         That holds ``records``, the lines of metrics.jsonl, and for training ``steps``. ``facts`` go to the trace.
         """
         run = self.shared.run
-        if not run.done(name):
+        if new := not run.done(name):
             folder = run.begin(name)
             self.shared.progress.start(self.name, name, total, unit)
             with run.trace.phase(name, self.name) as facts:
                 run.finish(name, make(folder, facts))
             self.shared.progress.finish(name)
-        self.shared.on_finish(name)
+        self.shared.on_finish(name, new)
         return run.folder(name)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from rayrec import cluster, console, plan
-from rayrec.config import Config
+from rayrec.config import Config, to_dict
 from rayrec.data import Dataset, load, preferences
 from rayrec.generators import GeneratorPool, Setup
 from rayrec.grounding import EMBEDDERS, Embedder
@@ -26,6 +27,7 @@ from rayrec.lanes import GenerateLane, Lane, Once, Policy, Shared, TrainLane
 from rayrec.report import best_policy, build_report
 from rayrec.runs import Run, check_claim, read_json, write_json
 from rayrec.timeline import by_iteration, spans
+from rayrec.tracking import Tracker, check
 from rayrec.trainers import TrainGroup
 
 
@@ -59,11 +61,12 @@ def run(config: Config) -> Path | None:
     Raises:
         ValueError: anything about the settings, the data or the machine that can be known before the first actor starts.
     """
-    cluster.refuse_relative(config)
-    config = plan.resolve(config)
+    config = plan.resolve(cluster.settle_paths(config))
     cluster.check_address(config)
     gpu, engine = cluster.has_gpu(config), choose_engine(config)
+    check(config.output.track)
     data = load(config.data)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
     plan.check_data(config, data)
     embedder = make_embedder(config, data)
     scratch = Path(tempfile.mkdtemp(prefix="rayrec-"))
@@ -128,18 +131,19 @@ class Session:
         self.group = Once(lambda: TrainGroup(config, str(base), template, work.root / ".ray_train", gpu))
         setup = Setup(config, str(base), template, tuple(data.catalogue.titles), gpu, engine, threads)
         self.pool = Once(lambda: GeneratorPool(setup, work.trace))
-        self.all_threads = max(threads, (os.cpu_count() or 1) // placement.train_workers)
+        self.tracker = Tracker(work.root, config.output.track, to_dict(config))
+        self.all_threads = placement.threads or max(threads, (os.cpu_count() or 1) // placement.train_workers)
 
     def run(self) -> None:
         """Do what is left of the run, print its tables and write its report."""
         left = [phase.name for phase in self.phases if not self.work.done(phase.name)]
-        cluster.interrupt_on_sigterm()
         self.work.trace.attempt(left=left, sequential=self.config.placement.sequential)
         lanes: list[Lane] = []
         with console.LaneProgress() as progress:
             try:
                 if left:
                     cluster.connect(self.config, self.gpu)
+                    cluster.interrupt_on_sigterm()  # after Ray, which sets a handler of its own
                     # Both take seconds to come up, so both start now, beside the first phase.
                     self.group(), self.pool()
                 lanes = self._lanes(progress)
@@ -178,9 +182,11 @@ class Session:
             for future in done:
                 future.result()
 
-    def _finished(self, phase: str) -> None:
-        """Rebuild metrics.jsonl, print an iteration's table, remove weights that nothing needs any more."""
+    def _finished(self, phase: str, new: bool) -> None:
+        """Rebuild metrics.jsonl, send the new numbers to the trackers, remove weights that nothing needs any more."""
         with self._lock:
+            if new:
+                self.tracker.phase(read_json(self.work.folder(phase) / "metrics.json"))
             self._prune(self.work.write_metrics(p.name for p in self.phases))
 
     def _prune(self, records: list[dict]) -> None:
@@ -210,6 +216,7 @@ class Session:
                 console.print_samples(read_json(samples), f"Iteration {t}")
 
     def _close(self, lanes: list[Lane]) -> None:
+        self.tracker.close()
         for lane in lanes:
             lane.close()
         for part in (self.pool, self.group):
@@ -301,4 +308,4 @@ def run_folder(config: Config, data: Dataset) -> Path:
     method = "-".join([train.objective, train.negatives] if train.prefer else ["sft"])
     model = Path(config.model.model).name
     name = config.output.name or f"{data.source}-{model}-{method}-seed{config.data.seed}"
-    return Path(config.output.runs).absolute() / name
+    return Path(config.output.runs or "runs").absolute() / name

@@ -66,6 +66,7 @@ class Worker:
         self.device = torch.device("cuda", torch.cuda.current_device()) if setup["gpu"] else torch.device("cpu")
         # Equal inputs give equal bits on a CPU; on a GPU the fast kernels are kept and results agree to rounding.
         torch.use_deterministic_algorithms(not setup["gpu"], warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs more than the training of a small model
         # gloo does; the shared-memory collectives would be compiled here first, which takes minutes and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
         deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
@@ -114,13 +115,20 @@ class Worker:
 
         train = self.config.train
         rows, parts = phase.batch // self.world, self._accumulation(phase)
+        trainable: Any = [p for p in self.lm.parameters() if p.requires_grad]
+        bucket = min(5 * 10**8, sum(getattr(p, "ds_numel", p.numel()) for p in trainable))
         settings = {
             "train_micro_batch_size_per_gpu": math.ceil(rows / parts),
             "gradient_accumulation_steps": parts,
             "gradient_clipping": train.clip,
             # Adapters stay in float32 over a bfloat16 base; DeepSpeed would round them.
             "bf16": {"enabled": train.dtype == "bfloat16" and not self.config.model.lora_rank},
-            "zero_optimization": {"stage": train.zero_stage},
+            # DeepSpeed allocates whole buckets, 2 GB each by default, at every backward pass.
+            "zero_optimization": {
+                "stage": train.zero_stage,
+                "reduce_bucket_size": bucket,
+                "allgather_bucket_size": bucket,
+            },
             "zero_allow_untested_optimizer": True,
             "optimizer": {
                 "type": "AdamW",
@@ -128,7 +136,6 @@ class Worker:
             },
             "steps_per_print": 10**9,
         }
-        trainable: Any = [p for p in self.lm.parameters() if p.requires_grad]
         engine, *_ = deepspeed.initialize(model=self.lm, model_parameters=trainable, config=settings)
         return engine
 

@@ -104,12 +104,16 @@ def check(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     """
     missing = [f.name for f in schema if f.name not in table.column_names]
     if missing:
-        raise ValueError(f"{what}: found columns {table.column_names}, but {missing} are missing. Add them or name another file.")
+        raise ValueError(
+            f"{what}: found columns {table.column_names}, but {missing} are missing. Add them or name another file."
+        )
     try:
         table = table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise ValueError(f"{what}: columns do not fit {schema.names}: {error}") from error
     for f in schema:
         if not f.nullable and table.column(f.name).null_count:
-            raise ValueError(f"{what}: column '{f.name}' has {table.column(f.name).null_count} empty values, but must have none.")
+            raise ValueError(
+                f"{what}: column '{f.name}' has {table.column(f.name).null_count} empty values, but must have none."
+            )
     return table

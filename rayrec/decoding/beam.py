@@ -26,7 +26,7 @@ TAIL_LOGITS = 1 << 26
 class _Beams:
     """W beams of B prompts, live ones first.
 
-    ``next`` is the trie node, or ``~item`` once stopped; ``token`` is the last one read, ``depth`` counts those read and
+    ``next`` is the trie node, or ``~item`` once stopped; ``token`` is the last one read, ``depth`` counts those read,
     ``path`` names their columns in the cache, as far as they were computed. A place without a beam scores -inf.
     """
 

@@ -42,7 +42,7 @@ class PromptCache:
 
     A row holds one prompt, its last token in column ``root``, then one column for every token that was put to
     :meth:`forward`, whichever branch it belongs to. A token sees its prompt and the columns that its caller names as
-    its ancestors; columns are never moved. Prompts stand at the left of their rows and the gap up to ``root`` is masked, so
+    its ancestors; columns are never moved. Prompts stand at the left of their rows, the gap up to ``root`` is masked:
     a prompt's numbers do not depend on its neighbours beyond rounding.
 
     ``logits_B1V`` are those after the prompts. ``longest`` is the longest answer to come, in tokens; ``spare`` is the

@@ -15,8 +15,8 @@ class Trie:
     """A prefix tree that ends as soon as a title is unique; node 0 is the root, nodes are numbered breadth first.
 
     The edges of node v are ``pointers[v]`` to ``pointers[v + 1] - 1``, in the order of their tokens. Edge e reads
-    ``tokens[e]`` and leads to the node ``next[e]`` or, where only item i is left, to ``~i`` (negative). The title itself
-    is ``answers[offsets[i]:offsets[i + 1]]``. All arrays are int64.
+    ``tokens[e]`` and leads to the node ``next[e]`` or, where only item i is left, to ``~i`` (negative). The whole
+    title is ``answers[offsets[i]:offsets[i + 1]]``. All arrays are int64.
     """
 
     pointers: Tensor

@@ -52,7 +52,7 @@ def detect(source: str, data: str | None) -> tuple[str, Path | None]:
         raise ValueError(f"--source synthetic reads nothing, but --data is {data}. Remove one of them.")
     path = Path(data).expanduser()
     if not path.exists():
-        raise ValueError(f"--data {data}: there is no such file or folder.")
+        raise ValueError(f"--data {data}: there is no such file or folder. Name one that exists.")
     folder = path if path.is_dir() else path.parent
     if source != "auto":
         if missing := SOURCES[source].missing(folder):

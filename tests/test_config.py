@@ -1,0 +1,195 @@
+"""The command line, what its settings decide, and the floors of the house."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import re
+import resource
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayrec import plan
+from rayrec.config import PRESETS, Config, parse, result_hash
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "rayrec").rglob("*.py"))
+
+#: A flag that goes, comes or changes its name breaks somebody's script: change this list on purpose.
+FLAGS = """
+--source --data --history --bad-rows --test-rows --valid-rows --seed
+--model --template --lora-rank --lora-alpha --lora-dropout --max-length --max-new-tokens --tiny-hidden --tiny-layers
+--tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
+--iterations --first-rows --first-epochs --first-lr --rows-per-iteration --objective --negatives --num-negatives
+--equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --beta --lr --batch --prefer-batch --micro-batch
+--warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
+--decode --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --part
+--train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
+--max-deaths --wait-seconds
+--runs --name --on-existing --keep --dry-run --no-dry-run
+--help --preset
+"""
+
+
+def settings() -> Iterator[tuple[str, dataclasses.Field]]:
+    """(group, setting) of the whole configuration."""
+    for group in dataclasses.fields(Config):
+        for field in dataclasses.fields(getattr(Config(), group.name)):
+            yield group.name, field
+
+
+def test_help_takes_less_than_two_seconds_and_lists_the_flags() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "jobs/sprec.py", "--help"], cwd=ROOT, env=os.environ | {"COLUMNS": "200"}, capture_output=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time: what a quiet machine would take on the wall.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert done.returncode == 0
+    # A flag stands at the start of its row, or after the comma of the flag that it switches off.
+    rows = [line.strip("│ ") for line in done.stdout.decode().splitlines()]
+    shown = {flag for row in rows if row.startswith("-") for flag in re.findall(r"(?<![\w`])--[a-z][a-z-]*", row[:40])}
+    assert shown | {"--preset"} == set(FLAGS.split())
+    assert "--preset {" in done.stdout.decode()
+
+
+def test_presets_parse_and_hold_together() -> None:
+    for name, config in PRESETS.items():
+        assert parse("", ["--preset", name]) == config
+        plan.resolve(config)
+        assert parse("", ["--preset", name, "--beta", "0.7"]).train == dataclasses.replace(config.train, beta=0.7)
+    assert parse("", []) == PRESETS["small"]
+
+
+@pytest.mark.parametrize("file", ["Makefile", "README.md", "jobs/sprec.py", ".ci/run"])
+def test_commands_that_are_written_down_name_presets(file: str) -> None:
+    assert set(re.findall(r"--preset[ =](\w+)", (ROOT / file).read_text())) <= PRESETS.keys()
+
+
+def other(kind: Any, value: Any) -> Any:
+    """Another value of a setting's type."""
+    options = [option for option in typing.get_args(kind) if option is not type(None)]
+    if typing.get_origin(kind) is typing.Literal:
+        return next(option for option in options if option != value)
+    if typing.get_origin(kind) is tuple:
+        return (*value, other(options[0], value[0]))
+    kind = options[0] if options else kind
+    return not value if kind is bool else f"{value}x" if kind is str else kind(value or 0) + 1
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, field.name) for group, field in settings()])
+def test_the_hash_is_of_what_decides_numbers(group: str, name: str) -> None:
+    """All of data to evaluate, but for the path of the data, for which its content stands; nothing else."""
+    config, part = Config(), getattr(Config(), group)
+    kind = typing.get_type_hints(type(part))[name]
+    changed = dataclasses.replace(part, **{name: other(kind, getattr(part, name))})
+    assert changed != part
+    decides = group in ("data", "model", "train", "evaluate") and name != "data"
+    again = dataclasses.replace(config, **{group: changed})
+    assert (result_hash(again, "content") != result_hash(config, "content")) == decides
+    assert result_hash(config, "content") != result_hash(config, "other content")
+
+
+#: How code calls a group, and what its reader in data/ calls all of its settings.
+CALLED = {
+    "data": ("data", "config"),
+    "model": ("model", "config"),
+    "train": ("train",),
+    "evaluate": ("evaluate", "settings"),
+    "placement": ("placement",),
+    "output": ("output",),
+}
+
+
+def test_every_setting_is_consumed() -> None:
+    """Checking a setting in plan.py is not consuming it."""
+    read: set[tuple[str, str]] = set()
+    for path in FILES:
+        if path.name in ("config.py", "plan.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+                owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+                read |= {(group, node.attr) for group, names in CALLED.items() if owner in names}
+    assert [f"{group}.{field.name}" for group, field in settings() if (group, field.name) not in read] == []
+
+
+# Floors: 1 data, 2 method, 3 model, 4 edge; see DESIGN. A file imports from its own floor and from those below.
+FLOORS = {
+    1: "config data seeds",
+    2: "grounding metrics negatives objectives prompts statistics",
+    3: "decoding logprobs models",
+    4: "cluster console figures generators lanes page plan report runs selfplay timeline tracking trainers worker",
+}
+FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+HEAVY = {"ray", "deepspeed", "vllm"}
+EDGE = {"trainers.py", "worker.py", "generators.py", "cluster.py", "lanes.py", "selfplay.py", "runs.py"}
+
+
+def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
+    """(module, whether a function imports it) for every import."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            package = node.module or ""
+            yield from ((f"{package}.{alias.name}" if package == "rayrec" else package, inside) for alias in node.names)
+        yield from imports(node, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+
+def test_floors_hold() -> None:
+    modules = {path.relative_to(ROOT / "rayrec").parts[0].removesuffix(".py") for path in FILES} - {"__init__"}
+    assert modules == FLOOR.keys()
+    upward, misplaced = [], []
+    for path in FILES:
+        own = path.relative_to(ROOT / "rayrec").parts[0].removesuffix(".py")
+        for module, inside in imports(ast.parse(path.read_text())):
+            parts = module.split(".")
+            if parts[0] == "rayrec" and len(parts) > 1 and FLOOR[parts[1]] > FLOOR.get(own, 0):
+                upward.append(f"{path.name} imports {module}")
+            if parts[0] in HEAVY and not (path.parent.name == "rayrec" and path.name in EDGE and inside):
+                misplaced.append(f"{path.name} imports {module}")
+    assert upward == [] and misplaced == []
+
+
+#: An interpreter in which no finder knows the heavy packages, as if they were not installed; prints what was imported.
+WITHOUT = """
+import importlib, sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in ("ray", "deepspeed", "vllm") else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+for name in ("ray", "deepspeed", "vllm"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        pass
+    else:
+        raise SystemExit(f"{name} can be imported")
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(len(sys.argv) - 1)
+"""
+
+
+def test_all_modules_import_without_ray_deepspeed_and_vllm() -> None:
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
+    line = [sys.executable, "-c", WITHOUT, *names]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == str(len(FILES)) and len(FILES) > 60
