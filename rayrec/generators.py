@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +129,8 @@ class VllmEngine:
         self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens
         self.lora = gpu and bool(model.lora_rank)
         self.adapter: Any = None
-        here = {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni"}
+        # Whole policies replace every weight before the first answer, so the base's need not be read here.
+        here = {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni", "load_format": "dummy"}
         cards = {
             "tensor_parallel_size": placement.tensor_parallel,
             "distributed_executor_backend": "ray" if placement.tensor_parallel > 1 else "uni",
@@ -158,8 +159,11 @@ class VllmEngine:
             self.adapter = LoRARequest(version, seed_of(version, folder) % 2**31 + 1, folder)
             return
         merged = Path(folder) / "merged"
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(merged if merged.exists() else folder)})
-        if not self.gpu:
+        folder = str(merged if merged.exists() else folder)
+        if self.gpu:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        else:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _tensors(folder)})
             self.llm.apply_model(_repack_tied_head)
 
     def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
@@ -190,6 +194,15 @@ class VllmEngine:
 
     def wake(self) -> None:
         self.llm.wake_up()
+
+
+def _tensors(folder: str) -> Iterator[tuple[str, Any]]:
+    """Names and tensors of a folder's weight files."""
+    import safetensors
+
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="pt") as weights:
+            yield from ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
 
 
 def _repack_tied_head(model: Any) -> None:

@@ -33,7 +33,7 @@ FLAGS = """
 --decode --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --part
 --train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
 --max-deaths --wait-seconds
---runs --name --on-existing --keep --dry-run --no-dry-run
+--runs --name --on-existing --keep --track --dry-run --no-dry-run
 --help --preset
 """
 
@@ -80,7 +80,7 @@ def other(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is typing.Literal:
         return next(option for option in options if option != value)
     if typing.get_origin(kind) is tuple:
-        return (*value, other(options[0], value[0]))
+        return (*value, other(options[0], value[0] if value else None))
     kind = options[0] if options else kind
     return not value if kind is bool else f"{value}x" if kind is str else kind(value or 0) + 1
 
