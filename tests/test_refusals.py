@@ -77,7 +77,7 @@ def refused(root: Path, tmp_path: Path, *args: str) -> str:
     if "--data" not in given and "--source" not in given:
         given += ["--data", str(root / "films")]
     with pytest.raises(ValueError) as error:
-        run(parse("", ["--runs", str(tmp_path / "runs"), *given]))
+        run(parse("", ["--preset", "toy", "--runs", str(tmp_path / "runs"), *given]))
     assert not (tmp_path / "runs").exists()
     assert not ray_is_up()
     return str(error.value)
@@ -123,9 +123,12 @@ CASES = {
         ["--num-negatives 25", "the catalogue has 30 items", "Take fewer negatives"],
     ),
     "too long a list": (["--top-k", "1", "31"], ["--top-k 31", "(30)", "Take a shorter list"]),
-    "no room for a prompt": (["--max-length", "40"], ["--max-length 40", "no room", "Raise --max-length"]),
+    "no room for a prompt": (
+        ["--max-length", "40", "--max-new-tokens", "48"],
+        ["--max-length 40", "no room", "Raise --max-length"],
+    ),
     "prompt too long": (
-        ["--model", "{root}/model", "--max-length", "100"],
+        ["--model", "{root}/model", "--max-length", "100", "--max-new-tokens", "48"],
         ["18 of 18 prompts are longer than 52 tokens", "--max-length 100", "Shorten --history"],
     ),
     "beyond the context": (
@@ -133,7 +136,7 @@ CASES = {
         ["513", "sees 512 tokens", "Set --max-length 512"],
     ),
     "title too long": (
-        ["--data", "{root}/long", "--model", "{root}/model"],
+        ["--data", "{root}/long", "--model", "{root}/model", "--max-new-tokens", "48"],
         ["'Very long Very", "--max-new-tokens is 48", "Take --max-new-tokens 4"],
     ),
     "no chat template": (
@@ -157,16 +160,16 @@ CASES = {
     "keep 0": (["--keep", "0"], ["--keep is '0'", "above 0, or `all`", "default"]),
     "keep some": (["--keep", "some"], ["--keep is 'some'", "above 0, or `all`", "default"]),
     "batch and workers": (
-        ["--train-workers", "3"],
+        ["--train-workers", "3", "--batch", "64"],
         ["--batch is 64", "a multiple of --train-workers 3", "Take 66"],
     ),
     "pretraining batch and workers": (
-        ["--train-workers", "3", "--batch", "66", "--prefer-batch", "33"],
+        ["--train-workers", "3", "--batch", "66", "--prefer-batch", "33", "--pretrain-batch", "64"],
         ["--pretrain-batch is 64", "a multiple of --train-workers 3", "Take 66"],
     ),
     "nothing to do": (["--no-sft", "--no-prefer"], ["--no-sft and --no-prefer", "nothing to do", "Leave one"]),
     "narrow beams": (
-        ["--decode", "beams", "--beam-width", "5"],
+        ["--decode", "beams", "--beam-width", "5", "--top-k", "10"],
         ["--beam-width 5", "fewer titles than --top-k 10", "Take --beam-width 10"],
     ),
     "a decoder twice": (["--decode", "greedy", "greedy"], ["--decode is", "each once", "Name them"]),
@@ -247,21 +250,21 @@ def test_bad_rows_are_set_aside_when_asked(root: Path, tmp_path: Path, capsys: p
 
 def claimed(tmp_path: Path, *args: str) -> tuple[list[str], Path]:
     """A run folder as a run with these arguments begins it, and the arguments."""
-    given = ["--runs", str(tmp_path / "runs"), "--name", "mine", *args]
+    given = ["--runs", str(tmp_path / "runs"), "--name", "mine", "--source", "csv", *args]
     config: Config = plan.resolve(parse("", given))
     data = load(config.data)
     return given, Run(run_folder(config, data), config, data.content_hash).root
 
 
 def test_a_run_folder_of_another_configuration(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given, folder = claimed(tmp_path, "--data", str(root / "films"))
+    given, folder = claimed(tmp_path, "--data", str(root / "films"), "--beta", "0.1", "--lr", "0.5")
     before = (folder / "config.json").read_bytes()
     for more in ([], ["--dry-run"]):
         with pytest.raises(ValueError) as error:
-            run(parse("", [*given, "--beta", "0.2", "--iterations", "1", *more]))
+            run(parse("", [*given, "--beta", "0.2", "--lr", "0.25", *more]))
         lines = str(error.value).splitlines()
         assert lines[0] == f"{folder} was made with other settings:"
-        assert lines[1:3] == ["  --beta: there 0.1, here 0.2", "  --iterations: there 3, here 1"]
+        assert lines[1:3] == ["  --beta: there 0.1, here 0.2", "  --lr: there 0.5, here 0.25"]
         assert "--name" in lines[3] and "--on-existing overwrite" in lines[3]
     with pytest.raises(ValueError, match=r"data: there [0-9a-f]{12}, here [0-9a-f]{12} \(content hash\)"):
         run(parse("", [*given, "--data", str(root / "twice")]))
@@ -304,14 +307,16 @@ def command(*args: str, before: tuple[str, ...] = (), **env: str) -> subprocess.
 
 
 def test_the_command_refuses_on_one_line(tmp_path: Path) -> None:
-    done = command("--data", "nowhere", "--runs", str(tmp_path / "runs"))
+    done = command("--data", "nowhere", "--runs", str(tmp_path / "runs"), "--preset", "toy")
     assert done.returncode == 1
     assert done.stderr == "error: --data nowhere: there is no such file or folder. Name one that exists.\n"
     assert done.stdout == "False\n" and not (tmp_path / "runs").exists()
 
 
 def test_a_submitted_job_takes_no_relative_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = command(RAY_JOB_CONFIG_JSON_ENV_VAR="{}")  # what Ray sets for a job's entry point
+    done = command(
+        "--runs", "runs", "--dry-run", RAY_JOB_CONFIG_JSON_ENV_VAR="{}"
+    )  # what Ray sets for a job's entry point
     assert done.returncode == 1
     assert done.stderr.startswith("error: --runs runs is relative, but a submitted job runs in a copy")
     assert "Give an absolute path that every node sees." in done.stderr and done.stderr.count("\n") == 1
@@ -323,7 +328,7 @@ def test_a_submitted_job_takes_no_relative_path(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_hub_id_that_cannot_be_fetched(root: Path, tmp_path: Path) -> None:
     given = ["--data", str(root / "films"), "--model", "nobody/nothing", "--runs", str(tmp_path / "runs")]
-    done = command(*given, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    done = command(*given, "--dry-run", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: --model nobody/nothing: no such folder here, and the hub does not give")
@@ -337,11 +342,11 @@ def test_a_read_only_mount_is_refused(root: Path, tmp_path: Path) -> None:
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
         warnings.warn("no mount allowed here: the read-only mount is not checked", stacklevel=1)
         return
-    done = command("--data", str(root / "films"), "--runs", str(tmp_path / "runs"), before=mount)
+    given = ["--data", str(root / "films"), "--model", str(root / "model"), "--runs", str(tmp_path / "runs")]
+    done = command(*given, "--name", "mine", before=mount)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].endswith(
-        f"{tmp_path / 'runs'}/csv-tiny-dpo-self_play-seed0 cannot be written (Read-only file system). "
-        "Name another folder with --runs."
+        f"{tmp_path / 'runs'}/mine cannot be written (Read-only file system). Name another folder with --runs."
     )
     assert done.stdout.endswith("False\n")
 

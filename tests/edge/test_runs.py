@@ -60,8 +60,10 @@ def test_the_lanes_overlap_and_weights_are_opened_once(overlapped: Path) -> None
     spans = {e["name"]: (e["ts"], e["ts"] + e["dur"]) for e in events}
     assert spans["01/negatives"][0] < spans["01/sft"][1] and spans["01/sft"][0] < spans["01/negatives"][1]
     base = str(overlapped / "00" / "base" / "model.safetensors")
-    opened = [e["args"]["weight_opens"] for e in read_trace(overlapped)["traceEvents"] if "weight_opens" in e["args"]]
-    assert opened and {counts[base] for counts in opened} == {1}
+    told = [e for e in read_trace(overlapped)["traceEvents"] if "weight_opens" in e["args"]]
+    opened = {(e["pid"], e["args"]["weight_opens"].get(base, 0)) for e in told}
+    # A generator on a CPU needs none: every policy that it is handed is whole.
+    assert opened == {("trainers", 1), ("generators", 0)}
 
 
 def test_sequential_is_bit_identical(runs: Path, overlapped: Path) -> None:
