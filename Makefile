@@ -18,7 +18,7 @@ test: .venv/tested
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip==26.0
+	$(PIP) --upgrade pip==26.0.1
 	$(PIP) "$(TORCH)" || $(PIP) "$(TORCH)" --index-url $(TORCH_INDEX)
 	$(PIP) -c constraints.txt -e '.[cpu]'
 	# Their registry builds do not load beside a CPU torch, and nothing here needs them.

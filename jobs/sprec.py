@@ -16,7 +16,7 @@ from rayrec.config import parse
 
 def main() -> None:
     config = parse(__doc__ or "")
-    from rayrec.selfplay import run
+    from rayrec.session import run
 
     try:
         run(config)

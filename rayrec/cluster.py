@@ -151,10 +151,14 @@ def connect(config: Config, gpu: bool) -> Mapping[str, float]:
     return found
 
 
-def interrupt_on_sigterm() -> None:
-    """Let SIGTERM (``ray job stop``, a scheduler) end the run as Ctrl-C does."""
+def interrupt_on_signals() -> None:
+    """End the run in an orderly way on SIGTERM (``ray job stop``, a scheduler) and on Ctrl-C.
+
+    Both are set here: Ray sets a SIGTERM handler of its own, and a background shell lets its children ignore SIGINT.
+    """
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

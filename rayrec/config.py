@@ -227,6 +227,13 @@ PRESETS = {
         model={"pretrain_steps": 60, "tiny_layers": 2, "tiny_hidden": 64, "tiny_vocab": 1024},
         train={"iterations": 2, "first_rows": 256, "rows_per_iteration": 128},
     ),
+    # Three minutes on two cores.
+    "demo": _preset(
+        data={"test_rows": 500, "valid_rows": 128},
+        model={"pretrain_steps": 700, "tiny_vocab": 2048},
+        train={"iterations": 3, "first_rows": 1024, "rows_per_iteration": 512},
+        evaluate={"decode": ("greedy", "beams")},
+    ),
     # METHODS section 4: the released settings of SPRec on four cards.
     "paper": _preset(
         model={"model": "meta-llama/Llama-3.2-1B-Instruct", "lora_rank": 16},

@@ -1,8 +1,8 @@
 """The generation lane: a pool of engine actors, alive for the whole run, that answer prompts part by part.
 
-A part is a fixed number of prompts, answered whole by one actor in one call. Before each part the actor loads the policy
-version that the part names, empties the prefix cache and seeds the generator from (seed, phase, part), so that a part made
-again, by whichever actor and after whatever traffic, is the same part bit for bit (on CPUs of one type).
+A part is a fixed number of prompts, answered whole by one actor in one call. Before each part the actor loads the
+policy version that the part names, empties the prefix cache and seeds the generator from (seed, phase, part), so that a
+part made again, by whichever actor and after whatever traffic, is the same part bit for bit (on CPUs of one type).
 """
 
 from __future__ import annotations
@@ -176,8 +176,11 @@ class VllmEngine:
         if mode == "free_beams":
             beams = BeamSearchParams(beam_width=n, max_tokens=self.max_new, length_penalty=0.0)
             found = self.llm.beam_search(inputs, beams, lora_request=self.adapter)
-            cut = [[(b.tokens[len(ids) :], b.cum_logprob) for b in out.sequences] for ids, out in zip(prompts, found)]
-            return [[(ids, float(lp)) for ids, lp in one if ids and ids[-1] == eos] for one in cut]
+            written = [
+                [(beam.tokens[len(ids) :], float(beam.cum_logprob)) for beam in out.sequences]
+                for ids, out in zip(prompts, found, strict=True)
+            ]
+            return [[(ids, lp) for ids, lp in one if ids and ids[-1] == eos] for one in written]
         sampling = SamplingParams(
             temperature=0.0 if mode == "greedy" else 1.0,
             n=n,
@@ -208,8 +211,8 @@ def _tensors(folder: str) -> Iterator[tuple[str, Any]]:
 def _repack_tied_head(model: Any) -> None:
     """Pack a head that shares the embedding's weight again.
 
-    On a CPU every layer computes with a packed copy of its weight, and a reload renews the copies only of layers that the
-    file names; a tied head is not named, and would answer with the old weights.
+    On a CPU every layer computes with a packed copy of its weight, and a reload renews the copies only of layers that
+    the file names; a tied head is not named, and would answer with the old weights.
     """
     if getattr(model.config, "tie_word_embeddings", False):
         model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
@@ -227,7 +230,7 @@ class TorchEngine:
         model = setup.config.model
         self.device = "cuda" if setup.gpu else "cpu"
         self.template, self.max_new = setup.template, model.max_new_tokens
-        self.model = policy.load_base(setup.base, dtype=setup.config.train.dtype, device=self.device)
+        self.model: Any = policy.load_base(setup.base, dtype=setup.config.train.dtype, device=self.device)
         if model.lora_rank:
             self.model = policy.add_lora(self.model, model.lora_rank, model.lora_alpha, 0.0)
         self.model.eval()

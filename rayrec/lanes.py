@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,9 @@ from rayrec.metrics import evaluate
 from rayrec.models.popular import popular_lists
 from rayrec.negatives import NEGATIVES, Draw, negative_statistics
 from rayrec.runs import Run, read_json, write_json
+
+if TYPE_CHECKING:
+    from rayrec.generators import Mode
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,13 @@ class TrainLane(Lane):
             facts |= result["facts"]
             first, last = result["steps"][0], result["steps"][-1]
             averages = _tail_means(result["steps"])
-            record = {"kind": kind, "phase": name, "iteration": int(name[:2]), "rows": len(table), "steps": steps}
+            record = {
+                "kind": kind,
+                "phase": name,
+                "iteration": int(name.split("/")[0]),
+                "rows": len(table),
+                "steps": steps,
+            }
             record |= {"first_loss": first["loss"], "last_loss": last["loss"], **averages}
             return {"records": [record], "steps": result["steps"]}
 
@@ -266,7 +275,7 @@ class GenerateLane(Lane):
     def _parts_of(self, rows: pa.Table) -> int:
         return -(-len(rows) // self.shared.config.evaluate.part)
 
-    def _outputs(self, name: str, policy: Policy, rows: pa.Table, decode: str, urgent: bool) -> pa.Table:
+    def _outputs(self, name: str, policy: Policy, rows: pa.Table, decode: Mode, urgent: bool) -> pa.Table:
         """What the policy writes for every row: schema.PREDICTIONS with empty ``titles``."""
         from rayrec.generators import Part
 

@@ -1,7 +1,7 @@
 """The run folder: phases that are finished or never happened, their metrics, and the trace of who worked when.
 
-A phase writes its files and then ``DONE``, a manifest of names, sizes and sha256, written last. Running the same command
-again takes finished phases as they are; a phase whose files no longer fit its manifest is made again.
+A phase writes its files and then ``DONE``, a manifest of names, sizes and sha256, written last. Running the same
+command again takes finished phases as they are; a phase whose files no longer fit its manifest is made again.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ class Run:
                 (folder / name).unlink(missing_ok=True)
 
     def forget_unusable(self, phases: Iterable[tuple[str, tuple[str, ...]]]) -> None:
-        """Forget pruned policies that an unfinished phase still needs; ``phases`` are ``(name, needed policies)`` in order."""
+        """Forget pruned policies that an unfinished phase needs; ``phases``: ``(name, needed policies)`` in order."""
         for name, needs in reversed(list(phases)):
             if not self.done(name):
                 for policy in needs:

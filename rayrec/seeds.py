@@ -6,6 +6,6 @@ import hashlib
 
 
 def seed_of(*names: object) -> int:
-    """A seed below 2**63 from the run's seed and the names of what is drawn, such as ``seed_of(0, "01/negatives", 7)``."""
+    """A seed below 2**63 from the run's seed and the names of what is drawn: ``seed_of(0, "01/negatives", 7)``."""
     digest = hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -53,7 +53,7 @@ def _scalars(metrics: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
 
 
 def _mlflow(run: str, settings: dict[str, Any]) -> Any:
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]
 
     mlflow.start_run(run_name=run)
     mlflow.log_params({f"{group}.{k}": v for group, values in settings.items() for k, v in values.items()})
@@ -61,7 +61,7 @@ def _mlflow(run: str, settings: dict[str, Any]) -> Any:
 
 
 def _wandb(run: str, settings: dict[str, Any]) -> Any:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     session = wandb.init(project="rayrec", name=run, config=settings)
     # Phases have steps of their own, so each curve carries its own axis.

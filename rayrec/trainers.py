@@ -1,8 +1,8 @@
 """The training lane: one Ray Train run for the whole job, whose workers pull phases from a board actor.
 
-A phase starts from the weights of a finished folder, reads its rows from Ray Data, trains with a fresh DeepSpeed engine and
-leaves a policy folder. Ray Train replaces a worker that dies; the new group asks the board where to go on and does the
-phase again.
+A phase starts from the weights of a finished folder, reads its rows from Ray Data, trains with a fresh DeepSpeed engine
+and leaves a policy folder. Ray Train replaces a worker that dies; the new group asks the board where to go on and does
+the phase again.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Board:
         async with self._news:
             try:
                 await asyncio.wait_for(self._news.wait_for(lambda: len(self.results) > number), seconds)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return None, self.beat
             return self.results[number], self.beat
 
@@ -176,8 +176,8 @@ class TrainGroup:
 def shard_rows(phase: Phase, workers: int, template: Template) -> list:
     """Ray Data shards in which block ``step * workers + rank`` holds that worker's rows of that step.
 
-    The splitter deals blocks in turn, so with blocks of batch / workers rows any number of workers reads the same global
-    batches (DESIGN, Trainers).
+    The splitter deals blocks in turn, so with blocks of batch / workers rows any number of workers reads the same
+    global batches.
     """
     import ray
 

@@ -5,6 +5,7 @@ Shapes: B examples of a micro-batch, A answers of an example (the chosen one fir
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -66,7 +67,8 @@ class Worker:
         self.device = torch.device("cuda", torch.cuda.current_device()) if setup["gpu"] else torch.device("cpu")
         # Equal inputs give equal bits on a CPU; on a GPU the fast kernels are kept and results agree to rounding.
         torch.use_deterministic_algorithms(not setup["gpu"], warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs more than the training of a small model
+        # Filling every new buffer would cost more than the training of a small model.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         # gloo does; the shared-memory collectives would be compiled here first, which takes minutes and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
         deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
@@ -209,8 +211,8 @@ class Worker:
         if not math.isfinite(values[0]) or not math.isfinite(norm):
             ids = [row["example_id"] for row in rows]
             raise FloatingPointError(
-                f"{phase.name}: step {number + 1} has loss {float(values[0])} and gradient norm {norm}; nothing of this "
-                f"phase is kept. Its examples: {ids[:16]}. Lower --lr, or look at these rows."
+                f"{phase.name}: step {number + 1} has loss {float(values[0])} and gradient norm {norm}; nothing of "
+                f"this phase is kept. Its examples: {ids[:16]}. Lower --lr, or look at these rows."
             )
         self.report(phase=phase.name, step=number + 1, steps=phase.steps, loss=float(values[0]))
         record = {name: float(v) for name, v in zip(sums, values, strict=True)}
@@ -221,7 +223,7 @@ class Worker:
         parts = self._accumulation(phase)
         rows = sorted(rows, key=lambda row: (len(row["prompt"]), row["slot"]))
         cuts = [round(i * len(rows) / parts) for i in range(parts + 1)]
-        return (rows[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+        return (rows[a:b] for a, b in itertools.pairwise(cuts))
 
     def _accumulation(self, phase: Phase) -> int:
         return math.ceil(phase.batch // self.world / self.config.train.micro_batch)
@@ -287,7 +289,7 @@ def _pairs(logprob_BA: Any, rows: list[dict]) -> Any:
 
 
 def _schedule(name: str, step: int, steps: int, warmup: int) -> float:
-    """Share of the peak learning rate at a step (from 0): linear warm-up, then linear or cosine decay to 0, or constant."""
+    """Share of the peak learning rate at a step (from 0): linear warm-up, then linear or cosine decay, or constant."""
     if step < warmup:
         return (step + 1) / warmup
     left = (steps - step) / max(1, steps - warmup)

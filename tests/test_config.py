@@ -127,7 +127,8 @@ FLOORS = {
     1: "config data seeds",
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models",
-    4: "cluster console figures generators lanes page plan report runs selfplay timeline tracking trainers worker",
+    4: "cluster console figures generators lanes page plan prepare report runs selfplay session timeline tracking "
+    "trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}

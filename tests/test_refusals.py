@@ -20,7 +20,7 @@ from rayrec.config import Config, ModelConfig, parse
 from rayrec.data import load
 from rayrec.models.tiny import make_tiny
 from rayrec.runs import Run
-from rayrec.selfplay import run, run_folder
+from rayrec.session import run, run_folder
 
 ROOT = Path(__file__).parents[1]
 ITEMS = [f"{i},Film {i} ({1970 + i}),x|y" for i in range(30)]

@@ -1,7 +1,7 @@
 """One Arrow schema per table; every reader and writer goes through :func:`check`.
 
-A title is the key of an item everywhere: items with equal titles are one item (METHODS: "identical titles are one item").
-Text written by a model is kept apart from titles: a column named ``title`` or ``titles`` holds catalogue titles only.
+A title is the key of an item everywhere: items with equal titles are one item.
+Text written by a model is kept apart: a column named ``title`` or ``titles`` holds catalogue titles only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ def _field(name: str, type_: pa.DataType, null: bool = False) -> pa.Field:
 _strings = pa.list_(pa.field("item", pa.string(), nullable=False))
 _floats = pa.list_(pa.field("item", pa.float32()))
 
-#: What users did. ``timestamp`` is in seconds since the epoch, or, where a source has no times, the position in its order.
+#: What users did. ``timestamp`` is in seconds since the epoch, or, where a source has no times, the position in its
+#: order.
 INTERACTIONS = pa.schema(
     [
         _field("user", pa.string()),
@@ -26,7 +27,8 @@ INTERACTIONS = pa.schema(
     ]
 )
 
-#: The items. ``item`` is the row number (ties are broken by it), ``title`` is unique, ``popularity`` counts the training split only.
+#: The items. ``item`` is the row number (ties are broken by it), ``title`` is unique, ``popularity`` counts the
+#: training split only.
 CATALOGUE = pa.schema(
     [
         _field("item", pa.int32()),
@@ -36,7 +38,8 @@ CATALOGUE = pa.schema(
     ]
 )
 
-#: One window: up to 10 history titles, oldest first, and the title that came next. A target may be outside the catalogue.
+#: One window: up to 10 history titles, oldest first, and the title that came next. A target may be outside the
+#: catalogue.
 EXAMPLES = pa.schema(
     [
         _field("example_id", pa.string()),
@@ -50,8 +53,10 @@ EXAMPLES = pa.schema(
     ]
 )
 
-#: One rejected answer. ``text`` is what the preference step reads; ``raw`` is what the policy wrote (null where none wrote it);
-#: ``sampler`` is what made ``text`` (a replaced self-play output names its replacement); ``k`` counts from 0; ``logprob`` is
+#: One rejected answer. ``text`` is what the preference step reads; ``raw`` is what the policy wrote (null where none
+#: wrote it);
+#: ``sampler`` is what made ``text`` (a replaced self-play output names its replacement); ``k`` counts from 0;
+#: ``logprob`` is
 #: the log-probability of ``raw``, EOS included, in nats.
 NEGATIVES = pa.schema(
     [

@@ -178,14 +178,14 @@ def save(
         _write_tensors(tensors, folder / ADAPTER)
         _write_adapter_config(model, base, folder)
         if merged:
-            _write_model(dict(_merge(state, model)), model.get_base_model(), tokenizer, folder / "merged")
+            write_model(dict(_merge(state, model)), model.get_base_model(), tokenizer, folder / "merged")
     else:
-        _write_model({name: tensor.to(model.dtype) for name, tensor in state.items()}, model, None, folder)
+        write_model({name: tensor.to(model.dtype) for name, tensor in state.items()}, model, None, folder)
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").write_text(_card(card, base, isinstance(model, PeftModel)), encoding="utf-8")
 
 
-def _write_model(tensors: dict[str, Tensor], model: Any, tokenizer: Any, folder: Path) -> None:
+def write_model(tensors: dict[str, Tensor], model: Any, tokenizer: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name}
     if tensors.keys() != wanted:

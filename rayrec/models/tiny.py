@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rayrec.config import ModelConfig
+from rayrec.models.policy import write_model
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 HEAD_DIM = 32  # the smallest that vLLM's CPU attention takes
@@ -45,8 +46,8 @@ def make_tiny(titles: Iterable[str], config: ModelConfig, folder: str | Path, se
         torch.manual_seed(seed)
         model = LlamaForCausalLM(shape)
     model.generation_config = GenerationConfig(do_sample=False, **ids)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(str(folder))
+    shape.architectures = [type(model).__name__]  # what save_pretrained would set, which also drags DeepSpeed in
+    write_model(dict(model.named_parameters()), model, tokenizer, Path(folder))
 
 
 def _tokenizer(titles: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -52,7 +52,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 
 def submit(env: dict[str, str], *args: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [RAY, "job", "submit", *([] if wait else ["--no-wait", "--submission-id", "stopped"]), "--working-dir", "."]
+    command = [
+        RAY,
+        "job",
+        "submit",
+        *([] if wait else ["--no-wait", "--submission-id", "stopped"]),
+        "--working-dir",
+        ".",
+    ]
     command += ["--runtime-env-json", '{"excludes": [".venv", ".git", "runs"]}', "--", sys.executable, "jobs/sprec.py"]
     return subprocess.run([*command, *args], env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -31,7 +32,9 @@ def test_a_run_leaves_every_phase_metrics_and_report(overlapped: Path) -> None:
         for split, n in (("test", 200), ("valid", 64))
     }
     for row in rows:
-        assert {f"{m}@{k}" for m in ("HR", "NDCG", "DivRatio", "ORRatio", "MGU", "DGU") for k in (1, 5, 10)} <= row.keys()
+        assert {
+            f"{m}@{k}" for m in ("HR", "NDCG", "DivRatio", "ORRatio", "MGU", "DGU") for k in (1, 5, 10)
+        } <= row.keys()
         assert row["decode"] == "greedy" or row["filled@10"] == 1  # every constrained beam is a title
     report = (overlapped / "report.html").read_text()
     assert "02/prefer" in report and "Popular" in report
@@ -70,7 +73,7 @@ def test_sequential_is_bit_identical(runs: Path, overlapped: Path) -> None:
     folder = Command(runs, "sequential", "--decode", "greedy", "beams", "--keep", "all", "--sequential").wait()
     events = [e for e in read_trace(folder)["traceEvents"] if e["cat"] == "phase" and e["name"] != "00/baseline"]
     spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events)
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
 

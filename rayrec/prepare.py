@@ -1,0 +1,159 @@
+"""Everything that is settled and checked before the first actor starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rayrec import cluster, plan, tracking
+from rayrec.config import Config
+from rayrec.data import Dataset, load
+from rayrec.grounding import EMBEDDERS, Embedder
+from rayrec.prompts import Template, make_template, resolve_template
+from rayrec.runs import Run
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose settings, data and base model are known to fit together."""
+
+    config: Config
+    data: Dataset
+    root: Path
+    """The run folder, which may not exist yet."""
+    phases: list[plan.PhasePlan]
+    base: Path
+    """Folder or hub id of the base model."""
+    template: Template
+    embedder: Embedder
+    gpu: bool
+    engine: Literal["vllm", "torch"]
+    threads: int
+    """CPU threads of a process that works beside others; ``all_threads`` of a trainer that works alone."""
+    all_threads: int
+    shown: dict[str, Any]
+    """The plan as a person reads it."""
+
+
+def prepare(config: Config, scratch: Path) -> Prepared:
+    """Check settings, data and model against each other; a tiny base model is made in ``scratch``.
+
+    Raises:
+        ValueError: anything that can be known before an actor starts.
+    """
+    config = plan.resolve(cluster.settle_paths(config))
+    cluster.check_address(config)
+    tracking.check(config.output.track)
+    gpu, engine = cluster.has_gpu(config), choose_engine(config)
+    data = load(config.data)
+    # What `auto` meant is recorded and hashed, not the word.
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, source=data.source),
+        evaluate=dataclasses.replace(config.evaluate, engine=engine),
+    )
+    plan.check_data(config, data)
+    embedder = make_embedder(config, data)
+    base, template = make_base(config, data, scratch)
+    tokens = plan.check_lengths(config, data, template)
+    phases = plan.phases(config, len(data.valid) + len(data.test))
+    cores, placement = os.cpu_count() or 1, config.placement
+    threads = placement.threads or max(1, cores // (placement.train_workers + placement.generators))
+    resources = {
+        "train_workers": placement.train_workers,
+        "generators": placement.generators,
+        "device": "gpu" if gpu else "cpu",
+        "threads": threads,
+        "cpus": cores,
+        "engine": engine,
+    }
+    root = run_folder(config)
+    shown = plan.describe(config, data, phases, tokens, plan.count_parameters(str(base)), **resources)
+    return Prepared(
+        config=config,
+        data=data,
+        root=root,
+        phases=phases,
+        base=base,
+        template=template,
+        embedder=embedder,
+        gpu=gpu,
+        engine=engine,
+        threads=threads,
+        all_threads=placement.threads or max(1, cores // placement.train_workers),
+        shown=shown | {"folder": str(root)},
+    )
+
+
+def choose_engine(config: Config) -> Literal["vllm", "torch"]:
+    """Resolve ``--engine auto``: vllm where it is installed.
+
+    Raises:
+        ValueError: ``--engine vllm`` without vllm.
+    """
+    installed = importlib.util.find_spec("vllm") is not None
+    if config.evaluate.engine == "vllm" and not installed:
+        raise ValueError("--engine vllm: vllm is not installed. Install rayrec[cpu] or rayrec[gpu], or --engine torch.")
+    if config.evaluate.engine == "auto" and not installed:
+        warnings.warn("vllm is not installed: generating with transformers, several times slower", stacklevel=2)
+    return "torch" if config.evaluate.engine == "torch" or not installed else "vllm"
+
+
+def make_embedder(config: Config, data: Dataset) -> Embedder:
+    """The embedder that grounds greedy text."""
+    name, path = config.evaluate.embedder, config.evaluate.embedder_path
+    if name == "title":
+        return EMBEDDERS[name](data.catalogue.titles)
+    if not path:
+        raise ValueError(f"--embedder {name} needs --embedder-path, a model2vec or sentence-transformers folder.")
+    return EMBEDDERS[name](path)
+
+
+def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Template]:
+    """The base model's folder or hub id, and the prompt template bound to its tokenizer.
+
+    Raises:
+        ValueError: the model cannot be had or opened, or sees fewer tokens than ``--max-length``.
+    """
+    from rayrec.models.policy import check_model, context_length, load_tokenizer
+    from rayrec.models.tiny import make_tiny
+
+    base = Path(config.model.model).expanduser()
+    if config.model.model == "tiny":
+        base = scratch / "base"
+        titles = [t for t, n in zip(data.catalogue.titles, data.catalogue.popularity, strict=True) if n]
+        make_tiny(titles, config.model, base, config.data.seed)
+    elif base.is_dir():
+        base = base.absolute()  # it is opened from other folders too
+    elif config.model.model.startswith((".", "/", "~")) or config.model.model.count("/") > 1 or base.exists():
+        raise ValueError(
+            f"--model {config.model.model}: no such folder. Name a Hugging Face folder or hub id, or `tiny`."
+        )
+    name = str(base)
+    check_model(name)
+    context_length(config.model, name)
+    tokenizer = load_tokenizer(name)
+    return base, make_template(resolve_template(config.model.template, config.model.model, tokenizer), tokenizer)
+
+
+def keep_base(work: Run, base: Path) -> Path:
+    """Move a made base model into the run folder, as its first finished phase."""
+    if not work.done("00/base"):
+        shutil.copytree(base, work.begin("00/base"), dirs_exist_ok=True)
+        work.finish("00/base", {"records": []})
+    return work.folder("00/base")
+
+
+def run_folder(config: Config) -> Path:
+    """``RUNS/NAME``; without --name it says source, model, method and seed."""
+    train = config.train
+    method = "-".join([train.objective, train.negatives] if train.prefer else ["sft"])
+    model = Path(config.model.model).name
+    name = config.output.name or f"{config.data.source}-{model}-{method}-seed{config.data.seed}"
+    return Path(config.output.runs or "runs").absolute() / name

@@ -1,0 +1,174 @@
+"""One attempt at a run: what is left of it is done, printed and reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+import threading
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rayrec import cluster, console, plan
+from rayrec.config import Config, to_dict
+from rayrec.data import preferences
+from rayrec.generators import GeneratorPool, Setup
+from rayrec.lanes import GenerateLane, Lane, Once, Policy, Shared, TrainLane
+from rayrec.prepare import Prepared, keep_base, prepare
+from rayrec.report import best_policy, build_report
+from rayrec.runs import Run, check_claim, read_json, write_json
+from rayrec.selfplay import self_play
+from rayrec.timeline import by_iteration, spans
+from rayrec.tracking import Tracker
+from rayrec.trainers import TrainGroup
+
+
+def run(config: Config) -> Path | None:
+    """Do a whole run, or what is left of it; returns its folder, or None after ``--dry-run``.
+
+    Raises:
+        ValueError: anything about the settings, the data or the machine that can be known before an actor starts.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="rayrec-"))
+    try:
+        ready = prepare(config, scratch)
+        if ready.config.output.dry_run:
+            check_claim(ready.root, ready.config, ready.data.content_hash)
+            console.print_plan(ready.shown)
+            return None
+        work = Run(ready.root, ready.config, ready.data.content_hash)
+        if ready.config.model.model == "tiny":
+            ready = dataclasses.replace(ready, base=keep_base(work, ready.base))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    work.forget_unusable((phase.name, phase.needs) for phase in ready.phases)
+    done = {phase.name: work.done(phase.name) for phase in ready.phases}
+    shown = ready.shown | {"done": [p for p in done if done[p]], "to_do": [p for p in done if not done[p]]}
+    write_json(work.root / "plan.json", shown)
+    plan.write_inputs(work.root, ready.data)
+    console.print_plan(shown)
+    Session(ready, work).run()
+    return work.root
+
+
+class Session:
+    """One attempt at a run: lanes, actors and their end."""
+
+    def __init__(self, ready: Prepared, work: Run):
+        self.ready, self.work, self.config, self.data = ready, work, ready.config, ready.data
+        self.phases, self._lock = ready.phases, threading.Lock()
+        config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
+        setup = Setup(config, base, ready.template, titles, ready.gpu, ready.engine, ready.threads)
+        self.group = Once(lambda: TrainGroup(config, base, ready.template, work.root / ".ray_train", ready.gpu))
+        self.pool = Once(lambda: GeneratorPool(setup, work.trace))
+        self.tracker = Tracker(work.root, config.output.track, to_dict(config))
+
+    def run(self) -> None:
+        """Do what is left of the run, print its tables and write its report."""
+        left = [phase.name for phase in self.phases if not self.work.done(phase.name)]
+        self.work.trace.attempt(left=left, sequential=self.config.placement.sequential)
+        lanes: tuple[TrainLane, GenerateLane] | None = None
+        with console.LaneProgress() as progress:
+            try:
+                if left:
+                    cluster.connect(self.config, self.ready.gpu)
+                    cluster.interrupt_on_signals()
+                    # Both take seconds to come up, so both start now, beside the first phase.
+                    self.group()
+                    self.pool()
+                lanes = self._lanes(progress)
+                self._wait(self._submit(*lanes))
+            except KeyboardInterrupt:
+                progress.log("stopped", "the same command goes on at the first unfinished phase")
+                raise SystemExit(130) from None
+            finally:
+                self._close(lanes or ())
+        self._report()
+        progress.log("report", str(build_report(self.work.root)))
+
+    def _lanes(self, progress: Any) -> tuple[TrainLane, GenerateLane]:
+        ready = self.ready
+        shared = Shared(
+            config=self.config,
+            data=self.data,
+            run=self.work,
+            template=ready.template,
+            threads=ready.threads,
+            all_threads=ready.all_threads,
+            on_finish=self._finished,
+            progress=progress,
+        )
+        base = Policy("base", ready.base)
+        return TrainLane(shared, self.group, base), GenerateLane(shared, self.pool, ready.embedder)
+
+    def _submit(self, trainers: TrainLane, generators: GenerateLane) -> list[Future]:
+        train, seed, data = self.config.train, self.config.data.seed, self.data
+        count = train.rows_per_iteration
+
+        def draw(t: int) -> pa.Table:
+            return preferences.draw(data.train, (t - 1) * count, count, seed, "iterations")
+
+        return self_play(
+            self.config, trainers, generators, draw, preferences.draw(data.train, 0, train.first_rows, seed, "first")
+        )
+
+    def _wait(self, futures: list[Future]) -> None:
+        """Wait for all, in short waits so that signals are heard, and raise the first error."""
+        open_: set[Future] = set(futures)
+        while open_:
+            done, open_ = wait(open_, timeout=0.5, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+
+    def _finished(self, phase: str, new: bool) -> None:
+        """Rebuild metrics.jsonl, send the new numbers to the trackers, remove weights that nothing needs any more."""
+        with self._lock:
+            if new:
+                self.tracker.phase(read_json(self.work.folder(phase) / "metrics.json"))
+            self._prune(self.work.write_metrics(p.name for p in self.phases))
+
+    def _prune(self, records: list[dict]) -> None:
+        keep = self.config.output.keep
+        if keep == "all":
+            return
+        policies = [p.needs[0] for p in self.phases if p.kind == "evaluate" and self.work.done(p.name)]
+        best = best_policy([r for r in records if r["kind"] == "evaluation"])
+        kept = {*policies[-int(keep) :], *(best[:1] if best else ())}
+        for phase in self.phases:
+            readers = [p.name for p in self.phases if phase.name in p.needs]
+            wanted = not phase.makes_policy or phase.name in kept or not all(map(self.work.done, readers))
+            if not wanted and self.work.has_weights(phase.name):
+                self.work.prune(phase.name)
+
+    def _report(self) -> None:
+        times = by_iteration(spans(read_json(self.work.root / "trace.json")["traceEvents"]))
+        rows = [r for r in read_records(self.work.root) if r["kind"] in ("evaluation", "baseline")]
+        for row in rows:
+            seconds, overlap = times.get(row["iteration"], (None, None))
+            row |= {"seconds": seconds, "overlap": overlap} if row["kind"] == "evaluation" else {}
+        console.print_iteration_table(rows)
+        for t in range(1, self.config.train.iterations + 1):
+            samples = self.work.root / f"{t:02d}" / "samples.json"
+            if samples.exists():
+                console.print_samples(read_json(samples), f"Iteration {t}")
+
+    def _close(self, lanes: tuple[Lane, ...]) -> None:
+        self.tracker.close()
+        for lane in lanes:
+            lane.close()
+        for part in (self.pool, self.group):
+            if part.made is not None:
+                part.made.close()
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        self.work.trace.flush()
+
+
+def read_records(folder: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
