@@ -6,7 +6,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint clean
+# Bytecode is written at the first import instead of at installation, which halves the set-up; it must be writable then.
+export PYTHONDONTWRITEBYTECODE :=
+# A test that says nothing about threads gets one: the real processes of a run set their own.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test clean
 demo: .venv
 	$(BIN)/python jobs/sprec.py --preset demo --name demo
 

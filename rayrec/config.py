@@ -230,7 +230,7 @@ PRESETS = {
     # Three minutes on two cores.
     "demo": _preset(
         data={"test_rows": 500, "valid_rows": 128},
-        model={"pretrain_steps": 700, "tiny_vocab": 2048},
+        model={"pretrain_steps": 350, "tiny_vocab": 2048},
         train={"iterations": 3, "first_rows": 1024, "rows_per_iteration": 512},
         evaluate={"decode": ("greedy", "beams")},
     ),

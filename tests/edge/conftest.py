@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: Small, and with enough steps in a phase that it can be hit in the middle.
 TOY = ["--preset", "toy", "--rows-per-iteration", "192", "--batch", "8", "--prefer-batch", "8", "--micro-batch", "8"]
+TOY += ["--pretrain-steps", "40", "--test-rows", "128"]
 
 
 class Command:

@@ -29,7 +29,7 @@ def test_a_run_leaves_every_phase_metrics_and_report(overlapped: Path) -> None:
         (t, decode, split, n)
         for t in range(3)
         for decode in ("greedy", "beams")
-        for split, n in (("test", 200), ("valid", 64))
+        for split, n in (("test", 128), ("valid", 64))
     }
     for row in rows:
         assert {
