@@ -12,6 +12,9 @@ from typing import Any
 
 from rayrec.config import Config
 
+# A thread that still asks after the end must not start a new cluster, as Ray would by default.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
 
 def submitted() -> bool:
     """Whether this process is the entry point of a submitted Ray job, which runs in a copy of the working folder."""

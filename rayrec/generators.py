@@ -7,6 +7,7 @@ part made again, by whichever actor and after whatever traffic, is the same part
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import os
@@ -302,6 +303,7 @@ class GeneratorPool:
         self._setup = ray.put(setup)
         self._queue: list[tuple[int, int, Part, _Job, int]] = []
         self._order, self._ready, self._closed = itertools.count(), threading.Condition(), False
+        self._jobs: list[_Job] = []
         self.error: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._feed, args=(i,), name=f"generator-{i}", daemon=True)
@@ -327,9 +329,13 @@ class GeneratorPool:
     def submit(self, parts: list[Part], urgent: bool, on_part: Callable[[int], None] = lambda done: None) -> Future:
         """Queue the parts of one phase; the future holds their answers in order. Urgent parts go first."""
         job = _Job(Future(), [None] * len(parts), len(parts), on_part)
+        if self.error is not None:
+            job.future.set_exception(self.error)
+            return job.future
         if not parts:
             job.future.set_result([])
         with self._ready:
+            self._jobs = [other for other in self._jobs if not other.future.done()] + [job]
             for i, part in enumerate(parts):
                 heapq.heappush(self._queue, (0 if urgent else 1, next(self._order), part, job, i))
             self._ready.notify_all()
@@ -359,9 +365,9 @@ class GeneratorPool:
                         heapq.heappush(self._queue, item)
                         self._ready.notify_all()
                 if deaths > self.config.placement.max_deaths:
-                    return self._fail(RuntimeError(f"{what}, {deaths} times in all: {error}"), item)
+                    return self._fail(RuntimeError(f"{what}, {deaths} times in all: {error}"))
             except BaseException as error:  # the error is told to whoever waits for the part
-                return self._fail(error, item)
+                return self._fail(error)
         self._bury(actor)
 
     def _start(self, index: int) -> Any:
@@ -379,26 +385,29 @@ class GeneratorPool:
             job.left -= 1
             done = len(job.results) - job.left
         job.on_part(done)
-        if done == len(job.results):
+        if done == len(job.results) and not job.future.done():
             job.future.set_result(job.results)
 
     def _bury(self, actor: Any) -> None:
         if actor is not None:
-            self._ray.kill(actor)
+            with contextlib.suppress(Exception):  # Ray may be gone already, and the actor with it
+                self._ray.kill(actor)
 
-    def _fail(self, error: BaseException, item: Any) -> None:
+    def _fail(self, error: BaseException) -> None:
+        """Tell everybody who waits, now or later: one actor that cannot be had is not made up for by the others."""
         self.error = error
         with self._ready:
-            waiting = {id(entry[3]): entry[3] for entry in [*self._queue, *([item] if item else [])]}
             self._queue.clear()
-        for job in waiting.values():
+            waiting, self._jobs = self._jobs, []
+        for job in waiting:
             if not job.future.done():
                 job.future.set_exception(error)
 
-    def close(self) -> None:
-        """End all actors; parts that wait are dropped."""
+    def close(self, orderly: bool) -> None:
+        """End all actors, and wait for that if ``orderly``; parts that wait are dropped."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
-        for thread in self._threads:
+        self._fail(RuntimeError("stopped"))
+        for thread in self._threads if orderly else ():
             thread.join(timeout=5)

@@ -73,6 +73,7 @@ class Session:
         left = [phase.name for phase in self.phases if not self.work.done(phase.name)]
         self.work.trace.attempt(left=left, sequential=self.config.placement.sequential)
         lanes: tuple[TrainLane, GenerateLane] | None = None
+        finished = False
         with console.LaneProgress() as progress:
             try:
                 if left:
@@ -83,11 +84,12 @@ class Session:
                     self.pool()
                 lanes = self._lanes(progress)
                 self._wait(self._submit(*lanes))
+                finished = True
             except KeyboardInterrupt:
                 progress.log("stopped", "the same command goes on at the first unfinished phase")
                 raise SystemExit(130) from None
             finally:
-                self._close(lanes or ())
+                self._close(lanes or (), finished)
         self._report()
         progress.log("report", str(build_report(self.work.root)))
 
@@ -157,13 +159,13 @@ class Session:
             if samples.exists():
                 console.print_samples(read_json(samples), f"Iteration {t}")
 
-    def _close(self, lanes: tuple[Lane, ...]) -> None:
+    def _close(self, lanes: tuple[Lane, ...], finished: bool) -> None:
         self.tracker.close()
         for lane in lanes:
             lane.close()
         for part in (self.pool, self.group):
             if part.made is not None:
-                part.made.close()
+                part.made.close(finished)
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         self.work.trace.flush()

@@ -103,7 +103,7 @@ class TrainGroup:
         # Zero CPUs: the board only waits. It lives in the driver's job, so it dies with the driver.
         self.board: Any = ray.remote(Board).options(num_cpus=0, max_concurrency=64).remote()
         self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu}
-        self._template = template
+        self._template, self.closed = template, False
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
         self._thread.start()
@@ -154,6 +154,8 @@ class TrainGroup:
             result, beat = ray.get(self.board.poll.remote(number, 0.5))
             if result is not None:
                 break
+            if self.closed:
+                raise RuntimeError(f"{phase.name}: stopped")
             if self.error is not None:
                 raise RuntimeError(f"{phase.name}: the training workers are gone: {self.error}") from self.error
             if beat.get("phase") == phase.name:
@@ -165,12 +167,14 @@ class TrainGroup:
             raise FloatingPointError(result["error"])
         return result
 
-    def close(self) -> None:
-        """Let the workers leave; waits a moment for Ray Train to end."""
+    def close(self, orderly: bool) -> None:
+        """Let the workers leave, and wait a moment for Ray Train to end; or only stop waiting for a phase."""
         import ray
 
-        ray.get(self.board.close.remote())
-        self._thread.join(timeout=20)
+        self.closed = True
+        if orderly:
+            ray.get(self.board.close.remote())
+            self._thread.join(timeout=20)
 
 
 def shard_rows(phase: Phase, workers: int, template: Template) -> list:
