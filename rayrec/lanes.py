@@ -24,7 +24,7 @@ from rayrec.negatives import NEGATIVES, Draw, negative_statistics
 from rayrec.runs import Run, read_json, write_json
 
 if TYPE_CHECKING:
-    from rayrec.generators import Mode
+    from rayrec.engines import Mode
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import pyarrow as pa
 from rayrec import cluster, console, plan
 from rayrec.config import Config, to_dict
 from rayrec.data import preferences
-from rayrec.generators import GeneratorPool, Setup
+from rayrec.engines import Setup
+from rayrec.generators import GeneratorPool
 from rayrec.lanes import GenerateLane, Lane, Once, Policy, Shared, TrainLane
 from rayrec.prepare import Prepared, keep_base, prepare
 from rayrec.report import best_policy, build_report

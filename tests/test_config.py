@@ -127,12 +127,12 @@ FLOORS = {
     1: "config data seeds",
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models",
-    4: "cluster console figures generators lanes page plan prepare report runs selfplay session timeline tracking "
-    "trainers worker",
+    4: "cluster console engines figures generators lanes page plan prepare report runs selfplay session timeline "
+    "tracking trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}
-EDGE = {"trainers.py", "worker.py", "generators.py", "cluster.py", "lanes.py", "selfplay.py", "runs.py"}
+EDGE = {"trainers.py", "worker.py", "generators.py", "engines.py", "cluster.py", "lanes.py", "selfplay.py", "runs.py"}
 
 
 def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:

@@ -16,7 +16,8 @@ SCRIPT = """
 import json, sys
 import torch
 from rayrec.config import parse
-from rayrec.generators import Generator, Part, Setup
+from rayrec.engines import Setup
+from rayrec.generators import Generator, Part
 from rayrec.logprobs import PackedLM, pack
 from rayrec.models import policy
 from rayrec.models.tiny import make_tiny

@@ -1,0 +1,209 @@
+"""What writes inside a generator: vLLM, transformers in its place, and the catalogue-constrained beam search.
+
+An engine has ``load(version, folder)``, which takes a finished policy in place, and ``answer(prompts, mode, n, seed)``,
+which returns for each prompt (token ids, log-probability) pairs, best first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rayrec.config import Config
+from rayrec.prompts import Template
+from rayrec.seeds import seed_of
+
+Mode = Literal["greedy", "sample", "beams", "free_beams"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every generator is made from."""
+
+    config: Config
+    base: str
+    """Folder or hub id of the base model."""
+    template: Template
+    titles: tuple[str, ...]
+    """The catalogue, for catalogue-constrained beams."""
+    gpu: bool
+    engine: Literal["vllm", "torch"]
+    threads: int
+
+
+class VllmEngine:
+    """vLLM in the actor's own process on a CPU; on GPUs over ``tensor_parallel`` cards."""
+
+    def __init__(self, setup: Setup):
+        gpu, threads = setup.gpu, setup.threads
+        if not gpu:
+            os.environ |= {
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                "VLLM_CPU_KVCACHE_SPACE": "1",
+                "VLLM_LOGGING_LEVEL": "ERROR",
+                "OMP_NUM_THREADS": str(threads),
+            }
+        import torch
+        from vllm import LLM
+
+        torch.set_num_threads(threads)
+        config = setup.config
+        model, placement = config.model, config.placement
+        self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens
+        self.lora = gpu and bool(model.lora_rank)
+        self.adapter: Any = None
+        # Whole policies replace every weight before the first answer, so the base's need not be read here.
+        here = {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni", "load_format": "dummy"}
+        cards = {
+            "tensor_parallel_size": placement.tensor_parallel,
+            "distributed_executor_backend": "ray" if placement.tensor_parallel > 1 else "uni",
+            "gpu_memory_utilization": 0.45 if placement.placement == "shared" else 0.9,
+            "enable_sleep_mode": placement.placement == "shared",
+            "enable_lora": self.lora,
+            **({"max_lora_rank": max(8, model.lora_rank or 0)} if self.lora else {}),
+        }
+        self.llm = LLM(
+            model=setup.base,
+            dtype=config.train.dtype,
+            max_model_len=model.max_length,
+            max_logprobs=2 * max(10, config.evaluate.beam_width, 2 * config.train.num_negatives),
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            seed=0,
+            **(cards if gpu else here),
+        )
+
+    def load(self, version: str, folder: str) -> None:
+        """Take a finished policy: an adapter under its own name and id, or full weights in place of the old ones."""
+        if self.lora and (Path(folder) / "adapter_config.json").exists():
+            from vllm.lora.request import LoRARequest
+
+            # A reused name or id would serve stale weights: the caches are keyed on them.
+            self.adapter = LoRARequest(version, seed_of(version, folder) % 2**31 + 1, folder)
+            return
+        merged = Path(folder) / "merged"
+        folder = str(merged if merged.exists() else folder)
+        if self.gpu:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        else:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _tensors(folder)})
+            self.llm.apply_model(_repack_tied_head)
+
+    def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import BeamSearchParams
+
+        self.llm.reset_prefix_cache()
+        inputs: Any = [{"prompt_token_ids": ids} for ids in prompts]
+        eos = self.template.eos_id
+        if mode == "free_beams":
+            beams = BeamSearchParams(beam_width=n, max_tokens=self.max_new, length_penalty=0.0)
+            found = self.llm.beam_search(inputs, beams, lora_request=self.adapter)
+            written = [
+                [(beam.tokens[len(ids) :], float(beam.cum_logprob)) for beam in out.sequences]
+                for ids, out in zip(prompts, found, strict=True)
+            ]
+            return [[(ids, lp) for ids, lp in one if ids and ids[-1] == eos] for one in written]
+        sampling = SamplingParams(
+            temperature=0.0 if mode == "greedy" else 1.0,
+            n=n,
+            max_tokens=self.max_new,
+            logprobs=0,
+            stop_token_ids=[eos],
+            detokenize=False,
+        )
+        outputs = self.llm.generate(inputs, sampling, lora_request=self.adapter, use_tqdm=False)
+        return [[(list(o.token_ids), float(o.cumulative_logprob or 0.0)) for o in out.outputs] for out in outputs]
+
+    def sleep(self) -> None:
+        self.llm.sleep(level=1)
+
+    def wake(self) -> None:
+        self.llm.wake_up()
+
+
+def _tensors(folder: str) -> Iterator[tuple[str, Any]]:
+    """Names and tensors of a folder's weight files."""
+    import safetensors
+
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="pt") as weights:
+            yield from ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
+
+
+def _repack_tied_head(model: Any) -> None:
+    """Pack a head that shares the embedding's weight again.
+
+    On a CPU every layer computes with a packed copy of its weight, and a reload renews the copies only of layers that
+    the file names; a tied head is not named, and would answer with the old weights.
+    """
+    if getattr(model.config, "tie_word_embeddings", False):
+        model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+
+class TorchEngine:
+    """transformers in the same actor, for machines that vLLM does not support."""
+
+    def __init__(self, setup: Setup):
+        import torch
+
+        from rayrec.models import policy
+
+        torch.set_num_threads(setup.threads)
+        model = setup.config.model
+        self.device = "cuda" if setup.gpu else "cpu"
+        self.template, self.max_new = setup.template, model.max_new_tokens
+        self.model: Any = policy.load_base(setup.base, dtype=setup.config.train.dtype, device=self.device)
+        if model.lora_rank:
+            self.model = policy.add_lora(self.model, model.lora_rank, model.lora_alpha, 0.0)
+        self.model.eval()
+
+    def load(self, version: str, folder: str) -> None:
+        """Load a finished policy's weights in place."""
+        from rayrec.models import policy
+
+        policy.load_weights(self.model, folder)
+
+    def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
+        from rayrec.decoding import generate
+
+        kind: Any = {"free_beams": "beam"}.get(mode, mode)
+        length = {"max_new_tokens": self.max_new, "mode": kind, "n": n, "seed": seed}
+        made = generate(self.model, prompts, self.template.eos_id, **length)
+        return [[(list(g.token_ids), g.logprob) for g in one] for one in made]
+
+    def sleep(self) -> None:
+        self.model.to("cpu")
+
+    def wake(self) -> None:
+        self.model.to(self.device)
+
+
+class BeamEngine:
+    """Catalogue-constrained beam search; its model is built from the first policy that it is asked for."""
+
+    def __init__(self, setup: Setup):
+        self.setup, self.model, self.device = setup, None, "cuda" if setup.gpu else "cpu"
+
+    def load(self, version: str, folder: str) -> None:
+        """Load a finished policy, in place after the first."""
+        from rayrec.decoding import Trie
+        from rayrec.models import policy
+
+        merged = Path(folder) / "merged"
+        folder = str(merged if merged.exists() else folder)
+        if self.model is not None:
+            return policy.load_weights(self.model, folder)
+        self.model = policy.load_policy(folder, dtype=self.setup.config.train.dtype, device=self.device)
+        self.ids = [self.setup.template.answer_ids(title) for title in self.setup.titles]
+        self.trie = Trie.build(self.ids)
+
+    def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
+        from rayrec.decoding import beam_search
+
+        assert self.model is not None, "load comes first"
+        return [[(self.ids[i], lp) for i, lp in one] for one in beam_search(self.model, prompts, self.trie, n)]
