@@ -19,8 +19,9 @@ from rayrec import plan
 from rayrec.config import Config, ModelConfig, parse
 from rayrec.data import load
 from rayrec.models.tiny import make_tiny
+from rayrec.prepare import run_folder
 from rayrec.runs import Run
-from rayrec.session import run, run_folder
+from rayrec.session import run
 
 ROOT = Path(__file__).parents[1]
 ITEMS = [f"{i},Film {i} ({1970 + i}),x|y" for i in range(30)]
@@ -253,7 +254,7 @@ def claimed(tmp_path: Path, *args: str) -> tuple[list[str], Path]:
     given = ["--runs", str(tmp_path / "runs"), "--name", "mine", "--source", "csv", *args]
     config: Config = plan.resolve(parse("", given))
     data = load(config.data)
-    return given, Run(run_folder(config, data), config, data.content_hash).root
+    return given, Run(run_folder(config), config, data.content_hash).root
 
 
 def test_a_run_folder_of_another_configuration(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
