@@ -9,19 +9,14 @@ The same command again goes on where the run stopped. The algorithm is `self_pla
 
 from __future__ import annotations
 
-import sys
-
 from rayrec.config import parse
 
 
 def main() -> None:
     config = parse(__doc__ or "")
-    from rayrec.session import run
+    from rayrec.session import command  # heavy, and not needed for --help
 
-    try:
-        run(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(config)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
 import threading
+import traceback
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,33 @@ from rayrec.tracking import Tracker
 from rayrec.trainers import TrainGroup
 
 
+def command(config: Config) -> None:
+    """:func:`run` as the work of a process, which ends here with 1 after an error and with 130 after an interrupt."""
+    code = 1
+    try:
+        run(config)
+        return
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads may still wait for actors, and an orderly end of Ray beside them can crash. What this process started in
+    # Ray ends with it.
+    os._exit(code)
+
+
 def run(config: Config) -> Path | None:
     """Do a whole run, or what is left of it; returns its folder, or None after ``--dry-run``.
 
+    After an error that was raised amid phases Ray is left as it is: ``ray.shutdown()`` ends it.
+
     Raises:
         ValueError: anything about the settings, the data or the machine that can be known before an actor starts.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM; the same call goes on at the first unfinished phase.
     """
     scratch = Path(tempfile.mkdtemp(prefix="rayrec-"))
     try:
@@ -88,7 +112,7 @@ class Session:
                 finished = True
             except KeyboardInterrupt:
                 progress.log("stopped", "the same command goes on at the first unfinished phase")
-                raise SystemExit(130) from None
+                raise
             finally:
                 self._close(lanes or (), finished)
         self._report()
@@ -167,7 +191,7 @@ class Session:
         for part in (self.pool, self.group):
             if part.made is not None:
                 part.made.close(finished)
-        if "ray" in sys.modules:
+        if finished and "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         self.work.trace.flush()
 

@@ -1,0 +1,89 @@
+"""A submitted Ray job on a cluster made by ``ray start``, with token authentication on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.edge.conftest import ROOT, TOY, alive, descendants, read_trace
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment in which ``ray job submit`` reaches a cluster of our own."""
+    token = tmp_path_factory.mktemp("cluster") / "token"
+    token.write_text(secrets.token_hex(32))
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": "/tmp"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    env.pop("RAY_ADDRESS", None)
+    dashboard, gcs, agent = free_port(), free_port(), free_port()
+    command = [RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=4", "--block"]
+    command += [f"--dashboard-agent-listen-port={agent}"]
+    head = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env["RAY_API_SERVER_ADDRESS"], env["HEAD"] = f"http://127.0.0.1:{dashboard}", str(head.pid)
+    try:
+        deadline = time.monotonic() + 90
+        while subprocess.run([RAY, "job", "list"], env=env, capture_output=True, timeout=60).returncode:
+            assert head.poll() is None and time.monotonic() < deadline, "the cluster did not come up"
+            time.sleep(1)
+        yield env
+    finally:
+        mine = descendants(head.pid)
+        for pid in {head.pid, *mine}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        head.wait(30)
+
+
+def submit(env: dict[str, str], *args: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
+    how = [] if wait else ["--no-wait", "--submission-id", "stopped"]
+    command = [RAY, "job", "submit", *how, "--working-dir", "."]
+    command += ["--runtime-env-json", '{"excludes": [".venv", ".git", "runs"]}', "--", sys.executable, "jobs/sprec.py"]
+    deadline = time.monotonic() + 90
+    while True:
+        done = subprocess.run([*command, *args], env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)  # the head answers before its job agent does
+
+
+def test_a_submitted_job_refuses_relative_paths(cluster: dict[str, str]) -> None:
+    done = submit(cluster, "--preset", "toy", "--runs", "runs")
+    assert done.returncode != 0
+    assert "--runs runs is relative" in done.stdout and "absolute path" in done.stdout
+
+
+def test_a_submitted_job_runs_stops_and_resumes(cluster: dict[str, str], runs: Path) -> None:
+    small = [*TOY, "--iterations", "1", "--runs", str(runs), "--name", "job"]
+    before = submit(cluster, *small, wait=False)
+    assert before.returncode == 0, before.stdout + before.stderr
+    deadline = time.monotonic() + 200
+    while not read_trace(runs / "job").get("running", {}).get("00/pretrain", {}).get("step"):
+        assert time.monotonic() < deadline, "the job did not reach its first step"
+        time.sleep(0.5)
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(int(cluster["HEAD"]))}
+    workers = {p for p, n in names.items() if any(w in n for w in (b"RayTrainWorker", b"Generator", b"jobs/sprec.py"))}
+    subprocess.run([RAY, "job", "stop", "stopped"], env=cluster, check=True, capture_output=True, timeout=60)
+    time.sleep(15)
+    assert len(workers) >= 3 and not alive(workers)
+    done = submit(cluster, *small)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "succeeded" in done.stdout and (runs / "job" / "report.html").exists()
