@@ -55,8 +55,8 @@ class ModelConfig:
     """Dropout of the adapters in SFT; the preference step uses none."""
     max_length: int = 512
     """Longest prompt plus answer, in tokens; a longer one is refused."""
-    max_new_tokens: int = 48
-    """Longest generated title, in tokens."""
+    max_new_tokens: int | None = None
+    """Longest generated title, in tokens. Default: those of the longest title."""
     tiny_hidden: int = 128
     tiny_layers: int = 3
     tiny_vocab: int = 4096
@@ -78,10 +78,11 @@ class TrainConfig:
     first_lr: float = 3e-4
     rows_per_iteration: int = 2048
     """Training rows drawn for each iteration, without replacement until the split is used up."""
-    objective: Literal["dpo", "sdpo"] = "dpo"
-    """Loss of the preference step."""
-    negatives: Literal["self_play", "random"] = "self_play"
-    """Where the rejected answers come from."""
+    min_rating: float | None = None
+    """Rows whose target is rated lower are left out of SFT and preference steps (RecPO takes 4); they are counted."""
+    negatives: tuple[str, ...] = ("self_play",)
+    """Where the rejected answers come from: one of self_play, self_play_sample, self_play_beam, random, candidates,
+    popular, semantic, self_hard; or a mixture such as `self_play:0.75 random:0.25`."""
     num_negatives: int = 1
     """Rejected answers K of an example."""
     equal_target: Literal["next", "drop"] = "next"
@@ -92,8 +93,6 @@ class TrainConfig:
     """False skips the SFT step of the iterations (SPRec's noSFT: the reference is then the iteration's start)."""
     prefer: bool = True
     """False skips the preference step of the iterations (SPRec's noDPO)."""
-    beta: float = 0.1
-    """Inverse temperature of the implicit reward, > 0."""
     lr: float = 2e-5
     """Peak learning rate of both phases of an iteration."""
     batch: int = 64
@@ -114,12 +113,43 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """Loss of the preference step (METHODS section 2). A setting that is left out has the objective's own default; one
+    that the objective does not have is refused."""
+
+    objective: Literal["dpo", "sdpo", "dmpo", "simpo", "recpo", "rosepo", "ipo", "cpo", "kto", "odpo"] = "dpo"
+    """Chosen against rejected answers, by this loss."""
+    beta: float | None = None
+    """Inverse temperature of the implicit reward, > 0 (all but ipo)."""
+    gamma: float | None = None
+    """Target margin of simpo."""
+    lam: float | None = None
+    """Weight of recpo's margins."""
+    margin: Literal["ratio", "log_ratio", "log_diff"] | None = None
+    """Form of recpo's margins."""
+    tau: float | None = None
+    """Regularisation of ipo, > 0."""
+    average: Literal["sum", "mean"] | None = None
+    """Log-probabilities of ipo: of the sequence, or per token."""
+    alpha: float | None = None
+    """Weight of cpo's likelihood term, or of odpo's offset."""
+    lambda_d: float | None = None
+    """Weight of kto's chosen answers."""
+    lambda_u: float | None = None
+    """Weight of kto's rejected answers; default 1/K."""
+    smoothing: Literal["auto", "none", "sasrec"] = "auto"
+    """Label smoothing by the doubt of a SASRec oracle in each pair; `auto` smooths rosepo only (dpo, sdpo, recpo and
+    odpo can)."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """How policies answer and how the answers become top-k lists."""
 
-    decode: tuple[Literal["greedy", "beams", "free_beams"], ...] = ("greedy",)
-    """`greedy` writes one title that is grounded; `beams` takes the best titles of the catalogue-constrained beam
-    search; `free_beams` takes the engine's own beam search where it wrote titles."""
+    decode: tuple[Literal["auto", "greedy", "beams", "free_beams"], ...] = ("greedy",)
+    """How lists are made: `greedy` writes one title that is grounded; `beams` takes the best titles of the
+    catalogue-constrained beam search; `free_beams` takes the engine's own beam search where it wrote titles; `auto` is
+    the fastest that is exact, `beams`."""
     beam_width: int = 10
     top_k: tuple[int, ...] = (1, 5, 10)
     embedder: Literal["title", "sentence"] = "title"
@@ -181,12 +211,13 @@ class Config:
     data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    loss: Annotated[LossConfig, tyro.conf.arg(name="")] = field(default_factory=LossConfig)
     evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
     output: Annotated[OutputConfig, tyro.conf.arg(name="")] = field(default_factory=OutputConfig)
 
 
-_RESULTS = ("data", "model", "train", "evaluate")
+_RESULTS = ("data", "model", "train", "loss", "evaluate")
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -199,9 +230,9 @@ def _deciding(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {f"--{k.replace('_', '-')}": v for group in _RESULTS for k, v in config[group].items() if k != "data"}
 
 
-def result_hash(config: Config, data_hash: str) -> str:
+def result_hash(config: Config, data_hash: str, model_hash: str = "") -> str:
     """Hash of everything that decides the numbers of a run: two runs with equal hashes have equal results."""
-    text = json.dumps([_deciding(to_dict(config)), data_hash], sort_keys=True)
+    text = json.dumps([_deciding(to_dict(config)), data_hash, model_hash], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -211,6 +242,8 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     lines = [f"{k}: there {old.get(k)!r}, here {new.get(k)!r}" for k in sorted(old | new) if old.get(k) != new.get(k)]
     if found["data_hash"] != wanted["data_hash"]:
         lines.append(f"data: there {found['data_hash'][:12]}, here {wanted['data_hash'][:12]} (content hash)")
+    if found.get("model_hash", "") != wanted.get("model_hash", ""):
+        lines.append(f"model: there {found['model_hash'][:12]}, here {wanted['model_hash'][:12]} (content hash)")
     return lines
 
 
@@ -243,13 +276,55 @@ PRESETS = {
 }
 
 
+#: The methods of the papers as settings (METHODS sections 2 to 4), by --method. ``offline`` methods tune once, against
+#: the first SFT, on all the rows of the iterations that they stand for.
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "BIGRec": {"train": {"iterations": 0}},
+    "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}},
+    "SPRec-noSFT": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"sft": False}},
+    "SPRec-noDPO": {"train": {"prefer": False}},
+    "SPRec-RN": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("random",)}},
+    "SPIN": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"sft": False}},
+    "DPO": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("random",)}, "offline": {}},
+    "SimPO": {"loss": {"objective": "simpo"}, "train": {"negatives": ("random",)}, "offline": {}},
+    "S-DPO": {
+        "loss": {"objective": "sdpo", "beta": 1.0},
+        "train": {"negatives": ("candidates",), "num_negatives": 3},
+        "offline": {},
+    },
+    "DMPO": {"loss": {"objective": "dmpo"}, "train": {"negatives": ("random",), "num_negatives": 3}, "offline": {}},
+    "RecPO": {
+        "loss": {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": "ratio"},
+        "train": {"negatives": ("candidates",), "num_negatives": 3, "min_rating": 4.0},
+        "offline": {},
+    },
+    "RosePO": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("self_hard",)}, "offline": {}},
+    "RosePO-popular": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("popular",)}, "offline": {}},
+    "RosePO-semantic": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("semantic",)}, "offline": {}},
+}
+
+
+def with_method(config: Config, method: str) -> Config:
+    """The configuration with the settings of one of :data:`METHODS`."""
+    groups = dict(METHODS[method])
+    if groups.pop("offline", None) is not None:
+        train = config.train
+        once = {"iterations": 1, "sft": False, "rows_per_iteration": train.iterations * train.rows_per_iteration}
+        groups["train"] = once | groups["train"]
+    return dataclasses.replace(config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in groups.items()})
+
+
 def parse(description: str, args: list[str] | None = None) -> Config:
-    """Read the command line; ``--preset`` chooses the defaults of all other flags."""
+    """Read the command line; ``--preset`` and then ``--method`` choose the defaults of all other flags."""
     import sys
 
     args = list(sys.argv[1:] if args is None else args)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=sorted(PRESETS), default="small")
+    first.add_argument("--method", choices=sorted(METHODS))
     chosen, rest = first.parse_known_args(args)
-    note = f"{description}\nPresets: --preset {{{','.join(PRESETS)}}} sets the defaults of all flags below."
-    return tyro.cli(Config, args=rest, default=PRESETS[chosen.preset], description=note)
+    default = PRESETS[chosen.preset]
+    default = with_method(default, chosen.method) if chosen.method else default
+    note = f"{description}\nPresets: --preset {{{','.join(PRESETS)}}} sets the defaults of all flags below, and\n"
+    note += f"--method {{{','.join(METHODS)}}} those of a published method."
+    return tyro.cli(Config, args=rest, default=default, description=note)

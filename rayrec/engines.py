@@ -16,7 +16,7 @@ from rayrec.config import Config
 from rayrec.prompts import Template
 from rayrec.seeds import seed_of
 
-Mode = Literal["greedy", "sample", "beams", "free_beams"]
+Mode = Literal["greedy", "sample", "beams", "free_beams", "score"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class VllmEngine:
         torch.set_num_threads(threads)
         config = setup.config
         model, placement = config.model, config.placement
-        self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens
+        self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens or model.max_length
         self.lora = gpu and bool(model.lora_rank)
         self.adapter: Any = None
         # Whole policies replace every weight before the first answer, so the base's need not be read here.
@@ -156,7 +156,7 @@ class TorchEngine:
         torch.set_num_threads(setup.threads)
         model = setup.config.model
         self.device = "cuda" if setup.gpu else "cpu"
-        self.template, self.max_new = setup.template, model.max_new_tokens
+        self.template, self.max_new = setup.template, model.max_new_tokens or model.max_length
         self.model: Any = policy.load_base(setup.base, dtype=setup.config.train.dtype, device=self.device)
         if model.lora_rank:
             self.model = policy.add_lora(self.model, model.lora_rank, model.lora_alpha, 0.0)
@@ -184,7 +184,7 @@ class TorchEngine:
 
 
 class BeamEngine:
-    """Catalogue-constrained beam search; its model is built from the first policy that it is asked for."""
+    """What vLLM has not: catalogue-constrained beam search and packed scores; its model is the first policy's."""
 
     def __init__(self, setup: Setup):
         self.setup, self.model, self.device = setup, None, "cuda" if setup.gpu else "cpu"
@@ -207,3 +207,20 @@ class BeamEngine:
 
         assert self.model is not None, "load comes first"
         return [[(self.ids[i], lp) for i, lp in one] for one in beam_search(self.model, prompts, self.trie, n)]
+
+    def score(self, prompts: list[list[int]], choices: list[list[list[int]]]) -> list[list[tuple[list[int], float]]]:
+        """The given answers of each prompt in their order, with their log-probabilities, in packed passes."""
+        import torch
+
+        from rayrec.logprobs import PackedLM, pack
+
+        assert self.model is not None, "load comes first"
+        lm, made = PackedLM(self.model), []
+        for start in range(0, len(prompts), 8):
+            rows = list(zip(prompts[start : start + 8], choices[start : start + 8], strict=True))
+            with torch.inference_mode():
+                logprob_BA = lm(pack(rows).to(torch.device(self.device))).tolist()
+            made += [
+                list(zip(row[1], one[: len(row[1])], strict=True)) for row, one in zip(rows, logprob_BA, strict=True)
+            ]
+        return made

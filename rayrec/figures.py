@@ -202,7 +202,9 @@ def _baseline(axes: Axes, text: str, point: tuple[float, float], limits: tuple[f
     if inside != point:
         text += f" ({point[0]:.3f}, {point[1]:.3f}), off the scale"
     axes.plot(*inside, color=QUIET, marker="D", linestyle="none", clip_on=False, zorder=3)
-    axes.annotate(text, inside, (6, 4), textcoords="offset points", color=QUIET, fontsize=7)
+    far = inside[0] > 0.8 * limits[0]  # its words would leave the picture on the right
+    place, side = ((-6, 4), "right") if far else ((6, 4), "left")
+    axes.annotate(text, inside, place, textcoords="offset points", ha=side, color=QUIET, fontsize=7)
 
 
 def genre_gaps(row: Row) -> tuple[int, dict[str, float]] | None:

@@ -36,6 +36,8 @@ class Part:
     mode: Mode
     n: int = 1
     """Samples, or width of the beam."""
+    choices: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    """Answers to score for each prompt, in mode ``score``."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,23 @@ class Generator:
         return {"pid": os.getpid(), "engine": type(self.engine).__name__}
 
     def answer(self, part: Part) -> tuple[list[list[Answer]], dict]:
-        """Answers to the prompts of a part, best first, and facts for the trace."""
+        """Answers to the prompts of a part, best first (scored ones as given), and facts for the trace."""
         import torch
 
         from rayrec.models import opens
 
         begun = time.time()
-        engine = self.beams if part.mode == "beams" else self.engine
+        engine = self.beams if part.mode in ("beams", "score") else self.engine
         if self.versions.get(id(engine)) != part.version:
             engine.load(part.version, part.folder)
             self.versions[id(engine)] = part.version
         seed = seed_of(self.seed, part.phase, part.number)
         torch.manual_seed(seed)  # vLLM on a CPU takes no seed of a request
-        answers = engine.answer([list(p) for p in part.prompts], part.mode, part.n, seed)
+        prompts = [list(ids) for ids in part.prompts]
+        if part.mode == "score":
+            answers = self.beams.score(prompts, [[list(ids) for ids in one] for one in part.choices])
+        else:
+            answers = engine.answer(prompts, part.mode, part.n, seed)
         made = [[Answer(self.template.text(ids), logprob) for ids, logprob in one] for one in answers]
         facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid(), "weight_opens": opens.opens()}
         return made, {**facts, "tokens": sum(len(ids) for one in answers for ids, _ in one)}

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from rayrec.config import Config
+from rayrec.config import Config, LossConfig
 from rayrec.data import Dataset
+from rayrec.data.candidates import CANDIDATES, touched
+from rayrec.negatives import NEGATIVES, mixture
+from rayrec.objectives import SCORED, SMOOTHED, make_objective
 
 #: Device bytes that one parameter needs in a policy folder, for the disk estimate.
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -46,6 +49,8 @@ def phases(config: Config, evaluated: int) -> list[PhasePlan]:
         plan.append(PhasePlan("00/pretrain", "pretrain", (), rows, model.pretrain_steps))
         start = ("00/pretrain",)
     plan.append(PhasePlan("00/baseline", "baseline", (), evaluated))
+    if config.loss.smoothing != "none":
+        plan.append(PhasePlan("00/oracle", "oracle", (), 0))
     steps = -(-train.first_rows * train.first_epochs // train.batch)
     plan.append(PhasePlan("00/sft", "sft", start, train.first_rows, steps, train.first_epochs))
     plan.append(PhasePlan("00/evaluate", "evaluate", ("00/sft",), evaluated))
@@ -67,8 +72,8 @@ def phases(config: Config, evaluated: int) -> list[PhasePlan]:
 #: Settings that must be above 0, and settings that must be 0 or more, by group.
 _POSITIVE = {
     "model": "lora_alpha max_length max_new_tokens tiny_hidden tiny_layers pretrain_steps pretrain_batch pretrain_lr",
-    "train": "first_rows first_epochs first_lr rows_per_iteration num_negatives beta lr batch prefer_batch micro_batch"
-    " clip",
+    "train": "first_rows first_epochs first_lr rows_per_iteration num_negatives min_rating lr batch prefer_batch"
+    " micro_batch clip",
     "evaluate": "beam_width top_k part",
     "placement": "train_workers generators tensor_parallel threads wait_seconds",
 }
@@ -94,7 +99,25 @@ def resolve(config: Config) -> Config:
         model = dataclasses.replace(model, lora_rank=0 if model.model == "tiny" else 16)
     if placement.placement == "shared":
         placement = dataclasses.replace(placement, sequential=True)
-    return dataclasses.replace(config, model=model, placement=placement)
+    decode = tuple(dict.fromkeys("beams" if mode == "auto" else mode for mode in config.evaluate.decode))
+    evaluate = dataclasses.replace(config.evaluate, decode=decode)
+    return dataclasses.replace(config, model=model, loss=_loss(config), evaluate=evaluate, placement=placement)
+
+
+def _loss(config: Config) -> LossConfig:
+    """The loss with all settings of its objective."""
+    loss, smoothing = config.loss, config.loss.smoothing
+    objective = make_objective(loss)
+    if smoothing == "auto":
+        smoothing = "sasrec" if loss.objective == "rosepo" else "none"
+    if smoothing == "none" and loss.objective == "rosepo":
+        raise ValueError("--smoothing none: rosepo without smoothing is dpo. Take --objective dpo.")
+    if smoothing != "none" and loss.objective not in SMOOTHED:
+        raise ValueError(
+            f"--smoothing {smoothing}: --objective {loss.objective} cannot smooth labels. Take one of "
+            f"{', '.join(sorted(SMOOTHED))}."
+        )
+    return dataclasses.replace(loss, smoothing=smoothing, **dataclasses.asdict(objective))
 
 
 def _check_ranges(config: Config) -> None:
@@ -151,7 +174,7 @@ def _check_together(config: Config) -> None:
                 f"{_flag(name)} is {batch}, wanted a multiple of --train-workers {workers}. "
                 f"Take {batch + workers - batch % workers}."
             )
-    if model.max_length <= model.max_new_tokens:
+    if model.max_new_tokens is not None and model.max_length <= model.max_new_tokens:
         raise ValueError(
             f"--max-length {model.max_length} holds a prompt and --max-new-tokens {model.max_new_tokens}, so no room "
             "is left for a prompt. Raise --max-length."
@@ -160,12 +183,50 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             "--no-sft and --no-prefer leave an iteration nothing to do. Leave one of them out, or add --iterations 0."
         )
+    for name in mixture.parse(train.negatives):
+        if NEGATIVES[name].needs_embedder and evaluate.embedder != "sentence":
+            raise ValueError(
+                f"--negatives {name} compares titles by a sentence embedder. Add --embedder sentence and "
+                "--embedder-path FOLDER."
+            )
+        if name in ("candidates", "self_hard") and train.num_negatives >= CANDIDATES:
+            raise ValueError(
+                f"--num-negatives {train.num_negatives}: --negatives {name} has {CANDIDATES - 1} wrong candidates. "
+                "Take fewer."
+            )
     longest = max(evaluate.top_k)
     if set(evaluate.decode) - {"greedy"} and evaluate.beam_width < longest:
         raise ValueError(
             f"--beam-width {evaluate.beam_width} gives fewer titles than --top-k {longest}. "
             f"Take --beam-width {longest}, or a shorter list."
         )
+
+
+def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
+    """The training rows of SFT and preference phases: all, or those whose target is rated ``--min-rating`` or more.
+
+    Raises:
+        ValueError: ratings are asked for and the data has none, or no row is left.
+    """
+    low, ratings = config.train.min_rating, data.train["target_rating"].to_numpy()
+    rated = not np.isnan(ratings).all()
+    if not rated and (low is not None or config.loss.objective in SCORED):
+        what = f"--objective {config.loss.objective}" if low is None else f"--min-rating {low:g}"
+        raise ValueError(
+            f"{what} reads ratings, but the source {data.source} has none. Take data with ratings (movielens, recbole, "
+            "steam-hours), or another objective and no --min-rating."
+        )
+    rows = data.train if low is None else data.train.filter(pa.array(ratings >= low))
+    if not len(rows):
+        raise ValueError(f"--min-rating {low:g}: none of {len(ratings)} training rows is rated so high. Lower it.")
+    if config.loss.margin == "log_diff":
+        least, most = np.nanmin(rows["target_rating"].to_numpy()), np.nanmax(ratings)
+        if least <= most / 2**0.5 - 1:  # the utility of an item rated `most` that comes after the next
+            raise ValueError(
+                f"--margin log_diff of targets rated {least:g} beside later items rated {most:g} is the logarithm of a "
+                f"number below 0. Add --min-rating {most - 1:g}, or --margin ratio."
+            )
+    return rows
 
 
 def check_data(config: Config, data: Dataset) -> None:
@@ -182,6 +243,13 @@ def check_data(config: Config, data: Dataset) -> None:
             "Take a shorter list, or more data."
         )
     free = items - config.data.history - 1
+    if {"candidates", "self_hard"} & mixture.parse(config.train.negatives).keys():
+        most = max(map(len, touched(data.train).values()))
+        if items - most < CANDIDATES:
+            raise ValueError(
+                f"--negatives candidates: the catalogue has {items} items and a user touched {most} of them, wanted "
+                f"{CANDIDATES} candidates. Take --negatives random or more data."
+            )
     if config.train.num_negatives > free:
         raise ValueError(
             f"--num-negatives {config.train.num_negatives}: the catalogue has {items} items, so besides a history of "
@@ -190,10 +258,11 @@ def check_data(config: Config, data: Dataset) -> None:
 
 
 class Lengths(NamedTuple):
-    """Mean tokens of a prompt and of an answer, and the number of titles that the tokenizer does not give back."""
+    """Mean tokens of a prompt and of an answer, most tokens of an answer, and titles that the tokenizer changes."""
 
     prompt: int
     answer: int
+    longest: int
     changed_titles: int
 
 
@@ -207,26 +276,33 @@ def check_lengths(config: Config, data: Dataset, template: Any) -> Lengths:
     targets = (title for table in tables for title in table["target"].to_pylist())
     answers = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
     longest_title = max(answers, key=lambda title: answers[title])
-    if answers[longest_title] > config.model.max_new_tokens:
+    longest = config.model.max_new_tokens or answers[longest_title]
+    if answers[longest_title] > longest:
         raise ValueError(
             f"The title {longest_title!r} has {answers[longest_title]} tokens, --max-new-tokens is "
-            f"{config.model.max_new_tokens}: it could never be generated. "
+            f"{longest}: it could never be generated. "
             f"Take --max-new-tokens {answers[longest_title]} or more."
         )
     prompts = np.array([len(template.prompt_ids(h)) for table in tables for h in table["history"].to_pylist()])
-    room = config.model.max_length - config.model.max_new_tokens
+    room = config.model.max_length - longest
     if int(prompts.max()) > room:
         raise ValueError(
             f"{int((prompts > room).sum())} of {len(prompts)} prompts are longer than {room} tokens (the longest has "
-            f"{prompts.max()}): --max-length {config.model.max_length} less --max-new-tokens "
-            f"{config.model.max_new_tokens}. Shorten --history, or raise --max-length up to the model's context."
+            f"{prompts.max()}): --max-length {config.model.max_length} less {longest} for the answer. "
+            f"Shorten --history, or raise --max-length up to the model's context."
         )
     changed = len(template.lossy(data.catalogue.titles))
-    return Lengths(round(float(prompts.mean())), round(float(np.mean(list(answers.values())))), changed)
+    mean = round(float(np.mean(list(answers.values()))))
+    return Lengths(round(float(prompts.mean())), mean, longest, changed)
 
 
 def describe(
-    config: Config, data: Dataset, plan: Iterable[PhasePlan], tokens: Lengths, parameters: int, **resources: Any
+    config: Config,
+    data: Dataset,
+    plan: Iterable[PhasePlan],
+    tokens: Lengths,
+    parameters: int,
+    **resources: Any,
 ) -> dict[str, Any]:
     """The plan as a person reads it (``plan.json``, ``--dry-run``)."""
     train, model = config.train, config.model
@@ -243,7 +319,10 @@ def describe(
         rows[-1] |= {"epochs": phase.epochs}
     return {
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
-        "counts": {**data.counts, "titles_changed_by_tokenizer": tokens.changed_titles},
+        "counts": {
+            **data.counts,
+            "titles_changed_by_tokenizer": tokens.changed_titles,
+        },
         "phases": rows,
         "model": {"name": model.model, "parameters": parameters, "lora_rank": model.lora_rank},
         "resources": resources,

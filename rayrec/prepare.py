@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -10,6 +11,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import pyarrow as pa
 
 from rayrec import cluster, plan, tracking
 from rayrec.config import Config
@@ -27,9 +30,13 @@ class Prepared:
     data: Dataset
     root: Path
     """The run folder, which may not exist yet."""
+    tuning: pa.Table
+    """Training rows of the SFT and preference phases."""
     phases: list[plan.PhasePlan]
     base: Path
     """Folder or hub id of the base model."""
+    model_hash: str
+    """Of the contents of that folder, or the hub's commit; empty for `tiny`, which the settings decide."""
     template: Template
     embedder: Embedder
     gpu: bool
@@ -59,9 +66,11 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         evaluate=dataclasses.replace(config.evaluate, engine=engine),
     )
     plan.check_data(config, data)
+    tuning = plan.rows_to_tune(config, data)
     embedder = make_embedder(config, data)
     base, template = make_base(config, data, scratch)
     tokens = plan.check_lengths(config, data, template)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, len(data.valid) + len(data.test))
     cores, placement = os.cpu_count() or 1, config.placement
     threads = placement.threads or max(1, cores // (placement.train_workers + placement.generators))
@@ -79,16 +88,32 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         config=config,
         data=data,
         root=root,
+        tuning=tuning,
         phases=phases,
         base=base,
+        model_hash="" if config.model.model == "tiny" else content_hash(str(base)),
         template=template,
         embedder=embedder,
         gpu=gpu,
         engine=engine,
         threads=threads,
         all_threads=placement.threads or max(1, cores // placement.train_workers),
-        shown=shown | {"folder": str(root)},
+        shown=shown | {"folder": str(root), "rows_to_tune": len(tuning)},
     )
+
+
+def content_hash(model: str) -> str:
+    """sha256 of what is read of a model folder; for a hub id the commit."""
+    from transformers import AutoConfig
+
+    if not Path(model).is_dir():
+        return str(getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "_commit_hash", None))
+    sha = hashlib.sha256()
+    kinds = (".safetensors", ".json", ".model", ".txt", ".jinja")
+    for path in sorted(p for p in Path(model).iterdir() if p.suffix in kinds):
+        with path.open("rb") as file:
+            sha.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
 
 
 def choose_engine(config: Config) -> Literal["vllm", "torch"]:
@@ -153,7 +178,8 @@ def keep_base(work: Run, base: Path) -> Path:
 def run_folder(config: Config) -> Path:
     """``RUNS/NAME``; without --name it says source, model, method and seed."""
     train = config.train
-    method = "-".join([train.objective, train.negatives] if train.prefer else ["sft"])
+    negatives = "+".join(train.negatives).replace(":", "")
+    method = f"{config.loss.objective}-{negatives}" if train.prefer else "sft"
     model = Path(config.model.model).name
     name = config.output.name or f"{config.data.source}-{model}-{method}-seed{config.data.seed}"
     return Path(config.output.runs or "runs").absolute() / name

@@ -143,7 +143,7 @@ class Trace:
 _PROBES = {".writable", "config.json.partial"}
 
 
-def check_claim(root: Path, config: Config, data_hash: str) -> dict[str, Any]:
+def check_claim(root: Path, config: Config, data_hash: str, model_hash: str = "") -> dict[str, Any]:
     """The record that a run of this configuration keeps in ``config.json``; nothing is written.
 
     Raises:
@@ -151,7 +151,8 @@ def check_claim(root: Path, config: Config, data_hash: str) -> dict[str, Any]:
             another configuration or other data.
     """
     record, existing = root / "config.json", config.output.on_existing
-    wanted = {"result_hash": result_hash(config, data_hash), "data_hash": data_hash, "config": to_dict(config)}
+    wanted = {"result_hash": result_hash(config, data_hash, model_hash), "config": to_dict(config)}
+    wanted |= {"data_hash": data_hash, "model_hash": model_hash}
     found = read_json(record) if record.exists() else {}
     if "result_hash" not in found and root.is_dir() and {path.name for path in root.iterdir()} - _PROBES:
         raise ValueError(f"{root} is neither empty nor a run folder. Take another --name or --runs.")
@@ -174,13 +175,13 @@ class Run:
             configuration or other data.
     """
 
-    def __init__(self, root: Path, config: Config, data_hash: str):
+    def __init__(self, root: Path, config: Config, data_hash: str, model_hash: str = ""):
         self.root, self._checked, self._lock = root, {}, threading.Lock()
-        self._claim(config, data_hash)
+        self._claim(check_claim(root, config, data_hash, model_hash), config)
         self.trace = Trace(root / "trace.json")
 
-    def _claim(self, config: Config, data_hash: str) -> None:
-        record, wanted = self.root / "config.json", check_claim(self.root, config, data_hash)
+    def _claim(self, wanted: dict[str, Any], config: Config) -> None:
+        record = self.root / "config.json"
         try:
             if record.exists() and config.output.on_existing == "overwrite":
                 shutil.rmtree(self.root)

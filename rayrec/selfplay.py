@@ -8,7 +8,8 @@ from concurrent.futures import Future
 import pyarrow as pa
 
 from rayrec.config import Config
-from rayrec.lanes import GenerateLane, TrainLane
+from rayrec.generate_lane import GenerateLane
+from rayrec.train_lane import TrainLane
 
 
 def self_play(
@@ -22,6 +23,7 @@ def self_play(
     train = config.train
     start = trainers.pretrain() if config.model.model == "tiny" else trainers.base
     policy = trainers.sft(start, first_rows, 0)  # BIGRec
+    oracle = generators.oracle() if config.loss.smoothing != "none" else None  # beside the first training
     evaluations = [generators.baseline(), generators.evaluate(policy, 0)]
     for t in range(1, train.iterations + 1):
         rows = draw(t)
@@ -30,6 +32,6 @@ def self_play(
         if train.sft:
             tuned = policy = trainers.sft(current, rows, t)
         if negatives is not None:
-            policy = trainers.prefer(tuned, rows, negatives, t)  # reference = tuned, frozen
+            policy = trainers.prefer(tuned, rows, negatives, oracle, t)  # reference = tuned, frozen
         evaluations.append(generators.evaluate(policy, t))  # beside iteration t + 1
     return evaluations

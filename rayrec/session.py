@@ -20,14 +20,16 @@ from rayrec import cluster, console, plan
 from rayrec.config import Config, to_dict
 from rayrec.data import preferences
 from rayrec.engines import Setup
+from rayrec.generate_lane import GenerateLane
 from rayrec.generators import GeneratorPool
-from rayrec.lanes import GenerateLane, Lane, Once, Policy, Shared, TrainLane
+from rayrec.lanes import Lane, Once, Policy, Shared
 from rayrec.prepare import Prepared, keep_base, prepare
 from rayrec.report import best_policy, build_report
 from rayrec.runs import Run, check_claim, read_json, write_json
 from rayrec.selfplay import self_play
 from rayrec.timeline import by_iteration, spans
 from rayrec.tracking import Tracker
+from rayrec.train_lane import TrainLane
 from rayrec.trainers import TrainGroup
 
 
@@ -45,6 +47,8 @@ def command(config: Config) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+    if "ray" not in sys.modules:
+        sys.exit(code)
     # Threads may still wait for actors, and an orderly end of Ray beside them can crash. What this process started in
     # Ray ends with it.
     os._exit(code)
@@ -63,10 +67,10 @@ def run(config: Config) -> Path | None:
     try:
         ready = prepare(config, scratch)
         if ready.config.output.dry_run:
-            check_claim(ready.root, ready.config, ready.data.content_hash)
+            check_claim(ready.root, ready.config, ready.data.content_hash, ready.model_hash)
             console.print_plan(ready.shown)
             return None
-        work = Run(ready.root, ready.config, ready.data.content_hash)
+        work = Run(ready.root, ready.config, ready.data.content_hash, ready.model_hash)
         if ready.config.model.model == "tiny":
             ready = dataclasses.replace(ready, base=keep_base(work, ready.base))
     finally:
@@ -134,15 +138,14 @@ class Session:
         return TrainLane(shared, self.group, base), GenerateLane(shared, self.pool, ready.embedder)
 
     def _submit(self, trainers: TrainLane, generators: GenerateLane) -> list[Future]:
-        train, seed, data = self.config.train, self.config.data.seed, self.data
+        train, seed, rows = self.config.train, self.config.data.seed, self.ready.tuning
         count = train.rows_per_iteration
 
         def draw(t: int) -> pa.Table:
-            return preferences.draw(data.train, (t - 1) * count, count, seed, "iterations")
+            return preferences.draw(rows, (t - 1) * count, count, seed, "iterations")
 
-        return self_play(
-            self.config, trainers, generators, draw, preferences.draw(data.train, 0, train.first_rows, seed, "first")
-        )
+        first = preferences.draw(rows, 0, train.first_rows, seed, "first")
+        return self_play(self.config, trainers, generators, draw, first)
 
     def _wait(self, futures: list[Future]) -> None:
         """Wait for all, in short waits so that signals are heard, and raise the first error."""

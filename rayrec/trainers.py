@@ -198,14 +198,15 @@ def shard_rows(phase: Phase, workers: int, template: Template) -> list:
 
 @dataclass(frozen=True)
 class Tokenise:
-    """Turns rows of text into rows of token ids: ``prompt`` and ``answers``, the chosen one first."""
+    """Turns text into token ids: ``prompt``, ``answers`` (the chosen one first), and the ``neighbour`` of KTO."""
 
     kind: str
     template: Template
 
     def __call__(self, table: Any) -> Any:
-        prompts, answers = [], []
-        for row in table.select(["history", "chosen", "rejected"]).to_pylist():
+        prompts, answers, neighbours = [], [], []
+        for row in table.select(["history", "chosen", "rejected", "neighbour"]).to_pylist():
+            neighbours.append(None if row["neighbour"] is None else self.template.answer_ids(row["neighbour"]))
             if self.kind == "pretrain":
                 prompt, answer = self.template.sequence_ids([*row["history"], row["chosen"]])
                 prompts.append(prompt)
@@ -214,5 +215,8 @@ class Tokenise:
                 prompts.append(self.template.prompt_ids(row["history"]))
                 answers.append([self.template.answer_ids(title) for title in (row["chosen"], *row["rejected"])])
         ids = pa.list_(pa.int32())
-        kept = table.select(["example_id", "weight", "step", "slot"]).append_column("prompt", pa.array(prompts, ids))
+        kept = table.select(["example_id", "weight", "step", "slot", "scores", "smoothing"])
+        kept = kept.append_column("prompt", pa.array(prompts, ids)).append_column(
+            "neighbour", pa.array(neighbours, ids)
+        )
         return kept.append_column("answers", pa.array(answers, pa.list_(ids)))

@@ -155,22 +155,26 @@ class Worker:
 
     def _prefer(self, engine: Any, phase: Phase, steps: Iterable[list[dict]]) -> list[dict]:
         """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
-        from rayrec.objectives import OBJECTIVES
+        from rayrec.objectives import make_objective, rewards
 
-        objective = OBJECTIVES[self.config.train.objective](beta=self.config.train.beta)
+        objective = make_objective(self.config.loss)
+        scale: float = getattr(objective, "beta", None) or objective.tau
         kept = list(steps)  # read twice: for the reference, and for training
         if objective.needs_reference:
             self._remember_reference(engine, phase, kept)
 
         def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
-            from rayrec.objectives import rewards
-
             pairs = _pairs(logprob_BA, rows)
-            margin_B, accuracy_B = rewards(pairs, objective.beta)
+            margin_B, accuracy_B = rewards(pairs, scale)
             return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
 
-        engine.train()
-        return [self._step(engine, phase, i, rows, loss, lambda row: row["weight"]) for i, rows in enumerate(kept)]
+        records = []
+        for number, rows in enumerate(kept):
+            if self.config.loss.objective == "kto":
+                self._set_baseline(engine, phase, rows)
+            engine.train()
+            records.append(self._step(engine, phase, number, rows, loss, lambda row: row["weight"]))
+        return records
 
     def _remember_reference(self, engine: Any, phase: Phase, steps: list[list[dict]]) -> None:
         """One pass without gradients: log π_ref of every answer, kept in the rows, so no second model is held."""
@@ -180,9 +184,32 @@ class Worker:
         with torch.no_grad():
             for number, rows in enumerate(steps):
                 for micro in self._micro(phase, rows):
-                    for row, logprob_A in zip(micro, engine(self._pack(micro)).cpu(), strict=True):
+                    extra = [[row["neighbour"]] if row["neighbour"] else [] for row in micro]
+                    logprob_BA = engine(self._pack(micro, extra)).cpu()
+                    for row, logprob_A in zip(micro, logprob_BA, strict=True):
                         row["reference"] = logprob_A
                 self.report(phase=phase.name, step=0, steps=phase.steps, reference=number + 1)
+
+    def _set_baseline(self, engine: Any, phase: Phase, rows: list[dict]) -> None:
+        """KTO's z for a step: its group is the global batch, so the number of workers does not matter."""
+        import torch
+        import torch.distributed as dist
+
+        from rayrec.objectives.kto import reference_point
+
+        engine.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        with torch.no_grad():
+            for micro in self._micro(phase, rows):
+                # A row without a neighbour goes along: with ZeRO-3 all workers pass the model equally often.
+                packed = self._pack([{**row, "answers": [row["neighbour"] or row["answers"][0]]} for row in micro])
+                for row, logprob in zip(micro, engine(packed)[:, 0].cpu(), strict=True):
+                    if row["neighbour"]:
+                        sums += torch.tensor([logprob - row["reference"][len(row["answers"])], 1.0])
+        dist.all_reduce(sums)
+        z = reference_point(*sums.tolist())
+        for row in rows:
+            row["baseline"] = z
 
     def _step(self, engine: Any, phase: Phase, number: int, rows: list[dict], loss: Loss, count: Callable) -> dict:
         """One optimiser step on a global batch; every sum is over all workers, so their number does not matter."""
@@ -228,10 +255,12 @@ class Worker:
     def _accumulation(self, phase: Phase) -> int:
         return math.ceil(phase.batch // self.world / self.config.train.micro_batch)
 
-    def _pack(self, rows: list[dict]) -> Any:
+    def _pack(self, rows: list[dict], extra: list[list[list[int]]] | None = None) -> Any:
+        """The examples of ``rows`` with their answers, and after these the ``extra`` ones."""
         from rayrec.logprobs import pack
 
-        packed = pack([(row["prompt"], row["answers"]) for row in rows])
+        more = extra or [[]] * len(rows)
+        packed = pack([(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)])
         self.seen[0] += sum(1 for row in rows if row["weight"])
         self.seen[1] += packed.ids_RT.numel()
         return packed.to(self.device)
@@ -269,14 +298,21 @@ def _pairs(logprob_BA: Any, rows: list[dict]) -> Any:
 
     from rayrec.objectives import Pairs
 
-    width = logprob_BA.shape[1]
-    lengths_BA = torch.zeros(len(rows), width, dtype=torch.long)
-    ref_BA = torch.zeros(len(rows), width)
-    for b, row in enumerate(rows):
-        lengths_BA[b, : len(row["answers"])] = torch.tensor([len(a) for a in row["answers"]])
-        if "reference" in row:
-            ref_BA[b, : len(row["answers"])] = row["reference"][: len(row["answers"])]
-    lengths_BA, ref_BA = lengths_BA.to(logprob_BA.device), ref_BA.to(logprob_BA.device)
+    B, A = logprob_BA.shape
+
+    def fill(values: list[Any], width: int) -> Any:
+        """[B, width] of lists that may be shorter, or missing in all rows."""
+        if values[0] is None:
+            return None
+        table = torch.zeros(B, width)
+        for b, one in enumerate(values):
+            table[b, : len(one)] = torch.as_tensor(one)
+        return table.to(logprob_BA.device)
+
+    lengths_BA = fill([[len(answer) for answer in row["answers"]] for row in rows], A)
+    ref_BA = fill([row["reference"][: len(row["answers"])] if "reference" in row else [0.0] for row in rows], A)
+    scores_BA = fill([row["scores"] for row in rows], A)
+    baseline_B1 = fill([[row["baseline"]] if "baseline" in row else None for row in rows], 1)
     return Pairs(
         chosen_B=logprob_BA[:, 0],
         rejected_BK=logprob_BA[:, 1:],
@@ -285,6 +321,10 @@ def _pairs(logprob_BA: Any, rows: list[dict]) -> Any:
         ref_rejected_BK=ref_BA[:, 1:],
         chosen_length_B=lengths_BA[:, 0],
         rejected_length_BK=lengths_BA[:, 1:],
+        smoothing_BK=fill([row["smoothing"] for row in rows], A - 1),
+        score_chosen_B=None if scores_BA is None else scores_BA[:, 0],
+        score_rejected_BK=None if scores_BA is None else scores_BA[:, 1:],
+        baseline_B=None if baseline_B1 is None else baseline_B1[:, 0],
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rayrec import plan
-from rayrec.config import PRESETS, Config, parse, result_hash
+from rayrec.config import METHODS, PRESETS, Config, parse, result_hash
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "rayrec").rglob("*.py"))
@@ -27,14 +27,15 @@ FLAGS = """
 --source --data --history --bad-rows --test-rows --valid-rows --seed
 --model --template --lora-rank --lora-alpha --lora-dropout --max-length --max-new-tokens --tiny-hidden --tiny-layers
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
---iterations --first-rows --first-epochs --first-lr --rows-per-iteration --objective --negatives --num-negatives
---equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --beta --lr --batch --prefer-batch --micro-batch
+--iterations --first-rows --first-epochs --first-lr --rows-per-iteration --min-rating --negatives --num-negatives
+--equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
 --warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
+--objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
 --decode --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --part
 --train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
 --max-deaths --wait-seconds
 --runs --name --on-existing --keep --track --dry-run --no-dry-run
---help --preset
+--help --preset --method
 """
 
 
@@ -57,7 +58,7 @@ def test_help_takes_less_than_two_seconds_and_lists_the_flags() -> None:
     # A flag stands at the start of its row, or after the comma of the flag that it switches off.
     rows = [line.strip("│ ") for line in done.stdout.decode().splitlines()]
     shown = {flag for row in rows if row.startswith("-") for flag in re.findall(r"(?<![\w`])--[a-z][a-z-]*", row[:40])}
-    assert shown | {"--preset"} == set(FLAGS.split())
+    assert shown | {"--preset", "--method"} == set(FLAGS.split())
     assert "--preset {" in done.stdout.decode()
 
 
@@ -65,8 +66,72 @@ def test_presets_parse_and_hold_together() -> None:
     for name, config in PRESETS.items():
         assert parse("", ["--preset", name]) == config
         plan.resolve(config)
-        assert parse("", ["--preset", name, "--beta", "0.7"]).train == dataclasses.replace(config.train, beta=0.7)
+        assert parse("", ["--preset", name, "--lr", "0.7"]).train == dataclasses.replace(config.train, lr=0.7)
     assert parse("", []) == PRESETS["small"]
+
+
+def test_methods_have_the_published_settings_and_flags_override_them() -> None:
+    found = {}
+    for name in METHODS:
+        config = plan.resolve(parse("", ["--method", name, "--embedder", "sentence", "--embedder-path", "x"]))
+        train, loss = config.train, config.loss
+        steps = "".join(step for step, on in (("s", train.sft), ("p", train.prefer)) if on)
+        k = (" ".join(train.negatives), train.num_negatives) if train.prefer else None
+        found[name] = (train.iterations, train.rows_per_iteration, steps, loss.objective, loss.beta, k)
+    once = 3 * 2048  # offline methods tune once, on the rows of all three iterations
+    assert found == {
+        "BIGRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "SPRec": (3, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "SPRec-noSFT": (3, 2048, "p", "dpo", 0.1, ("self_play", 1)),
+        "SPRec-noDPO": (3, 2048, "s", "dpo", 0.1, None),
+        "SPRec-RN": (3, 2048, "sp", "dpo", 0.1, ("random", 1)),
+        "SPIN": (3, 2048, "p", "dpo", 0.1, ("self_play", 1)),
+        "DPO": (1, once, "p", "dpo", 0.1, ("random", 1)),
+        "SimPO": (1, once, "p", "simpo", 1.0, ("random", 1)),
+        "S-DPO": (1, once, "p", "sdpo", 1.0, ("candidates", 3)),
+        "DMPO": (1, once, "p", "dmpo", 0.1, ("random", 3)),
+        "RecPO": (1, once, "p", "recpo", 1.0, ("candidates", 3)),
+        "RosePO": (1, once, "p", "rosepo", 0.1, ("self_hard", 1)),
+        "RosePO-popular": (1, once, "p", "rosepo", 0.1, ("popular", 1)),
+        "RosePO-semantic": (1, once, "p", "rosepo", 0.1, ("semantic", 1)),
+    }
+    config = parse("", ["--preset", "toy", "--method", "S-DPO", "--num-negatives", "5"])
+    assert (config.train.num_negatives, config.train.rows_per_iteration) == (5, 2 * 128)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--beta 0", "--objective dpo: Found beta = 0"),
+        ("--objective sdpo --beta -1", "--objective sdpo: Found beta = -1"),
+        ("--tau 1", "--objective dpo has no --tau; it has --beta"),
+        ("--objective kto --lambda-u 0", "lambda_u = 0"),
+        ("--objective kto --smoothing sasrec", "--objective kto cannot smooth labels"),
+        ("--objective rosepo --smoothing none", "rosepo without smoothing is dpo"),
+        ("--objective recpo --lam -1", "lam = -1"),
+        ("--negatives semantic", "--negatives semantic compares titles by a sentence embedder"),
+        ("--negatives candidates --num-negatives 20", "19 wrong candidates"),
+        ("--negatives self_play:0.5 random:0.4", "sum"),
+        ("--negatives self_pray", "self_pray"),
+        ("--num-negatives 0", "--num-negatives is 0"),
+        ("--min-rating 0", "--min-rating is 0"),
+    ],
+)
+def test_settings_of_losses_and_negatives_are_checked(args: str, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        plan.resolve(parse("", args.split()))
+
+
+def test_a_loss_is_resolved_with_its_own_defaults() -> None:
+    def loss(*args: str) -> dict[str, Any]:
+        given = dataclasses.asdict(plan.resolve(parse("", list(args))).loss)
+        return {name: value for name, value in given.items() if value is not None}
+
+    assert loss() == {"objective": "dpo", "beta": 0.1, "smoothing": "none"}
+    assert loss("--objective", "rosepo") == {"objective": "rosepo", "beta": 0.1, "smoothing": "sasrec"}
+    recpo = {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": "log_ratio", "smoothing": "none"}
+    assert loss("--objective", "recpo", "--margin", "log_ratio") == recpo
+    assert loss("--objective", "ipo") == {"objective": "ipo", "tau": 0.1, "average": "sum", "smoothing": "none"}
 
 
 @pytest.mark.parametrize("file", ["Makefile", "README.md", "jobs/sprec.py", ".ci/run"])
@@ -82,6 +147,8 @@ def other(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         return (*value, other(options[0], value[0] if value else None))
     kind = options[0] if options else kind
+    if typing.get_origin(kind) is typing.Literal:
+        return other(kind, value)
     return not value if kind is bool else f"{value}x" if kind is str else kind(value or 0) + 1
 
 
@@ -92,7 +159,7 @@ def test_the_hash_is_of_what_decides_numbers(group: str, name: str) -> None:
     kind = typing.get_type_hints(type(part))[name]
     changed = dataclasses.replace(part, **{name: other(kind, getattr(part, name))})
     assert changed != part
-    decides = group in ("data", "model", "train", "evaluate") and name != "data"
+    decides = group in ("data", "model", "train", "loss", "evaluate") and name != "data"
     again = dataclasses.replace(config, **{group: changed})
     assert (result_hash(again, "content") != result_hash(config, "content")) == decides
     assert result_hash(config, "content") != result_hash(config, "other content")
@@ -103,6 +170,7 @@ CALLED = {
     "data": ("data", "config"),
     "model": ("model", "config"),
     "train": ("train",),
+    "loss": ("loss",),
     "evaluate": ("evaluate", "settings"),
     "placement": ("placement",),
     "output": ("output",),
@@ -126,13 +194,13 @@ def test_every_setting_is_consumed() -> None:
 FLOORS = {
     1: "config data seeds",
     2: "grounding metrics negatives objectives prompts statistics",
-    3: "decoding logprobs models",
-    4: "cluster console engines figures generators lanes page plan prepare report runs selfplay session timeline "
-    "tracking trainers worker",
+    3: "decoding logprobs models pair_scores",
+    4: "cluster console engines figures generate_lane generators lanes page plan prepare report runs selfplay session "
+    "timeline tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}
-EDGE = {"trainers.py", "worker.py", "generators.py", "engines.py", "cluster.py", "lanes.py", "selfplay.py", "runs.py"}
+EDGE = {"trainers.py", "worker.py", "generators.py", "engines.py", "cluster.py", "generate_lane.py"}
 
 
 def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:

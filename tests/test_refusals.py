@@ -252,6 +252,7 @@ def test_bad_rows_are_set_aside_when_asked(root: Path, tmp_path: Path, capsys: p
 def claimed(tmp_path: Path, *args: str) -> tuple[list[str], Path]:
     """A run folder as a run with these arguments begins it, and the arguments."""
     given = ["--runs", str(tmp_path / "runs"), "--name", "mine", "--source", "csv", "--engine", "vllm", *args]
+    given += ["--max-new-tokens", "5"]
     config: Config = plan.resolve(parse("", given))
     data = load(config.data)
     return given, Run(run_folder(config), config, data.content_hash).root

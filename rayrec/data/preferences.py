@@ -13,6 +13,9 @@ import pyarrow as pa
 from rayrec.data import schema
 from rayrec.seeds import seed_of
 
+#: Columns that only some objectives read.
+_OPTIONAL = ("scores", "smoothing", "neighbour")
+
 
 def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Table:
     """Rows ``start`` to ``start + count`` of an endless reading of ``train``: permutation after permutation.
@@ -31,13 +34,13 @@ def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Ta
 def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
     """Rows (schema.PREFERENCES, nothing rejected) of an SFT phase: every example once per epoch."""
     rejected = pa.array([[]] * len(examples), schema.PREFERENCES.field("rejected").type)
-    return _arrange(_base(examples, pa.nulls(len(examples), pa.string()), rejected), batch, epochs, seed, name)
+    return arrange(_base(examples, pa.nulls(len(examples), pa.string()), rejected), batch, epochs, seed, name)
 
 
-def preference_rows(examples: pa.Table, negatives: pa.Table, batch: int, seed: int, name: str) -> pa.Table:
-    """Rows (schema.PREFERENCES) that join examples with their rejected answers in the order of ``k``.
+def pair_up(examples: pa.Table, negatives: pa.Table) -> pa.Table:
+    """Join examples with their rejected answers in the order of ``k``: rows for :func:`arrange`.
 
-    Examples without a rejected answer are left out; the caller counts them (``len(examples) - distinct example_id``).
+    Examples without a rejected answer are left out; the caller counts them (``len(examples) - len(result)``).
     """
     rejected: dict[str, list[tuple[int, str]]] = defaultdict(list)
     policy: dict[str, str] = {}
@@ -48,8 +51,22 @@ def preference_rows(examples: pa.Table, negatives: pa.Table, batch: int, seed: i
     kept = [i for i, example in enumerate(ids) if example in rejected]
     texts = [[text for _, text in sorted(rejected[ids[i]])] for i in kept]
     made_by = pa.array([policy[ids[i]] for i in kept], pa.string())
-    table = _base(examples.take(kept), made_by, pa.array(texts, schema.PREFERENCES.field("rejected").type))
-    return _arrange(table, batch, 1, seed, name)
+    return _base(examples.take(kept), made_by, pa.array(texts, schema.PREFERENCES.field("rejected").type))
+
+
+def with_neighbours(rows: pa.Table) -> pa.Table:
+    """Fill ``neighbour`` with the chosen answer of the next row of the same global batch, round the batch, padding not
+    counted; null for padding and where a batch has one row."""
+    steps, weights, chosen = (rows[name].to_pylist() for name in ("step", "weight", "chosen"))
+    batches: dict[int, list[int]] = defaultdict(list)
+    for i, step in enumerate(steps):
+        if weights[i]:
+            batches[step].append(i)
+    next_to: list[str | None] = [None] * len(rows)
+    for batch in batches.values():
+        for i, j in zip(batch, [*batch[1:], batch[0]], strict=True):
+            next_to[i] = chosen[j] if i != j else None
+    return rows.set_column(rows.column_names.index("neighbour"), "neighbour", pa.array(next_to, pa.string()))
 
 
 def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array) -> pa.Table:
@@ -60,12 +77,17 @@ def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array) -> pa.Table:
         "chosen": examples.column("target"),
         "rejected": rejected,
         "weight": pa.array(np.ones(len(examples), np.float32)),
+        **{name: pa.nulls(len(examples), schema.PREFERENCES.field(name).type) for name in _OPTIONAL},
     }
     return pa.table(columns)
 
 
-def _arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
-    """Shuffle per epoch and fill the last global batch with rows of weight 0."""
+def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
+    """Shuffle per epoch, fill the last global batch with rows of weight 0, and number steps and slots.
+
+    Raises:
+        ValueError: there is no row.
+    """
     if not len(table):
         raise ValueError(
             f"{name}: there is no row to train on. Draw more rows, or keep pairs with --equal-target next."

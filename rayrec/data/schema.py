@@ -72,6 +72,8 @@ NEGATIVES = pa.schema(
 
 #: One training row of the SFT (``rejected`` empty) or of the preference step. ``policy`` made the rejected answers;
 #: rows with equal ``step`` are one global batch, ``slot`` is the place in it, and a row of ``weight`` 0 is padding.
+#: Null unless the objective reads them: ``scores``, φ of the chosen and then of the rejected answers; ``smoothing``, an
+#: oracle's doubt in each pair; ``neighbour``, the chosen answer of another row of the batch (KTO's reference point).
 PREFERENCES = pa.schema(
     [
         _field("example_id", pa.string()),
@@ -82,6 +84,9 @@ PREFERENCES = pa.schema(
         _field("weight", pa.float32()),
         _field("step", pa.int32()),
         _field("slot", pa.int32()),
+        _field("scores", _floats, null=True),
+        _field("smoothing", _floats, null=True),
+        _field("neighbour", pa.string(), null=True),
     ]
 )
 

@@ -1,15 +1,19 @@
-"""Samplers of rejected answers (METHODS section 3), from the examples and from what the policy wrote."""
+"""Samplers of rejected answers (METHODS section 3), from the examples and from what the policy wrote or scored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 
+from rayrec.negatives.candidate_items import candidate_lists, candidates_table, self_hard_table
 from rayrec.negatives.draw import Draw
+from rayrec.negatives.popular_items import popular_table
 from rayrec.negatives.random_items import random_negatives, random_table
 from rayrec.negatives.self_play import finish_self_play
+from rayrec.negatives.semantic import semantic_table
 from rayrec.negatives.statistics import negative_statistics
 
 if TYPE_CHECKING:
@@ -26,14 +30,32 @@ __all__ = [
 ]
 
 
-class Sampler(NamedTuple):
-    """``decode`` is how the policy answers (None: not asked); ``finish`` makes the rows of schema.NEGATIVES."""
+def _one(k: int) -> int:
+    return 1
 
-    decode: Literal["greedy", "sample", "beams"] | None
+
+class Sampler(NamedTuple):
+    """How rejected answers are made, and what the policy is asked for that."""
+
     finish: Callable[[pa.Table, pa.Table | None, Catalogue, Draw], pa.Table]
+    """(examples, outputs, catalogue, draw): rows of schema.NEGATIVES."""
+    decode: Literal["greedy", "sample", "free_beams", "score"] | None = None
+    """How the policy answers; None: it is not asked."""
+    answers: Callable[[int], int] = _one
+    """Answers to a prompt, from K."""
+    choices: Callable[[pa.Table, Catalogue, Draw], list[list[str]]] | None = None
+    """For ``score``: the titles of each example whose log-probabilities ``outputs`` then holds, in the same order."""
+    needs_embedder: bool = False
+    """Reads ``draw.similar``."""
 
 
 NEGATIVES: dict[str, Sampler] = {
-    "random": Sampler(None, random_table),
-    "self_play": Sampler("greedy", finish_self_play),
+    "self_play": Sampler(finish_self_play, "greedy"),
+    "self_play_sample": Sampler(partial(finish_self_play, sampler="self_play_sample"), "sample", lambda k: k),
+    "self_play_beam": Sampler(partial(finish_self_play, sampler="self_play_beam"), "free_beams", lambda k: 2 * k),
+    "random": Sampler(random_table),
+    "popular": Sampler(popular_table),
+    "candidates": Sampler(candidates_table),
+    "semantic": Sampler(semantic_table, needs_embedder=True),
+    "self_hard": Sampler(self_hard_table, "score", choices=candidate_lists),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,6 +27,10 @@ class Draw:
     equal_target: Literal["next", "drop"] = "next"
     embedder: Embedder | None = None
     """Grounds self-play text; None leaves it raw."""
+    touched: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Titles that each user met in the training split; `candidates` leaves them out."""
+    similar: Embedder | None = None
+    """Compares titles for `semantic`."""
 
     def generator(self, example_id: str) -> np.random.Generator:
         """Return the example's own generator: its draws depend on no other row, order or partition."""

@@ -22,7 +22,9 @@ class Answer(NamedTuple):
     logprob: float | None
 
 
-def finish_self_play(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
+def finish_self_play(
+    examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw, sampler: str = "self_play"
+) -> pa.Table:
     """Turn what the policy wrote into ``draw.k`` rows of schema.NEGATIVES for each example, drawn once or twice.
 
     Outputs are taken best first. An output that repeats an earlier one is passed over. One that is empty or equals
@@ -51,11 +53,11 @@ def finish_self_play(examples: pa.Table, outputs: pa.Table | None, catalogue: Ca
             Answer(text, grounded.get(text) or text, logprob)
             for text, logprob in zip(row["texts"], row["logprobs"], strict=True)
         ]
-        rows += _finish(example, answers, catalogue, draw)
+        rows += _finish(example, answers, catalogue, draw, sampler)
     return table(rows)
 
 
-def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Draw) -> list[dict]:
+def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Draw, sampler: str) -> list[dict]:
     target, seen = fold(example["target"]), set()
     kept: list[Answer] = []
     replaced: list[Answer] = []
@@ -72,7 +74,7 @@ def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Dr
         else:
             kept.append(answer)
     example_id = example["example_id"]
-    rows = [draw.row(example_id, k, "self_play", a.text, a.raw, a.logprob) for k, a in enumerate(kept)]
+    rows = [draw.row(example_id, k, sampler, a.text, a.raw, a.logprob) for k, a in enumerate(kept)]
     open_ = draw.k - dropped - len(kept)
     titles = random_negatives(**example, catalogue=catalogue, draw=draw, k=open_, besides=[a.text for a in kept])
     for place, title in enumerate(titles):

@@ -10,14 +10,13 @@ from torch import Tensor
 from rayrec.objectives.pairs import Pairs, log_ratios, mask_out, need, positive
 
 
-def reference_point(mismatched_G: Tensor) -> Tensor:
-    """Return z = max(0, mean_i log π_θ/π_ref(y_{i+1}|x_i)) without gradient, a scalar.
+def reference_point(log_ratios: float, count: float) -> float:
+    """Return z = max(0, mean_i log π_θ/π_ref(y_{i+1}|x_i)) from the sum and the number of a group's log-ratios.
 
-    The group of G >= 2 examples, each with its neighbour's chosen answer, must not depend on the number of workers.
+    The group, in which each example has its neighbour's chosen answer, must not depend on the number of workers. A
+    group of one has no neighbours, and z = 0.
     """
-    if mismatched_G.numel() < 2:
-        raise ValueError(f"Found a KTO group of {mismatched_G.numel()}; its reference point needs at least 2 examples.")
-    return mismatched_G.detach().mean().clamp(min=0)
+    return max(0.0, log_ratios / count) if count > 1 else 0.0
 
 
 @dataclass(frozen=True)

@@ -198,10 +198,9 @@ def test_sft_shares_add_up_to_the_global_mean() -> None:
 
 def test_helpers() -> None:
     assert utility(torch.tensor(3.0), torch.tensor(11.0)).item() == pytest.approx(0.9045, abs=5e-5)
-    assert reference_point(torch.tensor([1.0, 2.0])).item() == 1.5
-    assert reference_point(torch.tensor([-1.0, 0.5])).item() == 0
-    with pytest.raises(ValueError, match="at least 2"):
-        reference_point(torch.tensor([1.0]))
+    assert reference_point(3.0, 2) == 1.5
+    assert reference_point(-0.5, 2) == 0
+    assert reference_point(1.0, 1) == 0  # one example has no neighbour
     smoothing_BK = oracle_smoothing(torch.tensor([1.0]), torch.tensor([[0.0, 9.0]]))
     assert smoothing_BK[0, 0].item() == pytest.approx(1 / (1 + math.e)) and 0.49 < smoothing_BK[0, 1] < 0.5
     scores = {"score_chosen_B": torch.tensor([3.0]), "score_rejected_BK": torch.tensor([[2.0, 3.0, 4.0]])}

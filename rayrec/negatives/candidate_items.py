@@ -1,0 +1,57 @@
+"""``candidates`` and ``self_hard``: wrong titles of the example's candidate set (METHODS sections 3 and 6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from rayrec.data.candidates import candidates
+from rayrec.negatives.draw import Draw, distinct, table
+
+if TYPE_CHECKING:
+    from rayrec.data.catalogue import Catalogue
+
+
+def candidate_lists(examples: pa.Table, catalogue: Catalogue, draw: Draw) -> list[list[str]]:
+    """Return the candidates of each row, the target among them."""
+    columns = ["example_id", "user", "timestamp", "history", "target"]
+    rows = examples.select(columns).to_pylist()
+    return [candidates(row, draw.touched.get(row["user"], frozenset()), catalogue, draw.seed) for row in rows]
+
+
+def candidates_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
+    """Return the first ``draw.k`` wrong candidates, in their random order, of each example (S-DPO, RecPO)."""
+    lists = dict(zip(examples["example_id"].to_pylist(), candidate_lists(examples, catalogue, draw), strict=True))
+    rows = []
+    for example in distinct(examples):
+        wrong = [title for title in lists[example["example_id"]] if title != example["target"]]
+        rows += [
+            draw.row(example["example_id"], k, "candidates", title, None, None)
+            for k, title in enumerate(_enough(wrong, draw))
+        ]
+    return table(rows)
+
+
+def self_hard_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
+    """Return the ``draw.k`` wrong candidates that the policy holds likeliest, likeliest first, of each example.
+
+    RosePO takes items that the policy scores above the target. These come first here too; where they are fewer than
+    ``draw.k`` the next likeliest follow (ours). ``outputs`` holds the candidates with their log-probabilities.
+    """
+    assert outputs is not None, "the policy scores the candidates first"
+    scored = {row["example_id"]: row for row in outputs.select(["example_id", "texts", "logprobs"]).to_pylist()}
+    rows = []
+    for example in distinct(examples):
+        row = scored[example["example_id"]]
+        wrong = [p for p in zip(row["texts"], row["logprobs"], strict=True) if p[0] != example["target"]]
+        best = sorted(wrong, key=lambda pair: -pair[1])  # stable: the candidates' order breaks ties
+        for k, (title, logprob) in enumerate(_enough(best, draw)):
+            rows.append(draw.row(example["example_id"], k, "self_hard", title, None, logprob))
+    return table(rows)
+
+
+def _enough(wrong: list, draw: Draw) -> list:
+    if len(wrong) < draw.k:
+        raise ValueError(f"Found {len(wrong)} wrong candidates, wanted {draw.k} negatives. Take fewer.")
+    return wrong[: draw.k]

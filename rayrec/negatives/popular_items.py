@@ -1,0 +1,39 @@
+"""``popular``: as ``random``, with probability in proportion to popularity in the training split (RosePO)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from rayrec.negatives.draw import Draw, distinct, table
+
+if TYPE_CHECKING:
+    from rayrec.data.catalogue import Catalogue
+
+
+def popular_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
+    """Return ``draw.k`` rows of schema.NEGATIVES for each example; ``outputs`` is not read.
+
+    Items are drawn one after the other without replacement; those that nobody met come only when the others run out.
+
+    Raises:
+        ValueError: fewer than ``draw.k`` items are outside an example's history and target.
+    """
+    # Adding Gumbel noise to log p and taking the largest is drawing in proportion to p without replacement.
+    log_I = np.log(np.maximum(catalogue.popularity, np.exp(-1e3)))
+    rows = []
+    for example in distinct(examples):
+        key_I = log_I + draw.generator(example["example_id"]).gumbel(size=len(log_I))
+        taken = [catalogue.index[t] for t in (*example["history"], example["target"]) if t in catalogue.index]
+        key_I[taken] = -np.inf
+        best = np.argsort(-key_I, kind="stable")[: draw.k]
+        if len(best) < draw.k or np.isneginf(key_I[best]).any():
+            raise ValueError(
+                f"Example {example['example_id']}: found {int(np.isfinite(key_I).sum())} items outside the history and "
+                f"the target, wanted {draw.k} negatives. Take fewer negatives or a larger catalogue."
+            )
+        titles = [catalogue.titles[item] for item in best]
+        rows += [draw.row(example["example_id"], k, "popular", title, None, None) for k, title in enumerate(titles)]
+    return table(rows)

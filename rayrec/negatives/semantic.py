@@ -1,0 +1,55 @@
+"""``semantic``: the items most like what the user met, by sentence embedding (RosePO)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import torch
+
+from rayrec.grounding import Embedder
+from rayrec.negatives.draw import Draw, distinct, table
+
+if TYPE_CHECKING:
+    from rayrec.data.catalogue import Catalogue
+
+#: Similarities held at once.
+_CELLS = 1 << 25
+
+
+def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
+    """Return, for each example, the ``draw.k`` items of largest cosine to the mean of the history's unit vectors.
+
+    Ties go by item number; target and history are left out; ``outputs`` is not read. (SPRec's copy of RosePO takes the
+    least similar items.)
+
+    Raises:
+        ValueError: the draw has no embedder.
+    """
+    if draw.similar is None:
+        raise ValueError("semantic negatives compare titles, but found no embedder. Name one with --embedder sentence.")
+    rows, kept = [], distinct(examples)
+    item_IH = _unit(draw.similar, tuple(catalogue.titles))
+    words = sorted({title for example in kept for title in example["history"]})
+    word_WH, place = _unit(draw.similar, tuple(words)), {title: i for i, title in enumerate(words)}
+    size = max(1, _CELLS // len(item_IH))
+    for start in range(0, len(kept), size):
+        part = kept[start : start + size]
+        means = [word_WH[[place[t] for t in e["history"]]].sum(0) for e in part]  # its length leaves the order alone
+        score_BI = torch.stack(means) @ item_IH.T
+        for example, score_I in zip(part, score_BI, strict=True):
+            taken = [catalogue.index[t] for t in (*example["history"], example["target"]) if t in catalogue.index]
+            score_I[taken] = -torch.inf
+            best = score_I.sort(descending=True, stable=True).indices[: draw.k].tolist()
+            for k, item in enumerate(best):
+                rows.append(draw.row(example["example_id"], k, "semantic", catalogue.titles[item], None, None))
+    return table(rows)
+
+
+@lru_cache(maxsize=4)
+def _unit(embedder: Embedder, texts: tuple[str, ...]) -> torch.Tensor:
+    """Unit vectors of texts, (n, d) float32; zero where the embedder knows no word."""
+    vectors = embedder.embed(texts)
+    dense = vectors if isinstance(vectors, torch.Tensor) else torch.from_numpy(vectors.toarray())
+    return torch.nn.functional.normalize(dense.float())

@@ -1,0 +1,84 @@
+"""What is known about the items of a preference pair besides their titles: utilities, and an oracle's doubt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from rayrec.data import schema
+from rayrec.data.catalogue import Catalogue
+from rayrec.grounding import Embedder, fold, ground
+from rayrec.models import sequential
+from rayrec.objectives.recpo import utility
+from rayrec.objectives.rosepo import oracle_smoothing
+
+#: RecPO's rating and distance of an item that the user never came to.
+NEVER = (3.0, 11)
+
+#: For an example id, the rating and the distance of what its user came to next, by folded title; its own target first.
+Ahead = Mapping[str, Mapping[str, tuple[float, int]]]
+
+
+def ahead(train: pa.Table, reach: int = NEVER[1] - 1) -> Ahead:
+    """Ratings and distances (1 is the very next) of the ``reach`` items that follow each training example's history.
+
+    Only the training split is read, so the last examples of a user see fewer. A missing rating counts as 3.
+    """
+    columns = train.select(["example_id", "user", "timestamp", "target", "target_rating"]).to_pylist()
+    of_user: dict[str, list[dict]] = defaultdict(list)
+    for row in sorted(columns, key=lambda row: row["timestamp"]):  # stable: the order of the rows breaks ties
+        of_user[row["user"]].append(row)
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for rows in of_user.values():
+        for i, row in enumerate(rows):
+            items: dict[str, tuple[float, int]] = {}
+            for distance, later in enumerate(rows[i : i + reach], start=1):
+                rating = NEVER[0] if later["target_rating"] is None else later["target_rating"]
+                items.setdefault(fold(later["target"]), (rating, distance))
+            found[row["example_id"]] = items
+    return found
+
+
+def with_utilities(rows: pa.Table, known: Ahead) -> pa.Table:
+    """Fill ``scores`` with φ(s, d) = s/√d (RecPO section 3) of the chosen and then of the rejected answers."""
+    pairs = rows.select(["example_id", "chosen", "rejected"]).to_pylist()
+    titles = [[fold(title) for title in (row["chosen"], *row["rejected"])] for row in pairs]
+    places = [[known[row["example_id"]].get(t, NEVER) for t in one] for row, one in zip(pairs, titles, strict=True)]
+    scores = [utility(*torch.tensor(one, dtype=torch.float32).T).tolist() for one in places]
+    return _set(rows, "scores", scores)
+
+
+def unordered(rows: pa.Table) -> int:
+    """Number of pairs in which the rejected item is worth as much as the chosen one, or more: `odpo` drops them."""
+    return sum(score >= scores[0] for scores in rows["scores"].to_pylist() for score in scores[1:])
+
+
+def with_doubts(rows: pa.Table, oracle: Path, catalogue: Catalogue, embedder: Embedder) -> pa.Table:
+    """Fill ``smoothing`` with ε = P_oracle(y_k ≻ y_w | x), cut to [0, 0.5), by a SASRec (RosePO; METHODS section 2).
+
+    A rejected text outside the catalogue is judged as its nearest title.
+    """
+    pairs = rows.select(["history", "chosen", "rejected"]).to_pylist()
+    texts = list(dict.fromkeys(text for row in pairs for text in (row["chosen"], *row["rejected"])))
+    away = [text for text in texts if text not in catalogue.index]
+    nearest = ground(away, catalogue, embedder, k=1)
+    item = {text: catalogue.index[text] for text in texts if text in catalogue.index}
+    item |= {text: catalogue.index[titles[0]] for text, titles in zip(away, nearest, strict=True) if titles}
+    model, doubts = sequential.load(oracle), []
+    histories = [[catalogue.index[t] for t in row["history"] if t in catalogue.index] for row in pairs]
+    for start in range(0, len(pairs), 256):
+        score_BI = sequential.scores(model, histories[start : start + 256])
+        for row, score_I in zip(pairs[start : start + 256], score_BI, strict=True):
+            places = [item.get(text) for text in (row["chosen"], *row["rejected"])]
+            # Nothing is known of a text of white space, nor, then, of its pair.
+            score_A = torch.stack([score_I[i] if i is not None else score_I.new_tensor(-torch.inf) for i in places])
+            doubts.append(oracle_smoothing(score_A[:1], score_A[None, 1:])[0].nan_to_num(0.0).tolist())
+    return _set(rows, "smoothing", doubts)
+
+
+def _set(rows: pa.Table, name: str, values: list[list[float]]) -> pa.Table:
+    return rows.set_column(rows.column_names.index(name), name, pa.array(values, schema.PREFERENCES.field(name).type))

@@ -1,0 +1,55 @@
+"""A combination that no paper has, in a whole run: mixed negatives, RecPO's margins and RosePO's smoothing at once."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rayrec.grounding import fold
+from tests.edge.conftest import Command
+from tests.edge.test_runs import records
+
+MIX = {"self_play_sample": 77, "self_hard": 58, "candidates": 38, "popular": 19}
+
+
+@pytest.fixture(scope="module")
+def mixed(runs: Path) -> Path:
+    args = ["--iterations", "1", "--objective", "recpo", "--smoothing", "sasrec", "--num-negatives", "3"]
+    args += ["--min-rating", "3", "--keep", "all", "--negatives"]
+    args += ["self_play_sample:0.4", "self_hard:0.3", "candidates:0.2", "popular:0.1"]
+    return Command(runs, "mixed", *args).wait()
+
+
+def test_every_sampler_made_its_share(mixed: Path) -> None:
+    table = pq.read_table(sorted((mixed / "01" / "negatives").glob("part-*.parquet"))).to_pylist()
+    made = {r["sampler"]: r for r in records(mixed) if r["kind"] == "negatives"}
+    assert {name: record["rows"] + record["dropped"] for name, record in made.items()} == {
+        name: 3 * rows for name, rows in MIX.items()
+    }
+    assert len(table) == 3 * 192
+    hard = [row for row in table if row["sampler"] == "self_hard"]
+    assert len(hard) == 3 * MIX["self_hard"] and all(row["logprob"] < 0 for row in hard)
+    assert {row["policy"] for row in table} == {"00/sft"}
+
+
+def test_pairs_carry_utilities_and_doubts_into_the_loss(mixed: Path) -> None:
+    rows = pq.read_table(mixed / "01" / "prefer" / "rows.parquet").to_pylist()
+    real = [row for row in rows if row["weight"]]
+    assert all(len(row["scores"]) == 4 and len(row["smoothing"]) == 3 for row in real)
+    assert all(row["scores"][0] >= 3 and 0 <= min(row["smoothing"]) <= max(row["smoothing"]) < 0.5 for row in real)
+    assert all(fold(row["chosen"]) not in map(fold, row["rejected"]) for row in real)
+    # At the reference h = 0, so the first loss is known: smoothed S-DPO with margins 2 φ_w/φ_k (RecPO eq. 6).
+    first = [row for row in real if row["step"] == 0]
+    losses = []
+    for row in first:
+        margin = math.log(sum(math.exp(2 * row["scores"][0] / score) for score in row["scores"][1:]))
+        doubt = sum(row["smoothing"]) / 3
+        losses.append((1 - doubt) * math.log1p(math.exp(margin)) + doubt * math.log1p(math.exp(-margin)))
+    found = next(r for r in records(mixed) if r["kind"] == "prefer")
+    assert found["first_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert found["final_reward_margin"] > 0
+    oracle = next(r for r in records(mixed) if r["kind"] == "oracle")
+    assert oracle["phase"] == "00/oracle"

@@ -1,0 +1,145 @@
+"""Real DeepSpeed engines, one and two processes, every ZeRO stage, against a plain loop of PyTorch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rayrec.config import ModelConfig
+from rayrec.data import preferences, schema
+from rayrec.models.policy import load_base, load_tokenizer
+from rayrec.models.tiny import make_tiny
+from rayrec.objectives import Pairs, make_objective
+from rayrec.prompts import make_template
+from tests.edge.conftest import ROOT
+from tests.edge.worker_program import BATCH, CASES, LR, STEPS, settings
+
+TITLES = [f"The {word} of {name}" for word in ("Night", "Return", "Last Day") for name in ("Ann", "Bob", "Eve Smith")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the policies of all cases, by one worker (out1) and by two (out2)."""
+    root = tmp_path_factory.mktemp("worker")
+    make_tiny(TITLES, ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), root / "base", 0)
+    pq.write_table(rows(), root / "rows.parquet")
+    for world in (1, 2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+        log = (root / f"log{world}").open("w")
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.edge.worker_program", str(root), str(rank), str(world)],
+                cwd=ROOT,
+                env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+            )
+            for rank in range(world)
+        ]
+        codes = [process.wait(300) for process in processes]
+        assert codes == [0] * world, (root / f"log{world}").read_text()[-3000:]
+    return root
+
+
+def rows() -> pa.Table:
+    """Eleven examples in three steps of four, one row of padding; one to three rejected answers each."""
+    examples = [
+        {"example_id": f"e{i}", "policy": "p", "history": [TITLES[(i + j) % 9] for j in range(i % 4 + 1)]}
+        | {"chosen": TITLES[(2 * i + 3) % 9], "rejected": [TITLES[(2 * i + 4 + k) % 9] for k in range(i % 3 + 1)]}
+        | {"weight": 1.0, "scores": None, "smoothing": None, "neighbour": None, "step": 0, "slot": 0}
+        for i in range(11)
+    ]
+    table = pa.Table.from_pylist(examples, schema=schema.PREFERENCES).drop_columns(["step", "slot"])
+    return preferences.with_neighbours(preferences.arrange(table, BATCH, 1, 0, "t"))
+
+
+def plain(root: Path, case: str) -> dict[str, torch.Tensor]:
+    """The weights after the same steps with one plain pass for every answer, AdamW and clipping of PyTorch."""
+    kind, objective = CASES[case]
+    model = load_base(str(root / "base"), dtype=torch.float32, device="cpu").train()
+    frozen = load_base(str(root / "base"), dtype=torch.float32, device="cpu").eval()
+    template = make_template("compact", load_tokenizer(str(root / "base")))
+    loss_of = make_objective(settings(objective).loss)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+
+    def logprob(lm: torch.nn.Module, row: dict, title: str) -> torch.Tensor:
+        prompt, answer = template.prompt_ids(row["history"]), template.answer_ids(title)
+        logits_TV = lm(input_ids=torch.tensor([prompt + answer])).logits[0]
+        logp_TV = logits_TV[len(prompt) - 1 : -1].log_softmax(-1)
+        return logp_TV[range(len(answer)), answer].sum()
+
+    table = [row for row in rows().to_pylist() if row["weight"]]
+    for step in range(STEPS):
+        batch = [row for row in table if row["step"] == step]
+        with torch.no_grad():
+            ratios = [
+                float(logprob(model, r, r["neighbour"]) - logprob(frozen, r, r["neighbour"]))
+                for r in batch
+                if r["neighbour"]
+            ]
+        z, losses, tokens = max(0.0, sum(ratios) / max(1, len(ratios))), [], 0
+        for row in batch:
+            answers = [row["chosen"], *row["rejected"]]
+            lengths = [len(template.answer_ids(title)) for title in answers]
+            if kind == "sft":
+                losses.append(-logprob(model, row, answers[0]))
+                tokens += lengths[0]
+                continue
+            own = torch.stack([logprob(model, row, title) for title in answers])
+            with torch.no_grad():
+                ref = torch.stack([logprob(frozen, row, title) for title in answers])
+            pairs = Pairs(
+                chosen_B=own[:1],
+                rejected_BK=own[None, 1:],
+                mask_BK=torch.ones(1, len(own) - 1, dtype=torch.bool),
+                ref_chosen_B=ref[:1],
+                ref_rejected_BK=ref[None, 1:],
+                chosen_length_B=torch.tensor(lengths[:1]),
+                rejected_length_BK=torch.tensor([lengths[1:]]),
+                baseline_B=torch.tensor([z]),
+            )
+            losses.append(loss_of(pairs)[0])
+        optimiser.zero_grad()
+        (torch.stack(losses).sum() / (tokens or len(batch))).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = LR * ((STEPS - step) / (STEPS - 1) if step else 1.0)  # one step of warm-up, then linear decay
+        optimiser.step()
+    return {name: value.detach() for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_stage_and_number_of_workers_is_the_plain_loop(trained: Path, case: str) -> None:
+    wanted = plain(trained, case)
+    start = load_file(trained / "base" / "model.safetensors")
+    moved = max(float((wanted[name] - start[name]).abs().max()) for name in start)
+    assert moved > 5e-3  # Adam moves every weight by about the learning rate a step
+    for world in (1, 2):
+        for stage in (1, 2, 3):
+            found = load_file(trained / f"out{world}" / f"{case}-{stage}" / "model.safetensors")
+            # AdamW divides by the root of tiny squared gradients, so rounding is seen in the weights that hardly move.
+            errors = torch.cat([(found[name] - wanted[name]).abs().flatten() for name in found])
+            assert float(errors.mean()) < 1e-5 * LR / 1e-3 and float(errors.max()) < 0.3 * moved, (world, stage)
+
+
+def test_adapters_end_alike_under_stages_and_workers(trained: Path) -> None:
+    found = [
+        load_file(trained / f"out{world}" / f"sdpo-{stage}-lora" / "adapter_model.safetensors")
+        for world in (1, 2)
+        for stage in (1, 2)
+    ]
+    assert any(value.abs().max() > 1e-3 for name, value in found[0].items() if "lora_B" in name)
+    for other in found[1:]:
+        assert all((other[name] - value).abs().mean() < 1e-5 for name, value in found[0].items())

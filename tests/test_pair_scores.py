@@ -1,0 +1,91 @@
+"""Utilities from what a user came to next, and the oracle's doubt in a pair."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from rayrec import pair_scores
+from rayrec.data import preferences, schema
+from rayrec.data.catalogue import Catalogue
+from rayrec.data.windows import cut
+from rayrec.grounding import TitleEmbedder
+from rayrec.models import sequential
+
+TITLES = [f"Film {i}" for i in range(30)]
+
+
+def interactions() -> pa.Table:
+    """Two users who each meet 25 films, rated 1 to 5; the second one starts later."""
+    rows = [
+        {"user": user, "title": TITLES[(5 * u + n) % 30], "rating": float(n % 5 + 1), "timestamp": 100 * n + u}
+        for u, user in enumerate(("ann", "bob"))
+        for n in range(25)
+    ]
+    return pa.Table.from_pylist(rows, schema=schema.INTERACTIONS)
+
+
+@pytest.fixture(scope="module")
+def train() -> pa.Table:
+    return cut(interactions(), 10).splits["train"]
+
+
+def negatives(train: pa.Table, *texts: list[str]) -> pa.Table:
+    rows = [
+        {"example_id": e, "policy": "p", "k": k, "sampler": "random", "text": text, "raw": None, "logprob": None}
+        for e, one in zip(train["example_id"].to_pylist(), texts, strict=False)
+        for k, text in enumerate(one)
+    ]
+    return pa.Table.from_pylist(rows, schema=schema.NEGATIVES)
+
+
+def test_ahead_is_what_the_user_came_to_next_in_training(train: pa.Table) -> None:
+    known = pair_scores.ahead(train)
+    last = len(train) // 2  # windows of each user
+    for row in train.to_pylist():
+        u = ("ann", "bob").index(row["user"])
+        n = row["timestamp"] // 100
+        expected = {
+            f"Film {(5 * u + m) % 30}".casefold(): (float(m % 5 + 1), m - n + 1)
+            for m in range(n, min(n + 10, 10 + last))
+        }
+        assert {title.casefold(): place for title, place in known[row["example_id"]].items()} == expected
+
+
+def test_utilities_are_rating_over_root_of_distance(train: pa.Table) -> None:
+    first = train.slice(0, 1).to_pylist()[0]
+    later = next(r for r in train.to_pylist() if r["user"] == first["user"] and r["timestamp"] > first["timestamp"])
+    pairs = preferences.pair_up(train, negatives(train, [later["target"], "Never met"]))
+    assert len(pairs) == 1  # the others have no rejected answer
+    scored = pair_scores.with_utilities(pairs, pair_scores.ahead(train))
+    wanted = [first["target_rating"], later["target_rating"] / math.sqrt(2), 3 / math.sqrt(11)]
+    assert scored["scores"].to_pylist()[0] == pytest.approx(wanted)
+    assert pair_scores.unordered(scored) == sum(score >= wanted[0] for score in wanted[1:]) > 0
+    rows = preferences.arrange(scored, 4, 1, 0, "t")
+    assert rows.schema == schema.PREFERENCES and rows["scores"].to_pylist() == scored["scores"].to_pylist() * 4
+
+
+def test_neighbours_go_round_the_real_rows_of_a_batch(train: pa.Table) -> None:
+    pairs = preferences.pair_up(train, negatives(train, *[["x"]] * 5))
+    rows = preferences.with_neighbours(preferences.arrange(pairs, 4, 1, 0, "t")).to_pylist()
+    chosen = [row["chosen"] for row in rows]
+    assert [row["neighbour"] for row in rows] == [*chosen[1:4], chosen[0], None, None, None, None]
+
+
+def test_doubts_are_the_oracles_and_strange_text_is_its_nearest_title(train: pa.Table, tmp_path: Path) -> None:
+    catalogue = Catalogue.from_items(TITLES, [[]] * 30).with_training(np.ones(30), [])
+    sequential.fit_sasrec(train, train, catalogue, 0, str(tmp_path))
+    wrote = negatives(train, ["Film 7", "film 7 "], ["Film 3"], [""])
+    rows = pair_scores.with_doubts(preferences.pair_up(train, wrote), tmp_path, catalogue, TitleEmbedder(TITLES))
+    model, doubts = sequential.load(tmp_path), rows["smoothing"].to_pylist()
+    for row, doubt in zip(train.slice(0, 2).to_pylist(), doubts, strict=False):
+        score_I = sequential.scores(model, [[catalogue.index[t] for t in row["history"]]])[0]
+        rejected = 7 if row["example_id"] == train["example_id"][0].as_py() else 3
+        wanted = torch.sigmoid(score_I[rejected] - score_I[catalogue.index[row["target"]]]).item()
+        assert doubt == pytest.approx([min(wanted, 0.5)] * len(doubt), rel=1e-5)
+    assert len(doubts[0]) == 2 and doubts[2] == [0.0]
