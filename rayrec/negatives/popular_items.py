@@ -22,7 +22,7 @@ def popular_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catal
         ValueError: fewer than ``draw.k`` items are outside an example's history and target.
     """
     # Adding Gumbel noise to log p and taking the largest is drawing in proportion to p without replacement.
-    log_I = np.log(np.maximum(catalogue.popularity, np.exp(-1e3)))
+    log_I = np.where(catalogue.popularity > 0, np.log(np.maximum(catalogue.popularity, 1)), -1e3)
     rows = []
     for example in distinct(examples):
         key_I = log_I + draw.generator(example["example_id"]).gumbel(size=len(log_I))

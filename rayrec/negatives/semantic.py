@@ -37,7 +37,8 @@ def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cata
     for start in range(0, len(kept), size):
         part = kept[start : start + size]
         means = [word_WH[[place[t] for t in e["history"]]].sum(0) for e in part]  # its length leaves the order alone
-        score_BI = torch.stack(means) @ item_IH.T
+        # Rounded, so that items of equal vectors tie whatever the shape of the product.
+        score_BI = (torch.stack(means) @ item_IH.T).round(decimals=9)
         for example, score_I in zip(part, score_BI, strict=True):
             taken = [catalogue.index[t] for t in (*example["history"], example["target"]) if t in catalogue.index]
             score_I[taken] = -torch.inf
@@ -49,7 +50,7 @@ def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cata
 
 @lru_cache(maxsize=4)
 def _unit(embedder: Embedder, texts: tuple[str, ...]) -> torch.Tensor:
-    """Unit vectors of texts, (n, d) float32; zero where the embedder knows no word."""
+    """Unit vectors of texts, (n, d) float64; zero where the embedder knows no word."""
     vectors = embedder.embed(texts)
     dense = vectors if isinstance(vectors, torch.Tensor) else torch.from_numpy(vectors.toarray())
-    return torch.nn.functional.normalize(dense.float())
+    return torch.nn.functional.normalize(dense.double())

@@ -1,0 +1,80 @@
+"""Candidate sets, and the leak that published ones have."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rayrec.data import schema
+from rayrec.data.candidates import CANDIDATES, candidates, touched
+from rayrec.data.catalogue import Catalogue
+from rayrec.seeds import seed_of
+
+CATALOGUE = Catalogue.from_items([f"Film {i}" for i in range(60)], [[]] * 60)
+
+
+def example(number: int) -> dict:
+    """A user's row: three films of history and a target among forty."""
+    titles = np.random.default_rng(number).permutation(40)[:4]
+    history, target = [f"Film {i}" for i in titles[:3]], f"Film {titles[3]}"
+    return {"example_id": f"e{number}", "user": f"u{number % 50}", "timestamp": number} | {
+        "history": history,
+        "target": target,
+    }
+
+
+def test_a_list_is_the_target_among_items_never_met() -> None:
+    for number in range(200):
+        row = example(number)
+        met = {"Film 58", "Film 59", *row["history"], row["target"]}
+        found = candidates(row, met, CATALOGUE, seed=0)
+        assert len(set(found)) == CANDIDATES and set(found) & met == {row["target"]}
+        assert found == candidates(row, met, CATALOGUE, seed=0) != candidates(row, met, CATALOGUE, seed=1)
+
+
+def position_map_accuracy(make: Callable[[dict], list[str]]) -> float:
+    """HR@1 of the map item -> most frequent position of it as a target, learnt on one half and tried on the other."""
+    rows = [example(number) for number in range(8000)]
+    seen: dict[str, Counter[int]] = defaultdict(Counter)
+    for row in rows[:4000]:
+        seen[row["target"]][make(row).index(row["target"])] += 1
+    hits = 0
+    for row in rows[4000:]:
+        listed = make(row)
+        fits = [i for i, title in enumerate(listed) if title in seen and seen[title].most_common(1)[0][0] == i]
+        hits += bool(fits) and listed[fits[0]] == row["target"]
+    return hits / 4000
+
+
+def test_places_tell_nothing_about_titles() -> None:
+    """Chance is 1/20; lists that are shuffled by the target, as S-DPO's LastFM rows are, give the answer away."""
+
+    def leaking(row: dict) -> list[str]:
+        listed = candidates(row, (), CATALOGUE, seed=0)
+        rest = [title for title in listed if title != row["target"]]
+        place = seed_of(row["target"]) % CANDIDATES
+        return [*rest[:place], row["target"], *rest[place:]]
+
+    fair = position_map_accuracy(lambda row: candidates(row, (), CATALOGUE, seed=0))
+    assert fair < 0.05 + 4 * (0.05 * 0.95 / 4000) ** 0.5
+    assert position_map_accuracy(leaking) > 0.3
+
+
+def test_too_few_items_are_refused() -> None:
+    row = example(0)
+    outside = [title for title in CATALOGUE.titles if title not in (*row["history"], row["target"])]
+    with pytest.raises(ValueError, match=r"Example e0: found 18 items that the user never met, wanted 19"):
+        candidates(row, outside[18:], CATALOGUE, 0)
+    assert len(candidates(row, outside[19:], CATALOGUE, 0)) == CANDIDATES
+
+
+def test_touched_is_history_and_targets_of_the_training_rows() -> None:
+    rows = [{**example(n), "user": "ann" if n < 2 else "bob", "split": "train"} for n in range(3)]
+    table = pa.Table.from_pylist(rows, schema=schema.EXAMPLES)
+    found = touched(table)
+    assert found["ann"] == {t for r in rows[:2] for t in (*r["history"], r["target"])}
+    assert found["bob"] == {*rows[2]["history"], rows[2]["target"]}

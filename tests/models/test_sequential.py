@@ -1,0 +1,117 @@
+"""SASRec: causal, blind to padding, trained as brute force says, stopped at its best."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from rayrec.config import DataConfig
+from rayrec.data import load, schema
+from rayrec.data.catalogue import Catalogue
+from rayrec.data.windows import cut
+from rayrec.models import sequential
+from rayrec.models.sequential import SASRec, fit, ndcg, pad, scores, sequences_of
+
+
+@pytest.fixture
+def model() -> SASRec:
+    torch.manual_seed(0)
+    return SASRec(12, length=6, hidden=16).eval()
+
+
+def test_a_later_item_changes_no_earlier_place_and_padding_changes_nothing(model: SASRec) -> None:
+    one, other = torch.tensor([[1, 2, 3, 4, 5, 6]]), torch.tensor([[1, 2, 3, 9, 8, 7]])
+    torch.testing.assert_close(model(one)[:, :3], model(other)[:, :3])
+    assert (model(one)[:, 3:] - model(other)[:, 3:]).abs().min() > 0
+    short, padded = model(torch.tensor([[4, 5]])), model(pad([[4, 5]], 6, 12))
+    torch.testing.assert_close(short, padded[:, -2:])
+    torch.testing.assert_close(scores(model, [[9, 1, 2, 3, 4, 5, 6]]), scores(model, [[1, 2, 3, 4, 5, 6]]))
+    assert scores(model, [[], [1]])[0].tolist() == [0.0] * 12
+
+
+def test_ndcg_ranks_the_whole_catalogue_and_counts_ties_against_the_target(model: SASRec) -> None:
+    histories, targets = [[1, 2], [3], [5, 6, 7]], [4, 0, 11]
+    order = [sorted(range(12), key=lambda i: -s[i]) for s in scores(model, histories).tolist()]
+    ranks = [one.index(target) + 1 for one, target in zip(order, targets, strict=True)]
+    wanted = np.mean([1 / np.log2(rank + 1) if rank <= 5 else 0 for rank in ranks])
+    assert ndcg(model, histories, targets, k=5) == pytest.approx(wanted)
+    assert ndcg(model, [[]], [0], k=10) == 0  # twelve equal scores: rank 12
+
+
+def test_sequences_are_those_that_the_windows_were_cut_from() -> None:
+    catalogue = Catalogue.from_items([f"Film {i}" for i in range(40)], [[]] * 40)
+    rows = [
+        {"user": user, "title": f"Film {(3 * u + n) % 40}", "rating": None, "timestamp": 7 * n + u}
+        for u, user in enumerate("abc")
+        for n in range(30 if user != "c" else 4)
+    ]
+    train = cut(pa.Table.from_pylist(rows, schema=schema.INTERACTIONS), 5).splits["train"]
+    last = {
+        user: max(
+            t for u, t in zip(train["user"].to_pylist(), train["timestamp"].to_pylist(), strict=True) if u == user
+        )
+        for user in "ab"
+    }
+    wanted = [
+        [catalogue.index[r["title"]] for r in rows if r["user"] == user and r["timestamp"] <= last[user]]
+        for user in "ab"
+    ]
+    assert sequences_of(train, catalogue) == wanted
+    broken = pa.concat_tables([train.slice(0, 2), train.slice(6, 2)])
+    assert all(len(s) <= 7 for s in sequences_of(broken, catalogue))  # nothing is joined over the gap
+
+
+CYCLE = [[(start + step) % 12 for step in range(9)] for start in range(12)]
+PAIRS, NEXT = [[i, (i + 1) % 12] for i in range(12)], [(i + 2) % 12 for i in range(12)]
+
+
+def test_a_cycle_is_learned_and_training_repeats_bit_for_bit() -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        model = SASRec(12, length=6, hidden=16)
+        report = fit(model, CYCLE, (PAIRS, NEXT), seed=0, batch=8, lr=1e-2, epochs=60)
+        states.append(copy.deepcopy(model.state_dict()))
+    assert report["valid_NDCG@10"] == 1
+    assert scores(model, PAIRS).argmax(1).tolist() == NEXT
+    assert all((states[0][name] == states[1][name]).all() for name in states[0])
+
+
+def test_training_stops_early_at_the_best_state() -> None:
+    torch.manual_seed(1)
+    model = SASRec(12, length=6, hidden=16)
+    wrong = ([[0, 1], [7, 8, 9]], [1, 0])  # the longer it learns, the worse it ranks these
+    report = fit(model, CYCLE, wrong, seed=0, batch=8, lr=1e-2, epochs=60, patience=3)
+    assert report["epochs"] == report["best_epoch"] + 3 < 60
+    assert ndcg(model, *wrong) == pytest.approx(report["valid_NDCG@10"])
+    with pytest.raises(ValueError, match="no training sequence"):
+        fit(model, [[1]], wrong, seed=0)
+
+
+def test_save_and_load(model: SASRec, tmp_path: Path) -> None:
+    sequential.save(model, tmp_path)
+    again = sequential.load(tmp_path)
+    assert torch.equal(scores(again, [[1, 2, 3]]), scores(model, [[1, 2, 3]]))
+
+
+def test_doubt_follows_the_true_preferences(tmp_path: Path) -> None:
+    """ε against the probability, known for the synthetic data, that the rejected item is the preferred one."""
+    data = load(DataConfig(source="synthetic"))
+    assert data.truth is not None
+    report = sequential.fit_sasrec(data.train, data.valid, data.catalogue, 0, str(tmp_path))
+    rows, index = data.test.slice(0, 400).to_pylist(), data.catalogue.index
+    score_BI = scores(sequential.load(tmp_path), [[index[t] for t in row["history"]] for row in rows])
+    true_BI = np.stack([data.truth.probabilities(row["history"], row["user"]) for row in rows])
+    chosen = np.array([index[row["target"]] for row in rows])
+    rejected = np.random.default_rng(0).integers(len(index), size=len(rows))
+    at = np.arange(len(rows))
+    doubt = torch.sigmoid(score_BI[at, rejected] - score_BI[at, chosen]).numpy()
+    truth = true_BI[at, rejected] / (true_BI[at, rejected] + true_BI[at, chosen])
+    found = spearmanr(doubt, truth).statistic
+    assert found > 0.6, (found, report)

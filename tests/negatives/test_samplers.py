@@ -1,0 +1,163 @@
+"""popular, candidates, semantic, self_hard and mixtures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayrec.data import schema
+from rayrec.data.candidates import candidates
+from rayrec.data.catalogue import Catalogue
+from rayrec.grounding import TitleEmbedder
+from rayrec.negatives import NEGATIVES, Draw, mixture, negative_statistics
+
+NAMES = [f"{word} {n}" for word in ("Night", "Dawn", "River", "Ghost") for n in range(8)]
+
+
+@pytest.fixture(scope="module")
+def many() -> Catalogue:
+    """32 titles of four series, whose popularity is their number; the first of each series was never met."""
+    popularity = np.array([int(name.split()[1]) for name in NAMES])
+    return Catalogue.from_items(NAMES, [[]] * 32).with_training(popularity, [])
+
+
+@pytest.fixture(scope="module")
+def rows() -> pa.Table:
+    """Sixteen examples with a history of two titles of one series."""
+    made = [
+        {"example_id": f"e{i}", "split": "train", "user": f"u{i}", "timestamp": i}
+        | {"history": [NAMES[2 * i], NAMES[2 * i + 1]], "target": NAMES[(2 * i + 2) % 32]}
+        for i in range(16)
+    ]
+    return pa.Table.from_pylist(made, schema=schema.EXAMPLES)
+
+
+def by_example(table: pa.Table) -> dict[str, list[dict]]:
+    found: dict[str, list[dict]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row["example_id"], []).append(row)
+    return found
+
+
+@pytest.mark.parametrize("name", ["random", "popular", "candidates", "semantic"])
+def test_negatives_are_distinct_items_outside_history_and_target(many: Catalogue, rows: pa.Table, name: str) -> None:
+    draw = Draw(3, 0, 1, "p", similar=TitleEmbedder(NAMES))
+    table = NEGATIVES[name].finish(rows, None, many, draw)
+    assert table.schema == schema.NEGATIVES and set(table["sampler"].to_pylist()) == {name}
+    for example, (key, made) in zip(rows.to_pylist(), by_example(table).items(), strict=True):
+        texts = [row["text"] for row in made]
+        assert key == example["example_id"] and [row["k"] for row in made] == [0, 1, 2]
+        assert len(set(texts)) == 3 and not set(texts) & {*example["history"], example["target"]}
+        assert set(texts) <= set(NAMES)
+    apart = pa.concat_tables([NEGATIVES[name].finish(rows.slice(i, 1), None, many, draw) for i in range(16)])
+    assert apart.to_pylist() == table.to_pylist()
+    assert negative_statistics(table, rows, many)["in_catalogue"] == 1
+
+
+def test_popular_follows_popularity(many: Catalogue) -> None:
+    base = {"split": "train", "user": "u", "timestamp": 0, "history": ["Night 7"], "target": "Dawn 7"}
+    examples = pa.Table.from_pylist([{"example_id": f"e{i}", **base} for i in range(4000)], schema=schema.EXAMPLES)
+    drawn = NEGATIVES["popular"].finish(examples, None, many, Draw(1, 0, 0, "p"))
+    count = Counter(drawn["text"].to_pylist())
+    total = many.popularity.sum() - 14
+    for title, mass in zip(NAMES, many.popularity, strict=True):
+        p = 0 if title in ("Night 7", "Dawn 7") else mass / total
+        assert abs(count[title] - 4000 * p) <= 4.5 * (4000 * p * (1 - p)) ** 0.5
+
+
+def test_popular_takes_items_nobody_met_last(many: Catalogue, rows: pa.Table) -> None:
+    table = NEGATIVES["popular"].finish(rows, None, many, Draw(28, 0, 0, "p"))
+    for made in by_example(table).values():
+        met = [int(row["text"].split()[1]) > 0 for row in made]
+        assert met == sorted(met, reverse=True) and not all(met)
+    with pytest.raises(ValueError, match=r"Example e0: found 29 items .* wanted 30"):
+        NEGATIVES["popular"].finish(rows, None, many, Draw(30, 0, 0, "p"))
+
+
+def test_semantic_is_the_largest_cosine_to_the_mean_of_the_history(many: Catalogue, rows: pa.Table) -> None:
+    embedder = TitleEmbedder(NAMES)
+    found = by_example(NEGATIVES["semantic"].finish(rows, None, many, Draw(4, 0, 0, "p", similar=embedder)))
+    dense: Any = embedder.embed(NAMES)
+    unit = torch.nn.functional.normalize(torch.from_numpy(dense.toarray()).double()).numpy()
+    for example in rows.to_pylist():
+        mean = np.mean([unit[many.index[title]] for title in example["history"]], axis=0)
+        free = [i for i, t in enumerate(NAMES) if t not in (*example["history"], example["target"])]
+        cosine = {i: unit[i] @ mean for i in free}
+        texts = [row["text"] for row in found[example["example_id"]]]
+        worst = min(cosine[many.index[text]] for text in texts)
+        assert worst >= max(cosine[i] for i in free if NAMES[i] not in texts) - 1e-6
+        assert texts[0].split()[0] == example["history"][0].split()[0]  # of the same series
+    with pytest.raises(ValueError, match="found no embedder"):
+        NEGATIVES["semantic"].finish(rows, None, many, Draw(1, 0, 0, "p"))
+
+
+def test_candidates_are_those_of_protocol_b(many: Catalogue, rows: pa.Table) -> None:
+    touched = {f"u{i}": frozenset(NAMES[: 4 + i // 4]) for i in range(16)}
+    draw = Draw(5, 3, 0, "p", touched=touched)
+    found = by_example(NEGATIVES["candidates"].finish(rows, None, many, draw))
+    for example in rows.to_pylist():
+        listed = candidates(example, touched[example["user"]], many, 3)
+        wrong = [title for title in listed if title != example["target"]]
+        assert [row["text"] for row in found[example["example_id"]]] == wrong[:5]
+        assert not set(wrong) & touched[example["user"]]
+
+
+def test_self_hard_takes_what_the_policy_holds_likeliest(many: Catalogue, rows: pa.Table) -> None:
+    sampler, draw = NEGATIVES["self_hard"], Draw(3, 0, 0, "p")
+    assert sampler.choices is not None and sampler.decode == "score"
+    lists = sampler.choices(rows, many, draw)
+    logprobs = [np.random.default_rng(i).normal(-5, 2, 20).astype(np.float32).tolist() for i in range(16)]
+    outputs = pa.table({"example_id": rows["example_id"], "texts": lists, "logprobs": logprobs})
+    found = by_example(sampler.finish(rows, outputs, many, draw))
+    for example, listed, scored in zip(rows.to_pylist(), lists, logprobs, strict=True):
+        score = dict(zip(listed, scored, strict=True))
+        wrong = sorted((t for t in listed if t != example["target"]), key=lambda t: -score[t])
+        made = found[example["example_id"]]
+        assert [row["text"] for row in made] == wrong[:3]
+        assert [row["logprob"] for row in made] == pytest.approx([score[t] for t in wrong[:3]])
+
+
+def test_parse() -> None:
+    assert mixture.parse(["self_play"]) == {"self_play": 1.0}
+    assert mixture.parse(["self_play:0.75", "random:0.25"]) == {"self_play": 0.75, "random": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("specs", "says"),
+    [
+        (["self_pray"], "no sampler 'self_pray'. Choose from self_play,"),
+        (["random", "self_play"], "a mixture needs shares"),
+        (["random:0.5", "random:0.5"], "names random twice"),
+        (["random:half", "popular:0.5"], "'half' is no number"),
+        (["random:0.5", "popular:0.4"], "sum to 1, found 0.9"),
+        (["random:1.5", "popular:-0.5"], "above 0"),
+        (["random:nan", "popular:0.5"], "above 0"),
+        ([], "sum to 1, found 0"),
+    ],
+)
+def test_parse_refuses(specs: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says.replace(".", r"\.")):
+        mixture.parse(specs)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(0, 300))
+def test_assign_gives_exact_shares_whatever_the_order(weights: list[int], size: int) -> None:
+    shares = {name: w / sum(weights) for name, w in zip(NEGATIVES, weights, strict=False)}
+    ids = [f"e{i}" for i in range(size)] + ["e0"] * (size > 0)  # one example is drawn twice
+    found = mixture.assign(ids, shares, 0, 1)
+    assert sorted(i for rows in found.values() for i in rows) == list(range(len(ids)))
+    for name, share in shares.items():
+        distinct = {ids[i] for i in found.get(name, [])}
+        assert abs(len(distinct) - share * size) < 1
+    turned = mixture.assign(ids[::-1], shares, 0, 1)
+    assert {n: {ids[i] for i in r} for n, r in found.items()} == {
+        n: {ids[::-1][i] for i in r} for n, r in turned.items()
+    }
