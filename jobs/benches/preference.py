@@ -1,0 +1,167 @@
+"""The preference step: prompts computed once for all answers, against TRL's DPOTrainer on chosen-rejected pairs.
+
+Same weights, rows, order, batches of users, AdamW, clipping and DPO loss, in float32; the last loss must agree.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benches import peak, reset_peak
+
+SIZE, COLUMNS, UNIT = "k", (), "users per second, reference pass included"
+BATCH, LR, BETA = 16, 1e-4, 0.1
+
+
+def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
+    sizes, users = ((2,), 32) if quick else ((3, 8, 15), 48)
+    return [({"k": k, "users": users, "dtype": "float32"}, ["trl", "trl_cached"]) for k in sizes]
+
+
+def shown(setting: dict[str, Any]) -> dict[str, Any]:
+    return setting
+
+
+def rows(users: int, k: int) -> list[tuple[list[int], list[list[int]]]]:
+    """Prompts of 120 to 160 tokens with 1 + k titles of 8 to 12; token 2 is EOS and ends each title."""
+    draw = random.Random(0)
+
+    def text(low: int, high: int) -> list[int]:
+        return [draw.randrange(3, 4096) for _ in range(draw.randint(low, high))]
+
+    return [(text(120, 160), [[*text(7, 11), 2] for _ in range(1 + k)]) for _ in range(users)]
+
+
+def model() -> Any:
+    """A Llama of 4.5 million parameters; equal weights at every call."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
+    shape |= {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 512}
+    shape |= {"tie_word_embeddings": True, "attn_implementation": "sdpa"}
+    shape |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**shape))
+
+
+def warm_up() -> None:
+    """One small pass, so that no contender pays for the first use of PyTorch."""
+    import torch
+
+    ids_BT = torch.ones(2, 32, dtype=torch.long)
+    model()(input_ids=ids_BT, labels=ids_BT).loss.backward()
+
+
+def measure(contender: str, k: int, users: int, dtype: str) -> dict[str, Any]:
+    """Users per second, peak memory above the loaded model's, tokens per user, and the loss of the last step."""
+    run = ours if contender == "ours" else trl
+    seconds, memory, tokens, loss = run(rows(users, k), contender == "trl_cached")
+    return {"rate": users / seconds, "memory": memory, "tokens_per_user": tokens / users, "loss": loss}
+
+
+def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
+    """What rayrec/worker.py does in one process, without DeepSpeed."""
+    import torch
+
+    from rayrec.logprobs import PackedLM, pack
+    from rayrec.objectives import Pairs
+    from rayrec.objectives.dpo import Dpo
+
+    warm_up()
+    lm, objective = PackedLM(model()), Dpo(BETA)
+    optimiser = torch.optim.AdamW(lm.parameters(), lr=LR, weight_decay=0.0)
+    before, begun, tokens, losses = reset_peak(), time.perf_counter(), 0, []
+    batches = [data[i : i + BATCH] for i in range(0, len(data), BATCH)]
+    with torch.no_grad():
+        reference = [lm(pack(batch)) for batch in batches]
+    for batch, ref_BA in zip(batches, reference, strict=True):
+        packed = pack(batch)
+        tokens += 2 * packed.ids_RT.numel()
+        own_BA = lm(packed)
+        mask_BK = torch.ones_like(own_BA[:, 1:], dtype=torch.bool)
+        pairs = Pairs(own_BA[:, 0], own_BA[:, 1:], mask_BK, ref_BA[:, 0], ref_BA[:, 1:])
+        loss = objective(pairs).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss))
+    return time.perf_counter() - begun, peak() - before, tokens, losses[-1]
+
+
+def trl(data: list, cached: bool) -> tuple[float, int, int, float]:
+    """TRL's DPOTrainer; ``cached`` lets it compute the reference once before training."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 4096)}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+    def text(ids: list[int]) -> str:
+        return "".join(f" w{i}" for i in ids if i != 2)
+
+    pairs = [
+        {"prompt": text(prompt), "chosen": text(titles[0]), "rejected": text(rejected)}
+        for prompt, titles in data
+        for rejected in titles[1:]
+    ]
+    k = len(data[0][1]) - 1
+    spent = {"seconds": 0.0, "tokens": 0}
+
+    class Timed(DPOTrainer):
+        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return super()._precompute_ref_logps(*args, **kwargs)
+            finally:
+                spent["seconds"] += time.perf_counter() - begun
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        ids = kwargs.get("input_ids")
+        spent["tokens"] += (args[0] if ids is None else ids).numel()
+
+    warm_up()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = DPOConfig(
+            output_dir=folder,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            per_device_train_batch_size=BATCH,
+            gradient_accumulation_steps=k,
+            num_train_epochs=1,
+            learning_rate=LR,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            beta=BETA,
+            max_length=None,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            train_sampling_strategy="sequential",
+            precompute_ref_log_probs=cached,
+            optim="adamw_torch",
+        )
+        policy, reference = model(), None if cached else model()
+        before = reset_peak()
+        for one in (policy, reference):
+            if one is not None:
+                one.model.register_forward_pre_hook(count, with_kwargs=True)
+        trainer = Timed(policy, reference, settings, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+        begun = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - begun + spent["seconds"]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return seconds, peak() - before, spent["tokens"], losses[-1]

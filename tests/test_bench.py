@@ -1,0 +1,45 @@
+"""The benches run, and the contenders do the same work."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def bench(tmp_path: Path, *args: str) -> list[dict]:
+    command = [
+        sys.executable,
+        "jobs/bench.py",
+        *args,
+        "--quick",
+        "--threads",
+        "1",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+def test_preference_steps_end_with_the_loss_of_trl(tmp_path: Path) -> None:
+    records = bench(tmp_path, "preference")
+    assert [record["against"] for record in records] == ["trl", "trl_cached"]
+    for record in records:
+        assert record["failed"] is None and record["ratio"] > 1 and record["memory"] < 1
+        assert record["ours_loss"] == pytest.approx(record["theirs_loss"], abs=1e-4)
+        assert record["ours_loss"] < math.log(2) - 1e-6  # the second step has learnt from the first
+        assert record["ours_tokens_per_user"] < record["theirs_tokens_per_user"]
+
+
+def test_constrained_beams_are_titles(tmp_path: Path) -> None:
+    (record,) = bench(tmp_path, "decode")
+    assert record["failed"] is None and record["against"] == "hf" and record["width"] == 4
+    assert record["ours_invalid"] == 0 < record["theirs_invalid"] and record["ratio"] > 1
