@@ -115,7 +115,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
 
 
 def test_two_workers_and_two_generators_agree_up_to_rounding(runs: Path, overlapped: Path) -> None:
-    args = ("--iterations", "0", "--train-workers", "2", "--generators", "2", "--keep", "all")
+    args = ("--iterations", "0", "--train-workers", "2", "--generators", "2", "--keep", "all", "--engine", "torch")
     folder = Command(runs, "two", *args).wait()
     for phase in ("00/pretrain", "00/sft"):
         one, two = (json.loads((f / phase / "metrics.json").read_text())["steps"] for f in (overlapped, folder))

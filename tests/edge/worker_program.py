@@ -15,7 +15,7 @@ from rayrec.prompts import make_template
 from rayrec.trainers import Phase, Tokenise
 
 #: Kind of phase and objective, by the name of the case.
-CASES = {"sft": ("sft", "dpo"), "sdpo": ("prefer", "sdpo"), "kto": ("prefer", "kto"), "ipo": ("prefer", "ipo")}
+CASES = {"sft": ("sft", "dpo"), "sdpo": ("prefer", "sdpo"), "kto": ("prefer", "kto")}
 STEPS, BATCH, LR, WARMUP = 3, 4, 3e-3, 1
 
 
