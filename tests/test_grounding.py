@@ -100,6 +100,7 @@ def test_result_does_not_depend_on_how_queries_are_cut(monkeypatch):
     queries = torch.randn(40, 8, generator=generator)
     whole = nearest(queries, items, 10, [None] * 40)
     monkeypatch.setattr(neighbours, "_CELLS", 900)  # three queries at once
+    monkeypatch.setattr(neighbours, "_BLOCK", 7)
     assert nearest(queries, items, 10, [None] * 40) == whole
     # Some six items share each vector: neighbours of one vector stand together, in the order of the items.
     assert all(a < b for row in whole for a, b in pairwise(row) if group[a] == group[b])

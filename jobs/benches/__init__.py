@@ -1,4 +1,4 @@
-"""What ``jobs/bench.py`` measures: each module has SIZE, COLUMNS, UNIT, ``cases``, ``shown`` and ``measure``."""
+"""What `jobs/bench.py` measures: modules with PACKAGES, SIZE, COLUMNS, UNIT, `cases`, `shown` and `measure`."""
 
 from __future__ import annotations
 

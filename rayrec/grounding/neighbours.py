@@ -13,8 +13,10 @@ from scipy import sparse
 #: Dense float32 vectors (n, d), or sparse rows of unit length or zero.
 Vectors = torch.Tensor | sparse.csr_matrix
 
-#: Distances held at once: some 48 bytes of scratch for each stay below 256 MiB.
-_CELLS = 5 * 2**20
+#: Distances held at once: 16 bytes of scratch for each are 512 MiB.
+_CELLS = 2**25
+#: Items whose vectors are held in float64 at once.
+_BLOCK = 2**14
 
 
 class Embedder(Protocol):
@@ -44,16 +46,18 @@ def nearest(
         exact: for each query the item that comes first whatever its distance, or None.
         weight_I: factor on the distance, which is then scaled to 0..1 for each query first (BIGRec section 3.2).
 
-    Distances are exhaustive and in float64; the queries are cut so that scratch stays below 256 MiB for 10⁶ items
-    (the vectors and a float64 copy of them not counted). Items of equal vectors are computed once, so that their
-    distances are equal bit for bit.
+    Distances are exhaustive and in float64; queries and items are cut so that scratch beyond the vectors stays below
+    1 GiB. Items of equal vectors are computed once, so that their distances are equal bit for bit.
     """
     items = _distinct(items_I)
-    k, rows = min(k, len(items.group_I)), max(1, _CELLS // len(items.group_I))
+    count = len(items.squares_U if items.group_I is None else items.group_I)
+    k, rows = min(k, count), max(1, _CELLS // count)
     weight = None if weight_I is None else torch.from_numpy(np.asarray(weight_I, dtype=np.float64))
     found: list[list[int]] = []
     for start in range(0, len(exact), rows):
-        score = _distances(queries_Q[start : start + rows], items)[:, items.group_I]
+        score = _distances(queries_Q[start : start + rows], items)
+        if items.group_I is not None:
+            score = score[:, items.group_I]
         if weight is not None:
             score -= score.amin(dim=1, keepdim=True)
             score /= score.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
@@ -70,33 +74,38 @@ def nearest(
 
 
 class _Items(NamedTuple):
-    columns_dU: Vectors  # the different vectors in float64
-    squares_U: torch.Tensor  # their squared lengths
-    group_I: torch.Tensor  # for each item the column of its vector
+    columns_U: Vectors  # the different vectors
+    squares_U: torch.Tensor  # their squared lengths in float64
+    group_I: torch.Tensor | None  # for each item the place of its vector; None where all differ
 
 
 def _distinct(items_I: Vectors) -> _Items:
     if isinstance(items_I, sparse.csr_matrix):
         # A sparse product adds in the order of the query's entries: equal rows already give equal bits.
-        squares_I = _unit_squares(items_I)
-        return _Items(sparse.csr_matrix(items_I.T), squares_I, torch.arange(len(squares_I)))
+        return _Items(sparse.csr_matrix(items_I.T), _unit_squares(items_I), None)
     rows = (items_I.float() + 0.0).contiguous().numpy()  # -0.0 becomes 0.0
     first: dict[bytes, int] = {}
     group = [first.setdefault(blake2b(row, digest_size=16).digest(), len(first)) for row in rows]
-    _, representative = np.unique(group, return_index=True)
-    columns_dU = torch.from_numpy(rows[representative].astype(np.float64)).T
-    return _Items(columns_dU, columns_dU.square().sum(dim=0), torch.tensor(group))
+    if len(first) < len(rows):
+        _, representative = np.unique(group, return_index=True)
+        rows = rows[representative]
+    columns_U = torch.from_numpy(rows)
+    squares_U = torch.cat([block.double().square().sum(1) for block in columns_U.split(_BLOCK)])
+    return _Items(columns_U, squares_U, torch.tensor(group) if len(rows) < len(group) else None)
 
 
 def _distances(queries_Q: Vectors, items: _Items) -> torch.Tensor:
     """L2 distances (Q, U) in float64 from ‖q‖² + ‖i‖² − 2q·i."""
-    if isinstance(queries_Q, sparse.csr_matrix) and isinstance(items.columns_dU, sparse.csr_matrix):
-        product = torch.from_numpy(sparse.csr_matrix(queries_Q @ items.columns_dU).toarray())
+    if isinstance(queries_Q, sparse.csr_matrix) and isinstance(items.columns_U, sparse.csr_matrix):
+        product = torch.from_numpy(sparse.csr_matrix(queries_Q @ items.columns_U).toarray())
         squares_Q = _unit_squares(queries_Q)
     else:
-        assert isinstance(queries_Q, torch.Tensor) and isinstance(items.columns_dU, torch.Tensor)
+        assert isinstance(queries_Q, torch.Tensor) and isinstance(items.columns_U, torch.Tensor)
         queries_Q = queries_Q.double()
-        product, squares_Q = queries_Q @ items.columns_dU, queries_Q.square().sum(dim=1)
+        squares_Q = queries_Q.square().sum(dim=1)
+        product = torch.empty(len(queries_Q), len(items.columns_U), dtype=torch.float64)
+        for start in range(0, len(items.columns_U), _BLOCK):
+            product[:, start : start + _BLOCK] = queries_Q @ items.columns_U[start : start + _BLOCK].double().T
     return product.mul_(-2).add_(squares_Q[:, None]).add_(items.squares_U).clamp_(min=0).sqrt_()
 
 
