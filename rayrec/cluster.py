@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -9,6 +10,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from rayrec.config import Config
 
@@ -152,6 +155,13 @@ def connect(config: Config, gpu: bool) -> Mapping[str, float]:
                 "nodes. Lower --train-workers or --generators, or add nodes."
             )
     return found
+
+
+def kill_children() -> None:
+    """End every process that this one started, and theirs: Ray's agents would live for minutes."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def interrupt_on_signals() -> None:

@@ -49,8 +49,9 @@ def command(config: Config) -> None:
     sys.stderr.flush()
     if "ray" not in sys.modules:
         sys.exit(code)
-    # Threads may still wait for actors, and an orderly end of Ray beside them can crash. What this process started in
-    # Ray ends with it.
+    # Threads may still wait for actors, and an orderly end of Ray beside them can crash. On a joined cluster the actors
+    # end with this process; a cluster of our own is its children.
+    cluster.kill_children()
     os._exit(code)
 
 
