@@ -15,7 +15,7 @@ from rayrec.config import Config, LossConfig
 from rayrec.data import Dataset
 from rayrec.data.candidates import CANDIDATES, touched
 from rayrec.negatives import NEGATIVES, mixture
-from rayrec.objectives import SCORED, SMOOTHED, make_objective
+from rayrec.objectives import SMOOTHED, make_objective
 
 #: Device bytes that one parameter needs in a policy folder, for the disk estimate.
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -200,33 +200,6 @@ def _check_together(config: Config) -> None:
             f"--beam-width {evaluate.beam_width} gives fewer titles than --top-k {longest}. "
             f"Take --beam-width {longest}, or a shorter list."
         )
-
-
-def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
-    """The training rows of SFT and preference phases: all, or those whose target is rated ``--min-rating`` or more.
-
-    Raises:
-        ValueError: ratings are asked for and the data has none, or no row is left.
-    """
-    low, ratings = config.train.min_rating, data.train["target_rating"].to_numpy()
-    rated = not np.isnan(ratings).all()
-    if not rated and (low is not None or config.loss.objective in SCORED):
-        what = f"--objective {config.loss.objective}" if low is None else f"--min-rating {low:g}"
-        raise ValueError(
-            f"{what} reads ratings, but the source {data.source} has none. Take data with ratings (movielens, recbole, "
-            "steam-hours), or another objective and no --min-rating."
-        )
-    rows = data.train if low is None else data.train.filter(pa.array(ratings >= low))
-    if not len(rows):
-        raise ValueError(f"--min-rating {low:g}: none of {len(ratings)} training rows is rated so high. Lower it.")
-    if config.loss.margin == "log_diff":
-        least, most = np.nanmin(rows["target_rating"].to_numpy()), np.nanmax(ratings)
-        if least <= most / 2**0.5 - 1:  # the utility of an item rated `most` that comes after the next
-            raise ValueError(
-                f"--margin log_diff of targets rated {least:g} beside later items rated {most:g} is the logarithm of a "
-                f"number below 0. Add --min-rating {most - 1:g}, or --margin ratio."
-            )
-    return rows
 
 
 def check_data(config: Config, data: Dataset) -> None:

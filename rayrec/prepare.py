@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from rayrec import cluster, plan, tracking
 from rayrec.config import Config
 from rayrec.data import Dataset, load
 from rayrec.grounding import EMBEDDERS, Embedder
+from rayrec.objectives import SCORED
 from rayrec.prompts import Template, make_template, resolve_template
 from rayrec.runs import Run
 
@@ -66,7 +68,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         evaluate=dataclasses.replace(config.evaluate, engine=engine),
     )
     plan.check_data(config, data)
-    tuning = plan.rows_to_tune(config, data)
+    tuning = rows_to_tune(config, data)
     embedder = make_embedder(config, data)
     base, template = make_base(config, data, scratch)
     tokens = plan.check_lengths(config, data, template)
@@ -100,6 +102,33 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         all_threads=placement.threads or max(1, cores // placement.train_workers),
         shown=shown | {"folder": str(root), "rows_to_tune": len(tuning)},
     )
+
+
+def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
+    """The training rows of SFT and preference phases: all, or those whose target is rated ``--min-rating`` or more.
+
+    Raises:
+        ValueError: ratings are asked for and the data has none, or no row is left.
+    """
+    low, ratings = config.train.min_rating, data.train["target_rating"].to_numpy()
+    rated = not np.isnan(ratings).all()
+    if not rated and (low is not None or config.loss.objective in SCORED):
+        what = f"--objective {config.loss.objective}" if low is None else f"--min-rating {low:g}"
+        raise ValueError(
+            f"{what} reads ratings, but the source {data.source} has none. Take data with ratings (movielens, recbole, "
+            "steam-hours), or another objective and no --min-rating."
+        )
+    rows = data.train if low is None else data.train.filter(pa.array(ratings >= low))
+    if not len(rows):
+        raise ValueError(f"--min-rating {low:g}: none of {len(ratings)} training rows is rated so high. Lower it.")
+    if config.loss.margin == "log_diff":
+        least, most = np.nanmin(rows["target_rating"].to_numpy()), np.nanmax(ratings)
+        if least <= most / 2**0.5 - 1:  # the utility of an item rated `most` that comes after the next
+            raise ValueError(
+                f"--margin log_diff of targets rated {least:g} beside later items rated {most:g} is the logarithm of a "
+                f"number below 0. Add --min-rating {most - 1:g}, or --margin ratio."
+            )
+    return rows
 
 
 def content_hash(model: str) -> str:

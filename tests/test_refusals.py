@@ -59,6 +59,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(root / "no_items", items=[], rows=[])
     write_csv(root / "short", rows=ROWS[:30])
     write_csv(root / "no_time", rows=[row.rpartition(",")[0] for row in ROWS], header="user,item,rating")
+    write_csv(
+        root / "unrated",
+        rows=[",".join(r.split(",")[i] for i in (0, 1, 3)) for r in ROWS],
+        header="user,item,timestamp",
+    )
     write_csv(root / "nan", rows=[*ROWS, "u9,1,nan,5"])
     write_csv(root / "twice", items=[*ITEMS, "30,Film 0 (1970),z"])
     write_csv(root / "long", items=[*ITEMS, f"30,{'Very long ' * 40},z"])
@@ -173,6 +178,22 @@ CASES = {
         ["--decode", "beams", "--beam-width", "5", "--top-k", "10"],
         ["--beam-width 5", "fewer titles than --top-k 10", "Take --beam-width 10"],
     ),
+    "no ratings for recpo": (
+        ["--data", "{root}/unrated", "--objective", "recpo"],
+        ["--objective recpo reads ratings", "the source csv has none", "Take data with ratings"],
+    ),
+    "no ratings for a limit": (["--data", "{root}/unrated", "--min-rating", "4"], ["--min-rating 4 reads ratings"]),
+    "no row rated so high": (["--min-rating", "9"], ["--min-rating 9: none of", "Lower it"]),
+    "log_diff of low ratings": (
+        ["--objective", "recpo", "--margin", "log_diff"],
+        ["--margin log_diff of targets rated", "below 0", "Add --min-rating", "or --margin ratio"],
+    ),
+    "a setting of another loss": (["--tau", "1"], ["--objective dpo has no --tau", "it has --beta"]),
+    "beta 0": (["--beta", "0"], ["--objective dpo: Found beta = 0.0", "a finite number > 0"]),
+    "beta nan": (["--beta", "nan"], ["--objective dpo: Found beta = nan", "a finite number > 0"]),
+    "too small for candidates": (["--negatives", "candidates"], ["30 items", "wanted 20 candidates", "more data"]),
+    "shares": (["--negatives", "random:0.5", "popular:0.4"], ["sum to 1, found 0.9"]),
+    "semantic by title": (["--negatives", "semantic"], ["sentence embedder", "Add --embedder sentence"]),
     "a decoder twice": (["--decode", "greedy", "greedy"], ["--decode is", "each once", "Name them"]),
     "tiny_hidden": (["--tiny-hidden", "33"], ["tiny_hidden 33", "a multiple of 32", "such as 128"]),
     "lora_dropout": (["--lora-dropout", "1"], ["--lora-dropout is 1", "wanted a share below 1", "such as"]),
@@ -180,7 +201,7 @@ CASES = {
     "seed": (["--seed", "-1"], ["--seed is -1", "wanted at least", "0"]),
 }
 
-ABOVE_0 = """beta lr first-lr clip batch prefer-batch micro-batch first-rows first-epochs rows-per-iteration
+ABOVE_0 = """min-rating lr first-lr clip batch prefer-batch micro-batch first-rows first-epochs rows-per-iteration
 num-negatives max-length max-new-tokens pretrain-steps pretrain-batch pretrain-lr tiny-layers lora-alpha top-k
 beam-width part train-workers generators tensor-parallel threads wait-seconds"""
 FROM_0 = "iterations warmup-steps max-deaths lora-rank weight-decay popularity-gamma"
@@ -200,7 +221,7 @@ def test_bad_input_is_refused(root: Path, tmp_path: Path, case: str) -> None:
     [
         *((flag, value) for flag in ABOVE_0.split() for value in ("0", "-1")),
         *((flag, "-1") for flag in FROM_0.split()),
-        *((flag, value) for flag in ("lr", "beta", "clip", "weight-decay", "wait-seconds") for value in ("nan", "inf")),
+        *((flag, value) for flag in ("lr", "clip", "weight-decay", "wait-seconds") for value in ("nan", "inf")),
     ],
 )
 def test_a_number_out_of_range_is_refused(root: Path, tmp_path: Path, flag: str, value: str) -> None:
@@ -379,5 +400,6 @@ def test_an_unknown_option_ends_the_command_with_2() -> None:
 def test_no_check_changes_a_setting() -> None:
     """``resolve`` only fills what was left open."""
     config = parse("", [])
-    filled = dataclasses.replace(config, model=dataclasses.replace(config.model, lora_rank=0))
+    loss = dataclasses.replace(config.loss, beta=0.1, smoothing="none")
+    filled = dataclasses.replace(config, model=dataclasses.replace(config.model, lora_rank=0), loss=loss)
     assert plan.resolve(config) == filled == plan.resolve(filled)
