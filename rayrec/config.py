@@ -100,7 +100,12 @@ class TrainConfig:
     prefer_batch: int = 32
     """Global batch of the preference phases."""
     micro_batch: int = 16
-    """Rows that one worker computes at once; the rest is gradient accumulation."""
+    """Examples that one worker computes at once; the rest is gradient accumulation."""
+    row_tokens: int = 0
+    """Examples share a row of the packed pass up to this many tokens; 0: as many as its longest example has, which is
+    fastest on a CPU."""
+    activation_checkpointing: bool = False
+    """Activations are computed again in the backward pass instead of kept."""
     warmup_steps: int = 20
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = 0.0
@@ -198,6 +203,8 @@ class OutputConfig:
     on_existing: Literal["resume", "fail", "overwrite"] = "resume"
     keep: str = "2"
     """Policies that stay, a number or `all`; the last and the best on validation always do."""
+    share: bool = True
+    """Take the tiny model's training from scratch and its first SFT from another run of --runs that had the same."""
     dry_run: bool = False
     """Print the plan and stop."""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()

@@ -79,7 +79,7 @@ _POSITIVE = {
 }
 _NOT_NEGATIVE = {
     "model": "lora_rank lora_dropout",
-    "train": "iterations warmup_steps weight_decay",
+    "train": "iterations row_tokens warmup_steps weight_decay",
     "evaluate": "popularity_gamma",
     "placement": "max_deaths",
 }

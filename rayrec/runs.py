@@ -60,7 +60,8 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -68,6 +69,30 @@ def _sha256(path: Path) -> str:
 def _files(folder: Path) -> Iterator[Path]:
     """All files of a phase but its manifest, in a fixed order."""
     return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "DONE")
+
+
+def seal(folder: Path, phase: str, metrics: dict) -> None:
+    """Write a phase's ``metrics.json`` and then its manifest."""
+    write_json(folder / "metrics.json", metrics)
+    files = [
+        {"name": str(p.relative_to(folder)), "size": p.stat().st_size, "sha256": sha256(p)} for p in _files(folder)
+    ]
+    write_json(folder / "DONE", {"phase": phase, "files": files, "pruned": []})
+
+
+def damage(folder: Path) -> str:
+    """What of a finished phase no longer is what its manifest says; empty if all is."""
+    try:
+        manifest = read_json(folder / "DONE")
+        for entry in manifest["files"]:
+            path = folder / entry["name"]
+            if entry["name"] in manifest["pruned"] and not path.exists():
+                continue
+            if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+                return f"{entry['name']} is damaged"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return str(error)
+    return ""
 
 
 class Trace:
@@ -209,15 +234,10 @@ class Run:
 
     def finish(self, phase: str, metrics: dict) -> Path:
         """Write the phase's ``metrics.json`` and then its manifest: from now on it has happened."""
-        folder = self.folder(phase)
-        write_json(folder / "metrics.json", metrics)
-        files = [
-            {"name": str(p.relative_to(folder)), "size": p.stat().st_size, "sha256": _sha256(p)} for p in _files(folder)
-        ]
-        write_json(folder / "DONE", {"phase": phase, "files": files, "pruned": []})
+        seal(self.folder(phase), phase, metrics)
         with self._lock:
             self._checked[phase] = True
-        return folder
+        return self.folder(phase)
 
     def done(self, phase: str) -> bool:
         """Whether a phase is finished and its files still are what its manifest says (read once per start)."""
@@ -227,21 +247,11 @@ class Run:
             return self._checked[phase]
 
     def _check(self, phase: str) -> bool:
-        folder = self.folder(phase)
-        if not (folder / "DONE").exists():
+        if not (self.folder(phase) / "DONE").exists():
             return False
-        try:
-            manifest = read_json(folder / "DONE")
-            for entry in manifest["files"]:
-                path = folder / entry["name"]
-                if entry["name"] in manifest["pruned"] and not path.exists():
-                    continue
-                if path.stat().st_size != entry["size"] or _sha256(path) != entry["sha256"]:
-                    raise OSError(f"{entry['name']} is damaged")
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            print(f"{phase}: finished, but {error}; the phase is made again", flush=True)
-            return False
-        return True
+        if found := damage(self.folder(phase)):
+            print(f"{phase}: finished, but {found}; the phase is made again", flush=True)
+        return not found
 
     def has_weights(self, phase: str) -> bool:
         """Whether a finished phase's policy is still there."""

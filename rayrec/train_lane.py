@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec import pair_scores
+from rayrec import pair_scores, shelf
 from rayrec.data import preferences
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import Lane, Policy, Shared
@@ -93,7 +93,7 @@ class TrainLane(Lane):
         from rayrec.trainers import Phase
 
         steps = table["step"][-1].as_py() + 1
-        train = self.shared.config.train
+        config, train = self.shared.config, self.shared.config.train
         alone = name.startswith("00/")  # no generator works beside iteration 0's training
 
         def make(folder: Path, facts: dict) -> dict:
@@ -112,14 +112,18 @@ class TrainLane(Lane):
                 dropout=dropout,
                 threads=self.shared.all_threads if alone else self.shared.threads,
             )
-            result = self._group().run(phase, lambda **beat: self._hear(name, **beat))
-            facts |= result["facts"]
-            first, last = result["steps"][0], result["steps"][-1]
-            averages = _tail_means(result["steps"])
-            record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
-            record |= {"rows": len(table), "steps": steps, **(counts or {})}
-            record |= {"first_loss": first["loss"], "last_loss": last["loss"], **averages}
-            return {"records": [record], "steps": result["steps"]}
+
+            def fit() -> dict:
+                result = self._group().run(phase, lambda **beat: self._hear(name, **beat))
+                facts.update(result["facts"])
+                first, last = result["steps"][0], result["steps"][-1]
+                record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
+                record |= {"rows": len(table), "steps": steps, **(counts or {})}
+                record |= {"first_loss": first["loss"], "last_loss": last["loss"], **_tail_means(result["steps"])}
+                return {"records": [record], "steps": result["steps"]}
+
+            shares = alone and config.output.share and config.model.model == "tiny"
+            return shelf.take_or_make(self.shared.run.root, phase, config, facts, fit) if shares else fit()
 
         return Policy(name, self.phase(name, steps, "steps", make) / "policy")
 

@@ -77,7 +77,7 @@ class Worker:
         check_packed(lm, model.max_length)
         if model.lora_rank:
             lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout, self.config.data.seed)
-        self.lm = PackedLM(lm)
+        self.lm = PackedLM(lm, train.activation_checkpointing)
         self.initial = policy.trainable_state(lm)  # the base is read once, however often a phase starts from it
 
     def run(self, phase: Phase, shard: Any) -> dict:
@@ -260,7 +260,8 @@ class Worker:
         from rayrec.logprobs import pack
 
         more = extra or [[]] * len(rows)
-        packed = pack([(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)])
+        examples = [(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)]
+        packed = pack(examples, self.config.train.row_tokens)
         self.seen[0] += sum(1 for row in rows if row["weight"])
         self.seen[1] += packed.ids_RT.numel()
         return packed.to(self.device)

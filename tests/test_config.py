@@ -29,12 +29,13 @@ FLAGS = """
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
 --iterations --first-rows --first-epochs --first-lr --rows-per-iteration --min-rating --negatives --num-negatives
 --equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
+--row-tokens --activation-checkpointing --no-activation-checkpointing
 --warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
 --decode --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --part
 --train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
 --max-deaths --wait-seconds
---runs --name --on-existing --keep --track --dry-run --no-dry-run
+--runs --name --on-existing --keep --share --no-share --track --dry-run --no-dry-run
 --help --preset --method
 """
 
@@ -55,9 +56,10 @@ def test_help_takes_less_than_two_seconds_and_lists_the_flags() -> None:
     # Processor time: what a quiet machine would take on the wall.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
     assert done.returncode == 0
-    # A flag stands at the start of its row, or after the comma of the flag that it switches off.
+    # A flag stands at the start of its row, or after the comma of the flag that it switches off; then come two spaces.
     rows = [line.strip("│ ") for line in done.stdout.decode().splitlines()]
-    shown = {flag for row in rows if row.startswith("-") for flag in re.findall(r"(?<![\w`])--[a-z][a-z-]*", row[:40])}
+    heads = [row.split("  ")[0] for row in rows if row.startswith("-")]
+    shown = {flag for head in heads for flag in re.findall(r"(?<![\w`])--[a-z][a-z-]*", head)}
     assert shown | {"--preset", "--method"} == set(FLAGS.split())
     assert "--preset {" in done.stdout.decode()
 
@@ -196,7 +198,7 @@ FLOORS = {
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
     4: "cluster console engines figures generate_lane generators lanes page plan prepare report runs selfplay session "
-    "timeline tracking train_lane trainers worker",
+    "shelf timeline tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}

@@ -204,7 +204,7 @@ CASES = {
 ABOVE_0 = """min-rating lr first-lr clip batch prefer-batch micro-batch first-rows first-epochs rows-per-iteration
 num-negatives max-length max-new-tokens pretrain-steps pretrain-batch pretrain-lr tiny-layers lora-alpha top-k
 beam-width part train-workers generators tensor-parallel threads wait-seconds"""
-FROM_0 = "iterations warmup-steps max-deaths lora-rank weight-decay popularity-gamma"
+FROM_0 = "iterations row-tokens warmup-steps max-deaths lora-rank weight-decay popularity-gamma"
 
 
 @pytest.mark.parametrize("case", CASES)

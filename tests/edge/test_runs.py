@@ -70,7 +70,8 @@ def test_the_lanes_overlap_and_weights_are_opened_once(overlapped: Path) -> None
 
 
 def test_sequential_is_bit_identical(runs: Path, overlapped: Path) -> None:
-    folder = Command(runs, "sequential", "--decode", "greedy", "beams", "--keep", "all", "--sequential").wait()
+    args = ("--decode", "greedy", "beams", "--keep", "all", "--sequential", "--no-share")
+    folder = Command(runs, "sequential", *args).wait()
     events = [e for e in read_trace(folder)["traceEvents"] if e["cat"] == "phase" and e["name"] != "00/baseline"]
     spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
@@ -88,7 +89,9 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     os.kill(engine["args"]["pid"], signal.SIGKILL)
 
     trace = command.until_inside("01/prefer")
-    worker = next(e for e in trace["traceEvents"] if e["name"] == "00/sft")["args"]["worker_pid"]
+    done = {e["name"]: e["args"] for e in trace["traceEvents"]}
+    assert {Path(done[name]["taken_from"]).parent for name in ("00/pretrain", "00/sft")} == {runs / ".shared"}
+    worker = done["01/sft"]["worker_pid"]
     os.kill(worker, signal.SIGKILL)
 
     command.until_inside("02/sft")
@@ -115,8 +118,9 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
 
 
 def test_two_workers_and_two_generators_agree_up_to_rounding(runs: Path, overlapped: Path) -> None:
+    """So do rows that examples share, and activations that are computed twice."""
     args = ("--iterations", "0", "--train-workers", "2", "--generators", "2", "--keep", "all", "--engine", "torch")
-    folder = Command(runs, "two", *args).wait()
+    folder = Command(runs, "two", *args, "--row-tokens", "512", "--activation-checkpointing").wait()
     for phase in ("00/pretrain", "00/sft"):
         one, two = (json.loads((f / phase / "metrics.json").read_text())["steps"] for f in (overlapped, folder))
         assert abs(one[0]["loss"] - two[0]["loss"]) < 1e-4 * one[0]["loss"]  # the same first global batch

@@ -1,0 +1,81 @@
+"""Finished training of the tiny model that runs of one folder share: from scratch, and its first SFT.
+
+Ten methods on the same data start from the same two policies; the first run makes them. An entry is a folder
+``RUNS/.shared/HASH``, named after everything that decides its bytes, so taking it changes no number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayrec.config import Config
+from rayrec.runs import damage, read_json, seal, sha256, versions
+
+if TYPE_CHECKING:
+    from rayrec.trainers import Phase
+
+#: Settings besides the phase's own that a training worker reads.
+_MODEL = ("lora_rank", "lora_alpha", "max_length", "template")
+_TRAIN = ("micro_batch", "row_tokens", "activation_checkpointing")
+_TRAIN += ("schedule", "weight_decay", "clip", "dtype", "zero_stage")
+
+
+def take_or_make(
+    root: Path, phase: Phase, config: Config, facts: dict[str, Any], make: Callable[[], dict]
+) -> dict[str, Any]:
+    """Fill the folder of ``phase`` in the run ``root`` from a sound entry, or with ``make()`` and keep that as entry.
+
+    Returns the phase's ``metrics.json``; ``facts`` are told of an entry that was taken.
+    """
+    folder = Path(phase.rows).parent
+    entry = root.parent / ".shared" / _hash(phase, config)
+    if (entry / "DONE").exists() and not damage(entry):
+        shutil.copytree(entry, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("DONE", "metrics.json"))
+        facts["taken_from"] = str(entry)
+        return read_json(entry / "metrics.json")
+    metrics = make()
+    entry.parent.mkdir(exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=entry.name, dir=entry.parent))
+    shutil.copytree(folder, made, dirs_exist_ok=True)
+    seal(made, entry.name, metrics)
+    if entry.exists() and damage(entry):
+        shutil.rmtree(entry)
+    try:
+        made.rename(entry)
+    except OSError:  # another run was faster, with the same bytes
+        shutil.rmtree(made)
+    return metrics
+
+
+def _hash(phase: Phase, config: Config) -> str:
+    """Of everything that decides the bytes of a phase, and of nothing else."""
+    import torch
+
+    deciding = {
+        "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="")),
+        "rows": sha256(Path(phase.rows)),
+        "start": {path.name: sha256(path) for path in sorted(Path(phase.start).iterdir()) if path.is_file()},
+        "model": {name: getattr(config.model, name) for name in _MODEL},
+        "train": {name: getattr(config.train, name) for name in _TRAIN},
+        "workers": config.placement.train_workers,
+        "seed": config.data.seed,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "versions": versions(),
+        "code": _code(),
+    }
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    """Hash of rayrec's own sources: whoever changes a loss gets it trained."""
+    root = Path(__file__).parent
+    return hashlib.sha256("".join(sha256(path) for path in sorted(root.rglob("*.py"))).encode()).hexdigest()

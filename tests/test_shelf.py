@@ -1,0 +1,96 @@
+"""What runs of one folder share is the same bytes, or made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from rayrec.config import Config
+from rayrec.shelf import take_or_make
+from rayrec.trainers import Phase
+
+
+def phase_of(root: Path, run: str, rows: bytes = b"rows") -> Phase:
+    """A phase of a run whose folder holds its rows, as the training lane leaves it."""
+    folder = root / run / "00" / "sft"
+    folder.mkdir(parents=True)
+    (folder / "rows.parquet").write_bytes(rows)
+    start = root / run / "start"
+    start.mkdir()
+    (start / "model.safetensors").write_bytes(b"weights")
+    return Phase("00/sft", "sft", str(folder / "rows.parquet"), str(start), str(folder / "policy"), 3, 8, 0.1, 1, 0, 1)
+
+
+class Maker:
+    """Writes a policy, and counts how often."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, root: Path, phase: Phase, config: Config) -> dict:
+        def make() -> dict:
+            self.calls += 1
+            Path(phase.out).mkdir()
+            (Path(phase.out) / "model.safetensors").write_bytes(b"tuned")
+            return {"records": [{"loss": 1.5}]}
+
+        facts: dict = {}
+        run = Path(phase.rows).parents[2]
+        metrics = take_or_make(run, phase, config, facts, make)
+        assert metrics == {"records": [{"loss": 1.5}]}
+        assert (Path(phase.out) / "model.safetensors").read_bytes() == b"tuned"
+        assert not (Path(phase.out).parent / "DONE").exists()  # the phase is finished by its run
+        return facts
+
+
+def test_the_second_run_takes_what_the_first_made(tmp_path: Path) -> None:
+    maker = Maker()
+    assert maker(tmp_path, phase_of(tmp_path, "a"), Config()) == {}
+    facts = maker(tmp_path, phase_of(tmp_path, "b"), Config())
+    assert maker.calls == 1
+    assert [str(path) for path in (tmp_path / ".shared").iterdir()] == [facts["taken_from"]]
+
+
+def changed(**groups: dict) -> Config:
+    return dataclasses.replace(
+        Config(), **{name: dataclasses.replace(getattr(Config(), name), **values) for name, values in groups.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        changed(data={"seed": 1}),
+        changed(train={"zero_stage": 2}),
+        changed(train={"weight_decay": 0.5}),
+        changed(model={"max_length": 64}),
+        changed(placement={"train_workers": 2}),
+    ],
+)
+def test_what_decides_the_bytes_is_not_shared(tmp_path: Path, config: Config) -> None:
+    maker = Maker()
+    maker(tmp_path, phase_of(tmp_path, "a"), Config())
+    maker(tmp_path, phase_of(tmp_path, "b"), config)
+    assert maker.calls == 2
+
+
+def test_other_rows_are_not_shared_and_later_settings_do_not_matter(tmp_path: Path) -> None:
+    maker = Maker()
+    maker(tmp_path, phase_of(tmp_path, "a"), Config())
+    maker(tmp_path, phase_of(tmp_path, "b", rows=b"other"), Config())
+    assert maker.calls == 2
+    assert maker(tmp_path, phase_of(tmp_path, "c"), changed(train={"iterations": 9}, loss={"beta": 2.0}))
+    assert maker.calls == 2
+
+
+def test_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
+    maker = Maker()
+    maker(tmp_path, phase_of(tmp_path, "a"), Config())
+    (entry,) = (tmp_path / ".shared").iterdir()
+    (entry / "policy" / "model.safetensors").write_bytes(b"tunes")
+    assert maker(tmp_path, phase_of(tmp_path, "b"), Config()) == {}
+    assert maker(tmp_path, phase_of(tmp_path, "c"), Config()) == {"taken_from": str(entry)}
+    assert json.loads((entry / "DONE").read_text())["pruned"] == [] and maker.calls == 2
