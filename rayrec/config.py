@@ -80,6 +80,8 @@ class TrainConfig:
     """Training rows drawn for each iteration, without replacement until the split is used up."""
     min_rating: float | None = None
     """Rows whose target is rated lower are left out of SFT and preference steps (RecPO takes 4); they are counted."""
+    reweight: Literal["none", "genre"] = "none"
+    """Weights of examples in SFT and preference steps: `genre` evens out what histories and targets hold (RW)."""
     negatives: tuple[str, ...] = ("self_play",)
     """Where the rejected answers come from: one of self_play, self_play_sample, self_play_beam, random, candidates,
     popular, semantic, self_hard; or a mixture such as `self_play:0.75 random:0.25`."""
@@ -287,6 +289,7 @@ PRESETS = {
 #: the first SFT, on all the rows of the iterations that they stand for.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "BIGRec": {"train": {"iterations": 0}},
+    "RW": {"train": {"iterations": 0, "reweight": "genre"}},
     "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}},
     "SPRec-noSFT": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"sft": False}},
     "SPRec-noDPO": {"train": {"prefer": False}},

@@ -18,6 +18,7 @@ import pyarrow as pa
 from rayrec import cluster, plan, tracking
 from rayrec.config import Config
 from rayrec.data import Dataset, load
+from rayrec.data.reweight import by_genre
 from rayrec.grounding import EMBEDDERS, Embedder
 from rayrec.objectives import SCORED
 from rayrec.prompts import Template, make_template, resolve_template
@@ -107,8 +108,10 @@ def prepare(config: Config, scratch: Path) -> Prepared:
 def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
     """The training rows of SFT and preference phases: all, or those whose target is rated ``--min-rating`` or more.
 
+    With ``--reweight`` they have a column ``weight``.
+
     Raises:
-        ValueError: ratings are asked for and the data has none, or no row is left.
+        ValueError: ratings or genres are asked for and the data has none, or no row is left.
     """
     low, ratings = config.train.min_rating, data.train["target_rating"].to_numpy()
     rated = not np.isnan(ratings).all()
@@ -128,6 +131,8 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
                 f"--margin log_diff of targets rated {least:g} beside later items rated {most:g} is the logarithm of a "
                 f"number below 0. Add --min-rating {most - 1:g}, or --margin ratio."
             )
+    if config.train.reweight == "genre":
+        rows = rows.append_column("weight", pa.array(by_genre(rows, data.catalogue).astype(np.float32)))
     return rows
 
 

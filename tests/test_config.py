@@ -27,7 +27,8 @@ FLAGS = """
 --source --data --history --bad-rows --test-rows --valid-rows --seed
 --model --template --lora-rank --lora-alpha --lora-dropout --max-length --max-new-tokens --tiny-hidden --tiny-layers
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
---iterations --first-rows --first-epochs --first-lr --rows-per-iteration --min-rating --negatives --num-negatives
+--iterations --first-rows --first-epochs --first-lr --rows-per-iteration --min-rating --reweight
+--negatives --num-negatives
 --equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
 --row-tokens --activation-checkpointing --no-activation-checkpointing
 --warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
@@ -83,6 +84,7 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
     once = 3 * 2048  # offline methods tune once, on the rows of all three iterations
     assert found == {
         "BIGRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "RW": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec": (3, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec-noSFT": (3, 2048, "p", "dpo", 0.1, ("self_play", 1)),
         "SPRec-noDPO": (3, 2048, "s", "dpo", 0.1, None),

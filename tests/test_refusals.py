@@ -64,6 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows=[",".join(r.split(",")[i] for i in (0, 1, 3)) for r in ROWS],
         header="user,item,timestamp",
     )
+    write_csv(root / "plain", items=[item.rpartition(",")[0] + "," for item in ITEMS])
     write_csv(root / "nan", rows=[*ROWS, "u9,1,nan,5"])
     write_csv(root / "twice", items=[*ITEMS, "30,Film 0 (1970),z"])
     write_csv(root / "long", items=[*ITEMS, f"30,{'Very long ' * 40},z"])
@@ -183,6 +184,7 @@ CASES = {
         ["--objective recpo reads ratings", "the source csv has none", "Take data with ratings"],
     ),
     "no ratings for a limit": (["--data", "{root}/unrated", "--min-rating", "4"], ["--min-rating 4 reads ratings"]),
+    "no genres for RW": (["--data", "{root}/plain", "--method", "RW"], ["--reweight genre", "no genre", "with genres"]),
     "no row rated so high": (["--min-rating", "9"], ["--min-rating 9: none of", "Lower it"]),
     "log_diff of low ratings": (
         ["--objective", "recpo", "--margin", "log_diff"],

@@ -32,7 +32,10 @@ def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Ta
 
 
 def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
-    """Rows (schema.PREFERENCES, nothing rejected) of an SFT phase: every example once per epoch."""
+    """Rows (schema.PREFERENCES, nothing rejected) of an SFT phase: every example once per epoch.
+
+    Examples weigh 1, or what their column ``weight`` says.
+    """
     rejected = pa.array([[]] * len(examples), schema.PREFERENCES.field("rejected").type)
     return arrange(_base(examples, pa.nulls(len(examples), pa.string()), rejected), batch, epochs, seed, name)
 
@@ -70,13 +73,14 @@ def with_neighbours(rows: pa.Table) -> pa.Table:
 
 
 def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array) -> pa.Table:
+    ones = pa.array(np.ones(len(examples), np.float32))
     columns = {
         "example_id": examples.column("example_id"),
         "policy": policy,
         "history": examples.column("history"),
         "chosen": examples.column("target"),
         "rejected": rejected,
-        "weight": pa.array(np.ones(len(examples), np.float32)),
+        "weight": examples.column("weight") if "weight" in examples.column_names else ones,
         **{name: pa.nulls(len(examples), schema.PREFERENCES.field(name).type) for name in _OPTIONAL},
     }
     return pa.table(columns)
@@ -95,7 +99,7 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> p
     orders = [np.random.default_rng(seed_of(seed, name, epoch)).permutation(len(table)) for epoch in range(epochs)]
     order = np.concatenate(orders)
     padding = -len(order) % batch
-    weight = np.concatenate([np.ones(len(order), np.float32), np.zeros(padding, np.float32)])
+    weight = np.concatenate([table["weight"].to_numpy()[order], np.zeros(padding)]).astype(np.float32)
     place = np.arange(len(order) + padding)
     table = table.take(np.concatenate([order, np.repeat(order[-1:], padding)]))
     table = table.set_column(table.column_names.index("weight"), "weight", pa.array(weight))

@@ -54,11 +54,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows() -> pa.Table:
-    """Eleven examples in three steps of four, one row of padding; one to three rejected answers each."""
+    """Eleven examples of three weights in three steps of four, one row of padding; one to three rejected answers."""
     examples = [
         {"example_id": f"e{i}", "policy": "p", "history": [TITLES[(i + j) % 9] for j in range(i % 4 + 1)]}
         | {"chosen": TITLES[(2 * i + 3) % 9], "rejected": [TITLES[(2 * i + 4 + k) % 9] for k in range(i % 3 + 1)]}
-        | {"weight": 1.0, "scores": None, "smoothing": None, "neighbour": None, "step": 0, "slot": 0}
+        | {"weight": 0.5 + i % 3, "scores": None, "smoothing": None, "neighbour": None, "step": 0, "slot": 0}
         for i in range(11)
     ]
     table = pa.Table.from_pylist(examples, schema=schema.PREFERENCES).drop_columns(["step", "slot"])
@@ -94,7 +94,7 @@ def plain(root: Path, case: str) -> dict[str, torch.Tensor]:
             answers = [row["chosen"], *row["rejected"]]
             lengths = [len(template.answer_ids(title)) for title in answers]
             if kind == "sft":
-                losses.append(-logprob(model, row, answers[0]))
+                losses.append(-row["weight"] * logprob(model, row, answers[0]))
                 tokens += lengths[0]
                 continue
             own = torch.stack([logprob(model, row, title) for title in answers])
@@ -110,9 +110,9 @@ def plain(root: Path, case: str) -> dict[str, torch.Tensor]:
                 rejected_length_BK=torch.tensor([lengths[1:]]),
                 baseline_B=torch.tensor([z]),
             )
-            losses.append(loss_of(pairs)[0])
+            losses.append(row["weight"] * loss_of(pairs)[0])
         optimiser.zero_grad()
-        (torch.stack(losses).sum() / (tokens or len(batch))).backward()
+        (torch.stack(losses).sum() / (tokens or sum(row["weight"] for row in batch))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimiser.param_groups:
             group["lr"] = LR * ((STEPS - step) / (STEPS - 1) if step else 1.0)  # one step of warm-up, then linear decay

@@ -1,0 +1,47 @@
+"""RW: example weights that give each genre the share among targets that it has in the histories.
+
+Source: IFairLRS (Jiang et al.), as a baseline of SPRec's table 2.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from rayrec.data.catalogue import Catalogue
+
+
+def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
+    """Weights (E,) of the examples ``rows``, with mean 1.
+
+    A selected genre g has w_g = (its share of all history titles) / (its share of all targets), a title counting once
+    for each of its selected genres. An example's weight is the mean of w_g over its target's selected genres, 1 where
+    it has none. A genre that no target has weighs nothing, because no example can carry it.
+
+    Raises:
+        ValueError: no history title has a selected genre, so there is nothing to weigh by.
+    """
+    selected = set(catalogue.selected_genres)
+    genres = {
+        title: [g for g in names if g in selected]
+        for title, names in zip(catalogue.titles, catalogue.genres, strict=True)
+    }
+    targets = [genres.get(target, []) for target in rows["target"].to_pylist()]
+    liked = _shares(genres.get(title, []) for history in rows["history"].to_pylist() for title in history)
+    asked = _shares(targets)
+    if not liked or not asked:
+        raise ValueError(
+            f"--reweight genre: the titles of {len(rows)} training rows have no genre. Take data with genres, or none."
+        )
+    ratio = {g: liked.get(g, 0.0) / share for g, share in asked.items()}
+    weights = np.array([np.mean([ratio[g] for g in names]) if names else 1.0 for names in targets])
+    return weights / weights.mean()
+
+
+def _shares(titles: Iterable[list[str]]) -> dict[str, float]:
+    """Each genre's share of the genre mentions."""
+    mass = Counter(genre for names in titles for genre in names)
+    return {genre: count / mass.total() for genre, count in mass.items()}
