@@ -1,7 +1,7 @@
 """Decoding on any Hugging Face causal LM: beam search over the title trie, and greedy, sampled and free-beam text."""
 
-from rayrec.decoding.beam import beam_search
+from rayrec.decoding.beam import Prior, beam_search
 from rayrec.decoding.generate import Generated, generate
 from rayrec.decoding.trie import Trie
 
-__all__ = ["Generated", "Trie", "beam_search", "generate"]
+__all__ = ["Generated", "Prior", "Trie", "beam_search", "generate"]

@@ -35,6 +35,20 @@ class _Beams:
     token_BW: Tensor
     depth_BW: Tensor
     path_BWS: Tensor
+    likes_BW: Tensor
+    """What the prior adds to the score."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A recommender's word in the search (D3, Bao et al. 2024): log p of every item after each prompt, [prompts, I].
+
+    A beam scores ``alpha`` times its log-probability plus 1 - ``alpha`` times the log of the probability of all items
+    that it can still end in. So an item ends with alpha · log P(title + EOS | prompt) + (1 - alpha) · log p(item).
+    """
+
+    logprob_PI: Tensor
+    alpha: float
 
 
 @torch.inference_mode()
@@ -46,13 +60,14 @@ def beam_search(
     *,
     return_best: int | None = None,
     batch: int | None = None,
+    prior: Prior | None = None,
 ) -> list[list[tuple[int, float]]]:
     """The ``width`` items that the beams of each prompt end in, with log P(title + EOS | prompt) in nats, best first.
 
     Items are distinct, ties are in the order of items, and probabilities are those of the full vocabulary. A width of
     the catalogue's size ranks exhaustively. ``return_best`` cuts the lists and saves the work on titles that cannot
     enter them. ``batch`` prompts are computed together, by default 16 on a CPU, where padding costs most, and 64
-    elsewhere; it changes rounding only.
+    elsewhere; it changes rounding only. With a ``prior`` scores are as it says.
 
     Raises:
         ValueError: a width below 1, or a model or prompt that the packed pass cannot compute exactly.
@@ -64,29 +79,42 @@ def beam_search(
     trie, found = trie.to(model.device), {}
     for rows in batches(prompts, batch):
         cache = PromptCache(model, [prompts[i] for i in rows], trie.longest, spare=4 * width)
-        found.update(zip(rows, _search(cache, trie, width, best), strict=True))
+        guide = _Guide(prior, trie, rows) if prior else None
+        found.update(zip(rows, _search(cache, trie, width, best, guide), strict=True))
     return [found[i][:best] for i in range(len(prompts))]
 
 
-def _search(cache: PromptCache, trie: Trie, width: int, best: int) -> list[list[tuple[int, float]]]:
+class _Guide:
+    """The prior of the prompts ``rows`` in the words of a search: what each edge of the trie is worth."""
+
+    def __init__(self, prior: Prior, trie: Trie, rows: list[int]):
+        prob_BI = prior.logprob_PI[rows].double().exp().to(trie.next.device)
+        share_BE = trie.reach(prob_BI).clamp(min=torch.finfo(torch.float64).tiny, max=1.0)
+        self.alpha = prior.alpha
+        self.likes_BE = ((1 - prior.alpha) * share_BE.log()).float()
+
+
+def _search(
+    cache: PromptCache, trie: Trie, width: int, best: int, guide: _Guide | None
+) -> list[list[tuple[int, float]]]:
     start = torch.zeros_like(cache.lengths)[:, None]
-    beams = _Beams(start.float(), start, start, start, start[:, :, None][:, :, :0])
-    beams = _extend(beams, cache.logits_B1V, trie, width)
+    beams = _Beams(start.float(), start, start, start, start[:, :, None][:, :, :0], start.float())
+    beams = _extend(beams, cache.logits_B1V, trie, width, guide)
     while live := int((beams.next_BW >= 0).sum(1).max()):
         own_BW1 = torch.full_like(beams.next_BW, cache.root)[:, :, None]
         own_BW1[:, :live, 0] = torch.arange(cache.columns, cache.columns + live, device=start.device)
         beams.path_BWS = torch.cat([beams.path_BWS, own_BW1.where(beams.next_BW[:, :, None] >= 0, cache.root)], 2)
         position_BN = cache.lengths[:, None] + beams.depth_BW[:, :live] - 1
         logits_BNV = cache.forward(beams.token_BW[:, :live], position_BN, beams.path_BWS[:, :live])
-        beams = _extend(beams, logits_BNV, trie, width)
-    _complete(cache, beams, trie, best)
+        beams = _extend(beams, logits_BNV, trie, width, guide)
+    _complete(cache, beams, trie, best, guide.alpha if guide else 1.0)
     return [
         sorted(((~n, s) for n, s in zip(*row, strict=True) if s > -torch.inf), key=lambda x: (-x[1], x[0]))
         for row in zip(beams.next_BW.tolist(), beams.score_BW.tolist(), strict=True)
     ]
 
 
-def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int) -> _Beams:
+def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, guide: _Guide | None) -> _Beams:
     """The best ``width`` of the live beams' children and the stopped beams, live ones first."""
     B, N, _ = logits_BNV.shape
     next_N = beams.next_BW[:, :N].flatten()
@@ -97,12 +125,16 @@ def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int) -> _Beams
     norm_N = logits_BNV.logsumexp(-1).flatten()
     logp_E = (logits_BNV.flatten(0, 1)[beam_E, trie.tokens[edge_E]] - norm_N[beam_E]).clamp(max=0)
     prompt_E, first_B = beam_E // N, first_N[::N]
+    likes_E = torch.zeros_like(logp_E)
+    if guide:
+        likes_E = guide.likes_BE[prompt_E, edge_E]
+        logp_E = guide.alpha * logp_E + likes_E - beams.likes_BW[:, :N].flatten()[beam_E]
 
     most = int(count_N.view(B, N).sum(1).max())
     score_BC = logits_BNV.new_full((B, most + beams.score_BW.shape[1]), -torch.inf)  # children, then stopped beams
     score_BC[prompt_E, torch.arange(len(beam_E), device=beam_E.device) - first_B[prompt_E]] = (
         beams.score_BW[:, :N].flatten()[beam_E] + logp_E
-    )
+    ).clamp(max=0)
     score_BC[:, most:] = beams.score_BW.where(beams.next_BW < 0, -torch.inf)
     pick_BW = _best(score_BC, min(width, score_BC.shape[1]))
 
@@ -114,16 +146,17 @@ def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int) -> _Beams
     next_BW = next_BW.where(score_BW > -torch.inf, -1)
     token_BW = torch.where(stays_BW, beams.token_BW.gather(1, parent_BW), trie.tokens[edge_BW])
     depth_BW = beams.depth_BW.gather(1, parent_BW) + ~stays_BW
+    likes_BW = torch.where(stays_BW, beams.likes_BW.gather(1, parent_BW), likes_E[flat_BW])
 
     order_BW = (next_BW < 0).int().argsort(dim=1, stable=True)
-    score_BW, next_BW, token_BW, depth_BW, parent_BW = (
-        x.gather(1, order_BW) for x in (score_BW, next_BW, token_BW, depth_BW, parent_BW)
+    score_BW, next_BW, token_BW, depth_BW, parent_BW, likes_BW = (
+        x.gather(1, order_BW) for x in (score_BW, next_BW, token_BW, depth_BW, parent_BW, likes_BW)
     )
     path_BWS = beams.path_BWS.gather(1, parent_BW[:, :, None].expand(-1, -1, beams.path_BWS.shape[2]))
-    return _Beams(score_BW, next_BW, token_BW, depth_BW, path_BWS)
+    return _Beams(score_BW, next_BW, token_BW, depth_BW, path_BWS, likes_BW)
 
 
-def _complete(cache: PromptCache, beams: _Beams, trie: Trie, best: int) -> None:
+def _complete(cache: PromptCache, beams: _Beams, trie: Trie, best: int, alpha: float) -> None:
     """Exact scores of the stopped beams, or -inf for those that are certainly not among the ``best``.
 
     A stopped beam's score bounds its exact one from above: the ``best`` highest bounds are completed first, then only
@@ -131,15 +164,15 @@ def _complete(cache: PromptCache, beams: _Beams, trie: Trie, best: int) -> None:
     """
     first_BW = torch.zeros_like(beams.score_BW, dtype=torch.bool)
     first_BW.scatter_(1, _best(beams.score_BW, min(best, beams.score_BW.shape[1])), True)
-    _add_tails(cache, beams, trie, first_BW)
+    _add_tails(cache, beams, trie, first_BW, alpha)
     floor_B1 = beams.score_BW.where(first_BW, torch.inf).amin(1, keepdim=True)
     second_BW = ~first_BW & (beams.score_BW >= floor_B1)
-    _add_tails(cache, beams, trie, second_BW)
+    _add_tails(cache, beams, trie, second_BW, alpha)
     beams.score_BW.masked_fill_(~first_BW & ~second_BW, -torch.inf)
 
 
-def _add_tails(cache: PromptCache, beams: _Beams, trie: Trie, chosen_BW: Tensor) -> None:
-    """Add log P of the rest of each chosen title: all tails of a prompt in one row, each after its own branch."""
+def _add_tails(cache: PromptCache, beams: _Beams, trie: Trie, chosen_BW: Tensor, alpha: float) -> None:
+    """Add ``alpha`` log P of the rest of each chosen title: all tails of a prompt in one row, after their branches."""
     B, W = beams.next_BW.shape
     item_BW = ~beams.next_BW
     tail_BW = trie.offsets[item_BW + 1] - trie.offsets[item_BW] - beams.depth_BW
@@ -170,7 +203,7 @@ def _add_tails(cache: PromptCache, beams: _Beams, trie: Trie, chosen_BW: Tensor)
         logp_E = logits_BNV[prompt_E, slot_E, trie.answers[answer_E]] - logits_BNV.logsumexp(-1)[prompt_E, slot_E]
         logp_CL = logp_E.new_zeros(B * len(part_C), longest)
         logp_CL[beam_E, rank_E] = logp_E.clamp(max=0)
-        beams.score_BW[:, part_C] += logp_CL.sum(1).view(B, -1)
+        beams.score_BW[:, part_C] += alpha * logp_CL.sum(1).view(B, -1)
         cache.rewind(columns)
 
 

@@ -73,6 +73,23 @@ class Trie:
         """Tokens of the longest title, EOS included."""
         return int(self.offsets.diff().max())
 
+    def reach(self, value_BI: Tensor) -> Tensor:
+        """Sum the items' values over the items that each edge leads to: [B, I] to [B, E]."""
+        levels = [(0, 1)]  # nodes of a level are consecutive, and lie behind those of the levels above
+        while (begin := levels[-1])[0] < begin[1]:
+            edges = self.next[self.pointers[begin[0]] : self.pointers[begin[1]]]
+            levels.append((begin[1], begin[1] + int((edges >= 0).sum())))
+        node_BN = value_BI.new_zeros(len(value_BI), len(self.pointers) - 1)
+        edge_BE = value_BI.new_zeros(len(value_BI), len(self.next))
+        owner_E = torch.repeat_interleave(self.pointers.diff())
+        for low, high in reversed(levels[:-1]):
+            part = slice(int(self.pointers[low]), int(self.pointers[high]))
+            to_E = self.next[part]
+            deeper_BE, leaf_BE = node_BN[:, to_E.clamp(min=0)], value_BI[:, (~to_E).clamp(min=0)]
+            edge_BE[:, part] = torch.where(to_E >= 0, deeper_BE, leaf_BE)
+            node_BN.index_add_(1, owner_E[part], edge_BE[:, part])
+        return edge_BE
+
     def to(self, device: torch.device) -> Trie:
         """The same trie on ``device``."""
         return Trie(*(a.to(device) for a in (self.pointers, self.tokens, self.next, self.answers, self.offsets)))

@@ -7,7 +7,7 @@ import torch
 from small_models import CONFIGS, EOS, PROMPTS, SIZES, random_model, teacher_forced
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from rayrec.decoding import Trie, beam_search
+from rayrec.decoding import Prior, Trie, beam_search
 
 
 def random_titles(count: int, seed: int = 0) -> list[list[int]]:
@@ -145,3 +145,46 @@ def test_what_cannot_be_computed_exactly_is_refused() -> None:
     window = MistralConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, sliding_window=8)
     with pytest.raises(ValueError, match="window holds 8"):
         beam_search(AutoModelForCausalLM.from_config(window).eval(), [[1] * 6], trie, 2)
+
+
+def random_prior(items: int, alpha: float) -> Prior:
+    logit_PI = 2 * torch.randn(len(PROMPTS), items, generator=torch.Generator().manual_seed(1))
+    return Prior(logit_PI.log_softmax(-1), alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8, 1.0])
+def test_d3_is_the_brute_force_mixture_of_both_models(alpha: float) -> None:
+    """METHODS section 7: a finished item scores α log π(title + EOS) + (1 - α) log p_CF(item)."""
+    model, titles, prior = random_model("llama"), random_titles(40), random_prior(40, alpha)
+    lists = beam_search(model, PROMPTS, Trie.build(titles), 40, prior=prior)
+    for prompt, found, logp_I in zip(PROMPTS, lists, prior.logprob_PI.tolist(), strict=True):
+        exact = [
+            alpha * teacher_forced(model, prompt, t) + (1 - alpha) * lp for t, lp in zip(titles, logp_I, strict=True)
+        ]
+        assert [item for item, _ in found] == sorted(range(40), key=lambda i: -exact[i])
+        assert [score for _, score in found] == pytest.approx([exact[i] for i, _ in found], abs=1e-4)
+
+
+def test_d3_changes_narrow_searches_and_keeps_their_scores_exact() -> None:
+    model, titles, prior = random_model("qwen3"), random_titles(200), random_prior(200, 0.4)
+    trie = Trie.build(titles)
+    plain = beam_search(model, PROMPTS, trie, 5)
+    guided = beam_search(model, PROMPTS, trie, 5, prior=prior)
+    assert [[i for i, _ in one] for one in plain] != [[i for i, _ in one] for one in guided]
+    for prompt, found, logp_I in zip(PROMPTS, guided, prior.logprob_PI.tolist(), strict=True):
+        exact = [0.4 * teacher_forced(model, prompt, titles[i]) + 0.6 * logp_I[i] for i, _ in found]
+        assert [score for _, score in found] == pytest.approx(exact, abs=1e-4)
+
+
+def test_d3_follows_the_step_by_step_rule() -> None:
+    """Each token adds α log softmax_LM + (1 - α) log p_CF, the CF mass renormalised over the allowed tokens."""
+    model, titles, prior = random_model("gpt2"), random_titles(30), random_prior(30, 0.5)
+    found = dict(beam_search(model, PROMPTS[:1], Trie.build(titles), 30, prior=prior)[0])
+    prob_I = prior.logprob_PI[0].exp()
+    for item, title in enumerate(titles):
+        score = 0.5 * teacher_forced(model, PROMPTS[0], title)
+        for depth in range(len(title)):
+            alike = [i for i, t in enumerate(titles) if t[:depth] == title[:depth]]
+            chosen = [i for i in alike if titles[i][: depth + 1] == title[: depth + 1]]
+            score += 0.5 * float((prob_I[chosen].sum() / prob_I[alike].sum()).log())
+        assert found[item] == pytest.approx(score, abs=1e-4)

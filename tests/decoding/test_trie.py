@@ -5,6 +5,7 @@ import time
 import tracemalloc
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,3 +73,24 @@ def test_a_large_catalogue_is_built_in_time_and_space() -> None:
     tracemalloc.stop()
     assert seconds < 3
     assert peak < 200e6
+
+
+def test_reach_sums_over_the_items_behind_each_edge() -> None:
+    rng = random.Random(3)
+    titles = {tuple(rng.choice((3, 4, 5)) for _ in range(rng.randint(1, 6))): None for _ in range(60)}
+    answers = [[*title, 2] for title in titles]
+    trie = Trie.build(answers)
+    value_BI = torch.rand(2, len(answers), dtype=torch.float64)
+    reach_BE = trie.reach(value_BI)
+    seen = 0
+    stack = [(0, ())]
+    while stack:
+        node, prefix = stack.pop()
+        for edge in range(int(trie.pointers[node]), int(trie.pointers[node + 1])):
+            path = (*prefix, int(trie.tokens[edge]))
+            behind = [i for i, answer in enumerate(answers) if tuple(answer[: len(path)]) == path]
+            assert reach_BE[:, edge].tolist() == pytest.approx(value_BI[:, behind].sum(1).tolist())
+            seen += 1
+            if (to := int(trie.next[edge])) >= 0:
+                stack.append((to, path))
+    assert seen == len(trie.next)
