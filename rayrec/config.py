@@ -153,10 +153,13 @@ class LossConfig:
 class EvaluateConfig:
     """How policies answer and how the answers become top-k lists."""
 
-    decode: tuple[Literal["auto", "greedy", "beams", "free_beams"], ...] = ("greedy",)
+    decode: tuple[Literal["auto", "greedy", "beams", "free_beams", "d3"], ...] = ("greedy",)
     """How lists are made: `greedy` writes one title that is grounded; `beams` takes the best titles of the
-    catalogue-constrained beam search; `free_beams` takes the engine's own beam search where it wrote titles; `auto` is
-    the fastest that is exact, `beams`."""
+    catalogue-constrained beam search; `free_beams` takes the engine's own beam search where it wrote titles; `d3` gives
+    a SASRec a word in `beams`; `auto` is the fastest that is exact, `beams`."""
+    d3_alpha: float | None = None
+    """Weight of the language model in `d3`, SASRec has the rest; default: the one of 0.1, 0.3, 0.5, 0.7, 0.9 with the
+    best NDCG on the validation rows, told with every result."""
     beam_width: int = 10
     top_k: tuple[int, ...] = (1, 5, 10)
     embedder: Literal["title", "sentence"] = "title"
@@ -225,6 +228,11 @@ class Config:
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
     output: Annotated[OutputConfig, tyro.conf.arg(name="")] = field(default_factory=OutputConfig)
 
+    @property
+    def reads_oracle(self) -> bool:
+        """Whether the loss or the decoding asks a SASRec, once resolved."""
+        return self.loss.smoothing != "none" or "d3" in self.evaluate.decode
+
 
 _RESULTS = ("data", "model", "train", "loss", "evaluate")
 
@@ -289,6 +297,7 @@ PRESETS = {
 #: the first SFT, on all the rows of the iterations that they stand for.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "BIGRec": {"train": {"iterations": 0}},
+    "D3": {"train": {"iterations": 0}, "evaluate": {"decode": ("d3",)}},
     "RW": {"train": {"iterations": 0, "reweight": "genre"}},
     "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}},
     "SPRec-noSFT": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"sft": False}},

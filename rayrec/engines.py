@@ -16,7 +16,18 @@ from rayrec.config import Config
 from rayrec.prompts import Template
 from rayrec.seeds import seed_of
 
-Mode = Literal["greedy", "sample", "beams", "free_beams", "score"]
+Mode = Literal["greedy", "sample", "beams", "free_beams", "d3", "score"]
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A SASRec that has its word in a beam search (D3)."""
+
+    folder: str
+    alpha: float
+    """Weight of the language model beside it."""
+    histories: tuple[list[int], ...]
+    """Item numbers of each prompt's history."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,7 @@ class BeamEngine:
 
     def __init__(self, setup: Setup):
         self.setup, self.model, self.device = setup, None, "cuda" if setup.gpu else "cpu"
+        self.judges: dict[str, Any] = {}
 
     def load(self, version: str, folder: str) -> None:
         """Load a finished policy, in place after the first."""
@@ -207,6 +219,19 @@ class BeamEngine:
 
         assert self.model is not None, "load comes first"
         return [[(self.ids[i], lp) for i, lp in one] for one in beam_search(self.model, prompts, self.trie, n)]
+
+    def guided(self, prompts: list[list[int]], n: int, guide: Guide) -> list[list[tuple[list[int], float]]]:
+        """Titles with D3's scores: the policy's and a SASRec's word together."""
+        from rayrec.decoding import Prior, beam_search
+        from rayrec.models import sequential
+
+        assert self.model is not None, "load comes first"
+        if guide.folder not in self.judges:
+            self.judges[guide.folder] = sequential.load(guide.folder)
+        scores_PI = sequential.scores(self.judges[guide.folder], guide.histories)
+        prior = Prior(scores_PI.log_softmax(-1), guide.alpha)
+        found = beam_search(self.model, prompts, self.trie, n, prior=prior)
+        return [[(self.ids[i], score) for i, score in one] for one in found]
 
     def score(self, prompts: list[list[int]], choices: list[list[list[int]]]) -> list[list[tuple[list[int], float]]]:
         """The given answers of each prompt in their order, with their log-probabilities, in packed passes."""

@@ -18,11 +18,15 @@ from rayrec.lanes import Lane, Policy, Shared
 from rayrec.metrics import evaluate
 from rayrec.models import sequential
 from rayrec.models.popular import popular_lists
+from rayrec.models.sequential import item_numbers
 from rayrec.negatives import NEGATIVES, Draw, Sampler, mixture, negative_statistics
 from rayrec.runs import read_json
 
 if TYPE_CHECKING:
     from rayrec.engines import Mode
+
+#: Weights of the language model that D3 chooses from on the validation rows.
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class GenerateLane(Lane):
@@ -32,9 +36,14 @@ class GenerateLane(Lane):
         super().__init__("generators", shared, threads=32)
         self._pool, self.embedder = pool, embedder
 
-    def oracle(self) -> Future:
-        """Train the SASRec that doubts pairs (RosePO), on the training split; the future holds its folder."""
+    def oracle(self) -> Future | None:
+        """Train the SASRec that doubts pairs (RosePO) and guides beams (D3), on the training split.
+
+        The future holds its folder; None if this run needs none.
+        """
         data, settings = self.shared.data, self.shared.config.data
+        if not self.shared.config.reads_oracle:
+            return None
 
         def write(folder: Path, facts: dict) -> dict:
             import ray
@@ -93,30 +102,43 @@ class GenerateLane(Lane):
         choices = sampler.choices(rows, self.shared.data.catalogue, draw) if sampler.choices else None
         return self._outputs(name, policy, rows, sampler.decode, sampler.answers(draw.k), choices, urgent=True)
 
-    def evaluate(self, policy: Future | Policy, t: int) -> Future:
+    def evaluate(self, policy: Future | Policy, oracle: Future | None, t: int) -> Future:
         """Protocol A on validation and test rows, for every --decode; the future holds the metrics records."""
         data, settings, name = self.shared.data, self.shared.config.evaluate, f"{t:02d}/evaluate"
         examples = pa.concat_tables([data.valid, data.test])
 
-        def make(current: Policy) -> list[dict]:
+        def make(current: Policy, judge: Path | None) -> list[dict]:
+            def predict(rows: pa.Table, decode: Mode, alpha: float | None) -> pa.Table:
+                width = 1 if decode == "greedy" else settings.beam_width
+                guide = None if alpha is None else (str(judge), alpha)
+                kind = decode if alpha is None else f"{decode}-{alpha:g}"
+                outputs = self._outputs(f"{name}/{kind}", current, rows, decode, width, guide=guide)
+                return self._predictions(outputs, rows, decode)
+
             def write(folder: Path, facts: dict) -> dict:
                 tables, records = [], []
                 for decode in cast("tuple[Mode, ...]", settings.decode):  # `auto` is resolved
-                    width = settings.beam_width if "beams" in decode else 1
-                    outputs = self._outputs(f"{name}/{decode}", current, examples, decode, width)
-                    predictions = self._predictions(outputs, examples, decode)
-                    tables.append(predictions)
-                    embedder = settings.embedder if decode == "greedy" else None
+                    alpha = settings.d3_alpha
+                    if decode == "d3" and alpha is None:
+                        alpha = max(ALPHAS, key=lambda one: self._ndcg(predict(data.valid, "d3", one), data.valid))
+                    tables.append(predict(examples, decode, alpha if decode == "d3" else None))
                     record = {"kind": "evaluation", "phase": name, "iteration": t, "policy": current.version}
-                    record |= {"decode": decode, "embedder": embedder}
-                    records += self._scored(record, predictions)
+                    record |= {"decode": decode, "embedder": settings.embedder if decode == "greedy" else None}
+                    record |= {"alpha": alpha} if decode == "d3" else {}
+                    records += self._scored(record, tables[-1])
                 pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
                 return {"records": records}
 
             total = self._parts_of(examples) * len(settings.decode)
+            if "d3" in settings.decode and settings.d3_alpha is None:
+                total += self._parts_of(data.valid) * len(ALPHAS)
             return read_json(self.phase(name, total, "parts", write) / "metrics.json")["records"]
 
-        return self.submit(make, policy)
+        return self.submit(make, policy, oracle)
+
+    def _ndcg(self, predictions: pa.Table, examples: pa.Table) -> float:
+        top_k = self.shared.config.evaluate.top_k
+        return evaluate(predictions, examples, self.shared.data.catalogue, top_k)[f"NDCG@{max(top_k)}"]
 
     def baseline(self) -> Future:
         """Popular, on the same rows."""
@@ -154,13 +176,18 @@ class GenerateLane(Lane):
         n: int,
         choices: list[list[str]] | None = None,
         urgent: bool = False,
+        guide: tuple[str, float] | None = None,
     ) -> pa.Table:
-        """What the policy writes for every row, or how it scores its ``choices``: schema.PREDICTIONS without titles."""
-        from rayrec.generators import Part
+        """What the policy writes for every row, or how it scores its ``choices``: schema.PREDICTIONS without titles.
+
+        ``guide``: folder of a SASRec that has its word, and the weight of the policy beside it.
+        """
+        from rayrec.generators import Guide, Part
 
         template, size = self.shared.template, self.shared.config.evaluate.part
         prompts = [tuple(template.prompt_ids(history)) for history in rows["history"].to_pylist()]
         given = [tuple(tuple(template.answer_ids(title)) for title in one) for one in choices or ()]
+        items = item_numbers(rows["history"].to_pylist(), self.shared.data.catalogue) if guide else []
         parts = [
             Part(
                 name,
@@ -171,6 +198,7 @@ class GenerateLane(Lane):
                 decode,
                 n,
                 tuple(given[a : a + size]),
+                Guide(*guide, tuple(items[a : a + size])) if guide else None,
             )
             for i, a in enumerate(range(0, len(prompts), size))
         ]

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from rayrec.engines import BeamEngine, Mode, Setup, TorchEngine, VllmEngine
+from rayrec.engines import BeamEngine, Guide, Mode, Setup, TorchEngine, VllmEngine
 from rayrec.seeds import seed_of
 
 
@@ -38,6 +38,8 @@ class Part:
     """Samples, or width of the beam."""
     choices: tuple[tuple[tuple[int, ...], ...], ...] = ()
     """Answers to score for each prompt, in mode ``score``."""
+    guide: Guide | None = None
+    """Who has a word besides the policy, in mode ``d3``."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Generator:
         from rayrec.models import opens
 
         begun = time.time()
-        engine = self.beams if part.mode in ("beams", "score") else self.engine
+        engine = self.beams if part.mode in ("beams", "d3", "score") else self.engine
         if self.versions.get(id(engine)) != part.version:
             engine.load(part.version, part.folder)
             self.versions[id(engine)] = part.version
@@ -80,6 +82,8 @@ class Generator:
         prompts = [list(ids) for ids in part.prompts]
         if part.mode == "score":
             answers = self.beams.score(prompts, [[list(ids) for ids in one] for one in part.choices])
+        elif part.guide is not None:
+            answers = self.beams.guided(prompts, part.n, part.guide)
         else:
             answers = engine.answer(prompts, part.mode, part.n, seed)
         made = [[Answer(self.template.text(ids), logprob) for ids, logprob in one] for one in answers]

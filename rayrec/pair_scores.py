@@ -69,7 +69,7 @@ def with_doubts(rows: pa.Table, oracle: Path, catalogue: Catalogue, embedder: Em
     item = {text: catalogue.index[text] for text in texts if text in catalogue.index}
     item |= {text: catalogue.index[titles[0]] for text, titles in zip(away, nearest, strict=True) if titles}
     model, doubts = sequential.load(oracle), []
-    histories = [[catalogue.index[t] for t in row["history"] if t in catalogue.index] for row in pairs]
+    histories = sequential.item_numbers([row["history"] for row in pairs], catalogue)
     for start in range(0, len(pairs), 256):
         score_BI = sequential.scores(model, histories[start : start + 256])
         for row, score_I in zip(pairs[start : start + 256], score_BI, strict=True):

@@ -49,7 +49,7 @@ def phases(config: Config, evaluated: int) -> list[PhasePlan]:
         plan.append(PhasePlan("00/pretrain", "pretrain", (), rows, model.pretrain_steps))
         start = ("00/pretrain",)
     plan.append(PhasePlan("00/baseline", "baseline", (), evaluated))
-    if config.loss.smoothing != "none":
+    if config.reads_oracle:
         plan.append(PhasePlan("00/oracle", "oracle", (), 0))
     steps = -(-train.first_rows * train.first_epochs // train.batch)
     plan.append(PhasePlan("00/sft", "sft", start, train.first_rows, steps, train.first_epochs))
@@ -155,6 +155,12 @@ def _check_names(config: Config) -> None:
         raise ValueError(f"--runs {output.runs} is a URL, wanted a folder. Mount that store and name its folder.")
     if output.keep != "all" and not (output.keep.isdecimal() and int(output.keep) > 0):
         raise ValueError(f"--keep is {output.keep!r}, wanted a number of policies above 0, or `all`. The default is 2.")
+    if evaluate.d3_alpha is not None and not 0 <= evaluate.d3_alpha <= 1:
+        raise ValueError(
+            f"--d3-alpha is {evaluate.d3_alpha}, wanted a share from 0 to 1. Leave it out to have it tuned."
+        )
+    if evaluate.d3_alpha is not None and "d3" not in evaluate.decode:
+        raise ValueError(f"--d3-alpha {evaluate.d3_alpha} is read by --decode d3 alone. Add it, or leave this out.")
     for name in ("decode", "top_k"):
         values = getattr(evaluate, name)
         if not values or len(set(values)) < len(values):

@@ -21,7 +21,20 @@ from rayrec.timeline import Span, overlap, spans, waits
 
 Row = Mapping[str, Any]
 #: Keys of an evaluation that say what it is; every other whole number in it is a count.
-_IDENTITY = {"kind", "phase", "iteration", "policy", "model", "decode", "embedder", "split", "N", "genres", "seed"}
+_IDENTITY = {
+    "kind",
+    "phase",
+    "iteration",
+    "policy",
+    "model",
+    "decode",
+    "embedder",
+    "split",
+    "N",
+    "genres",
+    "seed",
+    "alpha",
+}
 #: Remedy of a damaged file that the run itself writes.
 _AGAIN = "Remove it and run the same command again: finished phases are kept."
 

@@ -23,8 +23,8 @@ def self_play(
     train = config.train
     start = trainers.pretrain() if config.model.model == "tiny" else trainers.base
     policy = trainers.sft(start, first_rows, 0)  # BIGRec
-    oracle = generators.oracle() if config.loss.smoothing != "none" else None  # beside the first training
-    evaluations = [generators.baseline(), generators.evaluate(policy, 0)]
+    oracle = generators.oracle()  # a SASRec, beside the first training; None if nothing reads it
+    evaluations = [generators.baseline(), generators.evaluate(policy, oracle, 0)]
     for t in range(1, train.iterations + 1):
         rows = draw(t)
         current, tuned = policy, policy
@@ -33,5 +33,5 @@ def self_play(
             tuned = policy = trainers.sft(current, rows, t)
         if negatives is not None:
             policy = trainers.prefer(tuned, rows, negatives, oracle, t)  # reference = tuned, frozen
-        evaluations.append(generators.evaluate(policy, t))  # beside iteration t + 1
+        evaluations.append(generators.evaluate(policy, oracle, t))  # beside iteration t + 1
     return evaluations

@@ -54,7 +54,7 @@ class TrainLane(Lane):
     def prefer(
         self, policy: Future | Policy, rows: pa.Table, negatives: Future, oracle: Future | None, t: int
     ) -> Future:
-        """The preference step of iteration ``t``; its reference is ``policy``, frozen. ``oracle`` smooths."""
+        """The preference step of iteration ``t``; its reference is ``policy``, frozen. ``oracle`` smooths, if asked."""
         train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/prefer"
 
         def make(start: Policy, rejected: pa.Table, judge: Path | None) -> Policy:
@@ -75,7 +75,7 @@ class TrainLane(Lane):
         catalogue = self.shared.data.catalogue
         if self.shared.config.loss.objective in SCORED:
             table = pair_scores.with_utilities(table, pair_scores.ahead(self.shared.data.train))
-        if judge is not None:
+        if judge is not None and self.shared.config.loss.smoothing != "none":
             table = pair_scores.with_doubts(table, judge, catalogue, TitleEmbedder(catalogue.titles))
         return table
 

@@ -33,7 +33,7 @@ FLAGS = """
 --row-tokens --activation-checkpointing --no-activation-checkpointing
 --warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
---decode --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --part
+--decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --part
 --train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
 --max-deaths --wait-seconds
 --runs --name --on-existing --keep --share --no-share --track --dry-run --no-dry-run
@@ -60,7 +60,7 @@ def test_help_takes_less_than_two_seconds_and_lists_the_flags() -> None:
     # A flag stands at the start of its row, or after the comma of the flag that it switches off; then come two spaces.
     rows = [line.strip("│ ") for line in done.stdout.decode().splitlines()]
     heads = [row.split("  ")[0] for row in rows if row.startswith("-")]
-    shown = {flag for head in heads for flag in re.findall(r"(?<![\w`])--[a-z][a-z-]*", head)}
+    shown = {flag for head in heads for flag in re.findall(r"(?<![\w`])--[a-z][a-z0-9-]*", head)}
     assert shown | {"--preset", "--method"} == set(FLAGS.split())
     assert "--preset {" in done.stdout.decode()
 
@@ -84,6 +84,7 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
     once = 3 * 2048  # offline methods tune once, on the rows of all three iterations
     assert found == {
         "BIGRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "D3": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "RW": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec": (3, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec-noSFT": (3, 2048, "p", "dpo", 0.1, ("self_play", 1)),

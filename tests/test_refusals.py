@@ -197,6 +197,8 @@ CASES = {
     "shares": (["--negatives", "random:0.5", "popular:0.4"], ["sum to 1, found 0.9"]),
     "semantic by title": (["--negatives", "semantic"], ["sentence embedder", "Add --embedder sentence"]),
     "a decoder twice": (["--decode", "greedy", "greedy"], ["--decode is", "each once", "Name them"]),
+    "d3_alpha": (["--decode", "d3", "--d3-alpha", "1.5"], ["--d3-alpha is 1.5", "from 0 to 1", "have it tuned"]),
+    "d3_alpha without d3": (["--d3-alpha", "0.5"], ["is read by --decode d3 alone", "leave this out"]),
     "tiny_hidden": (["--tiny-hidden", "33"], ["tiny_hidden 33", "a multiple of 32", "such as 128"]),
     "lora_dropout": (["--lora-dropout", "1"], ["--lora-dropout is 1", "wanted a share below 1", "such as"]),
     "history": (["--history", "0"], ["--history is 0", "wanted at least", "1"]),

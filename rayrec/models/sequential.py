@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,11 @@ def ndcg(model: SASRec, histories: Sequence[Sequence[int]], targets: Sequence[in
     return float(np.mean(gains)) if gains else 0.0
 
 
+def item_numbers(histories: Iterable[Iterable[str]], catalogue: Catalogue) -> list[list[int]]:
+    """Numbers of the titles of each history; titles outside the catalogue are left out."""
+    return [[catalogue.index[title] for title in one if title in catalogue.index] for one in histories]
+
+
 def sequences_of(train: pa.Table, catalogue: Catalogue) -> list[list[int]]:
     """Rebuild what each user met from the windows of the training split (schema.EXAMPLES), in order.
 
@@ -104,7 +109,7 @@ def sequences_of(train: pa.Table, catalogue: Catalogue) -> list[list[int]]:
                 whole.append(list(row["history"]))
             whole[-1].append(row["target"])
             expected = [*row["history"][1:], row["target"]]
-    return [[catalogue.index[title] for title in one if title in catalogue.index] for one in whole]
+    return item_numbers(whole, catalogue)
 
 
 def fit(
@@ -158,7 +163,7 @@ def fit_sasrec(train: pa.Table, valid: pa.Table, catalogue: Catalogue, seed: int
     length = max(map(len, train["history"].to_pylist()))
     model = SASRec(len(catalogue), length)
     known = [row for row in valid.select(["history", "target"]).to_pylist() if row["target"] in catalogue.index]
-    histories = [[catalogue.index[t] for t in row["history"] if t in catalogue.index] for row in known]
+    histories = item_numbers([row["history"] for row in known], catalogue)
     report = fit(
         model, sequences_of(train, catalogue), (histories, [catalogue.index[row["target"]] for row in known]), seed
     )

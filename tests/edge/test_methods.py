@@ -1,4 +1,4 @@
-"""A combination that no paper has, in a whole run: mixed negatives, RecPO's margins and RosePO's smoothing at once."""
+"""Whole runs of what is put together: mixed negatives with RecPO margins and RosePO smoothing, and D3 decoding."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from rayrec.data.catalogue import Catalogue
+from rayrec.generate_lane import ALPHAS
 from rayrec.grounding import fold
+from rayrec.logprobs import PackedLM, pack
+from rayrec.models import sequential
+from rayrec.models.policy import load_policy, load_tokenizer
+from rayrec.prompts import make_template
 from tests.edge.conftest import Command
 from tests.edge.test_runs import records
 
@@ -53,3 +60,29 @@ def test_pairs_carry_utilities_and_doubts_into_the_loss(mixed: Path) -> None:
     assert found["final_reward_margin"] > 0
     oracle = next(r for r in records(mixed) if r["kind"] == "oracle")
     assert oracle["phase"] == "00/oracle"
+
+
+def test_d3_is_both_models_word(runs: Path) -> None:
+    folder = Command(runs, "d3", "--method", "D3", "--decode", "beams", "d3", "--keep", "all").wait()
+    alpha, test_alpha = (r["alpha"] for r in records(folder) if r.get("decode") == "d3")
+    assert alpha == test_alpha and alpha in ALPHAS
+    made = pq.read_table(folder / "00" / "evaluate" / "predictions.parquet").to_pylist()
+    lists = {decode: [row for row in made if row["decode"] == decode] for decode in ("beams", "d3")}
+    assert [row["titles"] for row in lists["beams"]] != [row["titles"] for row in lists["d3"]]
+
+    catalogue = Catalogue.from_table(pq.read_table(folder / "catalogue.parquet"))
+    histories = {
+        row["example_id"]: row["history"] for row in pq.read_table(sorted((folder / "examples").iterdir())).to_pylist()
+    }
+    own, judge = folder / "00" / "sft" / "policy", sequential.load(folder / "00" / "oracle")
+    template = make_template("compact", load_tokenizer(str(own)))
+    lm = PackedLM(load_policy(str(own), dtype="float32", device="cpu"))
+    for row in lists["d3"][:5]:
+        history = histories[row["example_id"]]
+        answers = [template.answer_ids(title) for title in row["titles"]]
+        with torch.inference_mode():
+            policy_A = lm(pack([(template.prompt_ids(history), answers)]))[0]
+            items = sequential.item_numbers([history], catalogue)
+            judge_I = sequential.scores(judge, items)[0].log_softmax(-1)
+        judge_A = judge_I[[catalogue.index[title] for title in row["titles"]]]
+        assert row["logprobs"] == pytest.approx((alpha * policy_A + (1 - alpha) * judge_A).tolist(), abs=1e-3)
