@@ -207,6 +207,36 @@ def _baseline(axes: Axes, text: str, point: tuple[float, float], limits: tuple[f
     axes.annotate(text, inside, place, textcoords="offset points", ha=side, color=QUIET, fontsize=7)
 
 
+def methods(rows: Sequence[Row], k: int) -> str:
+    """Draw each method of a comparison as a point with its 95 % intervals, and join the Pareto front.
+
+    ``rows`` are those of :func:`rayrec.comparison.compare`.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        points = [(row, row[f"NDCG@{k}"], row[f"DivRatio@{k}"]) for row in rows]
+        points = [(row, x, y) for row, x, y in points if None not in (x["value"], y["value"])]
+        front = sorted((x["value"], y["value"]) for row, x, y in points if row["pareto"])
+        axes.plot(*zip(*front, strict=True), color=QUIET, linewidth=0.8, linestyle="--", label="Pareto front")
+        for number_, (row, x, y) in enumerate(points):
+            colour, marker = SERIES[number_ % len(SERIES)]
+            spans: dict[str, Any] = {
+                f"{axis}err": [[one["value"] - one["low"]], [one["high"] - one["value"]]]
+                for axis, one in (("x", x), ("y", y))
+                if one["low"] is not None
+            }
+            axes.errorbar(x["value"], y["value"], **spans, color=colour, marker=marker, markersize=5, linewidth=0.7)
+            place = (x["value"], y["value"])
+            axes.annotate(row["method"], place, (6, 5), textcoords="offset points", color=colour, fontsize=7.5)
+        axes.set(xlabel=f"NDCG@{k}  ↑", ylabel=f"DivRatio@{k}  ↑")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        _legend(figure, axes.get_legend_handles_labels()[0])
+
+    return _draw((10, 4.6), paint, (0.55, 0.4, 0.3, 0.45))
+
+
 def genre_gaps(row: Row) -> tuple[int, dict[str, float]] | None:
     """Return (k, {genre: d_g}) at the smallest k of a row's ``genres`` that has them, or None where none has.
 
@@ -222,15 +252,15 @@ def genre_gaps(row: Row) -> tuple[int, dict[str, float]] | None:
 
 
 def genre_bars(gaps: Mapping[str, Mapping[str, float]], k: int) -> str:
-    """Draw d_g per genre as in SPRec fig. 3; ``gaps`` is {policy: {genre: d_g}}, the first policy before the last."""
+    """Draw d_g per genre as in SPRec fig. 3; ``gaps`` is {policy: {genre: d_g}}, of two to seven policies."""
     names = sorted(
         {genre for gap in gaps.values() for genre in gap}, key=lambda g: (-next(iter(gaps.values())).get(g, 0), g)
     )
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        width = 0.8 / len(gaps)
-        for at, ((policy, gap), colour) in enumerate(zip(gaps.items(), ("#B9C3CC", BLUE), strict=False)):
+        width, colours = 0.8 / len(gaps), ("#B9C3CC", BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+        for at, ((policy, gap), colour) in enumerate(zip(gaps.items(), colours, strict=False)):
             x = [place + (at - (len(gaps) - 1) / 2) * width for place in range(len(names))]
             axes.bar(x, [100 * gap.get(name, math.nan) for name in names], width * 0.94, color=colour, label=policy)
         axes.axhline(0, color=INK, linewidth=0.8)

@@ -200,8 +200,8 @@ FLOORS = {
     1: "config data seeds",
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
-    4: "cluster console engines figures generate_lane generators lanes page plan prepare report runs selfplay session "
-    "shelf timeline tracking train_lane trainers worker",
+    4: "cluster comparison comparison_page console engines figures generate_lane generators lanes page plan prepare "
+    "published report runs selfplay session shelf timeline tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}

@@ -1,0 +1,196 @@
+"""Methods × seeds on one data set, side by side: every cell is a run of jobs/sprec.py that resumes.
+
+    python jobs/compare.py --data DIR --methods BIGRec S-DPO SPRec --seeds 0 1 2
+    python jobs/compare.py --data DIR --preset table2 --scale toy
+    python jobs/compare.py --data DIR --preset table2 --lr 1e-4          # any flag of jobs/sprec.py holds for all cells
+
+The same command again does what is left, and rewrites the table, comparison.json, comparison.csv and comparison.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rayrec.config import METHODS, parse
+
+ROOT = Path(__file__).parents[1]
+#: The systems of a published table that are methods of jobs/sprec.py.
+PRESETS = {
+    "table2": "BIGRec RW D3 DMPO S-DPO RosePO SPRec SPRec-noSFT SPRec-noDPO SPRec-RN",
+    "sdpo": "BIGRec DPO S-DPO",
+    "recpo": "BIGRec S-DPO SimPO RecPO",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("--preset", choices=PRESETS, help="the methods of a published table")
+    parser.add_argument("--scale", choices=("toy", "small", "paper"), default="small", help="--preset of every cell")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--against", default="BIGRec", help="the method that all others are tested against")
+    parser.add_argument("--decode", choices=("beams", "greedy", "free_beams"), default="beams", help="all but D3's")
+    parser.add_argument("--k", type=int, default=5, help="length of the lists in the tables")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--name", default="comparison", help="folder of the cells and the tables, in --runs")
+    parser.add_argument("--at-once", type=int, default=1, help="cells at once; each reserves its own resources")
+    args, rest = parser.parse_known_args()
+    methods = list(dict.fromkeys((args.methods or []) + PRESETS.get(args.preset, "").split()))
+    try:
+        check(args, methods, rest)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    folder = args.runs.absolute() / args.name
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        failed = run_cells(args, methods, rest, folder)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is left", file=sys.stderr)
+        return 130
+    made = show(args, methods, rest, folder, failed)
+    return 1 if failed or not made else 0
+
+
+def check(args: argparse.Namespace, methods: list[str], rest: list[str]) -> None:
+    """Refuse what no cell could do, before the first starts."""
+    from rayrec import plan
+
+    if not methods:
+        raise ValueError("No method is named. Add --methods BIGRec SPRec, or --preset table2.")
+    if args.against not in (*methods, "Popular"):
+        raise ValueError(f"--against {args.against} is not compared. Name one of {methods}, or Popular.")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f"--seeds {args.seeds} has one twice. Name each once.")
+    if args.at_once < 1:
+        raise ValueError(f"--at-once is {args.at_once}, wanted at least 1. The default is 1.")
+    for method in methods:
+        config = plan.resolve(parse("", cell_args(args, method, args.seeds[0], rest)))
+        if args.k not in config.evaluate.top_k:
+            raise ValueError(f"--k {args.k} is not among --top-k {config.evaluate.top_k}. Name one of them.")
+
+
+def cell_args(args: argparse.Namespace, method: str, seed: int, rest: list[str]) -> list[str]:
+    """The command line of one cell, but its place."""
+    decode = "d3" if method == "D3" else args.decode
+    return ["--preset", args.scale, "--method", method, "--seed", str(seed), "--decode", decode, *rest]
+
+
+def run_cells(args: argparse.Namespace, methods: list[str], rest: list[str], folder: Path) -> dict[str, str]:
+    """Do every cell, seed by seed, so that methods share the first training; returns what failed, with its words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record, lock, failed = folder / "cells.json", threading.Lock(), {}
+    facts = json.loads(record.read_text()) if record.exists() else {}
+    running: list[subprocess.Popen] = []
+
+    def do(seed: int, method: str) -> None:
+        name = f"{method}-seed{seed}"
+        place = ["--runs", str(folder), "--name", name]
+        command = [sys.executable, str(ROOT / "jobs" / "sprec.py"), *cell_args(args, method, seed, rest), *place]
+        print(f"{time.strftime('%X')}  {name}", flush=True)
+        begun = time.monotonic()
+        with (folder / f"{name}.log").open("a") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            running.append(process)
+            memory = watch(process)
+            running.remove(process)
+        with lock:
+            fact = facts.setdefault(name, {"seconds": 0.0, "memory": 0})
+            fact["seconds"] += time.monotonic() - begun
+            fact["memory"] = max(fact["memory"], memory)
+            record.write_text(json.dumps(facts, indent=1))
+        if process.returncode:
+            lines = (folder / f"{name}.log").read_text().strip().splitlines()
+            failed[name] = lines[-1] if lines else f"exit {process.returncode}"
+            print(f"{time.strftime('%X')}  {name} failed: {failed[name]} (see {log.name})", flush=True)
+
+    with ThreadPoolExecutor(args.at_once) as pool:
+        cells = [pool.submit(do, seed, method) for seed in args.seeds for method in methods]
+        try:
+            for cell in cells:
+                cell.result()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:  # each ends its own cluster, and goes on with the next start
+                process.terminate()
+            raise
+    return failed
+
+
+def watch(process: subprocess.Popen) -> int:
+    """Wait for a cell; the most bytes that its processes held at once, shared memory left out."""
+    import psutil
+
+    most = 0
+    while process.poll() is None:
+        held = 0
+        try:
+            for one in (found := psutil.Process(process.pid), *found.children(recursive=True)):
+                found_memory = one.memory_info()
+                held += found_memory.rss - getattr(found_memory, "shared", 0)
+        except psutil.NoSuchProcess:
+            pass
+        most = max(most, held)
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            continue
+    return most
+
+
+def show(args: argparse.Namespace, methods: list[str], rest: list[str], folder: Path, failed: dict[str, str]) -> bool:
+    """Print the table and write the files, of the cells that are finished; whether there was one to write."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rayrec import comparison_page
+    from rayrec.comparison import compare, read_cell
+    from rayrec.published import published
+    from rayrec.runs import versions
+
+    cells = []
+    for seed in args.seeds:
+        for method in methods:
+            if (name := f"{method}-seed{seed}") not in failed:
+                decode = "d3" if method == "D3" else args.decode
+                cells.append(read_cell(folder / name, method, seed, decode))
+    if not cells:
+        return False
+    of_popular = {cell.seed: folder / f"{cell.method}-seed{cell.seed}" for cell in cells}
+    cells = [read_cell(path, "Popular", seed, args.decode) for seed, path in of_popular.items()] + cells
+    against = args.against if any(c.method == args.against for c in cells) else cells[0].method
+    rows, facts = compare(cells, against, args.k), json.loads((folder / "cells.json").read_text())
+    for row in rows:
+        mine = [fact for seed in row["seeds"] if (fact := facts.get(f"{row['method']}-seed{seed}"))]
+        row |= {"seconds": sum(f["seconds"] for f in mine), "memory": max((f["memory"] for f in mine), default=0)}
+    data = parse("", cell_args(args, methods[0], args.seeds[0], rest)).data
+    beside = published(data.data or "")
+    about = (
+        f"{data.data or data.source}, {args.scale}, test, {args.decode}, N = {rows[0]['N']:,} × {len(of_popular)} seeds"
+    )
+    known = {"command": sys.argv, "versions": versions(), "k": args.k, "against": against, "failed": failed}
+    (folder / "comparison.json").write_text(json.dumps({**known, "rows": rows, "published": beside}, indent=1))
+    (folder / "comparison.csv").write_text(comparison_page.as_csv(rows))
+    text = comparison_page.page(rows, beside, args.k, against, f"Comparison: {args.name}", about)
+    (folder / "comparison.html").write_text(text, encoding="utf-8")
+    table = Table(*comparison_page.head_of(args.k, against), title=about, title_justify="left", box=None)
+    for row in rows:
+        table.add_row(*comparison_page.cells_of(row, args.k))
+    console = Console() if sys.stdout.isatty() else Console(width=220)
+    console.print(table)
+    console.print(f"{folder}/comparison.html, .json, .csv", highlight=False, soft_wrap=True)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

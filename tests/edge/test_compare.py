@@ -1,0 +1,71 @@
+"""jobs/compare.py: real cells, a table of them, and what it says to wrong words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.edge.conftest import ROOT, TOY
+
+SMALL = ["--iterations", "0", *TOY[2:]]
+
+
+def compare(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "jobs/compare.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+def test_cells_share_the_first_training_and_make_a_table(runs: Path) -> None:
+    args = ["--methods", "BIGRec", "RW", "--seeds", "0", "--scale", "toy", "--runs", str(runs), "--name", "c", *SMALL]
+    done = compare(*args)
+    folder = runs / "c"
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = json.loads((folder / "comparison.json").read_text())
+    rows = {row["method"]: row for row in made["rows"]}
+    assert list(rows) == ["Popular", "BIGRec", "RW"] and rows["RW"]["N"] == 128 and made["failed"] == {}
+    for name in ("BIGRec", "RW"):
+        lines = [json.loads(line) for line in (folder / f"{name}-seed0" / "metrics.jsonl").read_text().splitlines()]
+        record = next(r for r in lines if r["kind"] == "evaluation" and r["split"] == "test")
+        for metric in ("HR@5", "NDCG@5", "DivRatio@5", "ORRatio@5"):
+            assert rows[name][metric]["value"] == pytest.approx(record[metric])
+        assert rows[name]["seconds"] > 1 and rows[name]["memory"] > 10**8 and name in done.stdout
+    trace = json.loads((folder / "RW-seed0" / "trace.json").read_text())["traceEvents"]
+    taken = {e["name"] for e in trace if "taken_from" in e["args"]}
+    assert taken == {"00/pretrain"}  # its first SFT has weights of its own
+    weights = {e["weight"] for e in pq_rows(folder / "RW-seed0")}
+    assert len(weights) > 3 and {e["weight"] for e in pq_rows(folder / "BIGRec-seed0")} == {1.0}
+    assert (folder / "comparison.html").exists() and (folder / "comparison.csv").exists()
+
+
+def pq_rows(folder: Path) -> list[dict]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(folder / "00" / "sft" / "rows.parquet").to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "No method is named. Add --methods"),
+        (["--methods", "SPRec"], "--against BIGRec is not compared"),
+        (["--methods", "BIGRec", "--seeds", "1", "1"], "--seeds [1, 1] has one twice"),
+        (["--methods", "BIGRec", "--k", "7"], "--k 7 is not among --top-k"),
+        (["--methods", "BIGRec", "--lr", "-1"], "--lr is -1.0"),
+        (["--methods", "BIGRec", "--at-once", "0"], "--at-once is 0"),
+    ],
+)
+def test_wrong_words_are_refused_before_any_cell(tmp_path: Path, args: list[str], says: str) -> None:
+    done = compare(*args, "--runs", str(tmp_path))
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {says}") and not list(tmp_path.iterdir())
+
+
+def test_unknown_methods_and_flags_are_refused(tmp_path: Path) -> None:
+    done = compare("--methods", "GRPO", "--runs", str(tmp_path))
+    assert done.returncode == 2 and "invalid choice: 'GRPO'" in done.stderr
+    done = compare("--methods", "BIGRec", "--learning-rate", "1", "--runs", str(tmp_path))
+    assert done.returncode == 2 and "--learning-rate" in done.stderr and not list(tmp_path.iterdir())
