@@ -73,7 +73,7 @@ class TrainConfig:
     iterations: int = 3
     """Self-play iterations T after the first SFT."""
     first_rows: int = 4096
-    """Rows of the first SFT (BIGRec)."""
+    """Rows of the first SFT (BIGRec); 0 starts from the model as it is."""
     first_epochs: int = 1
     first_lr: float = 3e-4
     rows_per_iteration: int = 2048
@@ -296,6 +296,7 @@ PRESETS = {
 #: The methods of the papers as settings (METHODS sections 2 to 4), by --method. ``offline`` methods tune once, against
 #: the first SFT, on all the rows of the iterations that they stand for.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "zero-shot": {"train": {"first_rows": 0, "iterations": 0}},
     "BIGRec": {"train": {"iterations": 0}},
     "D3": {"train": {"iterations": 0}, "evaluate": {"decode": ("d3",)}},
     "RW": {"train": {"iterations": 0, "reweight": "genre"}},

@@ -185,7 +185,9 @@ def label(row: Mapping[str, Any]) -> str:
     if row.get("kind") == "baseline":
         return str(row.get("model", "baseline"))
     policy = row.get("policy", "–")
-    return f"BIGRec ({policy})" if row.get("iteration") == 0 else f"iteration {row.get('iteration', '–')} ({policy})"
+    if row.get("iteration") == 0:
+        return f"BIGRec ({policy})" if str(policy).endswith("/sft") else f"untuned ({policy})"
+    return f"iteration {row.get('iteration', '–')} ({policy})"
 
 
 def cuts(rows: Iterable[Mapping[str, Any]]) -> list[int]:

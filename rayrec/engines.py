@@ -16,6 +16,9 @@ from rayrec.config import Config
 from rayrec.prompts import Template
 from rayrec.seeds import seed_of
 
+#: Version of the model as it was before any training.
+BASE = "base"
+
 Mode = Literal["greedy", "sample", "beams", "free_beams", "d3", "score"]
 
 
@@ -90,14 +93,16 @@ class VllmEngine:
 
     def load(self, version: str, folder: str) -> None:
         """Take a finished policy: an adapter under its own name and id, or full weights in place of the old ones."""
+        if self.lora and version == BASE:
+            self.adapter = None
+            return
         if self.lora and (Path(folder) / "adapter_config.json").exists():
             from vllm.lora.request import LoRARequest
 
             # A reused name or id would serve stale weights: the caches are keyed on them.
             self.adapter = LoRARequest(version, seed_of(version, folder) % 2**31 + 1, folder)
             return
-        merged = Path(folder) / "merged"
-        folder = str(merged if merged.exists() else folder)
+        folder = _whole(folder)
         if self.gpu:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         else:
@@ -137,6 +142,14 @@ class VllmEngine:
         self.llm.wake_up()
 
 
+def _whole(folder: str) -> str:
+    """The folder with all weights of a policy: its merged ones where it has them, a hub id's local copy."""
+    from rayrec.models import policy
+
+    merged = Path(folder) / "merged"
+    return str(merged if merged.exists() else policy.local_folder(folder))
+
+
 def _tensors(folder: str) -> Iterator[tuple[str, Any]]:
     """Names and tensors of a folder's weight files."""
     import safetensors
@@ -171,13 +184,17 @@ class TorchEngine:
         self.model: Any = policy.load_base(setup.base, dtype=setup.config.train.dtype, device=self.device)
         if model.lora_rank:
             self.model = policy.add_lora(self.model, model.lora_rank, model.lora_alpha, 0.0)
+        self.initial = policy.trainable_state(self.model)
         self.model.eval()
 
     def load(self, version: str, folder: str) -> None:
         """Load a finished policy's weights in place."""
         from rayrec.models import policy
 
-        policy.load_weights(self.model, folder)
+        if version == BASE:
+            policy.copy_weights(self.model, self.initial)
+        else:
+            policy.load_weights(self.model, folder)
 
     def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
         from rayrec.decoding import generate
@@ -199,17 +216,18 @@ class BeamEngine:
 
     def __init__(self, setup: Setup):
         self.setup, self.model, self.device = setup, None, "cuda" if setup.gpu else "cpu"
-        self.judges: dict[str, Any] = {}
+        self.adapter, self.judges = False, dict[str, Any]()
 
     def load(self, version: str, folder: str) -> None:
         """Load a finished policy, in place after the first."""
         from rayrec.decoding import Trie
         from rayrec.models import policy
 
-        merged = Path(folder) / "merged"
-        folder = str(merged if merged.exists() else folder)
-        if self.model is not None:
+        folder = _whole(folder)
+        adapter = (Path(folder) / "adapter_config.json").exists()
+        if self.model is not None and adapter == self.adapter:
             return policy.load_weights(self.model, folder)
+        self.adapter = adapter
         self.model = policy.load_policy(folder, dtype=self.setup.config.train.dtype, device=self.device)
         self.ids = [self.setup.template.answer_ids(title) for title in self.setup.titles]
         self.trie = Trie.build(self.ids)

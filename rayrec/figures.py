@@ -120,7 +120,7 @@ def curves(rows: Sequence[Row]) -> str:
             _curve(axes, name, policies, baselines)
             axes.set_title(f"{name}  {better}")
         for axes in grid[1]:
-            axes.set_xlabel("iteration (0 is BIGRec)")
+            axes.set_xlabel("iteration (0: before self-play)")
         handles, _ = grid.flat[0].get_legend_handles_labels()
         names = dict.fromkeys(label(row) for row in baselines)
         _legend(figure, [*handles, *(Line2D([], [], color=QUIET, linestyle=":", label=name) for name in names)])
@@ -189,7 +189,7 @@ def _path(
     for row, at_x, at_y in zip(policies, x, y, strict=True):
         first = row.get("iteration") == 0
         place, side = ((-6, 4), "right") if first else ((5, 4), "left")
-        text = "BIGRec" if first else str(row.get("iteration"))
+        text = label(row).split()[0] if first else str(row.get("iteration"))
         axes.annotate(text, (at_x, at_y), place, textcoords="offset points", ha=side, color=colour, fontsize=7)
     return max(x, default=0.0), max(y, default=0.0)
 

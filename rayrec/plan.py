@@ -51,35 +51,35 @@ def phases(config: Config, evaluated: int) -> list[PhasePlan]:
     plan.append(PhasePlan("00/baseline", "baseline", (), evaluated))
     if config.reads_oracle:
         plan.append(PhasePlan("00/oracle", "oracle", (), 0))
-    steps = -(-train.first_rows * train.first_epochs // train.batch)
-    plan.append(PhasePlan("00/sft", "sft", start, train.first_rows, steps, train.first_epochs))
-    plan.append(PhasePlan("00/evaluate", "evaluate", ("00/sft",), evaluated))
-    policy = "00/sft"
+    if train.first_rows:
+        steps = -(-train.first_rows * train.first_epochs // train.batch)
+        plan.append(PhasePlan("00/sft", "sft", start, train.first_rows, steps, train.first_epochs))
+        start = ("00/sft",)
+    plan.append(PhasePlan("00/evaluate", "evaluate", start, evaluated))
     for t in range(1, train.iterations + 1):
         rows = train.rows_per_iteration
         if train.prefer:
-            plan.append(PhasePlan(f"{t:02d}/negatives", "negatives", (policy,), rows))
+            plan.append(PhasePlan(f"{t:02d}/negatives", "negatives", start, rows))
         if train.sft:
-            plan.append(PhasePlan(f"{t:02d}/sft", "sft", (policy,), rows, -(-rows // train.batch)))
-            policy = f"{t:02d}/sft"
+            plan.append(PhasePlan(f"{t:02d}/sft", "sft", start, rows, -(-rows // train.batch)))
+            start = (f"{t:02d}/sft",)
         if train.prefer:
-            plan.append(PhasePlan(f"{t:02d}/prefer", "prefer", (policy,), rows, -(-rows // train.prefer_batch)))
-            policy = f"{t:02d}/prefer"
-        plan.append(PhasePlan(f"{t:02d}/evaluate", "evaluate", (policy,), evaluated))
+            plan.append(PhasePlan(f"{t:02d}/prefer", "prefer", start, rows, -(-rows // train.prefer_batch)))
+            start = (f"{t:02d}/prefer",)
+        plan.append(PhasePlan(f"{t:02d}/evaluate", "evaluate", start, evaluated))
     return plan
 
 
 #: Settings that must be above 0, and settings that must be 0 or more, by group.
 _POSITIVE = {
     "model": "lora_alpha max_length max_new_tokens tiny_hidden tiny_layers pretrain_steps pretrain_batch pretrain_lr",
-    "train": "first_rows first_epochs first_lr rows_per_iteration num_negatives min_rating lr batch prefer_batch"
-    " micro_batch clip",
+    "train": "first_epochs first_lr rows_per_iteration num_negatives min_rating lr batch prefer_batch micro_batch clip",
     "evaluate": "beam_width top_k part",
     "placement": "train_workers generators tensor_parallel threads wait_seconds",
 }
 _NOT_NEGATIVE = {
     "model": "lora_rank lora_dropout",
-    "train": "iterations row_tokens warmup_steps weight_decay",
+    "train": "iterations first_rows row_tokens warmup_steps weight_decay",
     "evaluate": "popularity_gamma",
     "placement": "max_deaths",
 }

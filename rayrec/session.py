@@ -19,7 +19,7 @@ import pyarrow as pa
 from rayrec import cluster, console, plan
 from rayrec.config import Config, to_dict
 from rayrec.data import preferences
-from rayrec.engines import Setup
+from rayrec.engines import BASE, Setup
 from rayrec.generate_lane import GenerateLane
 from rayrec.generators import GeneratorPool
 from rayrec.lanes import Lane, Once, Policy, Shared
@@ -110,7 +110,8 @@ class Session:
                     cluster.connect(self.config, self.ready.gpu)
                     cluster.interrupt_on_signals()
                     # Both take seconds to come up, so both start now, beside the first phase.
-                    self.group()
+                    if any(phase.makes_policy and phase.name in left for phase in self.phases):
+                        self.group()
                     self.pool()
                 lanes = self._lanes(progress)
                 self._wait(self._submit(*lanes))
@@ -135,7 +136,7 @@ class Session:
             on_finish=self._finished,
             progress=progress,
         )
-        base = Policy("base", ready.base)
+        base = Policy(BASE, ready.base)
         return TrainLane(shared, self.group, base), GenerateLane(shared, self.pool, ready.embedder)
 
     def _submit(self, trainers: TrainLane, generators: GenerateLane) -> list[Future]:
@@ -167,7 +168,7 @@ class Session:
         keep = self.config.output.keep
         if keep == "all":
             return
-        policies = [p.needs[0] for p in self.phases if p.kind == "evaluate" and self.work.done(p.name)]
+        policies = [p.needs[0] for p in self.phases if p.kind == "evaluate" and p.needs and self.work.done(p.name)]
         best = best_policy([r for r in records if r["kind"] == "evaluation"])
         kept = {*policies[-int(keep) :], *(best[:1] if best else ())}
         for phase in self.phases:

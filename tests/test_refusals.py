@@ -205,10 +205,10 @@ CASES = {
     "seed": (["--seed", "-1"], ["--seed is -1", "wanted at least", "0"]),
 }
 
-ABOVE_0 = """min-rating lr first-lr clip batch prefer-batch micro-batch first-rows first-epochs rows-per-iteration
+ABOVE_0 = """min-rating lr first-lr clip batch prefer-batch micro-batch first-epochs rows-per-iteration
 num-negatives max-length max-new-tokens pretrain-steps pretrain-batch pretrain-lr tiny-layers lora-alpha top-k
 beam-width part train-workers generators tensor-parallel threads wait-seconds"""
-FROM_0 = "iterations row-tokens warmup-steps max-deaths lora-rank weight-decay popularity-gamma"
+FROM_0 = "iterations first-rows row-tokens warmup-steps max-deaths lora-rank weight-decay popularity-gamma"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -65,6 +65,15 @@ def check_model(path: str | Path) -> None:
         raise ValueError(f"--model {path}: {wanted}. ({str(error).strip().splitlines()[0]})") from error
 
 
+def local_folder(path: str | Path) -> Path:
+    """Return the folder itself, or where the weights and settings of a hub id lie on this machine."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json"]))
+
+
 def load_policy(folder: str | Path, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu") -> Any:
     """Return the policy in a finished folder; an adapter's base comes from where its settings say."""
     settings = Path(folder) / "adapter_config.json"

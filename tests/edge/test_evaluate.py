@@ -1,0 +1,51 @@
+"""jobs/evaluate.py on a policy that another run made, and on nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.edge.conftest import ROOT, TOY, contents, read_trace
+from tests.edge.test_runs import records
+
+
+def evaluate(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "jobs/evaluate.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_a_policy_is_evaluated_as_in_its_own_run(runs: Path, overlapped: Path) -> None:
+    own = overlapped / "00" / "sft" / "policy"
+    args = ["--policy", str(own), "--template", "compact", "--decode", "greedy", "beams", "--runs", str(runs)]
+    done = evaluate(*TOY, *args, "--name", "evaluated")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = runs / "evaluated"
+    assert {path.rpartition("/")[0].split("/policy")[0] for path in contents(folder)} == {"00/baseline", "00/evaluate"}
+    assert "untuned (base)" in done.stdout
+    found, wanted = (
+        [r for r in records(f) if r["kind"] == "evaluation" and r["iteration"] == 0] for f in (folder, overlapped)
+    )
+    same = found[0].keys() - {"policy"}
+    assert [{k: r[k] for k in same} for r in found] == [{k: r[k] for k in same} for r in wanted]
+    assert {r["policy"] for r in found} == {"base"}
+    events = read_trace(folder)["traceEvents"]
+    assert not [e for e in events if e["pid"] == "trainers"]  # no training process was started
+    assert json.loads((folder / "config.json").read_text())["config"]["train"]["first_rows"] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "--policy is missing"),
+        (["--policy"], "--policy is missing"),
+        (["--policy", "./nowhere"], "--model ./nowhere: no such folder"),
+    ],
+)
+def test_no_policy_is_refused(tmp_path: Path, args: list[str], says: str) -> None:
+    done = evaluate(*TOY, "--runs", str(tmp_path), *args)
+    assert done.returncode == 1 and says in done.stderr and not list(tmp_path.iterdir())
