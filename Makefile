@@ -19,7 +19,8 @@ test: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests --ignore tests/edge --numprocesses 2
+	$(BIN)/python -m pytest tests/edge
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -209,7 +209,8 @@ class OutputConfig:
     keep: str = "2"
     """Policies that stay, a number or `all`; the last and the best on validation always do."""
     share: bool = True
-    """Take the tiny model's training from scratch and its first SFT from another run of --runs that had the same."""
+    """Take the oracle, and the tiny model's training from scratch and first SFT, from a run of --runs that had the
+    same."""
     dry_run: bool = False
     """Print the plan and stop."""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()
@@ -335,7 +336,11 @@ def with_method(config: Config, method: str) -> Config:
 
 
 def parse(description: str, args: list[str] | None = None) -> Config:
-    """Read the command line; ``--preset`` and then ``--method`` choose the defaults of all other flags."""
+    """Read the command line; ``--preset`` and then ``--method`` choose the defaults of all other flags.
+
+    Beside ``--method``, ``--iterations`` and ``--rows-per-iteration`` say what self-play would do: methods that tune
+    once see as many rows, and those that only have the first SFT keep to it.
+    """
     import sys
 
     args = list(sys.argv[1:] if args is None else args)
@@ -344,7 +349,13 @@ def parse(description: str, args: list[str] | None = None) -> Config:
     first.add_argument("--method", choices=sorted(METHODS))
     chosen, rest = first.parse_known_args(args)
     default = PRESETS[chosen.preset]
-    default = with_method(default, chosen.method) if chosen.method else default
+    if chosen.method:
+        budget = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        budget.add_argument("--iterations", type=int)
+        budget.add_argument("--rows-per-iteration", type=int)
+        given, rest = budget.parse_known_args(rest)
+        train = dataclasses.replace(default.train, **vars(given))
+        default = with_method(dataclasses.replace(default, train=train), chosen.method)
     note = f"{description}\nPresets: --preset {{{','.join(PRESETS)}}} sets the defaults of all flags below, and\n"
     note += f"--method {{{','.join(METHODS)}}} those of a published method."
     return tyro.cli(Config, args=rest, default=default, description=note)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayrec import shelf
 from rayrec.data import schema
 from rayrec.data.candidates import touched
 from rayrec.grounding import Embedder, ground
@@ -48,10 +49,16 @@ class GenerateLane(Lane):
         def write(folder: Path, facts: dict) -> dict:
             import ray
 
-            # It takes no CPU of Ray's count: Ray Data would wait for it.
-            fit = ray.remote(sequential.fit_sasrec).options(num_cpus=0)
-            report = ray.get(fit.remote(data.train, data.valid, data.catalogue, settings.seed, str(folder)))
-            return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}
+            def fit() -> dict:
+                # It takes no CPU of Ray's count: Ray Data would wait for it.
+                task = ray.remote(sequential.fit_sasrec).options(num_cpus=0)
+                report = ray.get(task.remote(data.train, data.valid, data.catalogue, settings.seed, str(folder)))
+                return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}
+
+            if not self.shared.config.output.share:
+                return fit()
+            deciding = {"oracle": "sasrec", "data": data.content_hash, "seed": settings.seed}
+            return shelf.take_or_make(self.shared.run.root, folder, deciding, facts, fit)
 
         return self.submit(lambda: self.phase("00/oracle", 1, "models", write))
 

@@ -1,6 +1,6 @@
-"""Finished training of the tiny model that runs of one folder share: from scratch, and its first SFT.
+"""Finished phases that runs of one folder share: the tiny model's first training, and the oracle.
 
-Ten methods on the same data start from the same two policies; the first run makes them. An entry is a folder
+Ten methods on the same data start from the same policies; the first run makes them. An entry is a folder
 ``RUNS/.shared/HASH``, named after everything that decides its bytes, so taking it changes no number.
 """
 
@@ -29,23 +29,25 @@ _TRAIN += ("schedule", "weight_decay", "clip", "dtype", "zero_stage")
 
 
 def take_or_make(
-    root: Path, phase: Phase, config: Config, facts: dict[str, Any], make: Callable[[], dict]
+    root: Path, folder: Path, deciding: dict[str, Any], facts: dict[str, Any], make: Callable[[], dict]
 ) -> dict[str, Any]:
-    """Fill the folder of ``phase`` in the run ``root`` from a sound entry, or with ``make()`` and keep that as entry.
+    """Fill a phase's ``folder`` in the run ``root`` from a sound entry, or with ``make()`` and keep that as entry.
 
+    ``deciding`` is everything that decides the phase's bytes besides rayrec's sources and the versions of packages.
     Returns the phase's ``metrics.json``; ``facts`` are told of an entry that was taken.
     """
-    folder = Path(phase.rows).parent
-    entry = root.parent / ".shared" / _hash(phase, config)
+    known = deciding | {"versions": versions(), "code": _code()}
+    name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
+    entry = root.parent / ".shared" / name
     if (entry / "DONE").exists() and not damage(entry):
         shutil.copytree(entry, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("DONE", "metrics.json"))
         facts["taken_from"] = str(entry)
         return read_json(entry / "metrics.json")
     metrics = make()
     entry.parent.mkdir(exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=entry.name, dir=entry.parent))
+    made = Path(tempfile.mkdtemp(prefix=name, dir=entry.parent))
     shutil.copytree(folder, made, dirs_exist_ok=True)
-    seal(made, entry.name, metrics)
+    seal(made, name, metrics)
     if entry.exists() and damage(entry):
         shutil.rmtree(entry)
     try:
@@ -55,11 +57,11 @@ def take_or_make(
     return metrics
 
 
-def _hash(phase: Phase, config: Config) -> str:
-    """Of everything that decides the bytes of a phase, and of nothing else."""
+def of_training(phase: Phase, config: Config) -> dict[str, Any]:
+    """What decides the bytes of a training phase."""
     import torch
 
-    deciding = {
+    return {
         "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="")),
         "rows": sha256(Path(phase.rows)),
         "start": {path.name: sha256(path) for path in sorted(Path(phase.start).iterdir()) if path.is_file()},
@@ -68,10 +70,7 @@ def _hash(phase: Phase, config: Config) -> str:
         "workers": config.placement.train_workers,
         "seed": config.data.seed,
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "versions": versions(),
-        "code": _code(),
     }
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @cache

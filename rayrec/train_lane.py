@@ -123,7 +123,9 @@ class TrainLane(Lane):
                 return {"records": [record], "steps": result["steps"]}
 
             shares = alone and config.output.share and config.model.model == "tiny"
-            return shelf.take_or_make(self.shared.run.root, phase, config, facts, fit) if shares else fit()
+            if not shares:
+                return fit()
+            return shelf.take_or_make(self.shared.run.root, folder, shelf.of_training(phase, config), facts, fit)
 
         return Policy(name, self.phase(name, steps, "steps", make) / "policy")
 

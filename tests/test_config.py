@@ -101,6 +101,9 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         "RosePO-popular": (1, once, "p", "rosepo", 0.1, ("popular", 1)),
         "RosePO-semantic": (1, once, "p", "rosepo", 0.1, ("semantic", 1)),
     }
+    for method, wanted in (("BIGRec", (0, 64)), ("S-DPO", (1, 4 * 64)), ("SPRec", (4, 64))):
+        train = parse("", ["--method", method, "--iterations=4", "--rows-per-iteration", "64"]).train
+        assert (train.iterations, train.rows_per_iteration) == wanted
     config = parse("", ["--preset", "toy", "--method", "S-DPO", "--num-negatives", "5"])
     assert (config.train.num_negatives, config.train.rows_per_iteration) == (5, 2 * 128)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rayrec.config import Config
-from rayrec.shelf import take_or_make
+from rayrec.shelf import of_training, take_or_make
 from rayrec.trainers import Phase
 
 
@@ -39,7 +39,7 @@ class Maker:
 
         facts: dict = {}
         run = Path(phase.rows).parents[2]
-        metrics = take_or_make(run, phase, config, facts, make)
+        metrics = take_or_make(run, Path(phase.rows).parent, of_training(phase, config), facts, make)
         assert metrics == {"records": [{"loss": 1.5}]}
         assert (Path(phase.out) / "model.safetensors").read_bytes() == b"tuned"
         assert not (Path(phase.out).parent / "DONE").exists()  # the phase is finished by its run

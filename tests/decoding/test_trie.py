@@ -67,9 +67,9 @@ def test_a_large_catalogue_is_built_in_time_and_space() -> None:
     rng = random.Random(0)
     answers = [[*(rng.randrange(3, 300) for _ in range(9)), i % 300 + 3, i // 300 + 3, 2] for i in range(100_000)]
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     Trie.build(answers)
-    seconds, (_, peak) = time.perf_counter() - begin, tracemalloc.get_traced_memory()
+    seconds, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < 3
     assert peak < 200e6

@@ -25,7 +25,7 @@ MIX = {"self_play_sample": 77, "self_hard": 58, "candidates": 38, "popular": 19}
 @pytest.fixture(scope="module")
 def mixed(runs: Path) -> Path:
     args = ["--iterations", "1", "--objective", "recpo", "--smoothing", "sasrec", "--num-negatives", "3"]
-    args += ["--min-rating", "3", "--keep", "all", "--negatives"]
+    args += ["--min-rating", "3", "--keep", "all", "--decode", "beams", "d3", "--negatives"]
     args += ["self_play_sample:0.4", "self_hard:0.3", "candidates:0.2", "popular:0.1"]
     return Command(runs, "mixed", *args).wait()
 
@@ -62,11 +62,11 @@ def test_pairs_carry_utilities_and_doubts_into_the_loss(mixed: Path) -> None:
     assert oracle["phase"] == "00/oracle"
 
 
-def test_d3_is_both_models_word(runs: Path) -> None:
-    folder = Command(runs, "d3", "--method", "D3", "--decode", "beams", "d3", "--keep", "all").wait()
-    alpha, test_alpha = (r["alpha"] for r in records(folder) if r.get("decode") == "d3")
-    assert alpha == test_alpha and alpha in ALPHAS
-    made = pq.read_table(folder / "00" / "evaluate" / "predictions.parquet").to_pylist()
+def test_d3_is_both_models_word(mixed: Path) -> None:
+    folder = mixed
+    alpha, valid_alpha = (r["alpha"] for r in records(folder) if r.get("decode") == "d3" and r["iteration"] == 1)
+    assert alpha == valid_alpha and alpha in ALPHAS
+    made = pq.read_table(folder / "01" / "evaluate" / "predictions.parquet").to_pylist()
     lists = {decode: [row for row in made if row["decode"] == decode] for decode in ("beams", "d3")}
     assert [row["titles"] for row in lists["beams"]] != [row["titles"] for row in lists["d3"]]
 
@@ -74,7 +74,7 @@ def test_d3_is_both_models_word(runs: Path) -> None:
     histories = {
         row["example_id"]: row["history"] for row in pq.read_table(sorted((folder / "examples").iterdir())).to_pylist()
     }
-    own, judge = folder / "00" / "sft" / "policy", sequential.load(folder / "00" / "oracle")
+    own, judge = folder / "01" / "prefer" / "policy", sequential.load(folder / "00" / "oracle")
     template = make_template("compact", load_tokenizer(str(own)))
     lm = PackedLM(load_policy(str(own), dtype="float32", device="cpu"))
     for row in lists["d3"][:5]:
