@@ -24,7 +24,7 @@ from rayrec.config import METHODS, parse
 ROOT = Path(__file__).parents[1]
 #: The systems of a published table that are methods of jobs/sprec.py.
 PRESETS = {
-    "table2": "BIGRec RW D3 DMPO S-DPO RosePO SPRec SPRec-noSFT SPRec-noDPO SPRec-RN",
+    "table2": "BIGRec SPRec RW D3 DMPO S-DPO RosePO SPRec-noSFT SPRec-noDPO SPRec-RN",
     "sdpo": "BIGRec DPO S-DPO",
     "recpo": "BIGRec S-DPO SimPO RecPO",
 }
@@ -175,9 +175,8 @@ def show(args: argparse.Namespace, methods: list[str], rest: list[str], folder: 
         row |= {"seconds": sum(f["seconds"] for f in mine), "memory": max((f["memory"] for f in mine), default=0)}
     data = parse("", cell_args(args, methods[0], args.seeds[0], rest)).data
     beside = published(data.data or "")
-    about = (
-        f"{data.data or data.source}, {args.scale}, test, {args.decode}, N = {rows[0]['N']:,} × {len(of_popular)} seeds"
-    )
+    about = f"{Path(data.data or data.source).name}, {args.scale}, test, {args.decode}, N = {rows[0]['N']:,}"
+    about += f" × {len(of_popular)} seeds"
     known = {"command": sys.argv, "versions": versions(), "k": args.k, "against": against, "failed": failed}
     (folder / "comparison.json").write_text(json.dumps({**known, "rows": rows, "published": beside}, indent=1))
     (folder / "comparison.csv").write_text(comparison_page.as_csv(rows))

@@ -231,7 +231,12 @@ def methods(rows: Sequence[Row], k: int) -> str:
             axes.annotate(row["method"], place, (6, 5), textcoords="offset points", color=colour, fontsize=7.5)
         axes.set(xlabel=f"NDCG@{k}  ↑", ylabel=f"DivRatio@{k}  ↑")
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        heights = [y["value"] for _, _, y in points if y["value"] > 0]
+        if heights and max(heights) > 8 * min(heights):  # else all but the most diverse lie on one line
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0)
         _legend(figure, axes.get_legend_handles_labels()[0])
 
     return _draw((10, 4.6), paint, (0.55, 0.4, 0.3, 0.45))
