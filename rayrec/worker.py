@@ -248,7 +248,7 @@ class Worker:
     def _micro(self, phase: Phase, rows: list[dict]) -> Iterator[list[dict]]:
         """Cut a worker's rows of one step into micro-batches of like length."""
         parts = self._accumulation(phase)
-        rows = sorted(rows, key=lambda row: (len(row["prompt"]), row["slot"]))
+        rows = sorted(rows, key=lambda row: (len(row["prompt"]) + sum(map(len, row["answers"])), row["slot"]))
         cuts = [round(i * len(rows) / parts) for i in range(parts + 1)]
         return (rows[a:b] for a, b in itertools.pairwise(cuts))
 
