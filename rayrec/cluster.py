@@ -9,11 +9,13 @@ import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
-from rayrec.config import Config
+from rayrec.config import AnyConfig, BaselinesConfig, Config
+
+C = TypeVar("C", Config, BaselinesConfig)
 
 # A thread that still asks after the end must not start a new cluster, as Ray would by default.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -24,7 +26,7 @@ def submitted() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def settle_paths(config: Config) -> Config:
+def settle_paths(config: C) -> C:
     """Fill in where runs are written, and refuse paths that mean nothing in a submitted job.
 
     Raises:
@@ -40,7 +42,7 @@ def settle_paths(config: Config) -> Config:
     return dataclasses.replace(config, output=dataclasses.replace(config.output, runs=runs))
 
 
-def check_address(config: Config) -> None:
+def check_address(config: AnyConfig) -> None:
     """Refuse an address at which no cluster can be.
 
     Raises:
@@ -60,7 +62,7 @@ def check_address(config: Config) -> None:
         )
 
 
-def find_address(config: Config) -> str | None:
+def find_address(config: AnyConfig) -> str | None:
     """The cluster to join: --address, RAY_ADDRESS, or a living one made by ``ray start``; None for one of our own.
 
     Another driver's private cluster is never joined.
@@ -83,7 +85,7 @@ def _answers(address: str) -> bool:
         return False
 
 
-def has_gpu(config: Config) -> bool:
+def has_gpu(config: AnyConfig) -> bool:
     """Resolve ``--device`` for a machine or cluster that is not joined yet.
 
     Raises:
@@ -105,14 +107,14 @@ def has_gpu(config: Config) -> bool:
     return gpu
 
 
-def _cards(config: Config) -> int:
+def _cards(config: AnyConfig) -> int:
     """GPUs that trainers and generators take."""
     placement = config.placement
     cards = placement.train_workers + placement.generators * placement.tensor_parallel
     return cards if placement.placement == "apart" else max(1, cards // 2)
 
 
-def connect(config: Config, gpu: bool) -> Mapping[str, float]:
+def connect(config: AnyConfig, gpu: bool) -> Mapping[str, float]:
     """Join or start Ray and check that the plan fits; returns the cluster's resources.
 
     Raises:

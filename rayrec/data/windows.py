@@ -1,4 +1,4 @@
-"""From interactions to examples: ten titles and the one that came next, split by global time."""
+"""From interactions to examples: the last titles and the one that came next, in three splits."""
 
 from __future__ import annotations
 
@@ -46,26 +46,29 @@ def _ids(split: str, numbers: np.ndarray) -> pa.Array:
     return pa.array([f"{split}-{number:06d}" for number in numbers.tolist()])
 
 
-def _lists(values: pa.Array, width: int) -> pa.Array:
-    return pa.ListArray.from_arrays(np.arange(0, len(values) + 1, width, dtype=np.int32), values)
+def _lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
+    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values)
 
 
-def _examples(table: pa.Table, ends: np.ndarray, history: int, split: str) -> pa.Table:
-    """Return the examples whose targets are the rows ``ends`` of ``table``, which is ordered by user and then time."""
+def _examples(table: pa.Table, ends: np.ndarray, past: np.ndarray, split: str) -> pa.Table:
+    """Return the examples whose targets are the rows ``ends`` of ``table``, which is ordered by user and then time.
+
+    ``past``: titles of each one's history.
+    """
     rated = table["rating"].null_count < len(table)
     chunks = [schema.EXAMPLES.empty_table()]
     for start in range(0, len(ends), CHUNK):
-        rows = ends[start : start + CHUNK]
+        rows, lengths = ends[start : start + CHUNK], past[start : start + CHUNK]
         target = table.take(rows)
-        before = (rows[:, None] - np.arange(history, 0, -1)).ravel()
-        past = table.select(["title", "rating"]).take(before).combine_chunks()
-        ratings = _lists(past["rating"].chunk(0), history) if rated else pa.nulls(len(rows), pa.list_(pa.float32()))
+        before = np.arange(lengths.sum()) + np.repeat(rows - np.cumsum(lengths), lengths)
+        seen = table.select(["title", "rating"]).take(before).combine_chunks()
+        ratings = _lists(seen["rating"].chunk(0), lengths) if rated else pa.nulls(len(rows), pa.list_(pa.float32()))
         columns = {
             "example_id": _ids(split, start + np.arange(len(rows))),
             "split": pa.repeat(split, len(rows)),
             "user": target["user"],
             "timestamp": target["timestamp"],
-            "history": _lists(past["title"].chunk(0), history),
+            "history": _lists(seen["title"].chunk(0), lengths),
             "history_ratings": ratings,
             "target": target["title"],
             "target_rating": target["rating"],
@@ -74,12 +77,25 @@ def _examples(table: pa.Table, ends: np.ndarray, history: int, split: str) -> pa
     return pa.concat_tables(chunks)
 
 
-def cut(interactions: pa.Table, history: int) -> Windows:
-    """Cut interactions (``schema.INTERACTIONS``, in file order) into windows and split them by global time 8:1:1.
+class _Log(NamedTuple):
+    """Interactions in the order of users and then times: (N,) each."""
 
-    Each interaction with ``history`` earlier ones of its user, by time and then file order, becomes the target of one
-    window. Let b1 < b2 be the times where validation and test begin. Guaranteed: every training target is earlier than
-    b1, every validation target in [b1, b2), every test target at b2 or later; a training row, history included, holds
+    times: np.ndarray
+    user: np.ndarray
+    """Number of the user."""
+    place: np.ndarray
+    """Number of earlier interactions of the same user."""
+    left: np.ndarray
+    """Number of later ones."""
+    ends: np.ndarray
+    """Rows that can be targets, in the order of time."""
+
+
+def _by_time(log: _Log) -> tuple[list[np.ndarray], np.ndarray]:
+    """Targets of each split and the rows that training may see, by global time 8:1:1.
+
+    Let b1 < b2 be the times where validation and test begin. Guaranteed: every training target is earlier than b1,
+    every validation target in [b1, b2), every test target at b2 or later; a training row, history included, holds
     nothing from b1 on; popularity and genre choice count the interactions before b1 (of all users, those with too short
     a past included). Histories of validation and test rows reach back as far as they do for a system in service: into
     training, and those of test rows into validation.
@@ -87,35 +103,79 @@ def cut(interactions: pa.Table, history: int) -> Windows:
     Where a source has positions instead of times, global time is the position: within a user (Amazon), training holds
     everybody's early interactions and test the late ones of long-time users; in a file (Steam), training holds the
     users at its top. The guarantee stands, but one user's training row may then be younger than another's test row.
+    """
+    valid, test = borders(log.times[log.ends])
+    return np.split(log.ends, [valid, test]), log.times < log.times[log.ends[valid]]
+
+
+def _by_place(log: _Log) -> tuple[list[np.ndarray], np.ndarray]:
+    """The last interaction of every user is a test target, the one before it a validation target (leave last two)."""
+    left = log.left[log.ends]
+    return [log.ends[left > 1], log.ends[left == 1], log.ends[left == 0]], log.left > 1
+
+
+def _by_user(log: _Log, last_only: bool) -> tuple[list[np.ndarray], np.ndarray]:
+    """Users in the order of their last interaction, 8:1:1: training holds the first, whole (S-DPO, LLaRA)."""
+    users = log.user[log.ends[log.left[log.ends] == 0]]  # in the order of time
+    if len(users) < 3:
+        raise ValueError(
+            f"Found {len(users)} users with a past long enough, wanted at least 3 to split 8:1:1. Add interactions."
+        )
+    valid = min(max(1, round(0.8 * len(users))), len(users) - 2)
+    test = min(max(valid + 1, round(0.9 * len(users))), len(users) - 1)
+    part = np.full(log.user.max() + 1, -1)
+    part[users] = np.repeat([0, 1, 2], [valid, test - valid, len(users) - test])
+    of = part[log.user[log.ends]]
+    shown = (of == 0) | (log.left[log.ends] == 0) | (not last_only)
+    return [log.ends[(of == i) & shown] for i in range(3)], part[log.user] == 0
+
+
+def cut(
+    interactions: pa.Table, history: int, split: str = "time", least: int | None = None, targets: str = "last"
+) -> Windows:
+    """Cut interactions (``schema.INTERACTIONS``, in file order) into windows and split them.
+
+    Each interaction with at least ``least`` earlier ones of its user (default: ``history``), by time and then file
+    order, becomes the target of one window, whose history is the last ``history`` of them. ``split`` is `time`
+    (:func:`_by_time`), `leave_last_two` (:func:`_by_place`) or `sequences` (:func:`_by_user`; ``targets`` says whether
+    validation and test hold the `last` interaction of a user or `all`).
 
     Raises:
-        ValueError: no user has more than ``history`` interactions, or all windows have one or two times.
+        ValueError: no user has a past long enough, all windows have one or two times, or a split is empty.
     """
     interactions = schema.check(interactions, schema.INTERACTIONS, "interactions")
+    least = history if least is None else least
     users = interactions["user"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     order = np.lexsort((interactions["timestamp"].to_numpy(), users))  # stable: file order breaks ties
     table, users = interactions.take(order), users[order]
     sizes = np.bincount(users)
-    if not len(sizes) or sizes.max() <= history:
+    wanted = least + (2 if split == "leave_last_two" else 0)  # so that a user's earliest test row has a training row
+    if not len(sizes) or sizes.max() <= wanted:
         raise ValueError(
             f"No user has a past long enough: the longest has {sizes.max(initial=0)} interactions, wanted more than "
-            f"{history}. Lower --history, or name other data."
+            f"{wanted}. Lower --history or --min-history, or name other data."
         )
     place = np.arange(len(users)) - (np.cumsum(sizes) - sizes)[users]
-    ends = np.flatnonzero(place >= history)
+    ends = np.flatnonzero((place >= least) & (sizes[users] > wanted))
     times = table["timestamp"].to_numpy()
     ends = ends[np.lexsort((order[ends], times[ends]))]
-    valid, test = borders(times[ends])
-    parts = zip(SPLITS, np.split(ends, [valid, test]), strict=True)
-    short = sizes <= history
+    log = _Log(times, users, place, sizes[users] - 1 - place, ends)
+    if split == "time":
+        parts, seen = _by_time(log)
+    elif split == "leave_last_two":
+        parts, seen = _by_place(log)
+    else:
+        parts, seen = _by_user(log, targets == "last")
+    short = sizes <= wanted
     counts = {
         "users": len(sizes),
         "users_too_short": int(short.sum()),
         "dropped_rows_of_short_users": int(sizes[short].sum()),
-        "rows_only_in_histories": int(history * (~short).sum()),
+        "rows_only_in_histories": int(least * (~short).sum()),
     }
-    before = table.filter(pa.array(times < times[ends[valid]]))
-    return Windows({split: _examples(table, rows, history, split) for split, rows in parts}, before["title"], counts)
+    named = zip(SPLITS, parts, strict=True)
+    tables = {name: _examples(table, rows, np.minimum(place[rows], history), name) for name, rows in named}
+    return Windows(tables, table.filter(pa.array(seen))["title"], counts)
 
 
 def ready(windows: pl.DataFrame, history: int) -> Windows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,16 @@ if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
 
 
-def popular_lists(examples: pa.Table, catalogue: Catalogue, k: int) -> list[list[str]]:
-    """Return the ``k`` most popular items of the training split without the example's history, ties by item index.
+def popular_lists(
+    examples: pa.Table, catalogue: Catalogue, k: int, leave_out: Sequence[Collection[str]] | None = None
+) -> list[list[str]]:
+    """Return the ``k`` most popular items of the training split for every row, ties by item index.
 
-    ``examples`` follows schema.EXAMPLES; one list per row, shorter where the catalogue has too few items left.
+    ``examples`` follows schema.EXAMPLES. A list has none of its row's ``leave_out``, by default the row's history; it
+    is shorter where the catalogue has too few items left.
     """
     order = np.argsort(-catalogue.popularity, kind="stable")
-    histories = [set(history) for history in examples["history"].to_pylist()]
-    longest = k + max(map(len, histories), default=0)
+    without = list(map(set, examples["history"].to_pylist() if leave_out is None else leave_out))
+    longest = k + max(map(len, without), default=0)
     titles = [catalogue.titles[item] for item in order[:longest]]
-    return [list(islice((title for title in titles if title not in history), k)) for history in histories]
+    return [list(islice((title for title in titles if title not in one), k)) for one in without]

@@ -49,11 +49,12 @@ class Command:
         raise AssertionError(f"no {what} in {seconds} s:\n{self.log.read_text()[-4000:]}")
 
     def until_inside(self, phase: str, seconds: float = 300) -> dict:
-        """Wait until a phase has done steps or parts and is not finished."""
+        """Wait until a phase is at work, for some steps, parts or tenths of a second, and is not finished."""
 
         def inside(trace: dict) -> bool:
             running = trace["running"].get(phase, {})
-            return bool(running.get("step") or running.get("parts")) and not (self.folder / phase / "DONE").exists()
+            begun = running.get("step") or running.get("parts") or time.time() - running.get("started", 1e12) > 0.3
+            return bool(begun) and not (self.folder / phase / "DONE").exists()
 
         return self.until(inside, f"step inside {phase}", seconds)
 

@@ -1,0 +1,236 @@
+"""Sequential recommenders and Popular on the rows of any source: trained by Ray Train, ranked over the whole catalogue.
+
+Every model is a phase of a run folder, ``00/NAME``, so a run that was stopped goes on with the models that are left.
+Lists are made twice: of all items, as those of a language model, and without what the user met (``masked``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayrec import cluster, console, plan
+from rayrec.config import BaselinesConfig, SequentialConfig
+from rayrec.data import Dataset, load, schema
+from rayrec.data.candidates import touched
+from rayrec.grounding import EMBEDDERS
+from rayrec.metrics import evaluate
+from rayrec.models import sequential
+from rayrec.models.popular import popular_lists
+from rayrec.runs import Run, check_claim, read_json, write_json
+
+#: How a model is written in tables.
+NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
+#: The two kinds of lists, and what the names of their metrics end in in --json.
+_PLACES = {"unmasked": "_unmasked", "masked": ""}
+
+
+def run(config: BaselinesConfig) -> Path | None:
+    """Train and rank every model that is not done; returns the run folder, or None after ``--dry-run``.
+
+    Raises:
+        ValueError: settings or data that no model can serve, before anything is trained.
+    """
+    config = cluster.settle_paths(config)
+    check(config.sequential)
+    cluster.check_address(config)
+    gpu, data = cluster.has_gpu(config), load(config.data)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
+    if (longest := max(config.sequential.top_k)) > len(data.catalogue):
+        raise ValueError(f"--top-k {longest} asks for more than the catalogue's {len(data.catalogue)} items. Lower it.")
+    features = _features(config.sequential, data)
+    name = config.output.name or f"{data.source}-baselines-seed{config.data.seed}"
+    root = Path(config.output.runs or "runs").absolute() / name
+    console.log("data", ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in data.counts.items()))
+    if config.output.dry_run:
+        check_claim(root, config, data.content_hash)
+        return None
+    work = Run(root, config, data.content_hash)
+    plan.write_inputs(root, data)
+    phases = [f"00/{model}" for model in config.sequential.models]
+    left = [phase for phase in phases if not work.done(phase)]
+    work.trace.attempt(left=left)
+    if set(left) - {"00/popular"}:
+        cluster.connect(config, gpu)
+        cluster.interrupt_on_signals()
+    for phase in left:
+        _make(phase, config, data, work, gpu, features)
+    records, seconds = work.write_metrics(phases), work.trace.facts("seconds")
+    console.print_iteration_table([r | {"seconds": seconds.get(r["phase"])} for r in records])
+    if config.json:
+        write_json(Path(config.json), _summary(records, phases, seconds))
+    console.log("run folder", str(root))
+    return root
+
+
+def check(settings: SequentialConfig) -> None:
+    """Refuse settings out of range.
+
+    Raises:
+        ValueError: with the flag, its value and what was wanted.
+    """
+    for name in ("hidden", "lr", "batch", "epochs", "patience"):
+        if not 0 < (value := getattr(settings, name)) < float("inf"):
+            raise ValueError(f"--{name} is {value}, wanted a finite number above 0.")
+    for name in ("weight_decay", "sampled"):
+        if (value := getattr(settings, name)) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted 0 or more.")
+    if not 0 <= settings.dropout < 1:
+        raise ValueError(f"--dropout is {settings.dropout}, wanted a share below 1.")
+    for name in ("models", "top_k"):
+        values = getattr(settings, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"--{name.replace('_', '-')} is {values}, wanted at least one value, each once.")
+    if min(settings.top_k) < 1:
+        raise ValueError(f"--top-k is {settings.top_k}, wanted list lengths of 1 or more.")
+    if "morec" in settings.models and not settings.embedder_path:
+        raise ValueError("--models morec reads item vectors from titles. Add --embedder-path FOLDER.")
+
+
+def _features(settings: SequentialConfig, data: Dataset) -> Any:
+    """The frozen text embeddings of the titles, [I, E] float32 of length 1, where a model reads them."""
+    import torch
+
+    if "morec" not in settings.models:
+        return None
+    vectors: Any = EMBEDDERS[settings.embedder](settings.embedder_path).embed(data.catalogue.titles)
+    return torch.nn.functional.normalize(vectors.float())
+
+
+def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bool, features: Any) -> None:
+    """Train one model and write its lists and metrics."""
+    name, settings = phase.split("/")[1], config.sequential
+    rows, k = pa.concat_tables([data.valid, data.test]), max(settings.top_k)
+    folder, begun, report = work.begin(phase), time.time(), {}
+    with work.trace.phase(phase, "baselines") as facts:
+        if name == "popular":
+            met = touched(data.train)
+            lists = {"unmasked": popular_lists(rows, data.catalogue, k, [()] * len(rows))}
+            lists["masked"] = popular_lists(rows, data.catalogue, k, _met(rows, met))
+            made = {place: (titles, [[] for _ in titles]) for place, titles in lists.items()}
+        else:
+            report = _train(name, config, data, folder, gpu, features if name == "morec" else None)
+            made = _rank(folder, data, rows, k)
+        tables, records = [], []
+        for place, (titles, logprobs) in made.items():
+            tables.append(_table(rows, name, place, titles, logprobs))
+            base = {"kind": "baseline", "model": NAMES[name], "phase": phase, "iteration": 0, "decode": place}
+            for split, part, start in (("test", data.test, len(data.valid)), ("valid", data.valid, 0)):
+                found = evaluate(tables[-1].slice(start, len(part)), part, data.catalogue, settings.top_k)
+                records.append({**base, "split": split, **report, **found})
+        pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
+        facts["seconds"] = time.time() - begun
+    work.finish(phase, {"records": records})
+    console.log(phase, f"done in {time.time() - begun:.0f} s")
+
+
+def _train(name: str, config: BaselinesConfig, data: Dataset, folder: Path, gpu: bool, features: Any) -> dict:
+    """Train through Ray Train; the model lies in ``folder``, with the validation of every epoch."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings, placement = config.sequential, config.placement
+    shape = {"items": len(data.catalogue), "hidden": settings.hidden, "dropout": settings.dropout}
+    shape["length"] = config.data.history
+    fitting = {f.name: getattr(settings, f.name) for f in dataclasses.fields(sequential.Fitting)}
+    rows = sequential.sequences_of(data.train, data.catalogue), sequential.known_rows(data.valid, data.catalogue)
+    task = {
+        "name": name,
+        "shape": shape,
+        "how": sequential.Fitting(**fitting),
+        "seed": config.data.seed,
+        "rows": ray.put((*rows, features)),
+        "folder": str(folder),
+        "threads": placement.threads,
+        "gpu": gpu,
+    }
+    TorchTrainer(
+        _work,
+        train_loop_config=task,
+        scaling_config=ScalingConfig(num_workers=placement.train_workers, use_gpu=gpu),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"train-{name}",
+            storage_path=str(folder.parents[1] / ".ray_train"),
+            failure_config=FailureConfig(max_failures=placement.max_deaths),
+        ),
+    ).fit()
+    return read_json(folder / "report.json")
+
+
+def _work(task: dict) -> None:
+    """Ray Train's function in every worker."""
+    import os
+
+    import ray
+    import torch
+    import torch.distributed as dist
+    from ray import train
+
+    rank, world = train.get_context().get_world_rank(), train.get_context().get_world_size()
+    torch.set_num_threads(task["threads"] or max(1, (os.cpu_count() or 1) // world))
+    torch.use_deterministic_algorithms(not task["gpu"], warn_only=True)
+    sequences, valid, features = ray.get(task["rows"])
+    model = sequential.build(task["name"], task["shape"], task["seed"], features)
+    model.to("cuda" if task["gpu"] else "cpu")
+    folder = Path(task["folder"])
+    epochs = folder / "epochs.jsonl"
+    epochs.unlink(missing_ok=True)
+
+    def hear(epoch: int, loss: float, found: float) -> None:
+        if rank == 0:
+            with epochs.open("a") as file:
+                file.write(json.dumps({"epoch": epoch, "loss": loss, "valid_NDCG@10": found}) + "\n")
+
+    share = sequential.Share(rank, world, dist.all_reduce)
+    report = sequential.fit(model, sequences, valid, task["seed"], task["how"], share, hear)
+    if rank == 0:
+        sequential.save(model.to("cpu"), folder)
+        write_json(folder / "report.json", report)
+    if world > 1:
+        dist.barrier()
+
+
+def _met(rows: pa.Table, met: dict[str, frozenset[str]]) -> list[set[str]]:
+    """What each row's user met before: in training, and in the row's history."""
+    users, histories = rows["user"].to_pylist(), rows["history"].to_pylist()
+    return [{*met.get(user, ()), *history} for user, history in zip(users, histories, strict=True)]
+
+
+def _rank(folder: Path, data: Dataset, rows: pa.Table, k: int) -> dict[str, tuple[list, list]]:
+    """Titles and log-probabilities of the best ``k`` of all items, and of those that the user had not met."""
+    model, catalogue = sequential.load(folder), data.catalogue
+    histories = sequential.item_numbers(rows["history"].to_pylist(), catalogue)
+    met = sequential.item_numbers(_met(rows, touched(data.train)), catalogue)
+    made = {}
+    for place in _PLACES:
+        items, logprobs = sequential.top_lists(model, histories, k, met if place == "masked" else None)
+        made[place] = ([[catalogue.titles[i] for i in one] for one in items], logprobs)
+    return made
+
+
+def _table(rows: pa.Table, name: str, place: str, titles: list, logprobs: list) -> pa.Table:
+    columns = {"example_id": rows["example_id"], "policy": pa.repeat(name, len(rows))}
+    columns |= {"decode": pa.repeat(place, len(rows)), "target": rows["target"]}
+    texts = pa.array(titles, schema.PREDICTIONS.field("texts").type)
+    columns |= {"texts": texts, "logprobs": pa.array(logprobs, schema.PREDICTIONS.field("logprobs").type)}
+    return schema.check(pa.table(columns | {"titles": texts}), schema.PREDICTIONS, f"predictions of {name}")
+
+
+def _summary(records: list[dict], phases: list[str], seconds: dict[str, float]) -> list[dict]:
+    """One record per model: the metrics on the test rows without what users met, and ``_unmasked`` with it."""
+    made = []
+    for phase in phases:
+        mine = [r for r in records if r["phase"] == phase and r["split"] == "test"]
+        one: dict[str, Any] = {"model": phase.split("/")[1], "N": mine[0]["N"], "seconds": seconds.get(phase)}
+        for record in mine:
+            one |= {f"{k}{_PLACES[record['decode']]}": v for k, v in record.items() if "@" in k and "valid" not in k}
+        made.append(one)
+    return made
