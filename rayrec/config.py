@@ -35,6 +35,11 @@ class DataConfig:
     split: Literal["auto", "time", "leave_last_two", "sequences"] = "auto"
     """`time`: 8:1:1 by global time; `leave_last_two`: a user's last interaction is a test row, the one before it a
     validation row; `sequences`: users 8:1:1 by their last interaction; `auto`: the data's own, else `time`."""
+    protocol: Literal["open", "candidates"] = "open"
+    """`open`: any title is an answer (SPRec); `candidates`: prompts list 20 titles to choose from, the target and 19
+    that the user never met (S-DPO, RecPO)."""
+    ratings: bool = False
+    """Prompts show the ratings of the history (RecPO)."""
     targets: Literal["last", "all"] = "last"
     """Validation and test rows of a user of the split `sequences`: the last interaction, or all."""
     bad_rows: Literal["stop", "drop"] = "stop"
@@ -160,10 +165,11 @@ class LossConfig:
 class EvaluateConfig:
     """How policies answer and how the answers become top-k lists."""
 
-    decode: tuple[Literal["auto", "greedy", "beams", "free_beams", "d3"], ...] = ("greedy",)
+    decode: tuple[Literal["auto", "greedy", "beams", "free_beams", "d3", "score"], ...] = ("greedy",)
     """How lists are made: `greedy` writes one title that is grounded; `beams` takes the best titles of the
     catalogue-constrained beam search; `free_beams` takes the engine's own beam search where it wrote titles; `d3` gives
-    a SASRec a word in `beams`; `auto` is the fastest that is exact, `beams`."""
+    a SASRec a word in `beams`; `auto` is the fastest that is exact, `beams`. With --protocol candidates `greedy` is the
+    candidate that the text names, and `score` ranks the candidates by their probability."""
     d3_alpha: float | None = None
     """Weight of the language model in `d3`, SASRec has the rest; default: the one of 0.1, 0.3, 0.5, 0.7, 0.9 with the
     best NDCG on the validation rows, told with every result."""

@@ -15,10 +15,12 @@ from rayrec import shelf
 from rayrec.data import schema
 from rayrec.data.candidates import touched
 from rayrec.grounding import Embedder, ground
+from rayrec.grounding.choice import chosen_lists
 from rayrec.lanes import Lane, Policy, Shared
 from rayrec.metrics import evaluate
+from rayrec.metrics.choice import choice_metrics
 from rayrec.models import sequential
-from rayrec.models.popular import popular_lists
+from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.sequential import item_numbers
 from rayrec.negatives import NEGATIVES, Draw, Sampler, mixture, negative_statistics
 from rayrec.runs import read_json
@@ -119,7 +121,8 @@ class GenerateLane(Lane):
                 width = 1 if decode == "greedy" else settings.beam_width
                 guide = None if alpha is None else (str(judge), alpha)
                 kind = decode if alpha is None else f"{decode}-{alpha:g}"
-                outputs = self._outputs(f"{name}/{kind}", current, rows, decode, width, guide=guide)
+                choices = rows["candidates"].to_pylist() if decode == "score" else None
+                outputs = self._outputs(f"{name}/{kind}", current, rows, decode, width, choices, guide=guide)
                 return self._predictions(outputs, rows, decode)
 
             def write(folder: Path, facts: dict) -> dict:
@@ -130,7 +133,8 @@ class GenerateLane(Lane):
                         alpha = max(ALPHAS, key=lambda one: self._ndcg(predict(data.valid, "d3", one), data.valid))
                     tables.append(predict(examples, decode, alpha if decode == "d3" else None))
                     record = {"kind": "evaluation", "phase": name, "iteration": t, "policy": current.version}
-                    record |= {"decode": decode, "embedder": settings.embedder if decode == "greedy" else None}
+                    grounded = decode == "greedy" and not self._chooses
+                    record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
                     record |= {"alpha": alpha} if decode == "d3" else {}
                     records += self._scored(record, tables[-1])
                 pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
@@ -153,7 +157,7 @@ class GenerateLane(Lane):
         examples = pa.concat_tables([data.valid, data.test])
 
         def write(folder: Path, facts: dict) -> dict:
-            lists = popular_lists(examples, data.catalogue, k)
+            lists = (popular_choices if self._chooses else popular_lists)(examples, data.catalogue, k)
             predictions = _prediction_table(examples, "popular", "popular", [[]] * len(lists), [[]] * len(lists), lists)
             pq.write_table(predictions, folder / "predictions.parquet")
             record = {"kind": "baseline", "model": "Popular", "phase": "00/baseline", "iteration": 0}
@@ -166,10 +170,17 @@ class GenerateLane(Lane):
         data, top_k = self.shared.data, self.shared.config.evaluate.top_k
         cut = len(data.valid)
         halves = {"test": (predictions.slice(cut), data.test), "valid": (predictions.slice(0, cut), data.valid)}
-        return [
-            {**record, "split": split, **evaluate(made, examples, data.catalogue, top_k)}
-            for split, (made, examples) in halves.items()
-        ]
+        records = []
+        for split, (made, examples) in halves.items():
+            records.append({**record, "split": split, **evaluate(made, examples, data.catalogue, top_k)})
+            if self._chooses:
+                records[-1] |= {"protocol": "candidates", **choice_metrics(made, examples)}
+        return records
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether prompts list candidates (protocol B)."""
+        return self.shared.config.data.protocol == "candidates"
 
     def _parts_of(self, rows: pa.Table) -> int:
         return -(-len(rows) // self.shared.config.evaluate.part)
@@ -192,7 +203,7 @@ class GenerateLane(Lane):
         from rayrec.generators import Guide, Part
 
         template, size = self.shared.template, self.shared.config.evaluate.part
-        prompts = [tuple(template.prompt_ids(history)) for history in rows["history"].to_pylist()]
+        prompts = list(map(tuple, template.prompts(rows)))
         given = [tuple(tuple(template.answer_ids(title)) for title in one) for one in choices or ()]
         items = item_numbers(rows["history"].to_pylist(), self.shared.data.catalogue) if guide else []
         parts = [
@@ -220,10 +231,17 @@ class GenerateLane(Lane):
         self.shared.progress.update(name, done)
 
     def _predictions(self, outputs: pa.Table, examples: pa.Table, decode: str) -> pa.Table:
-        """Turn outputs into top-k lists: greedy text is grounded, beams are taken where they are titles."""
+        """Turn outputs into top-k lists: greedy text is grounded, beams are taken where they are titles.
+
+        Among candidates, greedy text is the one title that it names, and scored ones are ranked.
+        """
         settings, catalogue = self.shared.config.evaluate, self.shared.data.catalogue
         texts, k = outputs["texts"].to_pylist(), max(settings.top_k)
-        if decode == "greedy":
+        if self._chooses:
+            lists = [
+                [title for title in one if title in catalogue.index][:k] for one in chosen_lists(outputs, examples)
+            ]
+        elif decode == "greedy":
             first = [one[0] if one else "" for one in texts]
             lists = ground(first, catalogue, self.embedder, k, settings.popularity_gamma)
         else:

@@ -200,8 +200,17 @@ def _check_together(config: Config) -> None:
                 f"--num-negatives {train.num_negatives}: --negatives {name} has {CANDIDATES - 1} wrong candidates. "
                 "Take fewer."
             )
+    chooses = config.data.protocol == "candidates"
+    modes = {"greedy", "score"} if chooses else {"auto", "greedy", "beams", "free_beams", "d3"}
+    if wrong := sorted(set(evaluate.decode) - modes):
+        raise ValueError(
+            f"--decode {' '.join(wrong)} does not go with --protocol {config.data.protocol}. Take one of "
+            f"{', '.join(sorted(modes))}."
+        )
     longest = max(evaluate.top_k)
-    if set(evaluate.decode) - {"greedy"} and evaluate.beam_width < longest:
+    if chooses and longest > CANDIDATES:
+        raise ValueError(f"--top-k {longest} is longer than a list of {CANDIDATES} candidates. Take at most that.")
+    if set(evaluate.decode) - {"greedy", "score"} and evaluate.beam_width < longest:
         raise ValueError(
             f"--beam-width {evaluate.beam_width} gives fewer titles than --top-k {longest}. "
             f"Take --beam-width {longest}, or a shorter list."
@@ -245,13 +254,13 @@ class Lengths(NamedTuple):
     changed_titles: int
 
 
-def check_lengths(config: Config, data: Dataset, template: Any) -> Lengths:
+def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any) -> Lengths:
     """Measure prompts and answers in tokens and refuse what the model cannot see.
 
     Raises:
         ValueError: a prompt with its answer is longer than ``--max-length``, or a title than ``--max-new-tokens``.
     """
-    tables = (data.train, data.valid, data.test)
+    tables = {id(table): table for table in (data.train, tuning, data.valid, data.test)}.values()
     targets = (title for table in tables for title in table["target"].to_pylist())
     answers = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
     longest_title = max(answers, key=lambda title: answers[title])
@@ -262,7 +271,7 @@ def check_lengths(config: Config, data: Dataset, template: Any) -> Lengths:
             f"{longest}: it could never be generated. "
             f"Take --max-new-tokens {answers[longest_title]} or more."
         )
-    prompts = np.array([len(template.prompt_ids(h)) for table in tables for h in table["history"].to_pylist()])
+    prompts = np.array([len(prompt) for table in tables for prompt in template.prompts(table)])
     room = config.model.max_length - longest
     if int(prompts.max()) > room:
         raise ValueError(

@@ -72,7 +72,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     tuning = rows_to_tune(config, data)
     embedder = make_embedder(config, data)
     base, template = make_base(config, data, scratch)
-    tokens = plan.check_lengths(config, data, template)
+    tokens = plan.check_lengths(config, data, tuning, template)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, len(data.valid) + len(data.test))
     cores, placement = os.cpu_count() or 1, config.placement
@@ -121,6 +121,8 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
             f"{what} reads ratings, but the source {data.source} has none. Take data with ratings (movielens, recbole, "
             "steam-hours), or another objective and no --min-rating."
         )
+    if config.data.ratings and not rated:
+        raise ValueError(f"--ratings: the source {data.source} has none. Take data with ratings, or leave this out.")
     rows = data.train if low is None else data.train.filter(pa.array(ratings >= low))
     if not len(rows):
         raise ValueError(f"--min-rating {low:g}: none of {len(ratings)} training rows is rated so high. Lower it.")
@@ -198,7 +200,8 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     check_model(name)
     context_length(config.model, name)
     tokenizer = load_tokenizer(name)
-    return base, make_template(resolve_template(config.model.template, config.model.model, tokenizer), tokenizer)
+    form = resolve_template(config.model.template, config.model.model, tokenizer)
+    return base, make_template(form, tokenizer, config.data.protocol == "candidates", config.data.ratings)
 
 
 def keep_base(work: Run, base: Path) -> Path:

@@ -9,26 +9,60 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from rayrec.seeds import seed_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 INSTRUCTION = "A user chose these titles, oldest first, one per line:\n"
 QUESTION = "Answer with the one title that this user chooses next, and nothing else."
+#: Wordings of a choice from candidates: what stands before the history, before the candidates, and at the end.
+CHOICES = (
+    (
+        INSTRUCTION,
+        "One of these titles is what the user chose next:\n",
+        "Answer with that one title, and nothing else.",
+    ),
+    (
+        "What a user has chosen so far, from the first to the last:\n",
+        "Candidates for the next choice:\n",
+        "Write the candidate that this user chooses next, exactly as it stands above, and nothing else.",
+    ),
+    (
+        "The history of a user, one title per line:\n",
+        "The next title is on this list:\n",
+        "Which one is it? Copy that title, and write nothing else.",
+    ),
+)
 _PLACEHOLDER = "rayrec-user-content"
 # Llama's chat template writes today's date into the prompt; a run resumed tomorrow must see the same tokens.
 _TODAY = datetime(2024, 7, 26)
 
 
+class Frame(NamedTuple):
+    """The tokens around what a row says."""
+
+    before: list[int]
+    middle: list[int]
+    """Between history and candidates, where there are some."""
+    after: list[int]
+
+
 class Template:
     """One prompt form, bound to a tokenizer; make it with :func:`make_template`. It can be pickled.
 
-    A prompt is ``before``, then every title of the history followed by ``separator``, then ``after``.
+    A prompt is ``before``, then every title of the history followed by ``separator``, in protocol B ``middle`` and the
+    candidates in the same way, then ``after``. Where there are several frames the example's id chooses one, so a row is
+    put in the same words in training and in evaluation.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos_id: int, before: list[int], separator: list[int], after: list[int]):
+    def __init__(self, tokenizer: Tokenizer, eos_id: int, frames: list[Frame], separator: list[int], rated: bool):
         self.tokenizer, self.eos_id = tokenizer, eos_id
-        self.before, self.separator, self.after = before, separator, after
+        self.frames, self.separator, self.rated = frames, separator, rated
         self._cache: dict[str, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -37,13 +71,34 @@ class Template:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, tokenizer=_plain_tokenizer(state["tokenizer"]))
 
-    def prompt_ids(self, history: Sequence[str], ratings: Sequence[float | None] | None = None) -> list[int]:
+    def prompts(self, rows: pa.Table) -> list[list[int]]:
+        """Return the prompt's tokens of every row (schema.EXAMPLES or schema.PREFERENCES)."""
+        names = [n for n in ("example_id", "history", "history_ratings", "candidates") if n in rows.column_names]
+        made = []
+        for row in rows.select(names).to_pylist():
+            ratings, candidates = row.get("history_ratings") if self.rated else None, row.get("candidates")
+            frame = seed_of("prompt", row["example_id"]) % len(self.frames) if len(self.frames) > 1 else 0
+            made.append(self.prompt_ids(row["history"], ratings, candidates, frame))
+        return made
+
+    def prompt_ids(
+        self,
+        history: Sequence[str],
+        ratings: Sequence[float | None] | None = None,
+        candidates: Sequence[str] | None = None,
+        frame: int = 0,
+    ) -> list[int]:
         """Return the prompt's tokens, ``Title | Rating: r`` per title where ``ratings`` are given (RecPO)."""
-        ids = list(self.before)
+        before, middle, after = self.frames[frame]
+        ids = list(before)
         marks = [""] * len(history) if ratings is None else ["" if r is None else f" | Rating: {r:g}" for r in ratings]
         for title, mark in zip(self._encode(history), self._encode(marks), strict=True):
             ids += title + mark + self.separator
-        return ids + self.after
+        if candidates is not None:
+            ids += middle
+            for title in self._encode(candidates):
+                ids += title + self.separator
+        return ids + after
 
     def answer_ids(self, title: str) -> list[int]:
         """Return the tokens of ``title`` as the policy is to write it, EOS included."""
@@ -92,11 +147,12 @@ def resolve_template(name: str, model: str, tokenizer: Any) -> str:
     return "compact" if model == "tiny" else "chat" if tokenizer.chat_template else "instruct"
 
 
-def make_template(name: str, tokenizer: Any) -> Template:
+def make_template(name: str, tokenizer: Any, candidates: bool = False, rated: bool = False) -> Template:
     """Return the template called ``name``.
 
     ``compact`` separates titles by EOS, so that a whole history is a pre-training sequence in which every title is an
     answer; ``instruct`` is plain English; ``chat`` is the same English in the tokenizer's own chat template.
+    ``candidates`` asks for a choice from a list (METHODS section 6), ``rated`` writes the ratings of a history.
 
     Raises:
         ValueError: the name is unknown, or the tokenizer lacks EOS or, for ``chat``, a usable chat template.
@@ -110,17 +166,22 @@ def make_template(name: str, tokenizer: Any) -> Template:
     plain, eos = _plain_tokenizer(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token_id
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if name == "compact":
-        return Template(plain, eos, bos or [eos], [eos], [])
+        # An empty title, which no history has, says that candidates begin or that they end.
+        edge = [eos] if candidates else []
+        return Template(plain, eos, [Frame(bos or [eos], edge, edge)], [eos], rated)
     if name not in ("instruct", "chat"):
         raise ValueError(f"Found template '{name}'. Choose one of compact, instruct, chat.")
     # The placeholder stands for the user's text, which is data: special tokens are read only in the frame around it.
-    frame = ("", "\n") if name == "instruct" else _chat_frame(tokenizer)
-    start, end = (tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in frame)
+    around = ("", "\n") if name == "instruct" else _chat_frame(tokenizer)
+    start, end = (tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in around)
     while bos and start[:1] == bos:
         start = start[1:]
-    template = Template(plain, eos, [], [], [])
-    instruction, newline, question = template._encode([INSTRUCTION, "\n", QUESTION])
-    return Template(plain, eos, bos + start + instruction, newline, question + end)
+    encode = Template(plain, eos, [], [], rated)._encode
+    frames = []
+    for words in CHOICES if candidates else ((INSTRUCTION, "", QUESTION),):
+        instruction, middle, question = encode(words)
+        frames.append(Frame(bos + start + instruction, middle, question + end))
+    return Template(plain, eos, frames, encode(["\n"])[0], rated)
 
 
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:

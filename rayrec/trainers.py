@@ -205,6 +205,8 @@ class Tokenise:
 
     def __call__(self, table: Any) -> Any:
         prompts, answers, neighbours = [], [], []
+        if self.kind != "pretrain":
+            prompts = self.template.prompts(table)
         for row in table.select(["history", "chosen", "rejected", "neighbour"]).to_pylist():
             neighbours.append(None if row["neighbour"] is None else self.template.answer_ids(row["neighbour"]))
             if self.kind == "pretrain":
@@ -212,7 +214,6 @@ class Tokenise:
                 prompts.append(prompt)
                 answers.append([answer])
             else:
-                prompts.append(self.template.prompt_ids(row["history"]))
                 answers.append([self.template.answer_ids(title) for title in (row["chosen"], *row["rejected"])])
         ids = pa.list_(pa.int32())
         kept = table.select(["example_id", "weight", "step", "slot", "scores", "smoothing"])

@@ -18,12 +18,26 @@ if TYPE_CHECKING:
 CANDIDATES = 20
 
 
-def touched(train: pa.Table) -> dict[str, frozenset[str]]:
-    """Titles that each user met, in histories and targets of the rows of ``train`` (schema.EXAMPLES)."""
+def touched(*tables: pa.Table) -> dict[str, frozenset[str]]:
+    """Titles that each user met, in histories and targets of the rows (schema.EXAMPLES)."""
     met: dict[str, set[str]] = defaultdict(set)
-    for row in train.select(["user", "history", "target"]).to_pylist():
-        met[row["user"]].update(row["history"], (row["target"],))
+    for rows in tables:
+        for row in rows.select(["user", "history", "target"]).to_pylist():
+            met[row["user"]].update(row["history"], (row["target"],))
     return {user: frozenset(titles) for user, titles in met.items()}
+
+
+def with_candidates(rows: pa.Table, met: Mapping[str, Collection[str]], catalogue: Catalogue, seed: int) -> pa.Table:
+    """Fill the ``candidates`` of every row (schema.EXAMPLES); ``met`` by user.
+
+    Raises:
+        ValueError: a user met so many items that too few are left.
+    """
+    columns = ["example_id", "user", "timestamp", "history", "target"]
+    lists = [candidates(row, met.get(row["user"], ()), catalogue, seed) for row in rows.select(columns).to_pylist()]
+    at = rows.column_names.index("candidates")
+    field = rows.schema.field(at)
+    return rows.set_column(at, field, pa.array(lists, field.type))
 
 
 def candidates(
@@ -39,14 +53,17 @@ def candidates(
     """
     target = example["target"]
     out = {catalogue.index[t] for t in (*met, *example["history"], target) if t in catalogue.index}
-    free = np.setdiff1d(np.arange(len(catalogue)), sorted(out))
-    if len(free) < count - 1:
+    if len(catalogue) - len(out) < count - 1:
         raise ValueError(
-            f"Example {example['example_id']}: found {len(free)} items that the user never met, wanted {count - 1}. "
-            "Take a larger catalogue."
+            f"Example {example['example_id']}: found {len(catalogue) - len(out)} items that the user never met, wanted "
+            f"{count - 1}. Take a larger catalogue."
         )
     # The target only decides what is left out: the generator knows the user and the time.
     draw = np.random.default_rng(seed_of(seed, "candidates", example["user"], example["timestamp"]))
     place = int(draw.integers(count))
-    titles = [catalogue.titles[i] for i in draw.choice(free, count - 1, replace=False)]
+    # What is left out or was drawn is passed over: a draw without replacement, whatever the size of the catalogue.
+    wrong: dict[int, None] = {}
+    while len(wrong) < count - 1:
+        wrong |= dict.fromkeys(i for i in draw.integers(len(catalogue), size=2 * count).tolist() if i not in out)
+    titles = [catalogue.titles[i] for i in list(wrong)[: count - 1]]
     return [*titles[:place], target, *titles[place:]]

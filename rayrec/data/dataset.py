@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rayrec.config import DataConfig
 from rayrec.data import synthetic, windows
+from rayrec.data.candidates import touched, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.sources import SOURCES, detect
 from rayrec.data.sources.reading import Raw, Truth
@@ -152,7 +153,13 @@ def load(config: DataConfig) -> Dataset:
     train, valid, test = (cut.splits[name] for name in windows.SPLITS)
     counts |= raw.counts | cut.counts | _outside(cut, catalogue)
     counts |= {"catalogue": len(catalogue), "train": len(train), "valid_windows": len(valid), "test_windows": len(test)}
+    every = (train, valid, test)
     valid, test = _sample(valid, config.valid_rows, config.seed, 1), _sample(test, config.test_rows, config.seed, 2)
+    if config.protocol == "candidates":
+        # A training row knows what its user met in training, an evaluated row all that its user ever met.
+        train = with_candidates(train, touched(train), catalogue, config.seed)
+        met = touched(*every)
+        valid, test = (with_candidates(rows, met, catalogue, config.seed) for rows in (valid, test))
     counts |= {"valid": len(valid), "test": len(test)}
     digest = content_hash(catalogue.to_table(), train, valid, test)
     return Dataset(catalogue, train, valid, test, rejected, counts, digest, source, raw.truth)

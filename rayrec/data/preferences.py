@@ -78,6 +78,8 @@ def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array) -> pa.Table:
         "example_id": examples.column("example_id"),
         "policy": policy,
         "history": examples.column("history"),
+        "history_ratings": examples.column("history_ratings"),
+        "candidates": examples.column("candidates"),
         "chosen": examples.column("target"),
         "rejected": rejected,
         "weight": examples.column("weight") if "weight" in examples.column_names else ones,

@@ -38,8 +38,8 @@ CATALOGUE = pa.schema(
     ]
 )
 
-#: One window: up to 10 history titles, oldest first, and the title that came next. A target may be outside the
-#: catalogue.
+#: One window: the last history titles, oldest first, and the title that came next. A target may be outside the
+#: catalogue. ``candidates`` are the titles to choose from, null in protocol A.
 EXAMPLES = pa.schema(
     [
         _field("example_id", pa.string()),
@@ -50,6 +50,7 @@ EXAMPLES = pa.schema(
         _field("history_ratings", _floats, null=True),
         _field("target", pa.string()),
         _field("target_rating", pa.float32(), null=True),
+        _field("candidates", _strings, null=True),
     ]
 )
 
@@ -79,6 +80,8 @@ PREFERENCES = pa.schema(
         _field("example_id", pa.string()),
         _field("policy", pa.string(), null=True),
         _field("history", _strings),
+        _field("history_ratings", _floats, null=True),
+        _field("candidates", _strings, null=True),
         _field("chosen", pa.string()),
         _field("rejected", _strings),
         _field("weight", pa.float32()),

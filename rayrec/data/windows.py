@@ -72,6 +72,7 @@ def _examples(table: pa.Table, ends: np.ndarray, past: np.ndarray, split: str) -
             "history_ratings": ratings,
             "target": target["title"],
             "target_rating": target["rating"],
+            "candidates": pa.nulls(len(rows), pa.list_(pa.string())),
         }
         chunks.append(schema.check(pa.table(columns), schema.EXAMPLES, f"{split} windows"))
     return pa.concat_tables(chunks)
@@ -197,6 +198,7 @@ def ready(windows: pl.DataFrame, history: int) -> Windows:
         table = table.append_column("example_id", _ids(split, part["timestamp"].to_numpy()))
         table = table.append_column("history_ratings", pa.nulls(len(part), pa.list_(pa.float32())))
         table = table.append_column("target_rating", pa.nulls(len(part), pa.float32()))
+        table = table.append_column("candidates", pa.nulls(len(part), pa.list_(pa.string())))
         splits[split] = schema.check(table, schema.EXAMPLES, f"{split} rows")
     train = windows.filter(pl.col("split") == "train")
     rows = train.select("history", "target")

@@ -26,3 +26,13 @@ def popular_lists(
     longest = k + max(map(len, without), default=0)
     titles = [catalogue.titles[item] for item in order[:longest]]
     return [list(islice((title for title in titles if title not in one), k)) for one in without]
+
+
+def popular_choices(examples: pa.Table, catalogue: Catalogue, k: int) -> list[list[str]]:
+    """Return the ``k`` most popular candidates of every row; ties count against the target."""
+    lists = []
+    for target, titles in zip(examples["target"].to_pylist(), examples["candidates"].to_pylist(), strict=True):
+        known = [title for title in titles if title in catalogue.index]
+        known.sort(key=lambda title: (-catalogue.popularity[catalogue.index[title]], title == target))
+        lists.append(known[:k])
+    return lists

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def candidate_lists(examples: pa.Table, catalogue: Catalogue, draw: Draw) -> list[list[str]]:
-    """Return the candidates of each row, the target among them."""
+    """Return the candidates of each row, the target among them: those of its prompt, where it lists some."""
+    if not examples["candidates"].null_count:
+        return examples["candidates"].to_pylist()
     columns = ["example_id", "user", "timestamp", "history", "target"]
     rows = examples.select(columns).to_pylist()
     return [candidates(row, draw.touched.get(row["user"], frozenset()), catalogue, draw.seed) for row in rows]

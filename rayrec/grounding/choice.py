@@ -1,0 +1,59 @@
+"""Which candidates a text names (METHODS section 6)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def named(text: str, candidates: Sequence[str]) -> list[str]:
+    """Return the candidates that stand in ``text``, in their own order.
+
+    Compared as NFC with white space folded, case kept. Longer titles are found first and never overlap, so a title that
+    is part of another one counts only where it stands alone; inside a longer word it is not named.
+    """
+    left, found = _plain(text), set()
+    for title in sorted(candidates, key=lambda one: -len(_plain(one))):
+        left, times = _pattern(_plain(title)).subn("\0", left)
+        if times:
+            found.add(title)
+    return [title for title in candidates if title in found]
+
+
+def chosen_lists(outputs: pa.Table, examples: pa.Table) -> list[list[str]]:
+    """Return the list of each row of ``outputs`` (schema.PREDICTIONS) made for ``examples``, in the same order.
+
+    Candidates that were scored are ranked, ties against the target; a text gives the candidate that it names, or
+    nothing where it names none or several.
+    """
+    lists = []
+    rows = zip(
+        *(outputs[name].to_pylist() for name in ("decode", "texts", "logprobs", "target")),
+        examples["candidates"].to_pylist(),
+        strict=True,
+    )
+    for decode, texts, logprobs, target, candidates in rows:
+        if decode == "score":
+            order = sorted(zip(texts, logprobs, strict=True), key=lambda one: (-one[1], one[0] == target))
+            lists.append([title for title, _ in order])
+        else:
+            found = named(texts[0] if texts else "", candidates)
+            lists.append(found if len(found) == 1 else [])
+    return lists
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+@lru_cache(maxsize=1 << 16)
+def _pattern(title: str) -> re.Pattern[str]:
+    start = r"(?<!\w)" if re.match(r"\w", title) else ""
+    end = r"(?!\w)" if re.search(r"\w$", title) else ""
+    return re.compile(start + re.escape(title) + end if title else r"(?!)")
