@@ -19,32 +19,40 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rayrec.config import METHODS, parse
+from rayrec.config import BASELINES, METHODS, baseline_args, parse
 
 ROOT = Path(__file__).parents[1]
 #: The systems of a published table that are methods of jobs/sprec.py.
 PRESETS = {
-    "table2": "BIGRec SPRec RW D3 DMPO S-DPO RosePO SPRec-noSFT SPRec-noDPO SPRec-RN",
-    "sdpo": "BIGRec DPO S-DPO",
-    "recpo": "BIGRec S-DPO SimPO RecPO",
+    "table2": "BIGRec SPRec SASRec RW D3 DMPO S-DPO RosePO SPRec-noSFT SPRec-noDPO SPRec-RN",
+    "sdpo": "BIGRec GRU4Rec Caser SASRec DPO S-DPO",
+    "recpo": "BIGRec GRU4Rec SASRec S-DPO SimPO RecPO",
 }
+#: Those tables whose prompts list candidates.
+CHOOSING = ("sdpo", "recpo")
+
+
+KNOWN = [*METHODS, *BASELINES]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=KNOWN, metavar="METHOD", help=", ".join(KNOWN))
     parser.add_argument("--preset", choices=PRESETS, help="the methods of a published table")
     parser.add_argument("--scale", choices=("toy", "small", "paper"), default="small", help="--preset of every cell")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--against", default="BIGRec", help="the method that all others are tested against")
-    parser.add_argument("--decode", choices=("beams", "greedy", "free_beams"), default="beams", help="all but D3's")
+    parser.add_argument("--decode", choices=("beams", "greedy", "free_beams", "score"), help="all but D3's")
     parser.add_argument("--k", type=int, default=5, help="length of the lists in the tables")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--name", default="comparison", help="folder of the cells and the tables, in --runs")
     parser.add_argument("--at-once", type=int, default=1, help="cells at once; each reserves its own resources")
     args, rest = parser.parse_known_args()
+    if args.preset in CHOOSING and "--protocol" not in rest:
+        rest += ["--protocol", "candidates"]
+    args.decode = args.decode or ("score" if parse("", rest).data.protocol == "candidates" else "beams")
     methods = list(dict.fromkeys((args.methods or []) + PRESETS.get(args.preset, "").split()))
     try:
         check(args, methods, rest)
@@ -76,14 +84,16 @@ def check(args: argparse.Namespace, methods: list[str], rest: list[str]) -> None
         raise ValueError(f"--at-once is {args.at_once}, wanted at least 1. The default is 1.")
     for method in methods:
         config = plan.resolve(parse("", cell_args(args, method, args.seeds[0], rest)))
+        if method == "MoRec" and not config.evaluate.embedder_path:
+            raise ValueError("MoRec reads item vectors from titles. Add --embedder sentence --embedder-path FOLDER.")
         if args.k not in config.evaluate.top_k:
             raise ValueError(f"--k {args.k} is not among --top-k {config.evaluate.top_k}. Name one of them.")
 
 
 def cell_args(args: argparse.Namespace, method: str, seed: int, rest: list[str]) -> list[str]:
-    """The command line of one cell, but its place."""
-    decode = "d3" if method == "D3" else args.decode
-    return ["--preset", args.scale, "--method", method, "--seed", str(seed), "--decode", decode, *rest]
+    """The command line of one cell, but its place; of a baseline, that of a language model on the same rows."""
+    decode, named = "d3" if method == "D3" else args.decode, [] if method in BASELINES else ["--method", method]
+    return ["--preset", args.scale, *named, "--seed", str(seed), "--decode", decode, *rest]
 
 
 def run_cells(args: argparse.Namespace, methods: list[str], rest: list[str], folder: Path) -> dict[str, str]:
@@ -97,6 +107,9 @@ def run_cells(args: argparse.Namespace, methods: list[str], rest: list[str], fol
         name = f"{method}-seed{seed}"
         place = ["--runs", str(folder), "--name", name]
         command = [sys.executable, str(ROOT / "jobs" / "sprec.py"), *cell_args(args, method, seed, rest), *place]
+        if method in BASELINES:
+            one = baseline_args(parse("", cell_args(args, method, seed, rest)), BASELINES[method])
+            command = [sys.executable, str(ROOT / "jobs" / "baselines.py"), *one, *place]
         print(f"{time.strftime('%X')}  {name}", flush=True)
         begun = time.monotonic()
         with (folder / f"{name}.log").open("a") as log:
@@ -166,7 +179,8 @@ def show(args: argparse.Namespace, methods: list[str], rest: list[str], folder: 
                 cells.append(read_cell(folder / name, method, seed, decode))
     if not cells:
         return False
-    of_popular = {cell.seed: folder / f"{cell.method}-seed{cell.seed}" for cell in cells}
+    tuned = [cell for cell in cells if cell.method not in BASELINES]
+    of_popular = {cell.seed: folder / f"{cell.method}-seed{cell.seed}" for cell in tuned}
     cells = [read_cell(path, "Popular", seed, args.decode) for seed, path in of_popular.items()] + cells
     against = args.against if any(c.method == args.against for c in cells) else cells[0].method
     rows, facts = compare(cells, against, args.k), json.loads((folder / "cells.json").read_text())

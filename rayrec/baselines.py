@@ -21,14 +21,16 @@ from rayrec.data import Dataset, load, schema
 from rayrec.data.candidates import touched
 from rayrec.grounding import EMBEDDERS
 from rayrec.metrics import evaluate
+from rayrec.metrics.choice import choice_metrics
 from rayrec.models import sequential
-from rayrec.models.popular import popular_lists
+from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.runs import Run, check_claim, read_json, write_json
 
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
-#: The two kinds of lists, and what the names of their metrics end in in --json.
-_PLACES = {"unmasked": "_unmasked", "masked": ""}
+#: The kinds of lists, and what the names of their metrics end in in --json: all items, and those that the user had not
+#: met; in protocol B the candidates.
+_PLACES = {"unmasked": "_unmasked", "masked": "", "score": ""}
 
 
 def run(config: BaselinesConfig) -> Path | None:
@@ -109,7 +111,10 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
     rows, k = pa.concat_tables([data.valid, data.test]), max(settings.top_k)
     folder, begun, report = work.begin(phase), time.time(), {}
     with work.trace.phase(phase, "baselines") as facts:
-        if name == "popular":
+        if name == "popular" and config.data.protocol == "candidates":
+            titles = popular_choices(rows, data.catalogue, k)
+            made = {"score": (titles, [[] for _ in titles])}
+        elif name == "popular":
             met = touched(data.train)
             lists = {"unmasked": popular_lists(rows, data.catalogue, k, [()] * len(rows))}
             lists["masked"] = popular_lists(rows, data.catalogue, k, _met(rows, met))
@@ -123,6 +128,8 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
             base = {"kind": "baseline", "model": NAMES[name], "phase": phase, "iteration": 0, "decode": place}
             for split, part, start in (("test", data.test, len(data.valid)), ("valid", data.valid, 0)):
                 found = evaluate(tables[-1].slice(start, len(part)), part, data.catalogue, settings.top_k)
+                if place == "score":
+                    found |= choice_metrics(tables[-1].slice(start, len(part)), part)
                 records.append({**base, "split": split, **report, **found})
         pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
         facts["seconds"] = time.time() - begun
@@ -208,12 +215,26 @@ def _rank(folder: Path, data: Dataset, rows: pa.Table, k: int) -> dict[str, tupl
     """Titles and log-probabilities of the best ``k`` of all items, and of those that the user had not met."""
     model, catalogue = sequential.load(folder), data.catalogue
     histories = sequential.item_numbers(rows["history"].to_pylist(), catalogue)
+    if not rows["candidates"].null_count:
+        return {"score": _choices(model, histories, rows, data, k)}
     met = sequential.item_numbers(_met(rows, touched(data.train)), catalogue)
     made = {}
-    for place in _PLACES:
+    for place in ("unmasked", "masked"):
         items, logprobs = sequential.top_lists(model, histories, k, met if place == "masked" else None)
         made[place] = ([[catalogue.titles[i] for i in one] for one in items], logprobs)
     return made
+
+
+def _choices(model: Any, histories: list[list[int]], rows: pa.Table, data: Dataset, k: int) -> tuple[list, list]:
+    """The best ``k`` candidates of each row and their scores; ties count against the target."""
+    lists, found = [], []
+    asked = zip(rows["target"].to_pylist(), rows["candidates"].to_pylist(), strict=True)
+    for (target, titles), score_I in zip(asked, sequential.each_score(model, histories), strict=True):
+        scored = [(float(score_I[data.catalogue.index[t]]), t) for t in titles if t in data.catalogue.index]
+        scored.sort(key=lambda one: (-one[0], one[1] == target))
+        lists.append([title for _, title in scored[:k]])
+        found.append([score for score, _ in scored[:k]])
+    return lists, found
 
 
 def _table(rows: pa.Table, name: str, place: str, titles: list, logprobs: list) -> pa.Table:

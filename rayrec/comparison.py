@@ -16,10 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayrec.config import BASELINES
 from rayrec.metrics import div_ratio_without, per_row
 from rayrec.runs import read_json
 from rayrec.statistics import bootstrap_mean, holm, jackknife, paired_bootstrap
 
+#: Ways to make lists in protocol A.
+OPEN = ("beams", "greedy", "free_beams", "d3")
 #: Metrics with an interval from the rows; the others are means over seeds.
 ACCURACY = ("HR", "NDCG")
 OTHERS = ("DivRatio", "ORRatio", "MGU", "DGU")
@@ -49,7 +52,11 @@ def read_cell(folder: Path, method: str, seed: int, decode: str) -> Cell:
         ValueError: the run has not come so far, or did not decode so.
     """
     phases = sorted(path.parent for path in folder.glob("*/evaluate/DONE"))
-    last = folder / "00" / "baseline" if method == "Popular" else phases[-1] if phases else folder
+    last = phases[-1] if phases else folder
+    if method == "Popular":
+        last = folder / "00" / "baseline"
+    elif method in BASELINES:
+        last, decode = folder / "00" / BASELINES[method], "unmasked" if decode in OPEN else "score"
     records = read_json(last / "metrics.json")["records"]
     found = [r for r in records if r["split"] == "test" and (method == "Popular" or r["decode"] == decode)]
     if not found:

@@ -387,6 +387,27 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+#: Methods that are no language models: the models of jobs/baselines.py.
+BASELINES = {"SASRec": "sasrec", "GRU4Rec": "gru4rec", "Caser": "caser", "MoRec": "morec"}
+
+
+def baseline_args(config: Config, model: str) -> list[str]:
+    """The command line of jobs/baselines.py for one model on the rows of ``config``."""
+    found = {f.name: getattr(config.data, f.name) for f in dataclasses.fields(config.data)}
+    found |= {"models": model, "top_k": config.evaluate.top_k}
+    found |= {"train_workers": config.placement.train_workers, "threads": config.placement.threads}
+    if model == "morec":
+        found["embedder_path"] = config.evaluate.embedder_path
+    args: list[str] = []
+    for name, value in found.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            args.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            args += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return args
+
+
 def with_method(config: Config, method: str) -> Config:
     """The configuration with the settings of one of :data:`METHODS`."""
     groups = dict(METHODS[method])

@@ -24,7 +24,8 @@ FILES = sorted((ROOT / "rayrec").rglob("*.py"))
 
 #: A flag that goes, comes or changes its name breaks somebody's script: change this list on purpose.
 FLAGS = """
---source --data --history --min-history --split --targets --protocol --ratings --no-ratings --bad-rows --test-rows --valid-rows --seed
+--source --data --history --min-history --split --targets --protocol --ratings --no-ratings --bad-rows
+--test-rows --valid-rows --seed
 --model --template --lora-rank --lora-alpha --lora-dropout --max-length --max-new-tokens --tiny-hidden --tiny-layers
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
 --iterations --first-rows --first-epochs --first-lr --rows-per-iteration --min-rating --reweight
@@ -205,8 +206,8 @@ FLOORS = {
     1: "config data seeds",
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
-    4: "baselines cluster comparison comparison_page console engines figures generate_lane generators lanes page plan prepare "
-    "published report runs selfplay session shelf timeline tracking train_lane trainers worker",
+    4: "baselines cluster comparison comparison_page console engines figures generate_lane generators lanes page plan "
+    "prepare published report runs selfplay session shelf timeline tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}

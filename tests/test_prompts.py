@@ -2,13 +2,14 @@
 
 import pickle
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rayrec.prompts import INSTRUCTION, QUESTION, make_template, resolve_template
+from rayrec.prompts import CHOICES, INSTRUCTION, QUESTION, make_template, resolve_template
 
 CHAT = (
     "{{ bos_token }}<|start|>system\nToday is {{ strftime_now('%Y') }}, {{ date_string }}.<|eot_id|>"
@@ -116,3 +117,27 @@ def test_names() -> None:
         make_template("chat", tokenizer(chat=CHAT.replace("{{ m.content }}", "{{ m.content * 2 }}")))
     with pytest.raises(ValueError, match="compact, instruct, chat"):
         make_template("poem", TOKENIZER)
+
+
+def test_candidates_stand_after_the_history_in_words_that_the_id_chooses() -> None:
+    template = make_template("chat", TOKENIZER, candidates=True, rated=True)
+    assert len(template.frames) == len(CHOICES) > 1
+    rows = [
+        {"example_id": f"e{i}", "history": ["Heat"], "history_ratings": [4.5], "candidates": ["Ran", "M"]}
+        for i in range(40)
+    ]
+    asked = template.prompts(pa.Table.from_pylist(rows))
+    texts = [TOKENIZER.decode(ids).split("user\n")[1].split("<|eot_id|>")[0] for ids in asked]
+    wanted = [f"{before}Heat | Rating: 4.5\n{middle}Ran\nM\n{after}" for before, middle, after in CHOICES]
+    assert set(texts) == set(wanted)  # all wordings occur
+    assert asked == template.prompts(pa.Table.from_pylist(rows)) and asked[::-1] == template.prompts(
+        pa.Table.from_pylist(rows[::-1])
+    )
+
+
+def test_compact_candidates_are_set_off_from_the_history() -> None:
+    template = make_template("compact", TOKENIZER, candidates=True)
+    history = template.prompt_ids(["Heat", "Ran"], None, ["M"])
+    listed = template.prompt_ids(["Heat"], None, ["Ran", "M"])
+    assert history != listed and history.count(EOT) == listed.count(EOT) == 5
+    assert history == make_template("compact", TOKENIZER).prompt_ids(["Heat", "Ran", "", "M", ""])

@@ -197,6 +197,25 @@ CASES = {
     "shares": (["--negatives", "random:0.5", "popular:0.4"], ["sum to 1, found 0.9"]),
     "semantic by title": (["--negatives", "semantic"], ["sentence embedder", "Add --embedder sentence"]),
     "a decoder twice": (["--decode", "greedy", "greedy"], ["--decode is", "each once", "Name them"]),
+    "score without candidates": (
+        ["--decode", "score"],
+        ["--decode score does not go with --protocol open", "Take one"],
+    ),
+    "beams among candidates": (
+        ["--protocol", "candidates", "--decode", "beams"],
+        ["--decode beams does not go with --protocol candidates", "greedy, score"],
+    ),
+    "more than the candidates": (
+        ["--protocol", "candidates", "--top-k", "1", "21"],
+        ["--top-k 21", "a list of 20 candidates", "at most"],
+    ),
+    "no room for candidates": (
+        ["--protocol", "candidates"],
+        ["items that the user never met", "Take a larger catalogue"],
+    ),
+    "ratings of a source without": (["--data", "{root}/unrated", "--ratings"], ["--ratings: the source csv has none"]),
+    "min_history": (["--min-history", "11"], ["--min-history is 11, wanted 1 to --history 10"]),
+    "targets of another split": (["--targets", "all"], ["--targets all is read by --split sequences"]),
     "d3_alpha": (["--decode", "d3", "--d3-alpha", "1.5"], ["--d3-alpha is 1.5", "from 0 to 1", "have it tuned"]),
     "d3_alpha without d3": (["--d3-alpha", "0.5"], ["is read by --decode d3 alone", "leave this out"]),
     "tiny_hidden": (["--tiny-hidden", "33"], ["tiny_hidden 33", "a multiple of 32", "such as 128"]),

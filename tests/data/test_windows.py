@@ -113,3 +113,47 @@ def test_ready_windows_keep_the_most_recent_titles():
     assert made.counts == {"users": 5, "test_rows_also_in_train": 1}  # b, c → d
     with pytest.raises(ValueError, match="valid split has no rows"):
         ready(frame.filter(pl.col("split") != "valid"), 2)
+
+
+def log_of(sizes, ratings=None):
+    """Users whose titles say whose they are and when: user 1's third is ``1-2``; times are distinct."""
+    rows = [(f"u{u}", f"{u}-{n}", None, 100 * n + u) for u, size in enumerate(sizes) for n in range(size)]
+    return interactions(rows)
+
+
+def test_the_last_two_of_every_user_are_left_out():
+    made = cut(log_of([5, 3, 2, 4]), history=2, split="leave_last_two", least=1)
+    named = {name: [(row["history"], row["target"]) for row in made.splits[name].to_pylist()] for name in SPLITS}
+    assert named["test"] == [(["3-1", "3-2"], "3-3"), (["0-2", "0-3"], "0-4")]  # in the order of time
+    assert named["valid"] == [(["3-0", "3-1"], "3-2"), (["0-1", "0-2"], "0-3")]
+    assert named["train"] == [(["0-0"], "0-1"), (["3-0"], "3-1"), (["0-0", "0-1"], "0-2")]
+    assert made.counts["users_too_short"] == 2 and made.counts["dropped_rows_of_short_users"] == 5
+    shown = set(made.training_titles.to_pylist())
+    assert not shown & {"0-3", "0-4", "3-2", "3-3"} and {"0-2", "3-1"} <= shown
+    with pytest.raises(ValueError, match="longest has 3 interactions, wanted more than 3"):
+        cut(log_of([3, 3]), 2, "leave_last_two", 1)
+
+
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_users_are_split_by_their_last_interaction(targets):
+    made = cut(log_of([4] * 20), history=10, split="sequences", least=2, targets=targets)
+    users = {name: set(made.splits[name]["user"].to_pylist()) for name in SPLITS}
+    assert [len(users[name]) for name in SPLITS] == [16, 2, 2]
+    assert users["test"] == {"u18", "u19"} and users["valid"] == {"u16", "u17"}  # who came last
+    assert len(made.splits["train"]) == 32 and made.splits["train"]["history"][0].as_py() == ["0-0", "0-1"]
+    assert len(made.splits["test"]) == (2 if targets == "last" else 4)
+    if targets == "last":
+        assert made.splits["test"]["history"].to_pylist() == [["18-0", "18-1", "18-2"], ["19-0", "19-1", "19-2"]]
+    seen = {title.split("-")[0] for title in made.training_titles.to_pylist()}
+    assert seen == {str(u) for u in range(16)}
+    with pytest.raises(ValueError, match="2 users with a past long enough, wanted at least 3"):
+        cut(log_of([4] * 2), 10, "sequences", 2)
+
+
+def test_a_history_is_as_long_as_the_past_and_no_longer_than_asked():
+    made = cut(log_of([9] * 4), history=5, split="time", least=2)
+    rows = pa.concat_tables(made.splits.values()).to_pylist()
+    assert len(rows) == 4 * 7
+    for row in rows:
+        user, place = map(int, row["target"].split("-"))
+        assert row["history"] == [f"{user}-{n}" for n in range(max(0, place - 5), place)]

@@ -110,6 +110,14 @@ def alive(pids: set[int]) -> set[int]:
     return left
 
 
+def gone(pids: set[int], seconds: float = 15) -> bool:
+    """Whether all of ``pids`` have ended within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return not alive(pids)
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of all runs of the session."""

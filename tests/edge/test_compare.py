@@ -11,7 +11,7 @@ import pytest
 
 from tests.edge.conftest import ROOT, TOY
 
-SMALL = ["--iterations", "0", "--engine", "torch", *TOY[2:]]
+SMALL = ["--iterations", "0", "--engine", "torch", "--protocol", "candidates", *TOY[2:]]
 
 
 def compare(*args: str) -> subprocess.CompletedProcess:
@@ -34,6 +34,7 @@ def test_cells_share_the_first_training_and_make_a_table(runs: Path) -> None:
         for metric in ("HR@5", "NDCG@5", "DivRatio@5", "ORRatio@5"):
             assert rows[name][metric]["value"] == pytest.approx(record[metric])
         assert rows[name]["seconds"] > 1 and rows[name]["memory"] > 10**8 and name in done.stdout
+    assert rows["BIGRec"]["HR@5"]["value"] > 0 and rows["Popular"]["HR@5"]["value"] > 0.25  # chance is 5 in 20
     trace = json.loads((folder / "RW-seed0" / "trace.json").read_text())["traceEvents"]
     taken = {e["name"] for e in trace if "taken_from" in e["args"]}
     assert taken == {"00/pretrain"}  # its first SFT has weights of its own

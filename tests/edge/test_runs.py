@@ -6,13 +6,12 @@ import itertools
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
-from tests.edge.conftest import Command, alive, contents, descendants, read_trace
+from tests.edge.conftest import Command, contents, descendants, gone, read_trace
 
 PHASES = ["00/pretrain", "00/baseline", "00/sft", "00/evaluate"]
 PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
@@ -106,8 +105,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     command.process.send_signal(signal.SIGINT)
     assert command.process.wait(30) == 130
     assert "the same command goes on" in command.log.read_text()
-    time.sleep(15)
-    assert not alive(started)
+    assert gone(started)
 
     folder = Command(runs, "killed", *args).wait()
     assert "01/prefer: finished, but policy/model.safetensors is damaged" in command.log.read_text()

@@ -19,7 +19,7 @@ from rayrec.data.catalogue import Catalogue
 from rayrec.models.sequential.caser import Caser
 from rayrec.models.sequential.gru4rec import GRU4Rec
 from rayrec.models.sequential.items import SequentialModel, pad
-from rayrec.models.sequential.ranking import ndcg, scores, top_lists
+from rayrec.models.sequential.ranking import each_score, ndcg, scores, top_lists
 from rayrec.models.sequential.rows import item_numbers, known_rows, sequences_of
 from rayrec.models.sequential.sasrec import SASRec
 from rayrec.models.sequential.training import Fitting, Share, fit
@@ -37,6 +37,7 @@ __all__ = [
     "SequentialModel",
     "Share",
     "build",
+    "each_score",
     "fit",
     "fit_sasrec",
     "item_numbers",

@@ -29,6 +29,12 @@ def _blocks(
         yield start, scores(model, histories[start : start + size])
 
 
+def each_score(model: SequentialModel, histories: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """Yield the log-probability of every item after each history, [I]."""
+    for _, score_BI in _blocks(model, histories):
+        yield from score_BI.log_softmax(-1)
+
+
 def ndcg(model: SequentialModel, histories: Sequence[Sequence[int]], targets: Sequence[int], k: int = 10) -> float:
     """Return the mean NDCG@k of the targets among all items; ties count against the target."""
     gains = []

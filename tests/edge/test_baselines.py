@@ -1,0 +1,60 @@
+"""jobs/baselines.py: real Ray Train workers, and a folder that resumes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.edge.conftest import ROOT, read_trace
+
+SMALL = ["--history", "10", "--test-rows", "300", "--valid-rows", "100", "--hidden", "16", "--dropout", "0"]
+SMALL += ["--epochs", "2", "--threads", "1"]
+
+
+def baselines(*args: str) -> None:
+    command = [sys.executable, "jobs/baselines.py", *SMALL, *args]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rows_of(folder: Path, name: str) -> list[dict]:
+    """Test predictions of a model with what each row's user had in the history and in the candidates."""
+    test = {row["example_id"]: row for row in pq.read_table(folder / "examples" / "test.parquet").to_pylist()}
+    made = pq.read_table(folder / "00" / name / "predictions.parquet").to_pylist()
+    return [{**test[row["example_id"]], **row} for row in made if row["example_id"] in test]
+
+
+def epochs_of(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / "00" / name / "epochs.jsonl").read_text().splitlines()]
+
+
+def test_models_are_trained_ranked_and_kept(tmp_path: Path) -> None:
+    folder, found = tmp_path / "b", tmp_path / "found.json"
+    args = ["--runs", str(tmp_path), "--name", "b", "--json", str(found), "--models", "sasrec"]
+    baselines(*args)
+    first = json.loads(found.read_text())
+    assert first[0]["model"] == "sasrec" and first[0]["seconds"] > 0
+    assert 0 < first[0]["HR@10"] < 1 and 0 < first[0]["HR@10_unmasked"] < 1
+    epochs = epochs_of(folder, "sasrec")
+    assert [e["epoch"] for e in epochs] == [1, 2] and epochs[1]["loss"] < epochs[0]["loss"]
+    masked = [row for row in rows_of(folder, "sasrec") if row["decode"] == "masked"]
+    assert len(masked) == 300 and not any(set(row["history"]) & set(row["titles"]) for row in masked)
+
+    baselines(*args, "popular")  # another model in the same folder: what is there stays
+    second = json.loads(found.read_text())
+    assert second[:1] == first and second[1]["model"] == "popular"
+    assert [a["left"] for a in read_trace(folder)["attempts"]] == [["00/sasrec"], ["00/popular"]]
+
+    # Two workers read the same batches; the lists are made of the candidates.
+    two = ["--models", "sasrec", "--protocol", "candidates", "--train-workers", "2"]
+    baselines("--runs", str(tmp_path), "--name", "two", *two)
+    losses = [[e["loss"] for e in epochs_of(tmp_path / name, "sasrec")] for name in ("two", "b")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    chosen = rows_of(tmp_path / "two", "sasrec")
+    assert {row["decode"] for row in chosen} == {"score"} and all(len(row["candidates"]) == 20 for row in chosen)
+    assert all(set(row["titles"]) <= set(row["candidates"]) for row in chosen)

@@ -1,0 +1,53 @@
+"""What jobs/baselines.py refuses before anything is trained, and how candidates are ranked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tyro
+
+from rayrec.baselines import run
+from rayrec.config import BaselinesConfig, baseline_args, parse
+from tests.conftest import DATA
+
+REFUSED = [
+    (["--models", "morec"], "--models morec reads item vectors from titles. Add --embedder-path FOLDER"),
+    (["--models", "sasrec", "sasrec"], "--models is .*, wanted at least one value, each once"),
+    (["--hidden", "0"], "--hidden is 0, wanted a finite number above 0"),
+    (["--dropout", "1"], "--dropout is 1.0, wanted a share below 1"),
+    (["--sampled", "-1"], "--sampled is -1, wanted 0 or more"),
+    (["--data", "nowhere"], "--data nowhere: there is no such file or folder"),
+    (["--min-history", "60"], "--min-history is 60, wanted 1 to --history 50"),
+    (["--targets", "all"], "--targets all is read by --split sequences"),
+    (["--top-k", "100000"], "--top-k 100000 asks for more than the catalogue's"),
+]
+
+
+@pytest.mark.parametrize(("args", "says"), REFUSED)
+def test_wrong_words_are_refused(tmp_path: Path, args: list[str], says: str) -> None:
+    config = tyro.cli(BaselinesConfig, args=[*args, "--runs", str(tmp_path)])
+    with pytest.raises(ValueError, match=says):
+        run(config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data")
+def test_data_that_is_split_is_not_split_again(tmp_path: Path) -> None:
+    args = ["--data", str(DATA / "sprec" / "Goodreads"), "--split", "time", "--runs", str(tmp_path)]
+    with pytest.raises(ValueError, match="--split time: sprec data is split already"):
+        run(tyro.cli(BaselinesConfig, args=args))
+
+
+def test_popular_alone_needs_no_cluster_and_ranks_candidates(tmp_path: Path) -> None:
+    args = ["--history", "10", "--test-rows", "200", "--valid-rows", "50", "--models", "popular"]
+    folder = run(tyro.cli(BaselinesConfig, args=[*args, "--protocol", "candidates", "--runs", str(tmp_path)]))
+    assert folder is not None
+    text = (folder / "metrics.jsonl").read_text()
+    assert '"ValidRatio": 1.0' in text and '"decode": "score"' in text
+
+
+def test_a_baseline_has_the_rows_of_the_language_models() -> None:
+    config = parse("", ["--test-rows", "77", "--seed", "3", "--protocol", "candidates", "--top-k", "1", "5"])
+    made = tyro.cli(BaselinesConfig, args=baseline_args(config, "caser"))
+    assert made.data == config.data and made.sequential.models == ("caser",) and made.sequential.top_k == (1, 5)
