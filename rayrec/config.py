@@ -175,10 +175,11 @@ class EvaluateConfig:
     best NDCG on the validation rows, told with every result."""
     beam_width: int = 10
     top_k: tuple[int, ...] = (1, 5, 10)
-    embedder: Literal["title", "sentence"] = "title"
-    """Grounding: `title` is exact match, then character n-gram TF-IDF; `sentence` is a static embedder folder."""
+    embedder: Literal["title", "sentence", "lm"] = "title"
+    """Grounding: `title` is exact match, then character n-gram TF-IDF; `sentence` a sentence embedder; `lm` the last
+    hidden state of a language model (BIGRec)."""
     embedder_path: str | None = None
-    """Folder of the `sentence` embedder (model2vec or sentence-transformers)."""
+    """Folder of the `sentence` embedder (model2vec or sentence-transformers) or of the `lm`, by default --model."""
     popularity_gamma: float = 0.0
     """Exponent of BIGRec's popularity weight in grounding; 0 switches it off."""
     engine: Literal["auto", "vllm", "torch"] = "auto"

@@ -190,7 +190,7 @@ def _check_together(config: Config) -> None:
             "--no-sft and --no-prefer leave an iteration nothing to do. Leave one of them out, or add --iterations 0."
         )
     for name in mixture.parse(train.negatives):
-        if NEGATIVES[name].needs_embedder and evaluate.embedder != "sentence":
+        if NEGATIVES[name].needs_embedder and evaluate.embedder == "title":
             raise ValueError(
                 f"--negatives {name} compares titles by a sentence embedder. Add --embedder sentence and "
                 "--embedder-path FOLDER."

@@ -19,7 +19,7 @@ from rayrec import cluster, plan, tracking
 from rayrec.config import Config
 from rayrec.data import Dataset, load
 from rayrec.data.reweight import by_genre
-from rayrec.grounding import EMBEDDERS, Embedder
+from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
 from rayrec.objectives import SCORED
 from rayrec.prompts import Template, make_template, resolve_template
 from rayrec.runs import Run
@@ -169,11 +169,17 @@ def choose_engine(config: Config) -> Literal["vllm", "torch"]:
 def make_embedder(config: Config, data: Dataset) -> Embedder:
     """The embedder that grounds greedy text."""
     name, path = config.evaluate.embedder, config.evaluate.embedder_path
+    if name == "lm" and not path and Path(config.model.model).expanduser().is_dir():
+        path = config.model.model
     if name == "title":
         return EMBEDDERS[name](data.catalogue.titles)
     if not path:
-        raise ValueError(f"--embedder {name} needs --embedder-path, a model2vec or sentence-transformers folder.")
-    return EMBEDDERS[name](path)
+        kind = "a Hugging Face language model's" if name == "lm" else "a model2vec or sentence-transformers"
+        raise ValueError(f"--embedder {name} needs --embedder-path, {kind} folder.")
+    embedder = EMBEDDERS[name](path)
+    if not config.output.share:
+        return embedder
+    return KeptEmbedder(embedder, f"{name} {content_hash(path)}", run_folder(config).parent / ".shared" / "embeddings")
 
 
 def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Template]:

@@ -17,7 +17,17 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rayrec.data.catalogue import Catalogue
-from rayrec.grounding import LanguageModelEmbedder, SentenceEmbedder, TitleEmbedder, fold, ground, neighbours
+from rayrec.grounding import (
+    EMBEDDERS,
+    KeptEmbedder,
+    LanguageModelEmbedder,
+    SentenceEmbedder,
+    TitleEmbedder,
+    fold,
+    forget,
+    ground,
+    neighbours,
+)
 from rayrec.grounding.neighbours import nearest
 
 WORDS = ["[PAD]", "[UNK]", "blue", "red", "moon", "sun"]
@@ -226,3 +236,36 @@ def test_language_model_vectors_leave_the_adapter_out():
     with torch.no_grad():
         moved = adapted.get_base_model().base_model(torch.tensor([[3, 4]])).last_hidden_state[:, -1]
     assert not torch.allclose(moved, bare)
+
+
+def test_vectors_of_a_catalogue_are_made_once(tmp_path):
+    catalogue = _catalogue(["0 1", "1 0"])
+    first = Points()
+    wanted = ground(["5 6"], catalogue, KeptEmbedder(first, "points 1", tmp_path), k=2)
+    assert first.asked == ["5 6", "0 1", "1 0"] and len(list(tmp_path.iterdir())) == 1
+    forget()
+    again = Points()
+    assert ground(["5 6"], catalogue, KeptEmbedder(again, "points 1", tmp_path), k=2) == wanted
+    assert again.asked == ["5 6"]
+    # Another embedder or other titles are other files, and a damaged file is made again.
+    ground(["5 6"], catalogue, KeptEmbedder(Points(), "points 2", tmp_path), k=2)
+    ground(["5 6"], _catalogue(["0 1"]), KeptEmbedder(Points(), "points 1", tmp_path), k=1)
+    assert len(list(tmp_path.iterdir())) == 3
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:20])
+    forget()
+    damaged = Points()
+    assert ground(["5 6"], catalogue, KeptEmbedder(damaged, "points 1", tmp_path), k=2) == wanted
+    assert damaged.asked == ["5 6", "0 1", "1 0"]
+
+
+def test_a_language_model_is_opened_by_its_folder(tmp_path):
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **size, num_key_value_heads=2)).eval()
+    model.save_pretrained(tmp_path)
+    _tokenizer().save_pretrained(tmp_path)
+    here, there = LanguageModelEmbedder(model, _tokenizer()), EMBEDDERS["lm"](tmp_path)
+    torch.testing.assert_close(there.embed(["blue", "red moon"]), here.embed(["blue", "red moon"]))
+    with pytest.raises(ValueError, match=r"no config.json in .*absent"):
+        EMBEDDERS["lm"](tmp_path / "absent")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rayrec.grounding.kept import KeptEmbedder
 from rayrec.grounding.lm import LanguageModelEmbedder
 from rayrec.grounding.neighbours import Embedder, Vectors, nearest
 from rayrec.grounding.sentence import SentenceEmbedder
@@ -19,10 +20,19 @@ if TYPE_CHECKING:
 EMBEDDERS: dict[str, Callable[..., Embedder]] = {
     "title": TitleEmbedder,
     "sentence": SentenceEmbedder,
-    "lm": LanguageModelEmbedder,
+    "lm": LanguageModelEmbedder.from_folder,
 }
 
-__all__ = ["EMBEDDERS", "Embedder", "LanguageModelEmbedder", "SentenceEmbedder", "TitleEmbedder", "fold", "ground"]
+__all__ = [
+    "EMBEDDERS",
+    "Embedder",
+    "KeptEmbedder",
+    "LanguageModelEmbedder",
+    "SentenceEmbedder",
+    "TitleEmbedder",
+    "fold",
+    "ground",
+]
 
 
 def ground(
@@ -55,7 +65,12 @@ def ground(
 @lru_cache(maxsize=2)
 def _embedded(embedder: Embedder, titles: tuple[str, ...]) -> Vectors:
     """Embed a catalogue once: kept by content, since embedders are equal where they embed equally."""
-    return embedder.embed(titles)
+    return embedder.embed_catalogue(titles) if isinstance(embedder, KeptEmbedder) else embedder.embed(titles)
+
+
+def forget() -> None:
+    """Let go of the catalogues whose vectors are in memory."""
+    _embedded.cache_clear()
 
 
 def _minmax(values: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,23 @@ class LanguageModelEmbedder:
 
     def __init__(self, model: Any, tokenizer: Any, batch: int = 64) -> None:
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> LanguageModelEmbedder:
+        """Open a Hugging Face causal language model, in float32 on the CPU.
+
+        Raises:
+            ValueError: ``path`` is no folder of such a model with safetensors weights.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if not (Path(path) / "config.json").is_file():
+            raise ValueError(f"Found no config.json in {path}, wanted the folder of a Hugging Face language model.")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read as a Hugging Face language model: {error}") from error
+        return cls(model.eval(), AutoTokenizer.from_pretrained(path))
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
