@@ -24,6 +24,7 @@ Holm's correction over the table. ● lies on the Pareto front of NDCG and DivRa
 {% for cell in row %}<td{% if loop.first %} class="word policy"{% endif %}>{{ cell }}</td>{% endfor %}
 </tr>{% endfor %}</tbody></table></div>{% endfor %}
 <h2>Accuracy against diversity</h2><figure>{{ points|safe }}</figure>
+{% if effect %}<h2>Effect of {{ setting }}</h2><figure>{{ effect|safe }}</figure>{% endif %}
 {% if bars %}<h2>Genres</h2>
 <p class="quiet">Share of the lists minus share of the histories, mean over seeds (SPRec fig. 3).</p>
 <figure>{{ bars|safe }}</figure>{% endif %}
@@ -50,8 +51,16 @@ def head_of(k: int, against: str) -> list[str]:
     return ["method", *names, f"ΔHR to {against}", f"ΔNDCG to {against}"]
 
 
-def page(rows: Sequence[Row], published: Sequence[Row], k: int, against: str, title: str, subtitle: str) -> str:
-    """The page as HTML; every text in it is escaped."""
+def page(
+    rows: Sequence[Row],
+    published: Sequence[Row],
+    k: int,
+    against: str,
+    title: str,
+    subtitle: str,
+    setting: str = "",
+) -> str:
+    """The page as HTML; every text in it is escaped. ``setting`` is what rows with ``varied`` differ in."""
     from jinja2 import Environment
 
     from rayrec.page import STYLE
@@ -77,6 +86,8 @@ def page(rows: Sequence[Row], published: Sequence[Row], k: int, against: str, ti
             against=against,
             tables=tables,
             points=figures.methods(rows, k),
+            setting=setting,
+            effect=figures.effect(rows, setting, k) if setting else "",
             bars=figures.genre_bars(dict(list(gaps.items())[:7]), k) if len(gaps) > 1 else "",
         )
     )

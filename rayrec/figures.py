@@ -242,6 +242,35 @@ def methods(rows: Sequence[Row], k: int) -> str:
     return _draw((10, 4.6), paint, (0.55, 0.4, 0.3, 0.45))
 
 
+def effect(rows: Sequence[Row], setting: str, k: int) -> str:
+    """Draw how the metrics of each method follow a setting, with 95 % intervals where there are some.
+
+    ``rows`` are those of :func:`rayrec.comparison.compare`; those with ``varied`` (method and value) are drawn.
+    """
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if "varied" in row:
+            lines.setdefault(row["varied"]["method"], []).append(row)
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, 3)
+        for axes, name in zip(panels, (f"NDCG@{k}", f"DivRatio@{k}", f"ORRatio@{k}"), strict=True):
+            for number_, (method, members) in enumerate(lines.items()):
+                colour, marker = SERIES[number_ % len(SERIES)]
+                known = sorted((r["varied"]["value"], r[name]) for r in members if r[name]["value"] is not None)
+                x, y = [value for value, _ in known], [one["value"] for _, one in known]
+                spans: dict[str, Any] = {}
+                if all(one["low"] is not None for _, one in known):
+                    low = [one["value"] - one["low"] for _, one in known]
+                    spans["yerr"] = [low, [one["high"] - one["value"] for _, one in known]]
+                axes.errorbar(x, y, **spans, color=colour, marker=marker, markersize=4, linewidth=0.9, label=method)
+            axes.set(xlabel=setting, ylabel=name)
+            axes.set_ylim(bottom=0)
+        _legend(figure, panels[0].get_legend_handles_labels()[0])
+
+    return _draw((10, 3.4), paint, (0.55, 0.4, 0.3, 0.45))
+
+
 def genre_gaps(row: Row) -> tuple[int, dict[str, float]] | None:
     """Return (k, {genre: d_g}) at the smallest k of a row's ``genres`` that has them, or None where none has.
 

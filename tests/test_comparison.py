@@ -104,6 +104,15 @@ def test_page_and_csv_hold_every_method_and_escape() -> None:
     assert lines[0]["ΔHR@5.p_holm"] == "" and lines[1]["seeds"] == "0 1 2"
 
 
+def test_a_varied_setting_is_drawn() -> None:
+    cells = [cell(f"SPRec beta={value:g}", seed, value / 2) for value in (0.1, 0.5, 1.0) for seed in (0, 1)]
+    rows = compare([*(c for c in CELLS[:2]), *cells], "BIGRec", 5)
+    for row in rows[1:]:
+        row["varied"] = {"method": "SPRec", "value": float(row["method"].split("=")[1])}
+    page = comparison_page.page(rows, [], 5, "BIGRec", "t", "about", "beta")
+    assert "<h2>Effect of beta</h2>" in page and page.count("<svg") == 3
+
+
 def test_published_rows_are_of_the_papers_data_only() -> None:
     assert {row["method"] for row in published("/x/sprec/MovieLens/")} >= {"BIGRec", "SPRec", "D3"}
     assert {row["N"] for row in published("MovieLens")} == {980}

@@ -47,26 +47,3 @@ def pq_rows(folder: Path) -> list[dict]:
     import pyarrow.parquet as pq
 
     return pq.read_table(folder / "00" / "sft" / "rows.parquet").to_pylist()
-
-
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        ([], "No method is named. Add --methods"),
-        (["--methods", "SPRec"], "--against BIGRec is not compared"),
-        (["--methods", "BIGRec", "--seeds", "1", "1"], "--seeds [1, 1] has one twice"),
-        (["--methods", "BIGRec", "--k", "7"], "--k 7 is not among --top-k"),
-        (["--methods", "BIGRec", "--lr", "-1"], "--lr is -1.0"),
-        (["--methods", "BIGRec", "--at-once", "0"], "--at-once is 0"),
-    ],
-)
-def test_wrong_words_are_refused_before_any_cell(tmp_path: Path, args: list[str], says: str) -> None:
-    done = compare(*args, "--runs", str(tmp_path))
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {says}") and not list(tmp_path.iterdir())
-
-
-def test_unknown_methods_and_flags_are_refused(tmp_path: Path) -> None:
-    done = compare("--methods", "GRPO", "--runs", str(tmp_path))
-    assert done.returncode == 2 and "invalid choice: 'GRPO'" in done.stderr
-    done = compare("--methods", "BIGRec", "--learning-rate", "1", "--runs", str(tmp_path))
-    assert done.returncode == 2 and "--learning-rate" in done.stderr and not list(tmp_path.iterdir())

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.edge.conftest import ROOT, TOY, contents, read_trace
 from tests.edge.test_runs import records
 
@@ -36,16 +34,3 @@ def test_a_policy_is_evaluated_as_in_its_own_run(runs: Path, overlapped: Path) -
     events = read_trace(folder)["traceEvents"]
     assert not [e for e in events if e["pid"] == "trainers"]  # no training process was started
     assert json.loads((folder / "config.json").read_text())["config"]["train"]["first_rows"] == 0
-
-
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        ([], "--policy is missing"),
-        (["--policy"], "--policy is missing"),
-        (["--policy", "./nowhere"], "--model ./nowhere: no such folder"),
-    ],
-)
-def test_no_policy_is_refused(tmp_path: Path, args: list[str], says: str) -> None:
-    done = evaluate(*TOY, "--runs", str(tmp_path), *args)
-    assert done.returncode == 1 and says in done.stderr and not list(tmp_path.iterdir())
