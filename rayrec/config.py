@@ -90,6 +90,9 @@ class TrainConfig:
     first_lr: float = 3e-4
     rows_per_iteration: int = 2048
     """Training rows drawn for each iteration, without replacement until the split is used up."""
+    target: Literal["next", "utility", "nearest"] = "next"
+    """Which title a tuning row asks for: the next one; `utility`: of the next ten the one with the largest rating over
+    the root of its distance (RecPO); `nearest`: the first of them that is rated --min-rating or more."""
     min_rating: float | None = None
     """Rows whose target is rated lower are left out of SFT and preference steps (RecPO takes 4); they are counted."""
     reweight: Literal["none", "genre"] = "none"
@@ -379,7 +382,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "DMPO": {"loss": {"objective": "dmpo"}, "train": {"negatives": ("random",), "num_negatives": 3}, "offline": {}},
     "RecPO": {
         "loss": {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": "ratio"},
-        "train": {"negatives": ("candidates",), "num_negatives": 3, "min_rating": 4.0},
+        "train": {"negatives": ("candidates",), "num_negatives": 3, "target": "utility", "min_rating": 4.0},
         "offline": {},
     },
     "RosePO": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("self_hard",)}, "offline": {}},

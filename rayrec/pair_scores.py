@@ -43,6 +43,34 @@ def ahead(train: pa.Table, reach: int = NEVER[1] - 1) -> Ahead:
     return found
 
 
+def retarget(train: pa.Table, how: str, least: float, reach: int = NEVER[1] - 1) -> tuple[pa.Table, list[list[str]]]:
+    """Ask each row of ``train`` (schema.EXAMPLES) for the best of its user's next ``reach`` titles (RecPO section 3).
+
+    ``how`` is `utility`, the largest s/√d (the nearer one of equals), or `nearest`, the first rated ``least`` or more;
+    where there is none the row keeps its target. Returns the rows and, for each, all the titles that came next.
+    """
+    of_user: dict[str, list[int]] = defaultdict(list)
+    users, times = train["user"].to_pylist(), train["timestamp"].to_pylist()
+    for i in sorted(range(len(train)), key=lambda i: times[i]):  # stable: the order of the rows breaks ties
+        of_user[users[i]].append(i)
+    titles, ratings = train["target"].to_pylist(), train["target_rating"].to_pylist()
+    worth = [NEVER[0] if rating is None else rating for rating in ratings]
+    chosen, later = list(range(len(train))), [[] for _ in range(len(train))]
+    for rows in of_user.values():
+        for place, i in enumerate(rows):
+            ahead_ = rows[place : place + reach]
+            later[i] = [titles[j] for j in ahead_]
+            if how == "utility":
+                chosen[i] = max(range(len(ahead_)), key=lambda d: worth[ahead_[d]] / (d + 1) ** 0.5)
+            else:
+                chosen[i] = next((d for d, j in enumerate(ahead_) if worth[j] >= least), 0)
+            chosen[i] = ahead_[chosen[i]]
+    for name in ("target", "target_rating"):
+        at = train.column_names.index(name)
+        train = train.set_column(at, train.schema.field(at), train[name].take(pa.array(chosen)))
+    return train, later
+
+
 def with_utilities(rows: pa.Table, known: Ahead) -> pa.Table:
     """Fill ``scores`` with φ(s, d) = s/√d (RecPO section 3) of the chosen and then of the rejected answers."""
     pairs = rows.select(["example_id", "chosen", "rejected"]).to_pylist()

@@ -18,9 +18,11 @@ import pyarrow as pa
 from rayrec import cluster, plan, tracking
 from rayrec.config import Config
 from rayrec.data import Dataset, load
+from rayrec.data.candidates import touched, with_candidates
 from rayrec.data.reweight import by_genre
 from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
 from rayrec.objectives import SCORED
+from rayrec.pair_scores import retarget
 from rayrec.prompts import Template, make_template, resolve_template
 from rayrec.runs import Run
 
@@ -123,7 +125,9 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
         )
     if config.data.ratings and not rated:
         raise ValueError(f"--ratings: the source {data.source} has none. Take data with ratings, or leave this out.")
-    rows = data.train if low is None else data.train.filter(pa.array(ratings >= low))
+    rows = _retargeted(config, data, rated)
+    ratings = rows["target_rating"].to_numpy()
+    rows = rows if low is None else rows.filter(pa.array(ratings >= low))
     if not len(rows):
         raise ValueError(f"--min-rating {low:g}: none of {len(ratings)} training rows is rated so high. Lower it.")
     if config.loss.margin == "log_diff":
@@ -135,6 +139,20 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
             )
     if config.train.reweight == "genre":
         rows = rows.append_column("weight", pa.array(by_genre(rows, data.catalogue).astype(np.float32)))
+    return rows
+
+
+def _retargeted(config: Config, data: Dataset, rated: bool) -> pa.Table:
+    """The training rows with the titles that ``--target`` asks for; candidates list all that came next (RecPO)."""
+    how, low = config.train.target, config.train.min_rating
+    if how == "next":
+        return data.train
+    if not rated or low is None:
+        missing = f"the source {data.source} has no ratings" if not rated else "--min-rating is missing"
+        raise ValueError(f"--target {how} reads ratings, and {missing}. Add --min-rating 4, or take --target next.")
+    rows, later = retarget(data.train, how, low)
+    if config.data.protocol == "candidates":
+        rows = with_candidates(rows, touched(data.train), data.catalogue, config.data.seed, later)
     return rows
 
 

@@ -28,7 +28,7 @@ FLAGS = """
 --test-rows --valid-rows --seed
 --model --template --lora-rank --lora-alpha --lora-dropout --max-length --max-new-tokens --tiny-hidden --tiny-layers
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
---iterations --first-rows --first-epochs --first-lr --rows-per-iteration --min-rating --reweight
+--iterations --first-rows --first-epochs --first-lr --rows-per-iteration --target --min-rating --reweight
 --negatives --num-negatives
 --equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
 --row-tokens --activation-checkpointing --no-activation-checkpointing

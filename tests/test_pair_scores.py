@@ -12,6 +12,7 @@ import torch
 
 from rayrec import pair_scores
 from rayrec.data import preferences, schema
+from rayrec.data.candidates import CANDIDATES, candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.windows import cut
 from rayrec.grounding import TitleEmbedder
@@ -89,3 +90,33 @@ def test_doubts_are_the_oracles_and_strange_text_is_its_nearest_title(train: pa.
         wanted = torch.sigmoid(score_I[rejected] - score_I[catalogue.index[row["target"]]]).item()
         assert doubt == pytest.approx([min(wanted, 0.5)] * len(doubt), rel=1e-5)
     assert len(doubts[0]) == 2 and doubts[2] == [0.0]
+
+
+def test_targets_are_the_best_of_what_came_next(train: pa.Table) -> None:
+    """RecPO section 3 by brute force, for ann: film n is rated n % 5 + 1."""
+    best, later = pair_scores.retarget(train, "utility", 4)
+    nearest, _ = pair_scores.retarget(train, "nearest", 4)
+    last = 10 + len(train) // 2
+    for row, near, titles in zip(best.to_pylist(), nearest.to_pylist(), later, strict=True):
+        u, n = ("ann", "bob").index(row["user"]), row["timestamp"] // 100
+        coming = list(range(n, min(n + 10, last)))
+        assert titles == [f"Film {(5 * u + m) % 30}" for m in coming]
+        m = max(coming, key=lambda m: ((m % 5 + 1) / (m - n + 1) ** 0.5, -m))
+        assert (row["target"], row["target_rating"]) == (f"Film {(5 * u + m) % 30}", m % 5 + 1)
+        m = next((m for m in coming if m % 5 + 1 >= 4), n)
+        assert (near["target"], near["target_rating"]) == (f"Film {(5 * u + m) % 30}", m % 5 + 1)
+    assert best["history"].equals(train["history"]) and best["target"] != train["target"]
+
+
+def test_candidates_of_a_training_row_may_list_what_came_next() -> None:
+    catalogue = Catalogue.from_items([f"Film {i}" for i in range(60)], [[]] * 60)
+    row = {"example_id": "e", "user": "ann", "timestamp": 3, "history": ["Film 0", "Film 1"], "target": "Film 5"}
+    met = {f"Film {i}" for i in range(12)}
+    later = ["Film 4", "Film 5", "Film 6", "Film 1"]
+    found = candidates(row, met, catalogue, 0, also=later)
+    assert len(set(found)) == CANDIDATES and {"Film 4", "Film 5", "Film 6"} == set(found) & met
+    places = set()
+    for time in range(40):
+        listed = candidates({**row, "timestamp": time}, met, catalogue, 0, also=later)
+        places.add((listed.index("Film 4"), listed.index("Film 5")))
+    assert len(places) > 25  # neither stands in a place of its own

@@ -185,6 +185,11 @@ CASES = {
     ),
     "no ratings for a limit": (["--data", "{root}/unrated", "--min-rating", "4"], ["--min-rating 4 reads ratings"]),
     "no genres for RW": (["--data", "{root}/plain", "--method", "RW"], ["--reweight genre", "no genre", "with genres"]),
+    "a target without ratings": (
+        ["--data", "{root}/unrated", "--target", "utility"],
+        ["--target utility reads ratings", "has no ratings", "--target next"],
+    ),
+    "a target without a limit": (["--target", "nearest"], ["--min-rating is missing", "Add --min-rating 4"]),
     "no row rated so high": (["--min-rating", "9"], ["--min-rating 9: none of", "Lower it"]),
     "log_diff of low ratings": (
         ["--objective", "recpo", "--margin", "log_diff"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,23 +27,41 @@ def touched(*tables: pa.Table) -> dict[str, frozenset[str]]:
     return {user: frozenset(titles) for user, titles in met.items()}
 
 
-def with_candidates(rows: pa.Table, met: Mapping[str, Collection[str]], catalogue: Catalogue, seed: int) -> pa.Table:
-    """Fill the ``candidates`` of every row (schema.EXAMPLES); ``met`` by user.
+def with_candidates(
+    rows: pa.Table,
+    met: Mapping[str, Collection[str]],
+    catalogue: Catalogue,
+    seed: int,
+    also: Sequence[Sequence[str]] | None = None,
+) -> pa.Table:
+    """Fill the ``candidates`` of every row (schema.EXAMPLES); ``met`` by user, and by row what is listed ``also``.
 
     Raises:
         ValueError: a user met so many items that too few are left.
     """
     columns = ["example_id", "user", "timestamp", "history", "target"]
-    lists = [candidates(row, met.get(row["user"], ()), catalogue, seed) for row in rows.select(columns).to_pylist()]
+    listed = rows.select(columns).to_pylist()
+    more = also or [()] * len(listed)
+    lists = [
+        candidates(row, met.get(row["user"], ()), catalogue, seed, also=extra)
+        for row, extra in zip(listed, more, strict=True)
+    ]
     at = rows.column_names.index("candidates")
     field = rows.schema.field(at)
     return rows.set_column(at, field, pa.array(lists, field.type))
 
 
 def candidates(
-    example: Mapping[str, Any], met: Collection[str], catalogue: Catalogue, seed: int, count: int = CANDIDATES
+    example: Mapping[str, Any],
+    met: Collection[str],
+    catalogue: Catalogue,
+    seed: int,
+    count: int = CANDIDATES,
+    also: Sequence[str] = (),
 ) -> list[str]:
     """Return ``count`` distinct titles in random order: the target, and items neither ``met`` nor in the history.
+
+    ``also``: wrong titles that are listed whether met or not, such as what the user came to later (RecPO).
 
     Draw and order depend on (seed, user, time of the example) and never on the target, so a place in the list tells
     nothing about a title. (S-DPO's published LastFM lists place each target at a constant position.)
@@ -62,8 +80,12 @@ def candidates(
     draw = np.random.default_rng(seed_of(seed, "candidates", example["user"], example["timestamp"]))
     place = int(draw.integers(count))
     # What is left out or was drawn is passed over: a draw without replacement, whatever the size of the catalogue.
-    wrong: dict[int, None] = {}
+    known = [t for t in also if t in catalogue.index and t != target and t not in example["history"]]
+    wrong = dict.fromkeys([catalogue.index[title] for title in known][: count - 1])
+    given = len(wrong)
     while len(wrong) < count - 1:
         wrong |= dict.fromkeys(i for i in draw.integers(len(catalogue), size=2 * count).tolist() if i not in out)
     titles = [catalogue.titles[i] for i in list(wrong)[: count - 1]]
+    if given:
+        titles = [titles[i] for i in draw.permutation(len(titles))]
     return [*titles[:place], target, *titles[place:]]
