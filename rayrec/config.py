@@ -185,8 +185,12 @@ class EvaluateConfig:
     """Folder of the `sentence` embedder (model2vec or sentence-transformers) or of the `lm`, by default --model."""
     popularity_gamma: float = 0.0
     """Exponent of BIGRec's popularity weight in grounding; 0 switches it off."""
-    engine: Literal["auto", "vllm", "torch"] = "auto"
-    """Generation engine; `auto` takes vllm where it is installed."""
+    engine: Literal["auto", "vllm", "torch", "chat"] = "auto"
+    """Generation engine; `auto` takes vllm where it is installed, `chat` asks an OpenAI-compatible endpoint."""
+    endpoint: str | None = None
+    """Address of the endpoint of `chat`, such as http://127.0.0.1:8000/v1; its key is read from OPENAI_API_KEY."""
+    served: str | None = None
+    """Name of the model that the endpoint serves."""
     part: int = 64
     """Prompts of one part: the unit that one generator makes in one call and that is made again after a death."""
 
@@ -245,6 +249,11 @@ class Config:
     evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
     output: Annotated[OutputConfig, tyro.conf.arg(name="")] = field(default_factory=OutputConfig)
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether a tiny model is trained from scratch first."""
+        return self.model.model == "tiny" and self.evaluate.engine != "chat"
 
     @property
     def reads_oracle(self) -> bool:
@@ -364,6 +373,11 @@ PRESETS = {
 #: the first SFT, on all the rows of the iterations that they stand for.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "zero-shot": {"train": {"first_rows": 0, "iterations": 0}},
+    "ChatRec": {
+        "train": {"first_rows": 0, "iterations": 0},
+        "evaluate": {"engine": "chat"},
+        "model": {"template": "instruct"},
+    },
     "BIGRec": {"train": {"iterations": 0}},
     "D3": {"train": {"iterations": 0}, "evaluate": {"decode": ("d3",)}},
     "RW": {"train": {"iterations": 0, "reweight": "genre"}},

@@ -44,7 +44,7 @@ class Setup:
     titles: tuple[str, ...]
     """The catalogue, for catalogue-constrained beams."""
     gpu: bool
-    engine: Literal["vllm", "torch"]
+    engine: Literal["vllm", "torch", "chat"]
     threads: int
 
 

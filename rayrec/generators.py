@@ -58,7 +58,10 @@ class Generator:
 
         opens.install()
         self.setup, self.seed, self.template = setup, setup.config.data.seed, setup.template
-        self.engine = {"vllm": VllmEngine, "torch": TorchEngine}[setup.engine](setup)
+        from rayrec.chat import ChatEngine
+
+        engines = {"vllm": VllmEngine, "torch": TorchEngine, "chat": ChatEngine}
+        self.engine = engines[setup.engine](setup)
         self.beams = BeamEngine(setup)
         self.versions: dict[int, str] = {}
 
@@ -182,6 +185,8 @@ class GeneratorPool:
                         self._ready.notify_all()
                 if deaths > self.config.placement.max_deaths:
                     return self._fail(RuntimeError(f"{what}, {deaths} times in all: {error}"))
+            except self._ray.exceptions.RayTaskError as error:
+                return self._fail(error.cause if isinstance(error.cause, ConnectionError) else error)
             except BaseException as error:  # the error is told to whoever waits for the part
                 return self._fail(error)
         self._bury(actor)

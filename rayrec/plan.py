@@ -44,7 +44,7 @@ def phases(config: Config, evaluated: int) -> list[PhasePlan]:
     train, model = config.train, config.model
     plan: list[PhasePlan] = []
     start: tuple[str, ...] = ()
-    if model.model == "tiny":
+    if config.pretrains:
         rows = model.pretrain_steps * model.pretrain_batch
         plan.append(PhasePlan("00/pretrain", "pretrain", (), rows, model.pretrain_steps))
         start = ("00/pretrain",)
@@ -200,6 +200,16 @@ def _check_together(config: Config) -> None:
                 f"--num-negatives {train.num_negatives}: --negatives {name} has {CANDIDATES - 1} wrong candidates. "
                 "Take fewer."
             )
+    chats = evaluate.engine == "chat"
+    if chats != bool(evaluate.endpoint and evaluate.served):
+        raise ValueError(
+            "--engine chat, --endpoint URL and --served NAME go together. Name all three, or none of them."
+        )
+    if chats and (train.first_rows or train.iterations or evaluate.decode != ("greedy",)):
+        raise ValueError(
+            "--engine chat tunes nothing and writes one answer. Take --method ChatRec, which has --first-rows 0, "
+            "--iterations 0 and --decode greedy."
+        )
     chooses = config.data.protocol == "candidates"
     modes = {"greedy", "score"} if chooses else {"auto", "greedy", "beams", "free_beams", "d3"}
     if wrong := sorted(set(evaluate.decode) - modes):

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayrec import cluster, plan, tracking
+from rayrec.chat import check_endpoint
 from rayrec.config import Config
 from rayrec.data import Dataset, load
 from rayrec.data.candidates import touched, with_candidates
@@ -45,7 +46,7 @@ class Prepared:
     template: Template
     embedder: Embedder
     gpu: bool
-    engine: Literal["vllm", "torch"]
+    engine: Literal["vllm", "torch", "chat"]
     threads: int
     """CPU threads of a process that works beside others; ``all_threads`` of a trainer that works alone."""
     all_threads: int
@@ -170,12 +171,15 @@ def content_hash(model: str) -> str:
     return sha.hexdigest()
 
 
-def choose_engine(config: Config) -> Literal["vllm", "torch"]:
+def choose_engine(config: Config) -> Literal["vllm", "torch", "chat"]:
     """Resolve ``--engine auto``: vllm where it is installed.
 
     Raises:
-        ValueError: ``--engine vllm`` without vllm.
+        ValueError: ``--engine vllm`` without vllm, or ``--engine chat`` and an endpoint that does not answer.
     """
+    if config.evaluate.engine == "chat":
+        check_endpoint(config.evaluate)
+        return "chat"
     installed = importlib.util.find_spec("vllm") is not None
     if config.evaluate.engine == "vllm" and not installed:
         raise ValueError("--engine vllm: vllm is not installed. Install rayrec[cpu] or rayrec[gpu], or --engine torch.")

@@ -21,7 +21,7 @@ def self_play(
     numbers are those of the sequential order.
     """
     train = config.train
-    start = trainers.pretrain() if config.model.model == "tiny" else trainers.base
+    start = trainers.pretrain() if config.pretrains else trainers.base
     policy = trainers.sft(start, first_rows, 0) if len(first_rows) else start  # BIGRec, or the model as it is
     oracle = generators.oracle()  # a SASRec, beside the first training; None if nothing reads it
     evaluations = [generators.baseline(), generators.evaluate(policy, oracle, 0)]

@@ -49,7 +49,7 @@ def ending() -> Iterator[None]:
     try:
         yield
         return
-    except ValueError as error:
+    except (ValueError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130

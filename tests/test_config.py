@@ -34,7 +34,8 @@ FLAGS = """
 --row-tokens --activation-checkpointing --no-activation-checkpointing
 --warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
---decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --part
+--decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --endpoint --served
+--part
 --train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
 --max-deaths --wait-seconds
 --runs --name --on-existing --keep --share --no-share --track --dry-run --no-dry-run
@@ -206,8 +207,8 @@ FLOORS = {
     1: "config data seeds",
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
-    4: "baselines cluster comparison comparison_page console engines figures generate_lane generators lanes page plan "
-    "prepare published report runs selfplay session shelf timeline tracking train_lane trainers worker",
+    4: "baselines chat cluster comparison comparison_page console engines figures generate_lane generators lanes page "
+    "plan prepare published report runs selfplay session shelf timeline tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}

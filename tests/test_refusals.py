@@ -185,6 +185,16 @@ CASES = {
     ),
     "no ratings for a limit": (["--data", "{root}/unrated", "--min-rating", "4"], ["--min-rating 4 reads ratings"]),
     "no genres for RW": (["--data", "{root}/plain", "--method", "RW"], ["--reweight genre", "no genre", "with genres"]),
+    "chat without an endpoint": (["--engine", "chat"], ["--engine chat, --endpoint URL and --served NAME go together"]),
+    "an endpoint without chat": (["--endpoint", "http://x", "--served", "m"], ["go together"]),
+    "chat that tunes": (
+        ["--engine", "chat", "--endpoint", "http://127.0.0.1:9/v1", "--served", "m"],
+        ["--engine chat tunes nothing", "Take --method ChatRec"],
+    ),
+    "an endpoint that is down": (
+        ["--method", "ChatRec", "--endpoint", "http://127.0.0.1:9/v1", "--served", "m"],
+        ["--endpoint http://127.0.0.1:9/v1: Connection error", "OPENAI_API_KEY"],
+    ),
     "a target without ratings": (
         ["--data", "{root}/unrated", "--target", "utility"],
         ["--target utility reads ratings", "has no ratings", "--target next"],

@@ -73,7 +73,7 @@ def test_a_submitted_job_refuses_relative_paths(cluster: dict[str, str]) -> None
 
 def test_a_submitted_job_runs_stops_and_resumes(cluster: dict[str, str], runs: Path) -> None:
     # Its own training from the first step: another run's would be taken from the shelf in a moment.
-    small = [*TOY, "--iterations", "0", "--no-share", "--runs", str(runs), "--name", "job"]
+    small = [*TOY, "--iterations", "0", "--engine", "torch", "--no-share", "--runs", str(runs), "--name", "job"]
     before = submit(cluster, *small, wait=False)
     assert before.returncode == 0, before.stdout + before.stderr
     deadline = time.monotonic() + 200
