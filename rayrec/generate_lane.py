@@ -114,7 +114,7 @@ class GenerateLane(Lane):
     def evaluate(self, policy: Future | Policy, oracle: Future | None, t: int) -> Future:
         """Protocol A on validation and test rows, for every --decode; the future holds the metrics records."""
         data, settings, name = self.shared.data, self.shared.config.evaluate, f"{t:02d}/evaluate"
-        examples = pa.concat_tables([data.valid, data.test])
+        examples = pa.concat_tables(data.evaluated.values())
 
         def make(current: Policy, judge: Path | None) -> list[dict]:
             def predict(rows: pa.Table, decode: Mode, alpha: float | None) -> pa.Table:
@@ -154,7 +154,7 @@ class GenerateLane(Lane):
     def baseline(self) -> Future:
         """Popular, on the same rows."""
         data, k = self.shared.data, max(self.shared.config.evaluate.top_k)
-        examples = pa.concat_tables([data.valid, data.test])
+        examples = pa.concat_tables(data.evaluated.values())
 
         def write(folder: Path, facts: dict) -> dict:
             lists = (popular_choices if self._chooses else popular_lists)(examples, data.catalogue, k)
@@ -168,10 +168,13 @@ class GenerateLane(Lane):
     def _scored(self, record: dict, predictions: pa.Table) -> list[dict]:
         """The metrics of each split, test first."""
         data, top_k = self.shared.data, self.shared.config.evaluate.top_k
-        cut = len(data.valid)
-        halves = {"test": (predictions.slice(cut), data.test), "valid": (predictions.slice(0, cut), data.valid)}
+        start, halves = 0, {}
+        for split, examples in data.evaluated.items():
+            halves[split] = predictions.slice(start, len(examples)), examples
+            start += len(examples)
         records = []
-        for split, (made, examples) in halves.items():
+        for split in sorted(halves, key=lambda split: split != "test"):
+            made, examples = halves[split]
             records.append({**record, "split": split, **evaluate(made, examples, data.catalogue, top_k)})
             if self._chooses:
                 records[-1] |= {"protocol": "candidates", **choice_metrics(made, examples)}

@@ -270,7 +270,7 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
     Raises:
         ValueError: a prompt with its answer is longer than ``--max-length``, or a title than ``--max-new-tokens``.
     """
-    tables = {id(table): table for table in (data.train, tuning, data.valid, data.test)}.values()
+    tables = {id(table): table for table in (data.train, tuning, *data.evaluated.values())}.values()
     targets = (title for table in tables for title in table["target"].to_pylist())
     answers = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
     longest_title = max(answers, key=lambda title: answers[title])
@@ -316,7 +316,7 @@ def describe(
         rows.append({"phase": phase.name, "rows": phase.rows, "batches": batches, "tokens": seen * length})
         rows[-1] |= {"epochs": phase.epochs}
     return {
-        "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
+        "rows": {"train": len(data.train), **{split: len(rows) for split, rows in data.evaluated.items()}},
         "counts": {
             **data.counts,
             "titles_changed_by_tokenizer": tokens.changed_titles,
@@ -334,8 +334,7 @@ def write_inputs(folder: Path, data: Dataset) -> None:
 
     tables: dict[str, pa.Table] = {
         "catalogue.parquet": data.catalogue.to_table(),
-        "examples/valid.parquet": data.valid,
-        "examples/test.parquet": data.test,
+        **{f"examples/{split}.parquet": rows for split, rows in data.evaluated.items()},
     }
     if len(data.rejected):
         tables["rejected.parquet"] = data.rejected

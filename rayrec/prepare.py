@@ -77,7 +77,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     base, template = make_base(config, data, scratch)
     tokens = plan.check_lengths(config, data, tuning, template)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
-    phases = plan.phases(config, len(data.valid) + len(data.test))
+    phases = plan.phases(config, sum(map(len, data.evaluated.values())))
     cores, placement = os.cpu_count() or 1, config.placement
     threads = placement.threads or max(1, cores // (placement.train_workers + placement.generators))
     resources = {

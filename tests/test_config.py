@@ -78,7 +78,8 @@ def test_presets_parse_and_hold_together() -> None:
 def test_methods_have_the_published_settings_and_flags_override_them() -> None:
     found = {}
     for name in METHODS:
-        config = plan.resolve(parse("", ["--method", name, "--embedder", "sentence", "--embedder-path", "x"]))
+        more = ["--endpoint", "http://x/v1", "--served", "m"] if name == "ChatRec" else []
+        config = plan.resolve(parse("", ["--method", name, "--embedder", "sentence", "--embedder-path", "x", *more]))
         train, loss = config.train, config.loss
         steps = "".join(step for step, on in (("s", train.sft), ("p", train.prefer)) if on)
         k = (" ".join(train.negatives), train.num_negatives) if train.prefer else None
@@ -86,6 +87,7 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
     once = 3 * 2048  # offline methods tune once, on the rows of all three iterations
     assert found == {
         "zero-shot": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "ChatRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "BIGRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "D3": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "RW": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 #: Titles of a candidate set.
 CANDIDATES = 20
+#: Ratings of a target that its user liked, at least, and did not like, at most (RecPO).
+LIKED, DISLIKED = 4.0, 2.0
+#: Later titles of a user that RecPO looks at.
+REACH = 10
 
 
 def touched(*tables: pa.Table) -> dict[str, frozenset[str]]:
@@ -89,3 +93,31 @@ def candidates(
     if given:
         titles = [titles[i] for i in draw.permutation(len(titles))]
     return [*titles[:place], target, *titles[place:]]
+
+
+def adherence_rows(
+    test: pa.Table, met: Mapping[str, Collection[str]], catalogue: Catalogue, seed: int, count: int
+) -> pa.Table:
+    """Return up to ``count`` rows whose candidates hold all of the user's next titles, two or more of them liked.
+
+    The target is the liked title that comes first: choosing it adheres to the user's order of preference (RecPO D.4).
+    ``test`` holds all test windows (schema.EXAMPLES); rows are drawn with ``seed``, and keep the order.
+    """
+    of_user: dict[str, list[dict]] = defaultdict(list)
+    for row in test.to_pylist():
+        of_user[row["user"]].append(row)
+    found: list[tuple[dict, list[str]]] = []
+    for rows in of_user.values():
+        for place, row in enumerate(rows):
+            coming = rows[place : place + REACH]
+            liked = list(dict.fromkeys(r["target"] for r in coming if (r["target_rating"] or 0) >= LIKED))
+            if len(liked) >= 2 and not set(liked[:2]) & set(row["history"]):
+                nearest = next(r for r in coming if r["target"] == liked[0])
+                changed = {"example_id": f"adherence-{row['example_id']}", "split": "adherence"}
+                changed |= {"target": liked[0], "target_rating": nearest["target_rating"]}
+                found.append((row | changed, [r["target"] for r in coming]))
+    found.sort(key=lambda one: one[0]["example_id"])
+    draw = np.random.default_rng(seed_of(seed, "adherence"))
+    kept = np.sort(draw.permutation(len(found))[:count])
+    table = pa.Table.from_pylist([found[i][0] for i in kept], schema=test.schema)
+    return with_candidates(table, met, catalogue, seed, [found[i][1] for i in kept])

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rayrec.config import DataConfig
 from rayrec.data import synthetic, windows
-from rayrec.data.candidates import touched, with_candidates
+from rayrec.data.candidates import adherence_rows, touched, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.sources import SOURCES, detect
 from rayrec.data.sources.reading import Raw, Truth
@@ -36,6 +36,14 @@ class Dataset:
     content_hash: str
     source: str
     truth: Truth | None = None
+    adherence: pa.Table | None = None
+    """Rows with several liked titles among their candidates (protocol B with ratings)."""
+
+    @property
+    def evaluated(self) -> dict[str, pa.Table]:
+        """The rows that policies are evaluated on, by split."""
+        extra = {} if self.adherence is None else {"adherence": self.adherence}
+        return {"valid": self.valid, "test": self.test, **extra}
 
 
 def _digest(sha: hashlib._Hash, column: pl.Series) -> None:
@@ -153,13 +161,15 @@ def load(config: DataConfig) -> Dataset:
     train, valid, test = (cut.splits[name] for name in windows.SPLITS)
     counts |= raw.counts | cut.counts | _outside(cut, catalogue)
     counts |= {"catalogue": len(catalogue), "train": len(train), "valid_windows": len(valid), "test_windows": len(test)}
-    every = (train, valid, test)
+    every, adherence = (train, valid, test), None
     valid, test = _sample(valid, config.valid_rows, config.seed, 1), _sample(test, config.test_rows, config.seed, 2)
     if config.protocol == "candidates":
         # A training row knows what its user met in training, an evaluated row all that its user ever met.
         train = with_candidates(train, touched(train), catalogue, config.seed)
         met = touched(*every)
         valid, test = (with_candidates(rows, met, catalogue, config.seed) for rows in (valid, test))
+        adherence = adherence_rows(every[2], met, catalogue, config.seed, config.test_rows)
+        adherence = adherence if len(adherence) else None
     counts |= {"valid": len(valid), "test": len(test)}
     digest = content_hash(catalogue.to_table(), train, valid, test)
-    return Dataset(catalogue, train, valid, test, rejected, counts, digest, source, raw.truth)
+    return Dataset(catalogue, train, valid, test, rejected, counts, digest, source, raw.truth, adherence)

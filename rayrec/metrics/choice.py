@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from rayrec.data.candidates import DISLIKED, LIKED
 from rayrec.metrics.hit_ratio import hits
 from rayrec.metrics.outcome import ranks
-
-#: Ratings of a target that its user liked, at least, and did not like, at most (RecPO).
-LIKED, DISLIKED = 4.0, 2.0
 
 
 def choice_metrics(predictions: pa.Table, examples: pa.Table) -> dict[str, float | int | None]:
@@ -18,7 +16,10 @@ def choice_metrics(predictions: pa.Table, examples: pa.Table) -> dict[str, float
     ``ValidRatio``: share of rows whose answer is exactly one candidate. ``HR@1_liked``: HR@1 where the target is rated
     4 or more (RecPO evaluates on these), ``N_liked`` rows. ``AvoidanceRate`` (RecPO D.4): share of the ``N_disliked``
     rows, the target rated 2 or less, whose answer is exactly one candidate and not the target. None without such rows.
+    Of the rows of :func:`rayrec.data.candidates.adherence_rows` it is the ``AdherenceRate`` (RecPO D.4) alone.
     """
+    if examples["split"].to_pylist()[:1] == ["adherence"]:
+        return {"AdherenceRate": _mean(hits(ranks(predictions), 1))}
     valid_N = np.array([len(titles) > 0 for titles in predictions["titles"].to_pylist()], dtype=bool)
     hit_N, rating_N = hits(ranks(predictions), 1), examples["target_rating"].to_numpy().astype(float)
     liked_N, disliked_N = rating_N >= LIKED, rating_N <= DISLIKED

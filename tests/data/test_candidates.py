@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rayrec.data import schema
-from rayrec.data.candidates import CANDIDATES, candidates, touched
+from rayrec.data.candidates import CANDIDATES, adherence_rows, candidates, touched
 from rayrec.data.catalogue import Catalogue
 from rayrec.seeds import seed_of
 
@@ -78,3 +78,31 @@ def test_touched_is_history_and_targets_of_the_training_rows() -> None:
     found = touched(table)
     assert found["ann"] == {t for r in rows[:2] for t in (*r["history"], r["target"])}
     assert found["bob"] == {*rows[2]["history"], rows[2]["target"]}
+
+
+def test_adherence_rows_list_what_comes_next_and_ask_for_the_first_that_is_liked() -> None:
+    rows = [
+        {
+            "example_id": f"test-{n}",
+            "split": "test",
+            "user": "ann",
+            "timestamp": n,
+            "history": [f"Film {n + i}" for i in range(3)],
+            "target": f"Film {n + 3}",
+            "target_rating": float(rating),
+        }
+        for n, rating in enumerate([2, 5, 1, 4, 3])
+    ]
+    test = pa.Table.from_pylist(rows, schema=schema.EXAMPLES)
+    made = adherence_rows(test, {"ann": {f"Film {i}" for i in range(8)}}, CATALOGUE, 0, 10).to_pylist()
+    assert [(row["example_id"], row["target"], row["target_rating"]) for row in made] == [
+        ("adherence-test-0", "Film 4", 5.0),  # liked next: films 4 and 6
+        ("adherence-test-1", "Film 4", 5.0),
+    ]
+    for row, coming in zip(made, ({3, 4, 5, 6, 7}, {4, 5, 6, 7}), strict=True):
+        wanted = {f"Film {i}" for i in coming} - set(row["history"])
+        assert len(set(row["candidates"])) == CANDIDATES and wanted <= set(row["candidates"])
+        assert not set(row["candidates"]) & set(row["history"])
+    assert len(adherence_rows(test, {}, CATALOGUE, 0, 1)) == 1 and not len(
+        adherence_rows(test.slice(2), {}, CATALOGUE, 0, 9)
+    )
