@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import tyro
 
-from rayrec.baselines import run
-from rayrec.config import BaselinesConfig, baseline_args, parse
+from rayrec.baselines import _rank, run
+from rayrec.config import BaselinesConfig, DataConfig, baseline_args, parse
+from rayrec.data import load
+from rayrec.data.candidates import touched
+from rayrec.models import sequential
 from tests.conftest import DATA
 
 REFUSED = [
@@ -51,3 +54,18 @@ def test_a_baseline_has_the_rows_of_the_language_models() -> None:
     config = parse("", ["--test-rows", "77", "--seed", "3", "--protocol", "candidates", "--top-k", "1", "5"])
     made = tyro.cli(BaselinesConfig, args=baseline_args(config, "caser"))
     assert made.data == config.data and made.sequential.models == ("caser",) and made.sequential.top_k == (1, 5)
+
+
+def test_lists_leave_out_what_was_met_or_hold_the_candidates(tmp_path: Path) -> None:
+    for protocol in ("open", "candidates"):
+        data = load(DataConfig(source="synthetic", protocol=protocol, test_rows=40, valid_rows=10))
+        sequential.save(sequential.build("gru4rec", {"items": len(data.catalogue), "hidden": 8}, 0), tmp_path)
+        made, rows = _rank(tmp_path, data, data.test, 10), data.test.to_pylist()
+        if protocol == "open":
+            met = touched(data.train)
+            for row, titles in zip(rows, made["masked"][0], strict=True):
+                assert len(titles) == 10 and not set(titles) & {*row["history"], *met.get(row["user"], ())}
+            assert made["masked"][0] != made["unmasked"][0]
+        else:
+            for row, titles, scores in zip(rows, *made["score"], strict=True):
+                assert set(titles) <= set(row["candidates"]) and scores == sorted(scores, reverse=True)

@@ -83,8 +83,11 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     args = ("--decode", "greedy", "beams", "--keep", "all")
     command = Command(runs, "killed", *args)
 
-    trace = command.until_inside("00/evaluate")
-    engine = next(e for e in trace["traceEvents"] if e["name"] == "engine")
+    def engines_of(trace: dict) -> list[dict]:
+        return [e for e in trace["traceEvents"] if e["name"] == "engine"]
+
+    command.until(lambda trace: bool(engines_of(trace)), "engine")
+    engine = engines_of(command.until_inside("00/evaluate"))[0]
     os.kill(engine["args"]["pid"], signal.SIGKILL)
 
     trace = command.until_inside("01/prefer")
@@ -109,8 +112,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
 
     folder = Command(runs, "killed", *args).wait()
     assert "01/prefer: finished, but policy/model.safetensors is damaged" in command.log.read_text()
-    engines = [e for e in read_trace(folder)["traceEvents"] if e["name"] == "engine"]
-    assert len(engines) >= 4  # one per attempt, and the replacement
+    assert len(engines_of(read_trace(folder))) >= 4  # one per attempt, and the replacement
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
 
