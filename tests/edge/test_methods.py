@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rayrec.data.catalogue import Catalogue
 from rayrec.generate_lane import ALPHAS
@@ -27,6 +29,8 @@ def mixed(runs: Path) -> Path:
     args = ["--iterations", "1", "--objective", "recpo", "--smoothing", "sasrec", "--num-negatives", "3"]
     args += ["--min-rating", "3", "--keep", "all", "--decode", "beams", "d3", "--negatives"]
     args += ["self_play_sample:0.4", "self_hard:0.3", "candidates:0.2", "popular:0.1"]
+    # Two workers, rows that examples share and activations that are computed twice change nothing but rounding.
+    args += ["--train-workers", "2", "--row-tokens", "512", "--activation-checkpointing"]
     return Command(runs, "mixed", *args).wait()
 
 
@@ -40,6 +44,14 @@ def test_every_sampler_made_its_share(mixed: Path) -> None:
     hard = [row for row in table if row["sampler"] == "self_hard"]
     assert len(hard) == 3 * MIX["self_hard"] and all(row["logprob"] < 0 for row in hard)
     assert {row["policy"] for row in table} == {"00/sft"}
+
+
+def test_two_workers_train_the_same_base(mixed: Path, overlapped: Path) -> None:
+    one, two = (json.loads((f / "00/pretrain/metrics.json").read_text())["steps"] for f in (overlapped, mixed))
+    assert abs(one[0]["loss"] - two[0]["loss"]) < 1e-4 * one[0]["loss"]  # the same first global batch
+    assert all(abs(a["loss"] - b["loss"]) < 2e-3 * a["loss"] for a, b in zip(one, two, strict=True))
+    weights = [load_file(f / "00" / "pretrain" / "policy" / "model.safetensors") for f in (overlapped, mixed)]
+    assert all((weights[0][n] - weights[1][n]).abs().max() < 5e-3 for n in weights[0])
 
 
 def test_pairs_carry_utilities_and_doubts_into_the_loss(mixed: Path) -> None:
