@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # A test that says nothing about threads gets one: the real processes of a run set their own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test clean
+.PHONY: demo test faults clean
 demo: .venv
 	$(BIN)/python jobs/sprec.py --preset demo --name demo
 
@@ -21,6 +21,12 @@ test: .venv/tested
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests --ignore tests/edge --numprocesses 2
 	$(BIN)/python -m pytest tests/edge
+
+# Every kind of fault at seeded moments, about two minutes each.
+FAULTS_JSON ?= faults.json
+FAULTS ?= 30
+faults: .venv/tested
+	$(BIN)/python -m tests.faults --faults $(FAULTS) --json $(FAULTS_JSON)
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

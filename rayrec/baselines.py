@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec import cluster, console, plan
+from rayrec import cluster, console, plan, reserve
 from rayrec.config import BaselinesConfig, SequentialConfig
 from rayrec.data import Dataset, load, schema
 from rayrec.data.candidates import touched
@@ -60,7 +60,7 @@ def run(config: BaselinesConfig) -> Path | None:
     work.trace.attempt(left=left)
     if set(left) - {"00/popular"}:
         cluster.connect(config, gpu)
-        cluster.interrupt_on_signals()
+        reserve.reserve(config, gpu, generate=False).free_trainers()
     for phase in left:
         _make(phase, config, data, work, gpu, features)
     records, seconds = work.write_metrics(phases), work.trace.facts("seconds")

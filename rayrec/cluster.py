@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
+from rayrec import reserve
 from rayrec.config import AnyConfig, BaselinesConfig, Config
+from rayrec.runs import read_json, write_json
 
 C = TypeVar("C", Config, BaselinesConfig)
 
@@ -109,26 +111,22 @@ def has_gpu(config: AnyConfig) -> bool:
 
 def _cards(config: AnyConfig) -> int:
     """GPUs that trainers and generators take."""
-    placement = config.placement
-    cards = placement.train_workers + placement.generators * placement.tensor_parallel
-    return cards if placement.placement == "apart" else max(1, cards // 2)
+    bundles = (
+        reserve.trainer_bundles(config, True) + reserve.generator_bundles(config, True) * config.placement.generators
+    )
+    return math.ceil(sum(bundle["GPU"] for bundle in bundles))
 
 
-def connect(config: AnyConfig, gpu: bool) -> Mapping[str, float]:
-    """Join or start Ray and check that the plan fits; returns the cluster's resources.
+def connect(config: AnyConfig, gpu: bool) -> None:
+    """Join a cluster, or start one of our own that has room for the plan.
 
     Raises:
-        ValueError: the cluster cannot be reached, or has fewer CPUs or GPUs than the plan asks for.
+        ValueError: the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
 
-    placement = config.placement
-    address = find_address(config)
-    # One CPU more than the actors take, or Ray Data waits for ever.
-    wanted = {"CPU": float(placement.train_workers + placement.generators + 1)}
-    if gpu:
-        wanted["GPU"] = float(_cards(config))
+    address, placement = find_address(config), config.placement
     quiet: dict[str, Any] = {
         "log_to_driver": bool(os.environ.get("RAYREC_DEBUG")),
         "logging_level": "ERROR",
@@ -140,23 +138,66 @@ def connect(config: AnyConfig, gpu: bool) -> Mapping[str, float]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
-        ray.init(
-            address="local", num_cpus=max(int(wanted["CPU"]), os.cpu_count() or 1), include_dashboard=False, **quiet
-        )
+        # One CPU more than the actors take, for Ray Data.
+        cpus = max(placement.train_workers + placement.generators + 1, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"No Ray cluster answers at {address}: {error}") from error
-    found = ray.cluster_resources()
-    for name, amount in wanted.items():
-        if found.get(name, 0) < amount:
+    interrupt_on_signals()  # after Ray, which sets a SIGTERM handler of its own
+
+
+class Processes:
+    """The driver of a run and the processes that it started, on record in the run folder.
+
+    After the driver is killed, Ray's agents live for minutes; the next start ends them, by their ids.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def end_former(self) -> None:
+        """End what a killed driver has left on this machine.
+
+        Raises:
+            ValueError: that driver is alive: two would write into each other's phases.
+        """
+        known = read_json(self.file) if self.file.exists() else {"host": ""}
+        if known["host"] != socket.gethostname():
+            return
+        driver, *started = map(_same_process, known["processes"])
+        if driver is not None and driver.pid != os.getpid():
             raise ValueError(
-                f"The plan needs {amount:g} {name}s ({placement.train_workers} workers, {placement.generators} "
-                f"generators, and room for Ray Data); the cluster has {found.get(name, 0):g} on {len(ray.nodes())} "
-                "nodes. Lower --train-workers or --generators, or add nodes."
+                f"{self.file.parent} is being written by process {driver.pid} on this machine. Wait for its end, stop "
+                "it, or take another --name."
             )
-    return found
+        for process in started:
+            if process is not None:
+                process.kill()
+
+    def record(self) -> None:
+        """Put on record what lives now."""
+        me = psutil.Process()
+        living = []
+        for process in [me, *me.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                living.append([process.pid, process.create_time()])
+        write_json(self.file, {"host": socket.gethostname(), "processes": living})
+
+    def forget(self) -> None:
+        """An orderly end leaves nothing."""
+        self.file.unlink(missing_ok=True)
+
+
+def _same_process(record: tuple[int, float]) -> psutil.Process | None:
+    """The living process of a record; ids are used again, so the time of its start must fit."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(record[0])
+        if abs(process.create_time() - record[1]) < 0.05 and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
 
 
 def kill_children() -> None:
@@ -169,7 +210,7 @@ def kill_children() -> None:
 def interrupt_on_signals() -> None:
     """End the run in an orderly way on SIGTERM (``ray job stop``, a scheduler) and on Ctrl-C.
 
-    Both are set here: Ray sets a SIGTERM handler of its own, and a background shell lets its children ignore SIGINT.
+    Both are set here: a background shell lets its children ignore SIGINT.
     """
 
     def stop(number: int, frame: Any) -> None:

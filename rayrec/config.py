@@ -212,6 +212,14 @@ class PlacementConfig:
     """CPU threads of one process. Default: the cores shared out among workers and generators."""
     address: str | None = None
     """Ray cluster to join; without it RAY_ADDRESS, then a cluster made by `ray start`, then a local one."""
+    checkpoint_steps: int = 200
+    """Optimiser steps between the checkpoints that a training phase goes on from when it is cut short; 0: none."""
+    train_resource: str | None = None
+    """Custom Ray resource of which every training worker takes 1: what nodes that carry it are for."""
+    generate_resource: str | None = None
+    """The same for generators."""
+    wait_for_resources: float = 0.0
+    """Seconds to wait until the cluster has room for the plan, where nodes come when they are asked for."""
     max_deaths: int = 3
     """Times that a worker group, or one part, may die before the run stops."""
     wait_seconds: float = 600.0

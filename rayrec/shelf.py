@@ -36,8 +36,7 @@ def take_or_make(
     ``deciding`` is everything that decides the phase's bytes besides rayrec's sources and the versions of packages.
     Returns the phase's ``metrics.json``; ``facts`` are told of an entry that was taken.
     """
-    known = deciding | {"versions": versions(), "code": _code()}
-    name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
+    name = name_of(deciding)
     entry = root.parent / ".shared" / name
     if (entry / "DONE").exists() and not damage(entry):
         shutil.copytree(entry, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("DONE", "metrics.json"))
@@ -57,20 +56,32 @@ def take_or_make(
     return metrics
 
 
+def name_of(deciding: dict[str, Any]) -> str:
+    """Hash of what decides a phase's bytes, of rayrec's sources and of the versions of packages."""
+    known = deciding | {"versions": versions(), "code": _code()}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def of_training(phase: Phase, config: Config) -> dict[str, Any]:
     """What decides the bytes of a training phase."""
     import torch
 
     return {
-        "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="")),
+        "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="", key="")),
         "rows": sha256(Path(phase.rows)),
-        "start": {path.name: sha256(path) for path in sorted(Path(phase.start).iterdir()) if path.is_file()},
+        "start": _hashes(Path(phase.start)) or phase.start,
         "model": {name: getattr(config.model, name) for name in _MODEL},
         "train": {name: getattr(config.train, name) for name in _TRAIN},
         "workers": config.placement.train_workers,
         "seed": config.data.seed,
         "processor": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """sha256 of a folder's files by name; empty for a hub id."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.name: sha256(path) for path in files if path.is_file()}
 
 
 @cache

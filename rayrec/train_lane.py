@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec import pair_scores, shelf
+from rayrec import checkpoint, pair_scores, shelf
 from rayrec.data import preferences
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import Lane, Policy, Shared
@@ -113,8 +115,13 @@ class TrainLane(Lane):
                 threads=self.shared.all_threads if alone else self.shared.threads,
             )
 
+            deciding = shelf.of_training(phase, config)
+            key = shelf.name_of(checkpoint.deciding(deciding, config))
+
             def fit() -> dict:
-                result = self._group().run(phase, lambda **beat: self._hear(name, **beat))
+                keyed = dataclasses.replace(phase, key=key)
+                result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
+                shutil.rmtree(checkpoint.folder_of(phase.out), ignore_errors=True)
                 facts.update(result["facts"])
                 first, last = result["steps"][0], result["steps"][-1]
                 record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
@@ -125,7 +132,7 @@ class TrainLane(Lane):
             shares = alone and config.output.share and config.model.model == "tiny"
             if not shares:
                 return fit()
-            return shelf.take_or_make(self.shared.run.root, folder, shelf.of_training(phase, config), facts, fit)
+            return shelf.take_or_make(self.shared.run.root, folder, deciding, facts, fit)
 
         return Policy(name, self.phase(name, steps, "steps", make) / "policy")
 

@@ -8,6 +8,7 @@ the phase again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import pyarrow as pa
 
 from rayrec.config import Config
 from rayrec.prompts import Template
+from rayrec.reserve import Reserved, trainer_bundles
+from rayrec.runs import Stopped
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Phase:
     warmup: int
     dropout: float
     threads: int
+    key: str = ""
+    """Hash of what decides its numbers, whatever the number of workers: a checkpoint of another key is not taken."""
 
 
 class Board:
@@ -96,10 +101,10 @@ class Board:
 class TrainGroup:
     """The driver's handle on the worker group; :meth:`run` does one phase and returns its metrics."""
 
-    def __init__(self, config: Config, base: str, template: Template, storage: Path, gpu: bool):
+    def __init__(self, config: Config, base: str, template: Template, storage: Path, gpu: bool, reserved: Reserved):
         import ray
 
-        self.config, self.storage, self.gpu = config, storage, gpu
+        self.config, self.storage, self.gpu, self.reserved = config, storage, gpu, reserved
         # Zero CPUs: the board only waits. It lives in the driver's job, so it dies with the driver.
         self.board: Any = ray.remote(Board).options(num_cpus=0, max_concurrency=64).remote()
         self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu}
@@ -110,7 +115,9 @@ class TrainGroup:
 
     def _fit(self) -> None:
         try:
-            self._trainer().fit()
+            trainer = self._trainer()
+            self.reserved.free_trainers()
+            trainer.fit()
         except BaseException as error:  # told to the lane, which waits for a result that will not come
             self.error = error
 
@@ -120,14 +127,12 @@ class TrainGroup:
 
         from rayrec.worker import work
 
-        placement = self.config.placement
-        share = 0.5 if placement.placement == "shared" else 1
-        resources = {"CPU": 1, "GPU": share} if self.gpu else {"CPU": 1}
+        placement, (bundle, *_) = self.config.placement, trainer_bundles(self.config, self.gpu)
         return TorchTrainer(
             work,
             train_loop_config=self.setup,
             scaling_config=ScalingConfig(
-                num_workers=placement.train_workers, use_gpu=self.gpu, resources_per_worker=resources
+                num_workers=placement.train_workers, use_gpu=self.gpu, resources_per_worker=bundle
             ),
             torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo"),
             run_config=RunConfig(
@@ -142,8 +147,7 @@ class TrainGroup:
 
         Raises:
             FloatingPointError: a loss or gradient was not finite; the message names the examples.
-            RuntimeError: the worker group died more often than allowed.
-            TimeoutError: no worker was heard of for ``wait_seconds``.
+            Stopped: the worker group died more often than allowed, or was silent for ``wait_seconds``.
         """
         import ray
 
@@ -151,18 +155,21 @@ class TrainGroup:
         number = ray.get(self.board.post.remote(phase, shards))
         begun = time.time()
         while True:
-            result, beat = ray.get(self.board.poll.remote(number, 0.5))
+            try:
+                result, beat = ray.get(self.board.poll.remote(number, 0.5))
+            except ray.exceptions.RayActorError as error:  # pyright: ignore[reportAttributeAccessIssue]
+                raise Stopped(f"{phase.name}: the board, which hands phases to the workers, died: {error}") from error
             if result is not None:
                 break
             if self.closed:
-                raise RuntimeError(f"{phase.name}: stopped")
+                raise Stopped(f"{phase.name}: stopped")
             if self.error is not None:
-                raise RuntimeError(f"{phase.name}: the training workers are gone: {self.error}") from self.error
+                raise Stopped(f"{phase.name}: the training workers are gone: {self.error}") from self.error
             if beat.get("phase") == phase.name:
                 progress(**{k: v for k, v in beat.items() if k not in ("phase", "time")})
             silent = time.time() - max(begun, beat["time"])
             if silent > self.config.placement.wait_seconds:
-                raise TimeoutError(f"{phase.name}: no word from the training workers for {silent:.0f} s (last: {beat})")
+                raise Stopped(f"{phase.name}: no word from the training workers for {silent:.0f} s (last: {beat})")
         if "error" in result:
             raise FloatingPointError(result["error"])
         return result
@@ -188,6 +195,9 @@ def shard_rows(phase: Phase, workers: int, template: Template) -> list:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    # The newer reader starts four processes to read the footer of this one file, at seconds for every phase.
+    context.use_datasource_v2 = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     rows = ray.data.read_parquet(phase.rows)
     rows = rows.map_batches(
         Tokenise(phase.kind, template), batch_format="pyarrow", batch_size=None, zero_copy_batch=True

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from rayrec import checkpoint
 from rayrec.config import Config
 from rayrec.seeds import seed_of
 from rayrec.trainers import Phase
@@ -89,7 +90,6 @@ class Worker:
 
         begun = time.time()
         self.report(phase=phase.name, step=0, steps=phase.steps)
-        torch.manual_seed(seed_of(self.config.data.seed, phase.name, self.rank))
         with self._whole():
             if phase.start == self.base:
                 policy.copy_weights(self.lm.model, self.initial)
@@ -98,9 +98,11 @@ class Worker:
         policy.set_lora_dropout(self.lm.model, phase.dropout)
         self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
         batches = shard.iter_batches(batch_size=phase.batch // self.world, batch_format="pyarrow", prefetch_batches=2)
+        done = checkpoint.records_of(checkpoint.folder_of(phase.out), phase.key)
         engine = self._engine(phase)
         try:
-            steps = (self._prefer if phase.kind == "prefer" else self._sft)(engine, phase, _checked(batches))
+            train = self._prefer if phase.kind == "prefer" else self._sft
+            steps = train(engine, phase, done, itertools.islice(_checked(batches), len(done), None))
             self._save(phase)
         finally:
             engine.destroy()
@@ -109,6 +111,7 @@ class Worker:
         seconds = time.time() - begun
         facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
         facts |= {"tokens_per_s": tokens / seconds, "weight_opens": opens.opens(), "worker_pid": os.getpid()}
+        facts |= {"resumed_at": len(done)} if done else {}
         return {"steps": steps, "facts": facts}
 
     def _engine(self, phase: Phase) -> Any:
@@ -141,7 +144,7 @@ class Worker:
         engine, *_ = deepspeed.initialize(model=self.lm, model_parameters=trainable, config=settings)
         return engine
 
-    def _sft(self, engine: Any, phase: Phase, steps: Iterable[list[dict]]) -> list[dict]:
+    def _sft(self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]]) -> list[dict]:
         """METHODS section 2, `sft`: weighted log-probabilities over the completion tokens of the global batch."""
 
         def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
@@ -150,10 +153,9 @@ class Worker:
         def count(row: dict) -> float:
             return len(row["answers"][0]) if row["weight"] else 0
 
-        engine.train()
-        return [self._step(engine, phase, number, rows, loss, count) for number, rows in enumerate(steps)]
+        return self._steps(engine, phase, done, steps, loss, count)
 
-    def _prefer(self, engine: Any, phase: Phase, steps: Iterable[list[dict]]) -> list[dict]:
+    def _prefer(self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]]) -> list[dict]:
         """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
         from rayrec.objectives import make_objective, rewards
 
@@ -168,12 +170,28 @@ class Worker:
             margin_B, accuracy_B = rewards(pairs, scale)
             return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
 
-        records = []
-        for number, rows in enumerate(kept):
-            if self.config.loss.objective == "kto":
+        return self._steps(engine, phase, done, kept, loss, lambda row: row["weight"])
+
+    def _steps(
+        self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]], loss: Loss, count: Callable
+    ) -> list[dict]:
+        """The optimiser steps after those that are ``done``; returns the records of all."""
+        import torch
+
+        folder, every = checkpoint.folder_of(phase.out), self.config.placement.checkpoint_steps
+        if done:
+            checkpoint.restore(folder, len(done), engine, self._whole)
+        records = list(done)
+        for rows in steps:
+            # Dropout follows from the number of the step, so a phase that goes on at one draws what it would have.
+            if phase.dropout:
+                torch.manual_seed(seed_of(self.config.data.seed, phase.name, len(records), self.rank))
+            if phase.kind == "prefer" and self.config.loss.objective == "kto":
                 self._set_baseline(engine, phase, rows)
             engine.train()
-            records.append(self._step(engine, phase, number, rows, loss, lambda row: row["weight"]))
+            records.append(self._step(engine, phase, len(records), rows, loss, count))
+            if every and len(records) % every == 0 and len(records) < phase.steps:
+                checkpoint.save(folder, phase.key, records, engine, self.rank)
         return records
 
     def _remember_reference(self, engine: Any, phase: Phase, steps: list[list[dict]]) -> None:

@@ -37,7 +37,7 @@ FLAGS = """
 --decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --endpoint --served
 --part
 --train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
---max-deaths --wait-seconds
+--checkpoint-steps --train-resource --generate-resource --wait-for-resources --max-deaths --wait-seconds
 --runs --name --on-existing --keep --share --no-share --track --dry-run --no-dry-run
 --help --preset --method
 """
@@ -209,12 +209,14 @@ FLOORS = {
     1: "config data seeds",
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
-    4: "baselines chat cluster comparison comparison_page console engines figures generate_lane generators lanes page "
-    "plan prepare published report runs selfplay session shelf timeline tracking train_lane trainers worker",
+    4: "baselines chat checkpoint cluster comparison comparison_page console engines figures generate_lane generators "
+    "lanes page plan prepare published report reserve runs selfplay session shelf timeline tracking train_lane "
+    "trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}
 EDGE = {"baselines.py", "trainers.py", "worker.py", "generators.py", "engines.py", "cluster.py", "generate_lane.py"}
+EDGE |= {"checkpoint.py", "reserve.py"}
 
 
 def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:

@@ -21,7 +21,7 @@ from rayrec.models.tiny import make_tiny
 from rayrec.objectives import Pairs, make_objective
 from rayrec.prompts import make_template
 from tests.edge.conftest import ROOT
-from tests.edge.worker_program import BATCH, CASES, LR, STEPS, settings
+from tests.edge.worker_program import BATCH, CASES, CUT_OFF, LR, STEPS, name_of, settings
 
 TITLES = [f"The {word} of {name}" for word in ("Night", "Return", "Last Day") for name in ("Ann", "Bob", "Eve Smith")]
 
@@ -128,7 +128,7 @@ def test_every_stage_and_number_of_workers_is_the_plain_loop(trained: Path, case
     assert moved > 5e-3  # Adam moves every weight by about the learning rate a step
     for world in (1, 2):
         for stage in (1, 2, 3):
-            found = load_file(trained / f"out{world}" / f"{case}-{stage}" / "model.safetensors")
+            found = load_file(trained / f"out{world}" / f"{case}-{stage}" / "policy" / "model.safetensors")
             # AdamW divides by the root of tiny squared gradients, so rounding is seen in the weights that hardly move.
             errors = torch.cat([(found[name] - wanted[name]).abs().flatten() for name in found])
             assert float(errors.mean()) < 1e-5 * LR / 1e-3 and float(errors.max()) < 0.3 * moved, (world, stage)
@@ -136,10 +136,23 @@ def test_every_stage_and_number_of_workers_is_the_plain_loop(trained: Path, case
 
 def test_adapters_end_alike_under_stages_and_workers(trained: Path) -> None:
     found = [
-        load_file(trained / f"out{world}" / f"sdpo-{stage}-lora" / "adapter_model.safetensors")
+        load_file(trained / f"out{world}" / f"sdpo-{stage}-lora" / "policy" / "adapter_model.safetensors")
         for world in (1, 2)
         for stage in (1, 2)
     ]
     assert any(value.abs().max() > 1e-3 for name, value in found[0].items() if "lora_B" in name)
     for other in found[1:]:
         assert all((other[name] - value).abs().mean() < 1e-5 for name, value in found[0].items())
+
+
+@pytest.mark.parametrize("case", CUT_OFF, ids=lambda case: name_of(*case))
+def test_a_phase_that_was_cut_off_ends_as_if_it_had_not(trained: Path, case: tuple[str, int, int]) -> None:
+    def weights(folder: str) -> dict[str, torch.Tensor]:
+        return load_file(next((trained / folder / name_of(*case) / "policy").glob("*model.safetensors")))
+
+    for world in (1, 2):
+        wanted, found = weights(f"out{world}"), weights(f"cut{world}")
+        assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+    if case[2] == 0:  # dropout of adapters is drawn by every worker on its own
+        errors = torch.cat([(found[name] - value).abs().flatten() for name, value in weights("moved").items()])
+        assert float(errors.mean()) < 1e-5 * LR / 1e-3

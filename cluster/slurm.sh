@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# One run on a Slurm cluster: sbatch cluster/slurm.sh --preset paper --data /shared/data/Goodreads --name goodreads
+#SBATCH --job-name=rayrec
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-task=8
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+# Preempted or out of time: Slurm queues the same job again, and the run goes on at its first unfinished phase.
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --output=rayrec-%j.log
+set -euo pipefail
+
+: "${SHARED:=/shared}" "${VENV:=$SHARED/rayrec/.venv}" "${PORT:=6379}"
+head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-address | awk '{print $1}')
+
+# Whoever reaches the port without the token is sent away. It lives in a file that only this user reads.
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$SHARED/.ray-token-$SLURM_JOB_ID"
+(umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
+export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-ib0}" RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+
+cd "$SHARED/rayrec"
+srun --kill-on-bad-exit=1 "$VENV/bin/ray" symmetric-run \
+  --address "$head_ip:$PORT" --min-nodes "$SLURM_JOB_NUM_NODES" \
+  --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "$SLURM_GPUS_ON_NODE" \
+  -- "$VENV/bin/python" jobs/sprec.py --runs "$SHARED/runs" "$@"

@@ -1,0 +1,110 @@
+"""Room on the cluster for trainers and generators, held before anything is loaded."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rayrec.config import AnyConfig
+
+Bundle = dict[str, float]
+
+
+def trainer_bundles(config: AnyConfig, gpu: bool) -> list[Bundle]:
+    """What each training worker takes."""
+    placement = config.placement
+    return [_bundle(gpu, placement.placement == "shared", placement.train_resource)] * placement.train_workers
+
+
+def generator_bundles(config: AnyConfig, gpu: bool) -> list[Bundle]:
+    """What one generator takes: a bundle for each of its GPUs, and one on a CPU."""
+    placement = config.placement
+    cards = placement.tensor_parallel if gpu else 1
+    first = _bundle(gpu, placement.placement == "shared", placement.generate_resource)
+    return [first, *[_bundle(gpu, False, None)] * (cards - 1)]
+
+
+def _bundle(gpu: bool, shared: bool, resource: str | None) -> Bundle:
+    return {"CPU": 1.0} | ({"GPU": 0.5 if shared else 1.0} if gpu else {}) | ({resource: 1.0} if resource else {})
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Placement groups of one run; Ray gives them back when the driver ends."""
+
+    trainers: Any = None
+    generators: tuple[Any, ...] = ()
+
+    def free_trainers(self) -> None:
+        """Make room for Ray Train, which places its workers itself."""
+        from ray.util import remove_placement_group
+
+        if self.trainers is not None:
+            remove_placement_group(self.trainers)
+
+
+def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = True) -> Reserved:
+    """Hold what the plan takes, waiting for it as long as ``--wait-for-resources`` says.
+
+    Raises:
+        ValueError: the cluster has not that much free; the message says what was asked, what is free, and where.
+    """
+    from ray.util import placement_group, remove_placement_group
+
+    placement = config.placement
+    each, one = trainer_bundles(config, gpu), generator_bundles(config, gpu)
+    trainers = placement_group(each, strategy="PACK") if train else None
+    count = placement.generators if generate else 0
+    generators = [placement_group(one, strategy="PACK") for _ in range(count)]
+    groups = [group for group in (trainers, *generators) if group is not None]
+    wanted = [*(each if train else []), *one * count]
+    # Free resources are reported with some delay, and a group of nodes that autoscales needs minutes.
+    deadline, told = time.monotonic() + max(10.0, placement.wait_for_resources), 0.0
+    while not (all(group.wait(0) for group in groups) and _room_for_data(wanted)):
+        if time.monotonic() > deadline:
+            message = _shortage(wanted, config)
+            for group in groups:
+                remove_placement_group(group)
+            raise ValueError(message)
+        if time.monotonic() - told > 30 and told:
+            print(_shortage(wanted, config), flush=True)
+        told = told if told and time.monotonic() - told <= 30 else time.monotonic()
+        time.sleep(0.05)
+    return Reserved(trainers, tuple(generators))
+
+
+def _room_for_data(wanted: list[Bundle]) -> bool:
+    """Whether Ray Data has a CPU that nobody holds; without one it would wait for ever."""
+    import ray
+
+    # What is free is told some seconds late, so what there is at all is asked too.
+    left = ray.cluster_resources().get("CPU", 0) - sum(bundle["CPU"] for bundle in wanted)
+    return min(left, ray.available_resources().get("CPU", 0)) >= 1
+
+
+def _shortage(wanted: Iterable[Bundle], config: AnyConfig) -> str:
+    """What is asked for, what is free, and on which nodes."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    asked: Counter[str] = Counter({"CPU": 1})
+    for bundle in wanted:
+        asked.update(bundle)
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    free = available_resources_per_node()
+    lines = []
+    for identity, node in alive.items():
+        parts = [f"{free.get(identity, {}).get(n, 0):g} of {node['Resources'].get(n, 0):g} {n}" for n in asked]
+        lines.append(f"\n  {node['NodeManagerAddress']} ({identity[:8]}): {', '.join(parts)} free")
+    placement = config.placement
+    shape = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
+    return (
+        f"The plan asks for {shape} ({placement.train_workers} training workers, {placement.generators} generators, "
+        f"one CPU for Ray Data); the cluster's {len(alive)} nodes have, with what this run holds already:"
+        f"{''.join(lines)}\n"
+        "Lower --train-workers, --generators or --tensor-parallel, add nodes, or wait for them with "
+        "--wait-for-resources SECONDS."
+    )

@@ -1,0 +1,137 @@
+"""The files in cluster/ against what reads them: KubeRay's schemas, Ray's own checks, our command line.
+
+`kuberay-v1.json.gz` holds the schemas of KubeRay's custom resources RayCluster and RayJob, version v1 (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from rayrec.config import parse
+from rayrec.plan import resolve
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+SCHEMAS = json.loads(gzip.decompress((Path(__file__).parent / "kuberay-v1.json.gz").read_bytes()))
+
+
+def strict(schema: Any) -> Any:
+    """The schema with unknown fields refused: Kubernetes would drop them without a word."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: strict(value) for name, value in schema.items()}
+    if "properties" in made and isinstance(made["properties"], dict) and made.get("type") == "object":
+        made.setdefault("additionalProperties", False)
+    if made.pop("x-kubernetes-int-or-string", False):
+        made["type"] = ["integer", "string"]
+        made.pop("anyOf", None)
+    return made
+
+
+def manifest(name: str) -> dict:
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def checked(found: dict) -> None:
+    schema = strict(SCHEMAS[found["kind"]])
+    schema["properties"]["metadata"] = {"type": "object"}
+    jsonschema.validate(found, schema)
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_manifests_fit_kuberays_schemas(name: str) -> None:
+    found = manifest(name)
+    assert found["apiVersion"] == "ray.io/v1"
+    checked(found)
+
+
+def test_a_misspelt_field_is_refused() -> None:
+    found = manifest("raycluster.yaml")
+    found["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    with pytest.raises(jsonschema.ValidationError, match="imagePullPolice"):
+        checked(found)
+
+
+def specs() -> list[dict]:
+    return [manifest("raycluster.yaml")["spec"], manifest("rayjob.yaml")["spec"]["rayClusterSpec"]]
+
+
+@pytest.mark.parametrize("spec", specs(), ids=["raycluster", "rayjob"])
+def test_tokens_are_asked_for_and_nothing_is_open_to_the_world(spec: dict) -> None:
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["headGroupSpec"]["serviceType"] == "ClusterIP" and "ingressOptions" not in spec["headGroupSpec"]
+
+
+@pytest.mark.parametrize("spec", specs(), ids=["raycluster", "rayjob"])
+def test_every_node_sees_the_shared_folder(spec: dict) -> None:
+    claim = manifest("storage.yaml")["metadata"]["name"]
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        claims = {v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim", {}).get("claimName") == claim}
+        (container,) = pod["containers"]
+        mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert mounted["/shared"] in claims
+
+
+def test_versions_are_the_packages() -> None:
+    (pinned,) = re.findall(r'"ray\[.*\]==([\d.]+)"', (CLUSTER.parent / "pyproject.toml").read_text())
+    assert {spec["rayVersion"] for spec in specs()} == {pinned}
+
+
+def test_the_job_is_a_command_that_we_understand() -> None:
+    words = shlex.split(manifest("rayjob.yaml")["spec"]["entrypoint"])
+    assert words[:2] == ["python", "/opt/rayrec/jobs/sprec.py"]
+    config = resolve(parse("", words[2:]))
+    spec = manifest("rayjob.yaml")["spec"]["rayClusterSpec"]
+    cards = sum(
+        group["maxReplicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+        for group in spec["workerGroupSpecs"]
+    )
+    assert config.placement.train_workers + config.placement.generators * config.placement.tensor_parallel <= cards
+    assert config.output.runs is not None and config.output.runs.startswith("/shared/")
+
+
+def test_ray_up_takes_the_cluster_file(tmp_path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = manifest("ray-up.yaml")
+    validate_config(prepare_config(config))
+    starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts if " start " in line)
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    config["max_worker"] = 3
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(prepare_config(config))
+
+
+def test_the_slurm_script_gives_ray_what_it_takes() -> None:
+    from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
+
+    script = (CLUSTER / "slurm.sh").read_text()
+    subprocess.run(["bash", "-n", str(CLUSTER / "slurm.sh")], check=True)
+    assert "RAY_AUTH_MODE=token" in script
+    call = script[script.index("symmetric-run") :].replace("\\\n", " ").splitlines()[0]
+    words = [re.sub(r"\$\w+|\$\{[^}]*\}", "2", word) for word in shlex.split(call)][1:]
+    start, entry = words[: words.index("--")], words[words.index("--") + 1 :]
+    given = symmetric_run.make_context("_", list(start), resilient_parsing=True).params
+    assert given["address"] == "2:2" and given["min_nodes"] == 2
+    assert curate_and_validate_ray_start_args(start) == ["--num-cpus", "2", "--num-gpus", "2"]
+    assert entry[1] == "jobs/sprec.py" and entry[-1] == "2"  # what the user adds comes last
+    resolve(parse("", entry[2:-1]))
+
+
+def test_the_image_copies_what_there_is() -> None:
+    for line in (CLUSTER / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY"):
+            assert all((CLUSTER.parent / source).exists() for source in line.split()[1:-1]), line

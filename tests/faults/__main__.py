@@ -1,0 +1,110 @@
+"""The long matrix: ``make faults FAULTS_JSON=FILE`` lets every kind of fault strike at seeded moments.
+
+Prints a row for each and writes them all: ``kind``, ``moment`` (the phase that it struck and how far that was),
+``seconds`` from the strike until that phase was finished, ``landed`` if the phase was running, ``identical`` to the
+undisturbed run, ``left`` where a process lived 15 s longer than it should. Ends with 1 unless every fault landed, every
+run ended identical and nothing was left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.edge.conftest import Command, alive, contents, descendants, gone
+from tests.faults.kinds import KINDS, Kind
+
+ARGS = ["--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "10", "--no-share"]
+PHASES = ["00/pretrain", "00/sft", "00/evaluate"]
+PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
+
+
+@contextlib.contextmanager
+def storage(kind: Kind, runs: Path) -> Iterator[Path]:
+    """Where the runs of this fault lie."""
+    if not kind.own_mount:
+        yield runs
+        return
+    mount = Path(tempfile.mkdtemp(prefix="rayrec-faults-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "none", str(mount)], check=True)
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
+        mount.rmdir()
+
+
+def suffer(name: str, kind: Kind, phase: str, runs: Path, draw: random.Random, wanted: Path, args: list[str]) -> dict:
+    """One run with one fault: what happened."""
+    command = Command(runs, name, *args)
+    started: set[int] = set()
+    try:
+        state = command.until_inside(phase)["running"][phase]
+        started = descendants(command.process.pid)
+        landed = not (command.folder / phase / "DONE").exists()
+        begun = time.monotonic()
+        kind.strike(command, draw)
+        if not kind.by_itself:
+            command.process.wait(120)
+            ended = gone(started)  # what a killed driver leaves is ended by the next start, by its id
+            command = Command(runs, name, *args)
+            command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
+            ended = ended or gone(started, 1)
+        else:
+            command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
+            ended = True
+        seconds = time.monotonic() - begun
+        started |= descendants(command.process.pid)
+        command.wait()
+        ended = gone(started) and ended
+        same = contents(command.folder) == contents(wanted)
+        same &= (command.folder / "metrics.jsonl").read_bytes() == (wanted / "metrics.jsonl").read_bytes()
+        moment = {"phase": phase, **{k: v for k, v in state.items() if k in ("step", "parts")}}
+        return {"moment": moment, "seconds": round(seconds, 1), "landed": landed, "identical": same, "left": not ended}
+    finally:
+        for pid in {command.process.pid} | alive(started | descendants(command.process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--faults", type=int, default=2 * len(KINDS), help="how many, the kinds in turn")
+    options.add_argument("--kinds", nargs="+", choices=sorted(KINDS), default=list(KINDS))
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--json", type=Path, default=Path("faults.json"))
+    options.add_argument("--runs", type=Path, default=None, help="folder of the runs; default: a temporary one")
+    given = options.parse_args()
+    runs = given.runs or Path(tempfile.mkdtemp(prefix="rayrec-faults-"))
+    runs.mkdir(parents=True, exist_ok=True)
+    wanted = Command(runs, "undisturbed", *ARGS).wait()
+    records: list[dict] = []
+    for number in range(given.faults):
+        name = given.kinds[number % len(given.kinds)]
+        kind, draw = KINDS[name], random.Random(f"{given.seed}/{number}")
+        phase = draw.choice([p for p in PHASES if p.split("/")[1] in kind.phases])
+        with storage(kind, runs) as place:
+            try:
+                found = suffer(f"fault-{number}", kind, phase, place, draw, wanted, ARGS)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                found = {"moment": {"phase": phase}, "identical": False, "error": str(error)[-2000:]}
+        records.append({"kind": name, **found})
+        print(json.dumps(records[-1]), flush=True)
+        given.json.write_text(json.dumps(records, indent=1) + "\n")
+    good = [r for r in records if r["identical"] and r["landed"] and not r["left"]]
+    print(f"{len(good)} of {len(records)} faults changed nothing; {given.json}")
+    return 0 if len(good) == len(records) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

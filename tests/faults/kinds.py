@@ -1,0 +1,141 @@
+"""What can happen to a run, each kind as a function that does it to a real one.
+
+A fault strikes in the middle of a phase. Afterwards the job goes on by itself, or has ended and the same command is
+given again; either way it ends with the files and metrics of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.edge.conftest import Command, descendants
+
+TRAINING, GENERATING = ("pretrain", "sft", "prefer"), ("negatives", "evaluate")
+
+
+def processes(command: Command, word: str) -> list[int]:
+    """Those that the driver has started, directly or not, and whose command line holds ``word``."""
+    found = []
+    for pid in sorted(descendants(command.process.pid)):
+        try:
+            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def kill(word: str) -> Callable[[Command, random.Random], None]:
+    """SIGKILL one of these processes."""
+
+    def strike(command: Command, draw: random.Random) -> None:
+        os.kill(draw.choice(processes(command, word)), signal.SIGKILL)
+
+    return strike
+
+
+def stop(word: str, seconds: float = 30) -> Callable[[Command, random.Random], None]:
+    """SIGSTOP one of these processes for a while; the empty word is the driver itself."""
+
+    def strike(command: Command, draw: random.Random) -> None:
+        pid = draw.choice(processes(command, word)) if word else command.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGCONT)
+
+    return strike
+
+
+def kill_driver(command: Command, draw: random.Random) -> None:
+    """SIGKILL the driver; its actors and Ray end after it."""
+    command.kill()
+
+
+def interrupt(command: Command, draw: random.Random) -> None:
+    """SIGTERM, as a scheduler sends it."""
+    command.process.send_signal(signal.SIGTERM)
+
+
+def _finished_file(command: Command, draw: random.Random) -> Path:
+    done = sorted(command.folder.glob("*/*/DONE"))
+    files = [p for p in draw.choice(done).parent.rglob("*") if p.is_file() and p.name != "DONE" and p.stat().st_size]
+    return draw.choice(sorted(files))
+
+
+def truncate(command: Command, draw: random.Random) -> None:
+    """The driver dies, and a file of a finished phase has lost its end."""
+    command.kill()
+    file = _finished_file(command, draw)
+    file.write_bytes(file.read_bytes()[: draw.randrange(file.stat().st_size)])
+
+
+def flip(command: Command, draw: random.Random) -> None:
+    """The driver dies, and a bit of a file of a finished phase is another."""
+    command.kill()
+    file = _finished_file(command, draw)
+    data = bytearray(file.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    file.write_bytes(data)
+
+
+def fill(command: Command, draw: random.Random) -> None:
+    """The storage is full until the job has ended."""
+    filler = command.folder.parent / "filler"
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(b"\0" * 2**16)
+                file.flush()
+        except OSError:
+            pass
+    command.process.wait(300)
+    filler.unlink()
+
+
+def read_only(command: Command, draw: random.Random) -> None:
+    """The storage is read-only until the job has ended."""
+    mount = str(command.folder.parent)
+    # A lazy bind of the same mount would let open files write on; a remount waits for none.
+    while subprocess.run(["mount", "-o", "remount,ro", mount], capture_output=True).returncode:
+        time.sleep(0.01)  # a file is open for writing at this moment
+    command.process.wait(300)
+    subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to suffer."""
+
+    strike: Callable[[Command, random.Random], None]
+    phases: tuple[str, ...] = TRAINING + GENERATING
+    """Kinds of phases in which it means something."""
+    by_itself: bool = False
+    """Whether the job goes on without a new command."""
+    own_mount: bool = False
+    """Whether the run folder must lie on a small file system of its own."""
+
+
+KINDS = {
+    "generator killed": Kind(kill("ray::Generator"), GENERATING, by_itself=True),
+    "worker killed": Kind(kill("ray::RayTrainWorker"), TRAINING, by_itself=True),
+    "controller killed": Kind(kill("ray::TrainController"), TRAINING),
+    "board killed": Kind(kill("ray::Board"), TRAINING),
+    "raylet killed": Kind(kill("raylet/raylet")),
+    "driver killed": Kind(kill_driver),
+    "driver told to end": Kind(interrupt),
+    "generator stopped for 30 s": Kind(stop("ray::Generator"), GENERATING, by_itself=True),
+    "worker stopped for 30 s": Kind(stop("ray::RayTrainWorker"), TRAINING, by_itself=True),
+    "raylet stopped for 30 s": Kind(stop("raylet/raylet"), by_itself=True),
+    "driver stopped for 30 s": Kind(stop(""), by_itself=True),
+    "file cut short": Kind(truncate),
+    "bit flipped": Kind(flip),
+    "storage full": Kind(fill, own_mount=True),
+    "storage read-only": Kind(read_only, own_mount=True),
+}
