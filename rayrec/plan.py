@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -204,6 +205,11 @@ def _check_together(config: Config) -> None:
     if chats != bool(evaluate.endpoint and evaluate.served):
         raise ValueError(
             "--engine chat, --endpoint URL and --served NAME go together. Name all three, or none of them."
+        )
+    if evaluate.endpoint and urlsplit(evaluate.endpoint).username is not None:
+        raise ValueError(
+            "--endpoint holds a user name, and the settings of a run are kept. Give the address alone, and the key in "
+            "OPENAI_API_KEY."
         )
     if chats and (train.first_rows or train.iterations or evaluate.decode != ("greedy",)):
         raise ValueError(

@@ -8,6 +8,7 @@ the phase again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -103,10 +104,12 @@ class TrainGroup:
 
     def __init__(self, config: Config, base: str, template: Template, storage: Path, gpu: bool, reserved: Reserved):
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.config, self.storage, self.gpu, self.reserved = config, storage, gpu, reserved
-        # Zero CPUs: the board only waits. It lives in the driver's job, so it dies with the driver.
-        self.board: Any = ray.remote(Board).options(num_cpus=0, max_concurrency=64).remote()
+        # Zero CPUs: the board only waits. It lives on the driver's node, so no other node's loss ends it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board: Any = ray.remote(Board).options(num_cpus=0, max_concurrency=64, scheduling_strategy=here).remote()
         self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu}
         self._template, self.closed = template, False
         self.error: BaseException | None = None
@@ -114,12 +117,25 @@ class TrainGroup:
         self._thread.start()
 
     def _fit(self) -> None:
-        try:
-            trainer = self._trainer()
-            self.reserved.free_trainers()
-            trainer.fit()
-        except BaseException as error:  # told to the lane, which waits for a result that will not come
-            self.error = error
+        """Ray Train's run; where its controller dies, with its workers, another one goes on."""
+        import ray
+
+        allowed = self.config.placement.max_deaths
+        self.reserved.free_trainers()
+        for deaths in itertools.count(1):
+            try:
+                self._trainer().fit()
+                return
+            except ray.exceptions.RayActorError as error:  # pyright: ignore[reportAttributeAccessIssue]
+                if self.closed:
+                    return
+                print(f"Ray Train's controller died ({deaths} of {allowed} allowed): it is replaced", flush=True)
+                if deaths > allowed:
+                    self.error = error  # told to the lane, which waits for a result that will not come
+                    return
+            except BaseException as error:
+                self.error = error
+                return
 
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig

@@ -122,7 +122,7 @@ def test_the_slurm_script_gives_ray_what_it_takes() -> None:
     subprocess.run(["bash", "-n", str(CLUSTER / "slurm.sh")], check=True)
     assert "RAY_AUTH_MODE=token" in script
     call = script[script.index("symmetric-run") :].replace("\\\n", " ").splitlines()[0]
-    words = [re.sub(r"\$\w+|\$\{[^}]*\}", "2", word) for word in shlex.split(call)][1:]
+    words = [re.sub(r"\$\w+|\$\{[^}]*\}|\$@", "2", word) for word in shlex.split(call)][1:]
     start, entry = words[: words.index("--")], words[words.index("--") + 1 :]
     given = symmetric_run.make_context("_", list(start), resilient_parsing=True).params
     assert given["address"] == "2:2" and given["min_nodes"] == 2

@@ -22,11 +22,11 @@ TOY += ["--pretrain-steps", "40", "--test-rows", "128"]
 class Command:
     """``python jobs/sprec.py`` with arguments, its output in a file."""
 
-    def __init__(self, runs: Path, name: str, *args: str):
+    def __init__(self, runs: Path, name: str, *args: str, env: dict[str, str] | None = None):
         self.folder, self.log = runs / name, runs / f"{name}.log"
         command = [sys.executable, "jobs/sprec.py", *TOY, "--runs", str(runs), "--name", name, *args]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
 
     def wait(self, seconds: float = 400) -> Path:
         """Wait for success; the folder of the run."""

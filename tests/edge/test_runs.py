@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from tests.edge.conftest import Command, contents, descendants, gone, read_trace
+from tests.faults.kinds import processes
 
 PHASES = ["00/pretrain", "00/baseline", "00/sft", "00/evaluate"]
 PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
@@ -68,19 +68,9 @@ def test_the_lanes_overlap_and_weights_are_opened_once(overlapped: Path) -> None
     assert opened == {("trainers", 1), ("generators", 0)}
 
 
-def test_sequential_is_bit_identical(runs: Path, overlapped: Path) -> None:
-    args = ("--decode", "greedy", "beams", "--keep", "all", "--sequential", "--no-share")
-    folder = Command(runs, "sequential", *args).wait()
-    events = [e for e in read_trace(folder)["traceEvents"] if e["cat"] == "phase" and e["name"] != "00/baseline"]
-    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events)
-    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
-    assert contents(folder) == contents(overlapped)
-    assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
-
-
 def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
-    """A generator, a training worker and the driver die inside phases; a finished file is cut short; Ctrl-C."""
-    args = ("--decode", "greedy", "beams", "--keep", "all")
+    """A generator, a worker, Ray Train's controller and the driver die inside phases; a file is cut short; Ctrl-C."""
+    args = ("--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "5")
     command = Command(runs, "killed", *args)
 
     def engines_of(trace: dict) -> list[dict]:
@@ -97,8 +87,12 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     os.kill(worker, signal.SIGKILL)
 
     command.until_inside("02/sft")
+    (controller,) = processes(command, "ray::TrainController")
+    os.kill(controller, signal.SIGKILL)
+
+    command.until(lambda trace: trace["running"].get("02/prefer", {}).get("step", 0) > 5, "checkpoint of 02/prefer")
     command.kill()
-    assert not (command.folder / "02" / "sft" / "DONE").exists()
+    assert not (command.folder / "02" / "prefer" / "DONE").exists()
     damaged = command.folder / "01" / "prefer" / "policy" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
 
@@ -113,5 +107,6 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     folder = Command(runs, "killed", *args).wait()
     assert "01/prefer: finished, but policy/model.safetensors is damaged" in command.log.read_text()
     assert len(engines_of(read_trace(folder))) >= 4  # one per attempt, and the replacement
+    assert {e["name"]: e["args"].get("resumed_at") for e in read_trace(folder)["traceEvents"]}["02/prefer"] >= 5
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()

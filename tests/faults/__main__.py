@@ -55,7 +55,7 @@ def suffer(name: str, kind: Kind, phase: str, runs: Path, draw: random.Random, w
         begun = time.monotonic()
         kind.strike(command, draw)
         if not kind.by_itself:
-            command.process.wait(120)
+            landed &= command.process.wait(120) != 0  # a job that ended well had not been hit
             ended = gone(started)  # what a killed driver leaves is ended by the next start, by its id
             command = Command(runs, name, *args)
             command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")

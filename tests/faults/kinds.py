@@ -102,7 +102,6 @@ def fill(command: Command, draw: random.Random) -> None:
 def read_only(command: Command, draw: random.Random) -> None:
     """The storage is read-only until the job has ended."""
     mount = str(command.folder.parent)
-    # A lazy bind of the same mount would let open files write on; a remount waits for none.
     while subprocess.run(["mount", "-o", "remount,ro", mount], capture_output=True).returncode:
         time.sleep(0.01)  # a file is open for writing at this moment
     command.process.wait(300)
@@ -125,7 +124,7 @@ class Kind:
 KINDS = {
     "generator killed": Kind(kill("ray::Generator"), GENERATING, by_itself=True),
     "worker killed": Kind(kill("ray::RayTrainWorker"), TRAINING, by_itself=True),
-    "controller killed": Kind(kill("ray::TrainController"), TRAINING),
+    "controller killed": Kind(kill("ray::TrainController"), TRAINING, by_itself=True),
     "board killed": Kind(kill("ray::Board"), TRAINING),
     "raylet killed": Kind(kill("raylet/raylet")),
     "driver killed": Kind(kill_driver),

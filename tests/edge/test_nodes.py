@@ -1,0 +1,96 @@
+"""One sequential run over several raylets of this machine, each a node of its own; one of them is lost on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.edge.conftest import Command, alive, contents, descendants, read_trace
+from tests.edge.test_job import RAY, free_port
+
+
+class Nodes:
+    """A head without CPUs for anybody, and nodes that carry custom resources."""
+
+    def __init__(self, folder: Path):
+        (folder / "token").write_text(secrets.token_hex(32))
+        self.env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"
+        self.env.pop("RAY_ADDRESS", None)
+        self.folder, self.port, self.processes = folder, free_port(), list[subprocess.Popen]()
+        self._start("--head", f"--port={self.port}", f"--dashboard-port={free_port()}", "--num-cpus=1")
+        self.address = f"127.0.0.1:{self.port}"
+
+    def add(self, resource: str, cpus: int = 2) -> subprocess.Popen:
+        """Start a node that carries two of ``resource``."""
+        resources = json.dumps({resource: 2})
+        return self._start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}", f"--resources={resources}")
+
+    def _start(self, *args: str) -> subprocess.Popen:
+        command = [RAY, "start", *args, "--block", f"--dashboard-agent-listen-port={free_port()}"]
+        with (self.folder / f"node-{len(self.processes)}.log").open("w") as log:
+            process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def end(self, process: subprocess.Popen) -> None:
+        """Lose a node at once: its raylet, its workers, everything."""
+        for pid in {process.pid} | alive(descendants(process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    made = Nodes(tmp_path_factory.mktemp("nodes"))
+    try:
+        yield made
+    finally:
+        for process in reversed(made.processes):
+            made.end(process)
+
+
+def test_a_sequential_run_over_nodes_outlives_the_loss_of_one_and_is_bit_identical(
+    nodes: Nodes, runs: Path, overlapped: Path
+) -> None:
+    where = ["--address", nodes.address, "--train-resource", "trainer", "--generate-resource", "generator"]
+    where += ["--decode", "greedy", "beams", "--keep", "all", "--sequential", "--no-share"]
+    # No node carries `trainer` yet: the plan cannot be had, and says so in seconds.
+    generating = nodes.add("generator")
+    begun = time.monotonic()
+    command = Command(runs, "nodes", *where, env=nodes.env)
+    assert command.process.wait(120) == 1
+    said = command.log.read_text()
+    assert "asks for 3 CPU, 1 trainer, 1 generator" in said and "0 of 0 trainer" in said, said
+    assert time.monotonic() - begun < 60
+
+    training = nodes.add("trainer")
+    command = Command(runs, "nodes", *where, "--wait-for-resources", "60", env=nodes.env)
+    trace = command.until_inside("01/prefer")
+    done = {e["name"]: e["args"] for e in trace["traceEvents"]}
+    assert training.poll() is None and generating.poll() is None
+    assert done["01/sft"]["worker_pid"] in descendants(training.pid)
+    assert done["engine"]["pid"] in descendants(generating.pid)
+    nodes.add("trainer")
+    nodes.end(training)
+    folder = command.wait()
+    events = read_trace(folder)["traceEvents"]
+    named = [e for e in events if e["cat"] == "phase" and e["name"] != "00/baseline"]
+    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in named)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+    workers = {e["args"].get("worker_pid") for e in events} - {None}
+    assert len(workers) == 2 and done["01/sft"]["worker_pid"] in workers  # the second group worked on the spare node
+    assert contents(folder) == contents(overlapped)
+    assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
