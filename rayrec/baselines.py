@@ -59,7 +59,7 @@ def run(config: BaselinesConfig) -> Path | None:
     left = [phase for phase in phases if not work.done(phase)]
     work.trace.attempt(left=left)
     if set(left) - {"00/popular"}:
-        cluster.connect(config, gpu)
+        cluster.connect(config)
         reserve.reserve(config, gpu, generate=False).free_trainers()
     for phase in left:
         _make(phase, config, data, work, gpu, features)

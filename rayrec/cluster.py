@@ -117,8 +117,8 @@ def _cards(config: AnyConfig) -> int:
     return math.ceil(sum(bundle["GPU"] for bundle in bundles))
 
 
-def connect(config: AnyConfig, gpu: bool) -> None:
-    """Join a cluster, or start one of our own that has room for the plan.
+def connect(config: AnyConfig) -> bool:
+    """Join a cluster, or start one of our own that has room for the plan; returns whether it is our own.
 
     Raises:
         ValueError: the cluster cannot be reached.
@@ -147,6 +147,7 @@ def connect(config: AnyConfig, gpu: bool) -> None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"No Ray cluster answers at {address}: {error}") from error
     interrupt_on_signals()  # after Ray, which sets a SIGTERM handler of its own
+    return address is None
 
 
 class Processes:

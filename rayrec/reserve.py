@@ -37,6 +37,8 @@ class Reserved:
 
     trainers: Any = None
     generators: tuple[Any, ...] = ()
+    alone: bool = False
+    """Whether the cluster was made for this run."""
 
     def free_trainers(self) -> None:
         """Make room for Ray Train, which places its workers itself."""
@@ -45,8 +47,22 @@ class Reserved:
         if self.trainers is not None:
             remove_placement_group(self.trainers)
 
+    def free_orphans(self) -> None:
+        """Give back what Ray Train's workers held when its controller died.
 
-def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = True) -> Reserved:
+        Elsewhere an actor of Ray Train does; it asks the dashboard, which a cluster of our own has not.
+        """
+        from ray import PlacementGroupID
+        from ray.util import placement_group_table, remove_placement_group
+        from ray.util.placement_group import PlacementGroup
+
+        known = {group.id.hex() for group in self.generators}
+        for name, found in placement_group_table().items() if self.alone else ():
+            if name not in known and found["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+
+
+def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = True, alone: bool = False) -> Reserved:
     """Hold what the plan takes, waiting for it as long as ``--wait-for-resources`` says.
 
     Raises:
@@ -73,7 +89,7 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
             print(_shortage(wanted, config), flush=True)
         told = told if told and time.monotonic() - told <= 30 else time.monotonic()
         time.sleep(0.05)
-    return Reserved(trainers, tuple(generators))
+    return Reserved(trainers, tuple(generators), alone)
 
 
 def _room_for_data(wanted: list[Bundle]) -> bool:

@@ -141,9 +141,9 @@ class Session:
             try:
                 self.processes.record()
                 if left:
-                    cluster.connect(self.config, self.ready.gpu)
+                    alone = cluster.connect(self.config)
                     trains = any(phase.makes_policy and phase.name in left for phase in self.phases)
-                    self.reserved = reserve.reserve(self.config, self.ready.gpu, trains)
+                    self.reserved = reserve.reserve(self.config, self.ready.gpu, trains, alone=alone)
                     self.processes.record()
                     # Both take seconds to come up, so both start now, beside the first phase.
                     if trains:

@@ -130,6 +130,7 @@ class TrainGroup:
                 if self.closed:
                     return
                 print(f"Ray Train's controller died ({deaths} of {allowed} allowed): it is replaced", flush=True)
+                self.reserved.free_orphans()
                 if deaths > allowed:
                     self.error = error  # told to the lane, which waits for a result that will not come
                     return

@@ -62,9 +62,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             made.end(process)
 
 
-def test_a_sequential_run_over_nodes_outlives_the_loss_of_one_and_is_bit_identical(
-    nodes: Nodes, runs: Path, overlapped: Path
-) -> None:
+def test_a_sequential_run_that_loses_a_node_is_bit_identical(nodes: Nodes, runs: Path, overlapped: Path) -> None:
     where = ["--address", nodes.address, "--train-resource", "trainer", "--generate-resource", "generator"]
     where += ["--decode", "greedy", "beams", "--keep", "all", "--sequential", "--no-share"]
     # No node carries `trainer` yet: the plan cannot be had, and says so in seconds.
