@@ -165,8 +165,7 @@ class Processes:
         Raises:
             ValueError: that driver is alive: two would write into each other's phases.
         """
-        known = read_json(self.file) if self.file.exists() else {"host": ""}
-        if known["host"] != socket.gethostname():
+        if not self.file.exists() or (known := read_json(self.file))["host"] != socket.gethostname():
             return
         driver, *started = map(_same_process, known["processes"])
         if driver is not None and driver.pid != os.getpid():
