@@ -52,7 +52,9 @@ class Command:
         """Wait until a phase is at work, for some steps, parts or tenths of a second, and is not finished."""
 
         def inside(trace: dict) -> bool:
-            running = trace["running"].get(phase, {})
+            # A killed driver leaves its last words in the trace until the next one has started.
+            ours = trace["attempts"][-1]["pid"] == self.process.pid
+            running = trace["running"].get(phase, {}) if ours else {}
             begun = running.get("step") or running.get("parts") or time.time() - running.get("started", 1e12) > 0.3
             return bool(begun) and not (self.folder / phase / "DONE").exists()
 
