@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,15 +98,6 @@ def fill(command: Command, draw: random.Random) -> None:
     filler.unlink()
 
 
-def read_only(command: Command, draw: random.Random) -> None:
-    """The storage is read-only until the job has ended."""
-    mount = str(command.folder.parent)
-    while subprocess.run(["mount", "-o", "remount,ro", mount], capture_output=True).returncode:
-        time.sleep(0.01)  # a file is open for writing at this moment
-    command.process.wait(300)
-    subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
-
-
 @dataclass(frozen=True)
 class Kind:
     """One way to suffer."""
@@ -136,5 +126,4 @@ KINDS = {
     "file cut short": Kind(truncate),
     "bit flipped": Kind(flip),
     "storage full": Kind(fill, own_mount=True),
-    "storage read-only": Kind(read_only, own_mount=True),
 }
