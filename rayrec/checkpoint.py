@@ -25,6 +25,12 @@ def folder_of(out: str) -> Path:
     return Path(out).parent / CHECKPOINT
 
 
+def clear(out: str) -> None:
+    """Remove the checkpoint of a phase that has ended, and what a death in the middle of saving one has left."""
+    for left in Path(out).parent.glob(f"{CHECKPOINT}*"):
+        shutil.rmtree(left)
+
+
 def deciding(training: dict[str, Any], config: Config) -> dict[str, Any]:
     """What a checkpoint's key is made of: all that decides a phase's numbers, but not where it is computed.
 

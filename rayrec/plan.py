@@ -186,6 +186,11 @@ def _check_together(config: Config) -> None:
             f"--max-length {model.max_length} holds a prompt and --max-new-tokens {model.max_new_tokens}, so no room "
             "is left for a prompt. Raise --max-length."
         )
+    if config.placement.placement == "shared" and config.placement.tensor_parallel > 1:
+        raise ValueError(
+            f"--placement shared lets one GPU alternate, --tensor-parallel {config.placement.tensor_parallel} takes more."
+            " Leave one out."
+        )
     if not train.sft and not train.prefer and train.iterations:
         raise ValueError(
             "--no-sft and --no-prefer leave an iteration nothing to do. Leave one of them out, or add --iterations 0."

@@ -24,7 +24,7 @@ def generator_bundles(config: AnyConfig, gpu: bool) -> list[Bundle]:
     placement = config.placement
     cards = placement.tensor_parallel if gpu else 1
     first = _bundle(gpu, placement.placement == "shared", placement.generate_resource)
-    return [first, *[_bundle(gpu, False, None)] * (cards - 1)]
+    return [first, *[_bundle(gpu, False, None)] * (cards - 1)]  # `shared` takes one card only
 
 
 def _bundle(gpu: bool, shared: bool, resource: str | None) -> Bundle:
@@ -78,16 +78,16 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
     groups = [group for group in (trainers, *generators) if group is not None]
     wanted = [*(each if train else []), *one * count]
     # Free resources are reported with some delay, and a group of nodes that autoscales needs minutes.
-    deadline, told = time.monotonic() + max(10.0, placement.wait_for_resources), 0.0
+    begun = told = time.monotonic()
     while not (all(group.wait(0) for group in groups) and _room_for_data(wanted)):
-        if time.monotonic() > deadline:
+        if time.monotonic() - begun > max(10.0, placement.wait_for_resources):
             message = _shortage(wanted, config)
             for group in groups:
                 remove_placement_group(group)
             raise ValueError(message)
-        if time.monotonic() - told > 30 and told:
+        if time.monotonic() - told > 30:
             print(_shortage(wanted, config), flush=True)
-        told = told if told and time.monotonic() - told <= 30 else time.monotonic()
+            told = time.monotonic()
         time.sleep(0.05)
     return Reserved(trainers, tuple(generators), alone)
 

@@ -65,14 +65,13 @@ def ending() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
     except Stopped as error:
         print(f"error: {error}\n{_GO_ON} {_logs()}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in _STORAGE:
-            traceback.print_exc()
-        print(f"error: {error}. Nothing that was finished is lost. {_GO_ON}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            print(f"error: {error}. Nothing that was finished is lost. {_GO_ON}", file=sys.stderr)
+        else:
+            traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     if "ray" not in sys.modules:

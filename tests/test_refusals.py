@@ -175,6 +175,10 @@ CASES = {
         ["--pretrain-batch is 64", "a multiple of --train-workers 3", "Take 66"],
     ),
     "nothing to do": (["--no-sft", "--no-prefer"], ["--no-sft and --no-prefer", "nothing to do", "Leave one"]),
+    "one card and more": (
+        ["--placement", "shared", "--tensor-parallel", "2"],
+        ["lets one GPU alternate", "--tensor-parallel 2 takes more", "Leave one out"],
+    ),
     "narrow beams": (
         ["--decode", "beams", "--beam-width", "5", "--top-k", "10"],
         ["--beam-width 5", "fewer titles than --top-k 10", "Take --beam-width 10"],

@@ -32,10 +32,10 @@ class Nodes:
         self._start("--head", f"--port={self.port}", f"--dashboard-port={free_port()}", "--num-cpus=1")
         self.address = f"127.0.0.1:{self.port}"
 
-    def add(self, resource: str, cpus: int = 2) -> subprocess.Popen:
+    def add(self, resource: str) -> subprocess.Popen:
         """Start a node that carries two of ``resource``."""
         resources = json.dumps({resource: 2})
-        return self._start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}", f"--resources={resources}")
+        return self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=2", f"--resources={resources}")
 
     def _start(self, *args: str) -> subprocess.Popen:
         command = [RAY, "start", *args, "--block", f"--dashboard-agent-listen-port={free_port()}"]

@@ -1,0 +1,41 @@
+"""The last words of a process that ends before its work is done."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from rayrec.runs import Stopped
+from rayrec.session import ending
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ValueError("Found this, wanted that."), 1, ["error: Found this, wanted that."]),
+        (Stopped("01/sft: the board died"), 1, ["error: 01/sft: the board died", "The same command goes on"]),
+        *(
+            (OSError(number, os.strerror(number), "/runs/a"), 1, [f"{os.strerror(number)}: '/runs/a'", "goes on"])
+            for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+        ),
+        (KeyboardInterrupt(), 130, []),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_not_our_mistake_is_told_in_words(
+    error: BaseException, code: int, says: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, ending():
+        raise error
+    told = capsys.readouterr().err
+    assert ended.value.code == code and "Traceback" not in told and all(words in told for words in says)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "gone"), KeyError("x")])
+def test_our_mistakes_are_traced(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, ending():
+        raise error
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and "Traceback" in told and "goes on" not in told
