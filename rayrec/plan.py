@@ -188,8 +188,8 @@ def _check_together(config: Config) -> None:
         )
     if config.placement.placement == "shared" and config.placement.tensor_parallel > 1:
         raise ValueError(
-            f"--placement shared lets one GPU alternate, --tensor-parallel {config.placement.tensor_parallel} takes more."
-            " Leave one out."
+            "--placement shared lets one GPU alternate, "
+            f"--tensor-parallel {config.placement.tensor_parallel} takes more. Leave one out."
         )
     if not train.sft and not train.prefer and train.iterations:
         raise ValueError(
