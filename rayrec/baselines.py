@@ -53,7 +53,10 @@ def run(config: BaselinesConfig) -> Path | None:
     if config.output.dry_run:
         check_claim(root, config, data.content_hash)
         return None
+    processes = cluster.Processes(root / ".processes.json")
+    processes.end_former()
     work = Run(root, config, data.content_hash)
+    processes.record()
     plan.write_inputs(root, data)
     phases = [f"00/{model}" for model in config.sequential.models]
     left = [phase for phase in phases if not work.done(phase)]
@@ -61,8 +64,11 @@ def run(config: BaselinesConfig) -> Path | None:
     if set(left) - {"00/popular"}:
         cluster.connect(config)
         reserve.reserve(config, gpu, generate=False).free_trainers()
+        processes.record()
     for phase in left:
         _make(phase, config, data, work, gpu, features)
+        processes.record()
+    processes.forget()
     records, seconds = work.write_metrics(phases), work.trace.facts("seconds")
     console.print_iteration_table([r | {"seconds": seconds.get(r["phase"])} for r in records])
     if config.json:

@@ -7,6 +7,7 @@ numbers and rows need no saving: both follow from the number of the step.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -90,8 +91,11 @@ def restore(folder: Path, steps: int, engine: Any, whole: Callable[[], AbstractC
             for moment in _MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[f"{name}.{moment}"].to(device), moment)
         else:
+            master, moments = _unsplit(engine, parameter)
+            if master is not parameter:
+                master.data.copy_(state[name])
             for moment in _MOMENTS:
-                engine.optimizer.state[parameter][moment].copy_(state[f"{name}.{moment}"])
+                moments[moment].copy_(state[f"{name}.{moment}"])
 
 
 def _state(engine: Any) -> Iterator[tuple[str, Any]]:
@@ -102,9 +106,10 @@ def _state(engine: Any) -> Iterator[tuple[str, Any]]:
         if _cut_up(parameter):
             yield name, safe_get_full_fp32_param(parameter)
             yield from ((f"{name}.{one}", safe_get_full_optimizer_state(parameter, one)) for one in _MOMENTS)
-        else:  # ZeRO stage 0
-            yield name, parameter.detach().float()
-            yield from ((f"{name}.{one}", engine.optimizer.state[parameter][one]) for one in _MOMENTS)
+        else:
+            master, moments = _unsplit(engine, parameter)
+            yield name, master.detach().float()
+            yield from ((f"{name}.{one}", moments[one]) for one in _MOMENTS)
 
 
 def _trainable(engine: Any) -> Iterator[tuple[str, Any]]:
@@ -114,6 +119,15 @@ def _trainable(engine: Any) -> Iterator[tuple[str, Any]]:
 def _cut_up(parameter: Any) -> bool:
     """Whether ZeRO holds the parameter's state in parts."""
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _unsplit(engine: Any, parameter: Any) -> tuple[Any, dict[str, Any]]:
+    """What ZeRO stage 0 updates for a parameter, itself or its float32 copy, and Adam's state of it."""
+    outer, master = engine.optimizer, parameter
+    if hasattr(outer, "fp32_groups"):
+        pairs = zip(itertools.chain(*outer.fp16_groups), itertools.chain(*outer.fp32_groups), strict=True)
+        master = next(high for low, high in pairs if low is parameter)
+    return master, getattr(outer, "optimizer", outer).state[master]
 
 
 def _make_moments(engine: Any, steps: int) -> None:

@@ -125,6 +125,7 @@ def connect(config: AnyConfig) -> bool:
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
+    from ray.exceptions import AuthenticationError
 
     address, placement = find_address(config), config.placement
     quiet: dict[str, Any] = {
@@ -144,8 +145,13 @@ def connect(config: AnyConfig) -> bool:
     else:
         try:
             ray.init(address=address, **quiet)
+        except AuthenticationError as error:
+            raise ValueError(f"The cluster at {address} cannot be joined: {error}") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"No Ray cluster answers at {address}: {error}") from error
+            raise ValueError(
+                f"No Ray cluster answers at {address}: {error}. A cluster with tokens answers only to its own: set "
+                "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+            ) from error
     interrupt_on_signals()  # after Ray, which sets a SIGTERM handler of its own
     return address is None
 

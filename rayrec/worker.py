@@ -142,6 +142,9 @@ class Worker:
             "steps_per_print": 10**9,
         }
         engine, *_ = deepspeed.initialize(model=self.lm, model_parameters=trainable, config=settings)
+        outer: Any = engine.optimizer
+        if hasattr(outer, "fp32_groups"):  # bfloat16 at stage 0: DeepSpeed's empty step before the first is none
+            outer.optimizer.state.clear()
         return engine
 
     def _sft(self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]]) -> list[dict]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 
 from tests.edge.conftest import ROOT, read_trace
@@ -15,9 +18,13 @@ SMALL = ["--history", "10", "--test-rows", "300", "--valid-rows", "100", "--hidd
 SMALL += ["--epochs", "2", "--threads", "1"]
 
 
-def baselines(*args: str) -> None:
+def run_baselines(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "jobs/baselines.py", *SMALL, *args]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def baselines(*args: str) -> None:
+    done = run_baselines(*args)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -48,3 +55,11 @@ def test_models_are_trained_ranked_and_kept(tmp_path: Path) -> None:
     second = json.loads(found.read_text())
     assert second[:1] == first and second[1]["model"] == "popular"
     assert [a["left"] for a in read_trace(folder)["attempts"]] == [["00/sasrec"], ["00/popular"]]
+
+    record = folder / ".processes.json"
+    assert not record.exists()
+    record.write_text(
+        json.dumps({"host": socket.gethostname(), "processes": [[os.getpid(), psutil.Process().create_time()]]})
+    )
+    refused = run_baselines(*args)
+    assert refused.returncode == 1 and f"is being written by process {os.getpid()}" in refused.stderr

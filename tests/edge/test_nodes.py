@@ -21,7 +21,7 @@ from tests.edge.test_job import RAY, free_port
 
 
 class Nodes:
-    """A head without CPUs for anybody, and nodes that carry custom resources."""
+    """A head with one CPU, for Ray Data, and nodes that carry custom resources."""
 
     def __init__(self, folder: Path):
         (folder / "token").write_text(secrets.token_hex(32))

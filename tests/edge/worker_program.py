@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,22 +23,49 @@ from rayrec.trainers import Phase, Tokenise
 #: Kind of phase and objective, by the name of the case.
 CASES = {"sft": ("sft", "dpo"), "sdpo": ("prefer", "sdpo"), "kto": ("prefer", "kto")}
 STEPS, BATCH, LR, WARMUP = 3, 4, 3e-3, 1
-#: Case, ZeRO stage and rank of the adapters, of what is cut off.
-CUT_OFF = [("sft", 0, 0), ("sft", 1, 0), ("sdpo", 2, 0), ("sdpo", 3, 0), ("sft", 1, 4)]
 
 
-def settings(objective: str = "dpo", stage: int = 1, lora: int = 0) -> Config:
+class Case(NamedTuple):
+    """A phase of CASES and how its state is held."""
+
+    name: str
+    stage: int
+    lora: int = 0
+    dtype: str = "float32"
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}-{self.stage}{'-lora' if self.lora else ''}{'-bf16' if self.dtype != 'float32' else ''}"
+
+
+#: What is cut off.
+CUT_OFF = [
+    Case("sft", 0),
+    Case("sft", 1),
+    Case("sdpo", 2),
+    Case("sdpo", 3),
+    Case("sft", 1, lora=4),
+    Case("sft", 0, dtype="bfloat16"),
+    Case("sft", 2, dtype="bfloat16"),
+]
+#: What is run to its end without a break.
+WHOLE = [
+    *(Case(name, stage) for name in CASES for stage in (1, 2, 3)),
+    Case("sdpo", 1, lora=4),
+    Case("sdpo", 2, lora=4),
+    Case("sft", 0),
+    Case("sft", 1, lora=4),
+    *(Case("sft", stage, dtype="bfloat16") for stage in (0, 2)),
+]
+
+
+def settings(objective: str = "dpo", stage: int = 1, lora: int = 0, dtype: str = "float32") -> Config:
     """A resolved configuration for direct use."""
     from rayrec.plan import resolve
 
     args = ["--objective", objective, "--zero-stage", str(stage), "--micro-batch", "2", "--lora-rank", str(lora)]
-    config = resolve(parse("", [*args, "--checkpoint-steps", str(STEPS - 1)]))
+    config = resolve(parse("", [*args, "--dtype", dtype, "--checkpoint-steps", str(STEPS - 1)]))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=48))
-
-
-def name_of(case: str, stage: int, lora: int) -> str:
-    """Name of the folder of one case."""
-    return f"{case}-{stage}{'-lora' if lora else ''}"
 
 
 class CutOff(Exception):
@@ -74,32 +101,26 @@ def main(root: Path, rank: int, world: int) -> None:
     template = make_template("compact", load_tokenizer(base))
     table = pq.read_table(root / "rows.parquet")
 
-    def train(case: str, stage: int, lora: int, out: Path, report: Any = lambda **facts: None) -> dict:
-        kind, objective = CASES[case]
-        worker = Worker({"config": settings(objective, stage, lora), "base": base, "gpu": False}, rank, world)
+    def train(case: Case, out: Path, report: Any = lambda **facts: None) -> dict:
+        kind, objective = CASES[case.name]
+        worker = Worker({"config": settings(objective, *case[1:]), "base": base, "gpu": False}, rank, world)
         worker.report = report
-        dropout = 0.1 if lora and kind == "sft" else 0.0
-        phase = Phase(case, kind, "", base, str(out / "policy"), STEPS, BATCH, LR, WARMUP, dropout, 1, "k")
+        dropout = 0.1 if case.lora and kind == "sft" else 0.0
+        phase = Phase(case.name, kind, "", base, str(out / "policy"), STEPS, BATCH, LR, WARMUP, dropout, 1, "k")
         return worker.run(phase, Rows(Tokenise(kind, template)(table), rank, world))
 
-    whole = [(n, s, 0) for n in CASES for s in (1, 2, 3)] + [
-        ("sdpo", 1, 4),
-        ("sdpo", 2, 4),
-        ("sft", 1, 4),
-        ("sft", 0, 0),
-    ]
-    for case in whole:
-        train(*case, root / f"out{world}" / name_of(*case))
+    for case in WHOLE:
+        train(case, root / f"out{world}" / case.folder)
     for case in CUT_OFF:
-        folder = root / f"cut{world}" / name_of(*case)
+        folder = root / f"cut{world}" / case.folder
         with contextlib.suppress(CutOff):
-            train(*case, folder, cut_off)
+            train(case, folder, cut_off)
             raise AssertionError("a phase that was cut off has ended")
         if world == 1:  # the other number of workers goes on from it too
-            shutil.copytree(folder, root / "moved" / name_of(*case))
-        assert train(*case, folder)["facts"]["resumed_at"] == STEPS - 1
+            shutil.copytree(folder, root / "moved" / case.folder)
+        assert train(case, folder)["facts"]["resumed_at"] == STEPS - 1
         if world == 2:
-            assert train(*case, root / "moved" / name_of(*case))["facts"]["resumed_at"] == STEPS - 1
+            assert train(case, root / "moved" / case.folder)["facts"]["resumed_at"] == STEPS - 1
 
 
 if __name__ == "__main__":
