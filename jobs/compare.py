@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--against", default="BIGRec", help="the method that all others are tested against")
     parser.add_argument("--decode", choices=("beams", "greedy", "free_beams", "score"), help="all but D3's")
     parser.add_argument("--k", type=int, default=5, help="length of the lists in the tables")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--runs", default="runs", help="a folder; a comparison reads all its cells")
     parser.add_argument("--name", default="comparison", help="folder of the cells and the tables, in --runs")
     parser.add_argument("--at-once", type=int, default=1, help="cells at once; each reserves its own resources")
     args, rest = parser.parse_known_args()
@@ -86,12 +86,14 @@ def main() -> int:
     args.decode = args.decode or ("score" if parse("", rest).data.protocol == "candidates" else "beams")
     methods = list(dict.fromkeys((args.methods or []) + PRESETS.get(args.preset, "").split()))
     try:
+        if "://" in args.runs:
+            raise ValueError(f"--runs {args.runs} is a URL; a comparison reads all its cells. Name a folder.")
         rows = rows_of(args, methods)
         check(args, rows, rest)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    folder = args.runs.absolute() / args.name
+    folder = Path(args.runs).absolute() / args.name
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failed = run_cells(args, rows, rest, folder)

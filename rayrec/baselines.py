@@ -19,12 +19,14 @@ from rayrec import cluster, console, plan, reserve
 from rayrec.config import BaselinesConfig, SequentialConfig
 from rayrec.data import Dataset, load, schema
 from rayrec.data.candidates import touched
+from rayrec.folders import read_json, write_json
 from rayrec.grounding import EMBEDDERS
 from rayrec.metrics import evaluate
 from rayrec.metrics.choice import choice_metrics
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
-from rayrec.runs import Run, check_claim, read_json, write_json
+from rayrec.runs import Run, check_claim
+from rayrec.storage import Storage
 
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
@@ -48,16 +50,20 @@ def run(config: BaselinesConfig) -> Path | None:
         raise ValueError(f"--top-k {longest} asks for more than the catalogue's {len(data.catalogue)} items. Lower it.")
     features = _features(config.sequential, data)
     name = config.output.name or f"{data.source}-baselines-seed{config.data.seed}"
-    root = Path(config.output.runs or "runs").absolute() / name
+    storage = Storage(config.output.runs or "runs")
+    root = storage.root / name
     console.log("data", ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in data.counts.items()))
     if config.output.dry_run:
+        storage.bring(root / "config.json")
         check_claim(root, config, data.content_hash)
         return None
     processes = cluster.Processes(root / ".processes.json")
     processes.end_former()
-    work = Run(root, config, data.content_hash)
+    storage.pull(root)
+    work = Run(storage, root, config, data.content_hash)
     processes.record()
     plan.write_inputs(root, data)
+    work.keep("catalogue.parquet", "examples", "rejected.parquet")
     phases = [f"00/{model}" for model in config.sequential.models]
     left = [phase for phase in phases if not work.done(phase)]
     work.trace.attempt(left=left)
@@ -73,7 +79,8 @@ def run(config: BaselinesConfig) -> Path | None:
     console.print_iteration_table([r | {"seconds": seconds.get(r["phase"])} for r in records])
     if config.json:
         write_json(Path(config.json), _summary(records, phases, seconds))
-    console.log("run folder", str(root))
+    work.keep("trace.json")
+    console.log("run folder", storage.name(root))
     return root
 
 
@@ -126,7 +133,7 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
             lists["masked"] = popular_lists(rows, data.catalogue, k, _met(rows, met))
             made = {place: (titles, [[] for _ in titles]) for place, titles in lists.items()}
         else:
-            report = _train(name, config, data, folder, gpu, features if name == "morec" else None)
+            report = _train(name, config, data, work, folder, gpu, features if name == "morec" else None)
             made = _rank(folder, data, rows, k)
         tables, records = [], []
         for place, (titles, logprobs) in made.items():
@@ -143,7 +150,9 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
     console.log(phase, f"done in {time.time() - begun:.0f} s")
 
 
-def _train(name: str, config: BaselinesConfig, data: Dataset, folder: Path, gpu: bool, features: Any) -> dict:
+def _train(
+    name: str, config: BaselinesConfig, data: Dataset, work: Run, folder: Path, gpu: bool, features: Any
+) -> dict:
     """Train through Ray Train; the model lies in ``folder``, with the validation of every epoch."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -160,7 +169,8 @@ def _train(name: str, config: BaselinesConfig, data: Dataset, folder: Path, gpu:
         "how": sequential.Fitting(**fitting),
         "seed": config.data.seed,
         "rows": ray.put((*rows, features)),
-        "folder": str(folder),
+        "folder": folder,
+        "storage": work.storage,
         "threads": placement.threads,
         "gpu": gpu,
     }
@@ -171,10 +181,11 @@ def _train(name: str, config: BaselinesConfig, data: Dataset, folder: Path, gpu:
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name=f"train-{name}",
-            storage_path=str(folder.parents[1] / ".ray_train"),
+            **work.storage.for_ray_train(work.root),
             failure_config=FailureConfig(max_failures=placement.max_deaths),
         ),
     ).fit()
+    work.storage.gather(folder)
     return read_json(folder / "report.json")
 
 
@@ -193,7 +204,9 @@ def _work(task: dict) -> None:
     sequences, valid, features = ray.get(task["rows"])
     model = sequential.build(task["name"], task["shape"], task["seed"], features)
     model.to("cuda" if task["gpu"] else "cpu")
-    folder = Path(task["folder"])
+    storage: Storage = task["storage"]
+    folder = storage.here(task["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
     epochs = folder / "epochs.jsonl"
     epochs.unlink(missing_ok=True)
 
@@ -207,6 +220,7 @@ def _work(task: dict) -> None:
     if rank == 0:
         sequential.save(model.to("cpu"), folder)
         write_json(folder / "report.json", report)
+        storage.keep(folder)
     if world > 1:
         dist.barrier()
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rayrec.config import Config
-from rayrec.runs import CHECKPOINT, damage, read_json, seal
+from rayrec.folders import CHECKPOINT, damage, read_json, seal
+from rayrec.storage import Storage
 
 _TENSORS = "state.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -26,8 +27,9 @@ def folder_of(out: str) -> Path:
     return Path(out).parent / CHECKPOINT
 
 
-def clear(out: str) -> None:
+def clear(out: str, storage: Storage) -> None:
     """Remove the checkpoint of a phase that has ended, and what a death in the middle of saving one has left."""
+    storage.remove(folder_of(out))
     for left in Path(out).parent.glob(f"{CHECKPOINT}*"):
         shutil.rmtree(left)
 

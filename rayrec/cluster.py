@@ -15,7 +15,8 @@ import psutil
 
 from rayrec import reserve
 from rayrec.config import AnyConfig, BaselinesConfig, Config
-from rayrec.runs import read_json, write_json
+from rayrec.folders import read_json, write_json
+from rayrec.storage import Storage
 
 C = TypeVar("C", Config, BaselinesConfig)
 
@@ -32,7 +33,7 @@ def settle_paths(config: C) -> C:
     """Fill in where runs are written, and refuse paths that mean nothing in a submitted job.
 
     Raises:
-        ValueError: ``--runs`` or ``--data`` is relative and this is a submitted job.
+        ValueError: ``--runs`` or ``--data`` is relative and this is a submitted job, or ``--runs`` no store.
     """
     runs = config.output.runs or (str(Path.home() / "rayrec-runs") if submitted() else "runs")
     for flag, path in (("--runs", runs), ("--data", config.data.data)):
@@ -41,6 +42,7 @@ def settle_paths(config: C) -> C:
                 f"{flag} {path} is relative, but a submitted job runs in a copy of the working folder that is thrown "
                 "away. Give an absolute path that every node sees."
             )
+    Storage(runs).check()
     return dataclasses.replace(config, output=dataclasses.replace(config.output, runs=runs))
 
 

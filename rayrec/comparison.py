@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec.config import BASELINES
+from rayrec.folders import read_json
 from rayrec.metrics import div_ratio_without, per_row
-from rayrec.runs import read_json
 from rayrec.statistics import bootstrap_mean, holm, jackknife, paired_bootstrap
 
 #: Ways to make lists in protocol A.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rayrec.config import Config
 from rayrec.prompts import Template
 from rayrec.seeds import seed_of
+from rayrec.storage import Storage
 
 #: Version of the model as it was before any training.
 BASE = "base"
@@ -38,6 +39,7 @@ class Setup:
     """What every generator is made from."""
 
     config: Config
+    storage: Storage
     base: str
     """Folder or hub id of the base model."""
     template: Template

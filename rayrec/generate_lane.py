@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from rayrec import shelf
 from rayrec.data import schema
 from rayrec.data.candidates import touched
+from rayrec.folders import read_json
 from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists
 from rayrec.lanes import Lane, Policy, Shared
@@ -23,7 +24,7 @@ from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.sequential import item_numbers
 from rayrec.negatives import NEGATIVES, Draw, Sampler, mixture, negative_statistics
-from rayrec.runs import read_json
+from rayrec.storage import Storage
 
 if TYPE_CHECKING:
     from rayrec.engines import Mode
@@ -53,8 +54,11 @@ class GenerateLane(Lane):
 
             def fit() -> dict:
                 # It takes no CPU of Ray's count: Ray Data would wait for it.
-                task = ray.remote(sequential.fit_sasrec).options(num_cpus=0)
-                report = ray.get(task.remote(data.train, data.valid, data.catalogue, settings.seed, str(folder)))
+                task, storage = ray.remote(_fit_oracle).options(num_cpus=0), self.shared.run.storage
+                report: dict = ray.get(
+                    task.remote(storage, folder, data.train, data.valid, data.catalogue, settings.seed)
+                )
+                storage.gather(folder)
                 return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}
 
             if not self.shared.config.output.share:
@@ -266,6 +270,15 @@ def _prediction_table(
         "titles": pa.array(titles, schema.PREDICTIONS.field("titles").type),
     }
     return schema.check(pa.table(columns), schema.PREDICTIONS, f"predictions of {policy}")
+
+
+def _fit_oracle(storage: Storage, folder: Path, train: Any, valid: Any, catalogue: Any, seed: int) -> dict:
+    """Train the SASRec, on whatever node."""
+    here = storage.here(folder)
+    here.mkdir(parents=True, exist_ok=True)
+    report = sequential.fit_sasrec(train, valid, catalogue, seed, str(here))
+    storage.keep(here)
+    return report
 
 
 def _write_parts(folder: Path, table: pa.Table, size: int) -> None:

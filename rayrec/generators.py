@@ -8,6 +8,7 @@ part made again, by whichever actor and after whatever traffic, is the same part
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import heapq
 import itertools
 import os
@@ -59,7 +60,9 @@ class Generator:
         from rayrec.models import opens
 
         opens.install()
-        self.setup, self.seed, self.template = setup, setup.config.data.seed, setup.template
+        self.storage = setup.storage
+        setup = dataclasses.replace(setup, base=str(self.storage.fetch(setup.base)))
+        self.seed, self.template = setup.config.data.seed, setup.template
         from rayrec.chat import ChatEngine
 
         engines = {"vllm": VllmEngine, "torch": TorchEngine, "chat": ChatEngine}
@@ -80,7 +83,7 @@ class Generator:
         begun = time.time()
         engine = self.beams if part.mode in ("beams", "d3", "score") else self.engine
         if self.versions.get(id(engine)) != part.version:
-            engine.load(part.version, part.folder)
+            engine.load(part.version, str(self.storage.fetch(part.folder)))
             self.versions[id(engine)] = part.version
         seed = seed_of(self.seed, part.phase, part.number)
         torch.manual_seed(seed)  # vLLM on a CPU takes no seed of a request
@@ -88,7 +91,8 @@ class Generator:
         if part.mode == "score":
             answers = self.beams.score(prompts, [[list(ids) for ids in one] for one in part.choices])
         elif part.guide is not None:
-            answers = self.beams.guided(prompts, part.n, part.guide)
+            guide = dataclasses.replace(part.guide, folder=str(self.storage.fetch(part.guide.folder)))
+            answers = self.beams.guided(prompts, part.n, guide)
         else:
             answers = engine.answer(prompts, part.mode, part.n, seed)
         made = [[Answer(self.template.text(ids), logprob) for ids, logprob in one] for one in answers]

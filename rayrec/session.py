@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ from rayrec import cluster, console, plan, reserve
 from rayrec.config import Config, to_dict
 from rayrec.data import preferences
 from rayrec.engines import BASE, Setup
+from rayrec.folders import read_json, write_json
 from rayrec.generate_lane import GenerateLane
 from rayrec.generators import GeneratorPool
 from rayrec.lanes import Lane, Once, Policy, Shared
 from rayrec.prepare import Prepared, keep_base, prepare
 from rayrec.report import best_policy, build_report
-from rayrec.runs import Run, Stopped, check_claim, read_json, write_json
+from rayrec.runs import Run, Stopped, check_claim
 from rayrec.selfplay import self_play
+from rayrec.storage import Storage
 from rayrec.timeline import by_iteration, spans
 from rayrec.tracking import Tracker
 from rayrec.train_lane import TrainLane
@@ -94,12 +96,15 @@ def run(config: Config) -> Path | None:
     scratch = Path(tempfile.mkdtemp(prefix="rayrec-"))
     try:
         ready = prepare(config, scratch)
+        storage = Storage(ready.config.output.runs or "runs")
         if ready.config.output.dry_run:
+            storage.bring(ready.root / "config.json")
             check_claim(ready.root, ready.config, ready.data.content_hash, ready.model_hash)
             console.print_plan(ready.shown)
             return None
         cluster.Processes(ready.root / ".processes.json").end_former()
-        work = Run(ready.root, ready.config, ready.data.content_hash, ready.model_hash)
+        storage.pull(ready.root)
+        work = Run(storage, ready.root, ready.config, ready.data.content_hash, ready.model_hash)
         if ready.config.model.model == "tiny":
             ready = dataclasses.replace(ready, base=keep_base(work, ready.base))
     finally:
@@ -109,6 +114,7 @@ def run(config: Config) -> Path | None:
     shown = ready.shown | {"done": [p for p in done if done[p]], "to_do": [p for p in done if not done[p]]}
     write_json(work.root / "plan.json", shown)
     plan.write_inputs(work.root, ready.data)
+    work.keep("plan.json", "catalogue.parquet", "examples", "rejected.parquet")
     console.print_plan(shown)
     Session(ready, work).run()
     return work.root
@@ -121,12 +127,10 @@ class Session:
         self.ready, self.work, self.config, self.data = ready, work, ready.config, ready.data
         self.phases, self._lock = ready.phases, threading.Lock()
         config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
-        setup = Setup(config, base, ready.template, titles, ready.gpu, ready.engine, ready.threads)
+        setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, ready.engine, ready.threads)
         self.reserved = reserve.Reserved()
         self.processes = cluster.Processes(work.root / ".processes.json")
-        self.group = Once(
-            lambda: TrainGroup(config, base, ready.template, work.root / ".ray_train", ready.gpu, self.reserved)
-        )
+        self.group = Once(lambda: TrainGroup(config, base, ready.template, work, ready.gpu, self.reserved))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
         self.tracker = Tracker(work.root, config.output.track, to_dict(config))
 
@@ -157,7 +161,9 @@ class Session:
             finally:
                 self._close(lanes or (), finished)
         self._report()
-        progress.log("report", str(build_report(self.work.root)))
+        report = build_report(self.work.root)
+        self.work.keep(report.name)
+        progress.log("report", self.work.storage.name(report))
 
     def _lanes(self, progress: Any) -> tuple[TrainLane, GenerateLane]:
         ready = self.ready
@@ -237,6 +243,8 @@ class Session:
         if finished:
             self.processes.forget()
         self.work.trace.flush()
+        with nullcontext() if finished else suppress(Stopped):
+            self.work.keep("trace.json")
 
 
 def read_records(folder: Path) -> list[dict]:

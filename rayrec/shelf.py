@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayrec.config import Config
-from rayrec.runs import damage, read_json, seal, sha256, versions
+from rayrec.folders import damage, read_json, seal, sha256
+from rayrec.runs import versions
 
 if TYPE_CHECKING:
     from rayrec.trainers import Phase

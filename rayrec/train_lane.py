@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from rayrec import checkpoint, pair_scores, shelf
 from rayrec.data import preferences
+from rayrec.folders import write_json
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import Lane, Policy, Shared
 from rayrec.objectives import SCORED
-from rayrec.runs import write_json
 
 
 class TrainLane(Lane):
@@ -120,7 +120,7 @@ class TrainLane(Lane):
             def fit() -> dict:
                 keyed = dataclasses.replace(phase, key=key)
                 result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
-                checkpoint.clear(phase.out)
+                checkpoint.clear(phase.out, self.shared.run.storage)
                 facts.update(result["facts"])
                 first, last = result["steps"][0], result["steps"][-1]
                 record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
@@ -143,7 +143,9 @@ class TrainLane(Lane):
     def _sample(self, table: pa.Table, t: int) -> None:
         """Keep the iteration's first three rows for people to read."""
         columns = ["example_id", "history", "chosen", "rejected"]
-        write_json(self.shared.run.root / f"{t:02d}" / "samples.json", table.select(columns).slice(0, 3).to_pylist())
+        run, name = self.shared.run, f"{t:02d}/samples.json"
+        write_json(run.root / name, table.select(columns).slice(0, 3).to_pylist())
+        run.keep(name)
 
 
 def _tail_means(steps: list[dict]) -> dict[str, float]:

@@ -21,7 +21,8 @@ import pyarrow as pa
 from rayrec.config import Config
 from rayrec.prompts import Template
 from rayrec.reserve import Reserved, trainer_bundles
-from rayrec.runs import Stopped
+from rayrec.runs import Run, Stopped
+from rayrec.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,15 @@ class Board:
 class TrainGroup:
     """The driver's handle on the worker group; :meth:`run` does one phase and returns its metrics."""
 
-    def __init__(self, config: Config, base: str, template: Template, storage: Path, gpu: bool, reserved: Reserved):
+    def __init__(self, config: Config, base: str, template: Template, work: Run, gpu: bool, reserved: Reserved):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.config, self.storage, self.gpu, self.reserved = config, storage, gpu, reserved
+        self.config, self.work, self.gpu, self.reserved = config, work, gpu, reserved
         # Zero CPUs: the board only waits. It lives on the driver's node, so no other node's loss ends it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.board: Any = ray.remote(Board).options(num_cpus=0, max_concurrency=64, scheduling_strategy=here).remote()
-        self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu}
+        self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu, "storage": work.storage}
         self._template, self.closed = template, False
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
@@ -154,7 +155,7 @@ class TrainGroup:
             torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo"),
             run_config=RunConfig(
                 name="train",
-                storage_path=str(self.storage),
+                **self.work.storage.for_ray_train(self.work.root),
                 failure_config=FailureConfig(max_failures=placement.max_deaths),
             ),
         )
@@ -168,7 +169,7 @@ class TrainGroup:
         """
         import ray
 
-        shards = shard_rows(phase, self.config.placement.train_workers, self._template)
+        shards = shard_rows(phase, self.config.placement.train_workers, self._template, self.work.storage)
         number = ray.get(self.board.post.remote(phase, shards))
         begun = time.time()
         while True:
@@ -201,7 +202,7 @@ class TrainGroup:
             self._thread.join(timeout=20)
 
 
-def shard_rows(phase: Phase, workers: int, template: Template) -> list:
+def shard_rows(phase: Phase, workers: int, template: Template, storage: Storage) -> list:
     """Ray Data shards in which block ``step * workers + rank`` holds that worker's rows of that step.
 
     The splitter deals blocks in turn, so with blocks of batch / workers rows any number of workers reads the same
@@ -215,7 +216,8 @@ def shard_rows(phase: Phase, workers: int, template: Template) -> list:
     # The newer reader starts four processes to read the footer of this one file, at seconds for every phase.
     context.use_datasource_v2 = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    rows = ray.data.read_parquet(phase.rows)
+    storage.keep(Path(phase.rows))
+    rows = ray.data.read_parquet(**storage.for_ray_data(Path(phase.rows)))
     rows = rows.map_batches(
         Tokenise(phase.kind, template), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
     )

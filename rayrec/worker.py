@@ -5,6 +5,7 @@ Shapes: B examples of a micro-batch, A answers of an example (the chosen one fir
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 from rayrec import checkpoint
 from rayrec.config import Config
 from rayrec.seeds import seed_of
+from rayrec.storage import Storage
 from rayrec.trainers import Phase
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
@@ -63,7 +65,9 @@ class Worker:
         from rayrec.models import policy
 
         self.config: Config = setup["config"]
+        self.storage: Storage = setup["storage"]
         self.base, self.rank, self.world = setup["base"], rank, world
+        here = str(self.storage.fetch(self.base))
         model, train = self.config.model, self.config.train
         self.device = torch.device("cuda", torch.cuda.current_device()) if setup["gpu"] else torch.device("cpu")
         # Equal inputs give equal bits on a CPU; on a GPU the fast kernels are kept and results agree to rounding.
@@ -73,8 +77,8 @@ class Worker:
         # gloo does; the shared-memory collectives would be compiled here first, which takes minutes and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
         deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
-        self.tokenizer = policy.load_tokenizer(self.base)
-        lm = policy.load_base(self.base, dtype=getattr(torch, train.dtype), device=self.device)
+        self.tokenizer = policy.load_tokenizer(here)
+        lm = policy.load_base(here, dtype=getattr(torch, train.dtype), device=self.device)
         check_packed(lm, model.max_length)
         if model.lora_rank:
             lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout, self.config.data.seed)
@@ -88,17 +92,22 @@ class Worker:
 
         from rayrec.models import opens, policy
 
-        begun = time.time()
+        begun, from_base = time.time(), phase.start == self.base
+        phase = dataclasses.replace(
+            phase,
+            start=phase.start if from_base else str(self.storage.fetch(phase.start)),
+            out=str(self.storage.here(phase.out)),
+        )
         self.report(phase=phase.name, step=0, steps=phase.steps)
         with self._whole():
-            if phase.start == self.base:
+            if from_base:
                 policy.copy_weights(self.lm.model, self.initial)
             else:
                 policy.load_weights(self.lm.model, phase.start)
         policy.set_lora_dropout(self.lm.model, phase.dropout)
         self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
         batches = shard.iter_batches(batch_size=phase.batch // self.world, batch_format="pyarrow", prefetch_batches=2)
-        done = checkpoint.records_of(checkpoint.folder_of(phase.out), phase.key)
+        done = checkpoint.records_of(self.storage.fetch(checkpoint.folder_of(phase.out)), phase.key)
         engine = self._engine(phase)
         try:
             train = self._prefer if phase.kind == "prefer" else self._sft
@@ -195,6 +204,8 @@ class Worker:
             records.append(self._step(engine, phase, len(records), rows, loss, count))
             if every and len(records) % every == 0 and len(records) < phase.steps:
                 checkpoint.save(folder, phase.key, records, engine, self.rank)
+                if self.rank == 0:
+                    self.storage.keep(folder)
         return records
 
     def _remember_reference(self, engine: Any, phase: Phase, steps: list[list[dict]]) -> None:
@@ -304,6 +315,7 @@ class Worker:
                 # Named as the user named it: the same policy has the same bytes in every run folder.
                 base, merged = self.config.model.model, self.device.type == "cpu"
                 policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=merged, base=base)
+                self.storage.keep(Path(phase.out))
 
 
 def _checked(batches: Iterable[Any]) -> Iterator[list[dict]]:

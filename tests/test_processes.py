@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from rayrec.cluster import Processes
-from rayrec.runs import read_json, write_json
+from rayrec.folders import read_json, write_json
 
 DRIVER = """
 import subprocess, sys, time

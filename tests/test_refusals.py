@@ -22,6 +22,7 @@ from rayrec.models.tiny import make_tiny
 from rayrec.prepare import run_folder
 from rayrec.runs import Run
 from rayrec.session import run
+from rayrec.storage import Storage
 
 ROOT = Path(__file__).parents[1]
 ITEMS = [f"{i},Film {i} ({1970 + i}),x|y" for i in range(30)]
@@ -163,7 +164,11 @@ CASES = {
     "embedder unused": (["--embedder-path", "x"], ["--embedder-path x", "is not read by", "Add --embedder sentence"]),
     "name with a slash": (["--name", "a/b"], ["--name 'a/b'", "not a plain folder name", "Put folders into --runs"]),
     "empty name": (["--name", ""], ["--name ''", "not a plain folder name", "Put folders into --runs"]),
-    "url": (["--runs", "s3://bucket/runs"], ["s3://bucket/runs is a URL", "wanted a folder", "Mount"]),
+    "a store of no kind": (["--runs", "ftp://host/runs"], ["ftp://host/runs", "s3://BUCKET/FOLDER"]),
+    "a key in the address": (
+        ["--runs", "s3://me:s3cret@bucket/runs"],
+        ["a key in its address", "AWS_SECRET_ACCESS_KEY"],
+    ),
     "keep 0": (["--keep", "0"], ["--keep is '0'", "above 0, or `all`", "default"]),
     "keep some": (["--keep", "some"], ["--keep is 'some'", "above 0, or `all`", "default"]),
     "batch and workers": (
@@ -318,7 +323,7 @@ def claimed(tmp_path: Path, *args: str) -> tuple[list[str], Path]:
     given += ["--max-new-tokens", "5"]
     config: Config = plan.resolve(parse("", given))
     data = load(config.data)
-    return given, Run(run_folder(config), config, data.content_hash).root
+    return given, Run(Storage(str(tmp_path / "runs")), run_folder(config), config, data.content_hash).root
 
 
 def test_a_run_folder_of_another_configuration(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

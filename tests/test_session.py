@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 import pytest
 
 from rayrec.runs import Stopped
 from rayrec.session import ending
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside Ray, which another test may have loaded here, such an end ends the whole process at once."""
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from rayrec.storage import Storage
+
 ROOT = Path(__file__).parents[2]
 #: Small, and with enough steps in a phase that it can be hit in the middle.
 TOY = ["--preset", "toy", "--rows-per-iteration", "192", "--batch", "8", "--prefer-batch", "8", "--micro-batch", "8"]
@@ -22,9 +24,9 @@ TOY += ["--pretrain-steps", "40", "--test-rows", "128"]
 class Command:
     """``python jobs/sprec.py`` with arguments, its output in a file."""
 
-    def __init__(self, runs: Path, name: str, *args: str, env: dict[str, str] | None = None):
-        self.folder, self.log = runs / name, runs / f"{name}.log"
-        command = [sys.executable, "jobs/sprec.py", *TOY, "--runs", str(runs), "--name", name, *args]
+    def __init__(self, runs: Path, name: str, *args: str, env: dict[str, str] | None = None, url: str = ""):
+        self.folder, self.log = Storage(url or str(runs)).root / name, runs / f"{name}.log"
+        command = [sys.executable, "jobs/sprec.py", *TOY, "--runs", url or str(runs), "--name", name, *args]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
 

@@ -23,6 +23,7 @@ from rayrec.models import policy
 from rayrec.models.tiny import make_tiny
 from rayrec.plan import resolve
 from rayrec.prompts import make_template
+from rayrec.storage import Storage
 
 engine, folder = sys.argv[1], sys.argv[2]
 config = resolve(parse("", ["--preset", "toy", "--max-new-tokens", "12"]))
@@ -30,7 +31,7 @@ titles = [f"{a} {b}" for a in ("Red", "Blue", "Old", "Lost") for b in ("River", 
 for seed in (1, 2):
     make_tiny(titles, config.model, f"{folder}/{seed}", seed)
 template = make_template("compact", policy.load_tokenizer(f"{folder}/1"))
-generator = Generator(Setup(config, f"{folder}/1", template, tuple(titles), False, engine, 1))
+generator = Generator(Setup(config, Storage(folder), f"{folder}/1", template, tuple(titles), False, engine, 1))
 prompts = tuple(tuple(template.prompt_ids(titles[i : i + 5])) for i in range(10))
 
 def ask(version, mode, n):

@@ -11,21 +11,29 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 
+from rayrec.folders import damage
+from rayrec.storage import Storage
 from tests.edge.conftest import Command, alive, contents, descendants, read_trace
 from tests.edge.test_job import RAY, free_port
 
 
 class Nodes:
-    """A head with one CPU, for Ray Data, and nodes that carry custom resources."""
+    """A head with one CPU, for Ray Data, and nodes that carry custom resources; they share an object store, no folder.
 
-    def __init__(self, folder: Path):
+    The driver has its copies of runs in ``folder/copies``, each node in a folder of its own.
+    """
+
+    def __init__(self, folder: Path, store: dict[str, str]):
         (folder / "token").write_text(secrets.token_hex(32))
-        self.env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        self.env = {**os.environ, **store, "RAYREC_COPIES": str(folder / "copies")}
+        self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"
         self.env.pop("RAY_ADDRESS", None)
         self.folder, self.port, self.processes = folder, free_port(), list[subprocess.Popen]()
@@ -39,8 +47,10 @@ class Nodes:
 
     def _start(self, *args: str) -> subprocess.Popen:
         command = [RAY, "start", *args, "--block", f"--dashboard-agent-listen-port={free_port()}"]
-        with (self.folder / f"node-{len(self.processes)}.log").open("w") as log:
-            process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+        name = f"node-{len(self.processes)}"
+        env = self.env | {"RAYREC_COPIES": str(self.folder / name)}
+        with (self.folder / f"{name}.log").open("w") as log:
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
         self.processes.append(process)
         return process
 
@@ -54,28 +64,41 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    made = Nodes(tmp_path_factory.mktemp("nodes"))
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    store = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    store |= {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "s3cret"}
+    urllib.request.urlopen(urllib.request.Request(f"{store['AWS_ENDPOINT_URL']}/bucket", method="PUT")).close()
+    made = Nodes(tmp_path_factory.mktemp("nodes"), store)
     try:
         yield made
     finally:
         for process in reversed(made.processes):
             made.end(process)
+        server.stop()
 
 
-def test_a_sequential_run_that_loses_a_node_is_bit_identical(nodes: Nodes, runs: Path, overlapped: Path) -> None:
+def test_a_sequential_run_that_loses_a_node_is_bit_identical(
+    nodes: Nodes, runs: Path, overlapped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in nodes.env.items():  # this process stands where the driver does
+        monkeypatch.setenv(name, value)
+    url = "s3://bucket/some/runs"
     where = ["--address", nodes.address, "--train-resource", "trainer", "--generate-resource", "generator"]
     where += ["--decode", "greedy", "beams", "--keep", "all", "--sequential", "--no-share"]
+    where += ["--checkpoint-steps", "6"]
     # No node carries `trainer` yet: the plan cannot be had, and says so in seconds.
     generating = nodes.add("generator")
     begun = time.monotonic()
-    command = Command(runs, "nodes", *where, env=nodes.env)
+    command = Command(runs, "nodes", *where, env=nodes.env, url=url)
     assert command.process.wait(120) == 1
     said = command.log.read_text()
     assert "asks for 3 CPU, 1 trainer, 1 generator" in said and "0 of 0 trainer" in said, said
     assert time.monotonic() - begun < 60
 
     training = nodes.add("trainer")
-    command = Command(runs, "nodes", *where, "--wait-for-resources", "60", env=nodes.env)
+    command = Command(runs, "nodes", *where, "--wait-for-resources", "60", env=nodes.env, url=url)
     trace = command.until_inside("01/prefer")
     done = {e["name"]: e["args"] for e in trace["traceEvents"]}
     assert training.poll() is None and generating.poll() is None
@@ -92,3 +115,14 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(nodes: Nodes, runs:
     assert len(workers) == 2 and done["01/sft"]["worker_pid"] in workers  # the second group worked on the spare node
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
+
+    # Nothing but the store is needed: another machine has the whole run from it, and no key is in it.
+    monkeypatch.setenv("RAYREC_COPIES", str(nodes.folder / "another machine"))
+    elsewhere = Storage(url)
+    elsewhere.pull(elsewhere.root / "nodes")
+    assert contents(elsewhere.root / "nodes") == contents(overlapped)
+    assert all(not damage(done.parent) for done in elsewhere.root.glob("nodes/*/*/DONE"))
+    for name in ("metrics.jsonl", "report.html", "trace.json", "config.json", "plan.json", "01/samples.json"):
+        assert (elsewhere.root / "nodes" / name).read_bytes() == (folder / name).read_bytes()
+        assert "s3cret" not in (folder / name).read_text()
+    assert len(list(nodes.folder.glob("node-*/*/nodes/01/prefer/policy"))) >= 1

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from rayrec.config import Config, parse
 from rayrec.prompts import make_template
+from rayrec.storage import Storage
 from rayrec.trainers import Phase, Tokenise
 
 #: Kind of phase and objective, by the name of the case.
@@ -103,7 +104,9 @@ def main(root: Path, rank: int, world: int) -> None:
 
     def train(case: Case, out: Path, report: Any = lambda **facts: None) -> dict:
         kind, objective = CASES[case.name]
-        worker = Worker({"config": settings(objective, *case[1:]), "base": base, "gpu": False}, rank, world)
+        worker = Worker(
+            {"config": settings(objective, *case[1:]), "base": base, "gpu": False, "storage": Storage("")}, rank, world
+        )
         worker.report = report
         dropout = 0.1 if case.lora and kind == "sft" else 0.0
         phase = Phase(case.name, kind, "", base, str(out / "policy"), STEPS, BATCH, LR, WARMUP, dropout, 1, "k")

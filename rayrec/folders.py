@@ -1,0 +1,86 @@
+"""Finished folders: files, and then ``DONE``, a manifest of their names, sizes and sha256, written last.
+
+A folder without a manifest never happened; one whose files no longer fit it is damaged, and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+#: Name of the manifest.
+MANIFEST = "DONE"
+#: Folder inside a phase's that holds what an unfinished training phase goes on from.
+CHECKPOINT = "checkpoint"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file. Is {path.parent} a run folder?") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: not readable as JSON ({error}). Remove it and run the same command again."
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_manifest(text: bytes) -> dict[str, Any]:
+    """A manifest: ``phase``, ``files`` (each with ``name``, ``size``, ``sha256``) and the names that are ``pruned``.
+
+    Raises:
+        ValueError: it is none, or names a file outside of its folder.
+    """
+    try:
+        found = json.loads(text)
+        names = [PurePosixPath(entry["name"]) for entry in found["files"] if entry["sha256"] and entry["size"] >= 0]
+        if not isinstance(found["pruned"], list) or any(name.is_absolute() or ".." in name.parts for name in names):
+            raise ValueError("a manifest that is none of ours")
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"a manifest that cannot be read: {error!r}") from error
+    return found
+
+
+def seal(folder: Path, phase: str, metrics: dict) -> None:
+    """Write a phase's ``metrics.json`` and then its manifest."""
+    write_json(folder / "metrics.json", metrics)
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    entries = [{"name": str(p.relative_to(folder)), "size": p.stat().st_size, "sha256": sha256(p)} for p in files]
+    write_json(folder / MANIFEST, {"phase": phase, "files": entries, "pruned": []})
+
+
+def damage(folder: Path) -> str:
+    """What of a finished phase no longer is what its manifest says; empty if all is."""
+    try:
+        manifest = parse_manifest((folder / MANIFEST).read_bytes())
+        for entry in manifest["files"]:
+            path = folder / entry["name"]
+            if entry["name"] in manifest["pruned"] and not path.exists():
+                continue
+            if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+                return f"{entry['name']} is damaged"
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
