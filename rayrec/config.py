@@ -38,6 +38,9 @@ class DataConfig:
     protocol: Literal["open", "candidates"] = "open"
     """`open`: any title is an answer (SPRec); `candidates`: prompts list 20 titles to choose from, the target and 19
     that the user never met (S-DPO, RecPO)."""
+    ask: Literal["title", "liking"] = "title"
+    """What a prompt asks for: the title, or with `--protocol candidates`, for one candidate after the other, whether
+    the user will like it (TALLRec)."""
     ratings: bool = False
     """Prompts show the ratings of the history (RecPO)."""
     targets: Literal["last", "all"] = "last"
@@ -388,6 +391,11 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "BIGRec": {"train": {"iterations": 0}},
     "D3": {"train": {"iterations": 0}, "evaluate": {"decode": ("d3",)}},
+    "TALLRec": {
+        "data": {"protocol": "candidates", "ask": "liking"},
+        "train": {"iterations": 0},
+        "evaluate": {"decode": ("score",)},
+    },
     "RW": {"train": {"iterations": 0, "reweight": "genre"}},
     "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}},
     "SPRec-noSFT": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"sft": False}},

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from rayrec import shelf
 from rayrec.data import schema
 from rayrec.data.candidates import touched
+from rayrec.data.likings import NO, YES, one_by_one
 from rayrec.folders import read_json
 from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists
@@ -118,6 +119,7 @@ class GenerateLane(Lane):
     def evaluate(self, policy: Future | Policy, oracle: Future | None, t: int) -> Future:
         """Protocol A on validation and test rows, for every --decode; the future holds the metrics records."""
         data, settings, name = self.shared.data, self.shared.config.evaluate, f"{t:02d}/evaluate"
+        data_config = self.shared.config.data
         examples = pa.concat_tables(data.evaluated.values())
 
         def make(current: Policy, judge: Path | None) -> list[dict]:
@@ -125,6 +127,8 @@ class GenerateLane(Lane):
                 width = 1 if decode == "greedy" else settings.beam_width
                 guide = None if alpha is None else (str(judge), alpha)
                 kind = decode if alpha is None else f"{decode}-{alpha:g}"
+                if data_config.ask == "liking":
+                    return self._predictions(self._likings(f"{name}/{kind}", current, rows), rows, decode)
                 choices = rows["candidates"].to_pylist() if decode == "score" else None
                 outputs = self._outputs(f"{name}/{kind}", current, rows, decode, width, choices, guide=guide)
                 return self._predictions(outputs, rows, decode)
@@ -211,7 +215,7 @@ class GenerateLane(Lane):
 
         template, size = self.shared.template, self.shared.config.evaluate.part
         prompts = list(map(tuple, template.prompts(rows)))
-        given = [tuple(tuple(template.answer_ids(title)) for title in one) for one in choices or ()]
+        given = [tuple(tuple(template.scored_ids(title)) for title in one) for one in choices or ()]
         items = item_numbers(rows["history"].to_pylist(), self.shared.data.catalogue) if guide else []
         parts = [
             Part(
@@ -232,6 +236,16 @@ class GenerateLane(Lane):
         texts = choices or [[answer.text for answer in one] for one in answers]
         logprobs = [[answer.logprob for answer in one] for one in answers]
         return _prediction_table(rows, policy.version, decode, texts, logprobs, [[]] * len(texts))
+
+    def _likings(self, name: str, policy: Policy, rows: pa.Table) -> pa.Table:
+        """Every candidate with log p(Yes) − log p(No), each asked about alone (TALLRec)."""
+        asked = one_by_one(rows)
+        outputs = self._outputs(name, policy, asked, "score", 2, [[YES, NO]] * len(asked))
+        odds = iter([yes - no for yes, no in outputs["logprobs"].to_pylist()])
+        texts = rows["candidates"].to_pylist()
+        return _prediction_table(
+            rows, policy.version, "score", texts, [[next(odds) for _ in one] for one in texts], [[]] * len(texts)
+        )
 
     def _hear(self, name: str, done: int) -> None:
         self.shared.run.trace.progress(name, parts=done)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from rayrec.config import Config, LossConfig
 from rayrec.data import Dataset
 from rayrec.data.candidates import CANDIDATES, touched
+from rayrec.data.likings import one_by_one
 from rayrec.negatives import NEGATIVES, mixture
 from rayrec.objectives import SMOOTHED, make_objective
 
@@ -226,6 +227,12 @@ def _check_together(config: Config) -> None:
             f"--decode {' '.join(wrong)} does not go with --protocol {config.data.protocol}. Take one of "
             f"{', '.join(sorted(modes))}."
         )
+    tuned = train.iterations or train.reweight != "none"
+    if config.data.ask == "liking" and (tuned or evaluate.decode != ("score",) or not chooses):
+        raise ValueError(
+            "--ask liking has one question for each candidate, and no titles to prefer. Take --method TALLRec, which "
+            "has --protocol candidates, --decode score and --iterations 0, and no --reweight."
+        )
     longest = max(evaluate.top_k)
     if chooses and longest > CANDIDATES:
         raise ValueError(f"--top-k {longest} is longer than a list of {CANDIDATES} candidates. Take at most that.")
@@ -279,7 +286,10 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
     Raises:
         ValueError: a prompt with its answer is longer than ``--max-length``, or a title than ``--max-new-tokens``.
     """
-    tables = {id(table): table for table in (data.train, tuning, *data.evaluated.values())}.values()
+    read = (data.train, tuning, *data.evaluated.values())
+    if config.data.ask == "liking":
+        read = (tuning, *map(one_by_one, data.evaluated.values()))
+    tables = {id(table): table for table in read}.values()
     targets = (title for table in tables for title in table["target"].to_pylist())
     answers = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
     longest_title = max(answers, key=lambda title: answers[title])

@@ -20,6 +20,7 @@ from rayrec.chat import check_endpoint
 from rayrec.config import Config
 from rayrec.data import Dataset, load
 from rayrec.data.candidates import touched, with_candidates
+from rayrec.data.likings import liking_rows
 from rayrec.data.reweight import by_genre
 from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
 from rayrec.objectives import SCORED
@@ -139,6 +140,8 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
                 f"--margin log_diff of targets rated {least:g} beside later items rated {most:g} is the logarithm of a "
                 f"number below 0. Add --min-rating {most - 1:g}, or --margin ratio."
             )
+    if config.data.ask == "liking":
+        return liking_rows(rows, touched(data.train), data.catalogue, config.data.seed)
     if config.train.reweight == "genre":
         rows = rows.append_column("weight", pa.array(by_genre(rows, data.catalogue).astype(np.float32)))
     return rows
@@ -230,7 +233,9 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     context_length(config.model, name)
     tokenizer = load_tokenizer(name)
     form = resolve_template(config.model.template, config.model.model, tokenizer)
-    return base, make_template(form, tokenizer, config.data.protocol == "candidates", config.data.ratings)
+    return base, make_template(
+        form, tokenizer, config.data.protocol == "candidates", config.data.ratings, config.data.ask == "liking"
+    )
 
 
 def keep_base(work: Run, base: Path) -> Path:

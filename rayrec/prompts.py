@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from rayrec.data.likings import MIDDLE, NO, YES
 from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ CHOICES = (
         "The next title is on this list:\n",
         "Which one is it? Copy that title, and write nothing else.",
     ),
+)
+#: The question about one title (TALLRec): what stands before the liked titles, the disliked ones, the title, and at the
+#: end.
+LIKING = (
+    "User preference, one title per line:\n",
+    "User unpreference:\n",
+    "Will the user like this title?\n",
+    "Answer with Yes or No, and nothing else.",
 )
 _PLACEHOLDER = "rayrec-user-content"
 # Llama's chat template writes today's date into the prompt; a run resumed tomorrow must see the same tokens.
@@ -104,6 +113,10 @@ class Template:
         """Return the tokens of ``title`` as the policy is to write it, EOS included."""
         return [*self._encode([title])[0], self.eos_id]
 
+    def scored_ids(self, answer: str) -> list[int]:
+        """Return the tokens by whose probability an answer is scored."""
+        return self.answer_ids(answer)
+
     def sequence_ids(self, titles: Sequence[str]) -> tuple[list[int], list[int]]:
         """Return (prompt, answer) of a pre-training row: an empty prompt, then every title with its EOS as a target."""
         return self.prompt_ids([]), [token for title in self._encode(titles) for token in (*title, self.eos_id)]
@@ -130,6 +143,40 @@ class Template:
         return [self._cache[text] for text in texts]
 
 
+class LikingTemplate(Template):
+    """Asks whether the user will like one title, the only candidate of a row (TALLRec).
+
+    The history is split by its ratings into what was liked, above 3 or without a rating, and what was not.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos_id: int, frame: Frame, asked: list[int], separator: list[int]):
+        super().__init__(tokenizer, eos_id, [frame], separator, rated=True)
+        self.asked = asked
+        if self.scored_ids(YES) == self.scored_ids(NO):
+            raise ValueError(f"The tokenizer begins {YES} and {NO} with one token. Take another model, or --ask title.")
+
+    def prompt_ids(
+        self,
+        history: Sequence[str],
+        ratings: Sequence[float | None] | None = None,
+        candidates: Sequence[str] | None = None,
+        frame: int = 0,
+    ) -> list[int]:
+        """Return the prompt's tokens about the one title of ``candidates``; those before all titles without."""
+        before, middle, after = self.frames[frame]
+        if candidates is None:
+            return super().prompt_ids(history, None, None, frame)
+        known, (title,) = ratings or [None] * len(history), self._encode(candidates)
+        halves: tuple[list[int], list[int]] = [], []
+        for ids, rating in zip(self._encode(history), known, strict=True):
+            halves[rating is not None and rating <= MIDDLE].extend(ids + self.separator)
+        return [*before, *halves[0], *middle, *halves[1], *self.asked, *title, *self.separator, *after]
+
+    def scored_ids(self, answer: str) -> list[int]:
+        """Return the first token, at which TALLRec compares the answers."""
+        return self.answer_ids(answer)[:1]
+
+
 @lru_cache(maxsize=4)
 def _plain_tokenizer(serialised: str) -> Tokenizer:
     """The tokenizer alone, without transformers around it: a Ray Data task starts in a second, not in ten."""
@@ -147,12 +194,15 @@ def resolve_template(name: str, model: str, tokenizer: Any) -> str:
     return "compact" if model == "tiny" else "chat" if tokenizer.chat_template else "instruct"
 
 
-def make_template(name: str, tokenizer: Any, candidates: bool = False, rated: bool = False) -> Template:
+def make_template(
+    name: str, tokenizer: Any, candidates: bool = False, rated: bool = False, liking: bool = False
+) -> Template:
     """Return the template called ``name``.
 
     ``compact`` separates titles by EOS, so that a whole history is a pre-training sequence in which every title is an
     answer; ``instruct`` is plain English; ``chat`` is the same English in the tokenizer's own chat template.
-    ``candidates`` asks for a choice from a list (METHODS section 6), ``rated`` writes the ratings of a history.
+    ``candidates`` asks for a choice from a list (METHODS section 6), ``rated`` writes the ratings of a history;
+    ``liking`` asks about one title at a time (TALLRec).
 
     Raises:
         ValueError: the name is unknown, or the tokenizer lacks EOS or, for ``chat``, a usable chat template.
@@ -167,6 +217,8 @@ def make_template(name: str, tokenizer: Any, candidates: bool = False, rated: bo
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if name == "compact":
         # An empty title, which no history has, says that candidates begin or that they end.
+        if liking:
+            return LikingTemplate(plain, eos, Frame(bos or [eos], [eos], [eos]), [eos], [eos])
         edge = [eos] if candidates else []
         return Template(plain, eos, [Frame(bos or [eos], edge, edge)], [eos], rated)
     if name not in ("instruct", "chat"):
@@ -177,6 +229,10 @@ def make_template(name: str, tokenizer: Any, candidates: bool = False, rated: bo
     while bos and start[:1] == bos:
         start = start[1:]
     encode = Template(plain, eos, [], [], rated)._encode
+    if liking:
+        first, second, question, end_ = encode(LIKING)
+        frame = Frame(bos + start + first, second, end_ + end)
+        return LikingTemplate(plain, eos, frame, question, encode(["\n"])[0])
     frames = []
     for words in CHOICES if candidates else ((INSTRUCTION, "", QUESTION),):
         instruction, middle, question = encode(words)

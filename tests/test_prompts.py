@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rayrec.prompts import CHOICES, INSTRUCTION, QUESTION, make_template, resolve_template
+from rayrec.prompts import CHOICES, INSTRUCTION, LIKING, QUESTION, make_template, resolve_template
 
 CHAT = (
     "{{ bos_token }}<|start|>system\nToday is {{ strftime_now('%Y') }}, {{ date_string }}.<|eot_id|>"
@@ -141,3 +141,19 @@ def test_compact_candidates_are_set_off_from_the_history() -> None:
     listed = template.prompt_ids(["Heat"], None, ["Ran", "M"])
     assert history != listed and history.count(EOT) == listed.count(EOT) == 5
     assert history == make_template("compact", TOKENIZER).prompt_ids(["Heat", "Ran", "", "M", ""])
+
+
+def test_a_liking_is_asked_with_what_was_liked_and_what_not() -> None:
+    template = make_template("instruct", TOKENIZER, liking=True)
+    ids = template.prompt_ids(["A", "B", "C"], [5.0, 3.0, None], ["D\nE"])
+    assert ids[0] == BOS
+    first, second, question, end = LIKING
+    assert template.text(ids[1:]) == f"{first}A\nC\n{second}B\n{question}D\nE\n{end}\n"
+    assert template.scored_ids("Yes") == template.answer_ids("Yes")[:1] != template.scored_ids("No")
+    plain = make_template("instruct", TOKENIZER)
+    assert plain.scored_ids("Yes") == plain.answer_ids("Yes")
+    compact = make_template("compact", TOKENIZER, liking=True)
+    a, b, c = (compact.answer_ids(title)[:-1] for title in "ABC")
+    assert compact.prompt_ids(["A", "B"], [4.0, 2.0], ["C"]) == [BOS, *a, EOT, EOT, *b, EOT, EOT, *c, EOT, EOT]
+    again = pickle.loads(pickle.dumps(compact))
+    assert again.prompt_ids(["A", "B"], None, ["C"]) == compact.prompt_ids(["A", "B"], [4.0, 4.0], ["C"])

@@ -164,6 +164,7 @@ CASES = {
     "embedder unused": (["--embedder-path", "x"], ["--embedder-path x", "is not read by", "Add --embedder sentence"]),
     "name with a slash": (["--name", "a/b"], ["--name 'a/b'", "not a plain folder name", "Put folders into --runs"]),
     "empty name": (["--name", ""], ["--name ''", "not a plain folder name", "Put folders into --runs"]),
+    "likings among all titles": (["--ask", "liking", "--iterations", "0"], ["--ask liking", "--method TALLRec"]),
     "a store of no kind": (["--runs", "ftp://host/runs"], ["ftp://host/runs", "s3://BUCKET/FOLDER"]),
     "a key in the address": (
         ["--runs", "s3://me:s3cret@bucket/runs"],

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.likings import NO, YES
 from rayrec.generate_lane import ALPHAS
 from rayrec.grounding import fold
 from rayrec.logprobs import PackedLM, pack
@@ -98,3 +99,27 @@ def test_d3_is_both_models_word(mixed: Path) -> None:
             judge_I = sequential.scores(judge, items)[0].log_softmax(-1)
         judge_A = judge_I[[catalogue.index[title] for title in row["titles"]]]
         assert row["logprobs"] == pytest.approx((alpha * policy_A + (1 - alpha) * judge_A).tolist(), abs=1e-3)
+
+
+def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
+    folder = Command(runs, "tallrec", "--method", "TALLRec", "--test-rows", "48", "--valid-rows", "16").wait()
+    rows = pq.read_table(folder / "00" / "sft" / "rows.parquet").to_pylist()
+    assert {row["chosen"] for row in rows} == {YES, NO} and all(len(row["candidates"]) == 1 for row in rows)
+    examples = {row["example_id"]: row for row in pq.read_table(sorted((folder / "examples").iterdir())).to_pylist()}
+    own = folder / "00" / "sft" / "policy"
+    template = make_template("compact", load_tokenizer(str(own)), liking=True)
+    model = load_policy(str(own), dtype="float32", device="cpu")
+    yes, no = template.scored_ids(YES)[0], template.scored_ids(NO)[0]
+    made = pq.read_table(folder / "00" / "evaluate" / "predictions.parquet").to_pylist()
+    for row in made[:4]:
+        example = examples[row["example_id"]]
+        odds = {}
+        for title in example["candidates"]:
+            prompt = template.prompt_ids(example["history"], example["history_ratings"], [title])
+            with torch.inference_mode():
+                logits_V = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+            odds[title] = float(logits_V[yes] - logits_V[no])
+        assert dict(zip(row["texts"], row["logprobs"], strict=True)) == pytest.approx(odds, abs=1e-4)
+        assert [odds[title] for title in row["titles"]] == sorted(odds.values(), reverse=True)[: len(row["titles"])]
+    test = next(r for r in records(folder) if r["kind"] == "evaluation" and r["split"] == "test")
+    assert test["protocol"] == "candidates" and test["ValidRatio"] == 1.0 and "HR@1" in test
