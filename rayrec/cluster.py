@@ -142,7 +142,8 @@ def connect(config: AnyConfig) -> bool:
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
         # One CPU more than the actors take, for Ray Data.
-        cpus = max(placement.train_workers + placement.generators + 1, os.cpu_count() or 1)
+        workers = placement.max_train_workers or placement.train_workers
+        cpus = max(workers + placement.generators + 1, os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -203,6 +204,10 @@ class PlacementConfig:
     """Where a run is computed. May change between the starts of one run."""
 
     train_workers: int = 1
+    max_train_workers: int | None = None
+    """Elastic training, also written `--train-workers 2:8`: as many workers as there is room for, of the numbers from
+    --train-workers to this that divide every batch. After a loss fewer go on, before a phase more may join; results
+    agree to rounding."""
     generators: int = 1
     tensor_parallel: int = 1
     """GPUs of one generator."""
@@ -260,6 +265,15 @@ class Config:
     evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
     output: Annotated[OutputConfig, tyro.conf.arg(name="")] = field(default_factory=OutputConfig)
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """The numbers of training workers that may be: those in range that divide every batch, upwards."""
+        train, placement = self.train, self.placement
+        batches = [train.batch, train.prefer_batch]
+        batches += [self.model.pretrain_batch] if self.model.model == "tiny" else []
+        most = placement.max_train_workers or placement.train_workers
+        return tuple(n for n in range(placement.train_workers, most + 1) if not any(b % n for b in batches))
 
     @property
     def pretrains(self) -> bool:
@@ -452,6 +466,19 @@ def with_method(config: Config, method: str) -> Config:
     return dataclasses.replace(config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in groups.items()})
 
 
+def _ranges(args: Sequence[str]) -> list[str]:
+    """``--train-workers 2:8`` as the two flags that it stands for."""
+    made: list[str] = []
+    for arg in args:
+        least, colon, most = arg.removeprefix("--train-workers=").partition(":")
+        ours = arg.startswith("--train-workers=") or made[-1:] == ["--train-workers"]
+        if ours and colon and least.isdecimal() and most.isdecimal():
+            made += [arg[: -len(colon + most)], "--max-train-workers", most]
+        else:
+            made.append(arg)
+    return made
+
+
 def parse(description: str, args: list[str] | None = None) -> Config:
     """Read the command line; ``--preset`` and then ``--method`` choose the defaults of all other flags.
 
@@ -460,7 +487,7 @@ def parse(description: str, args: list[str] | None = None) -> Config:
     """
     import sys
 
-    args = list(sys.argv[1:] if args is None else args)
+    args = _ranges(sys.argv[1:] if args is None else args)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=sorted(PRESETS), default="small")
     first.add_argument("--method", choices=sorted(METHODS))

@@ -180,6 +180,8 @@ def _check_together(config: Config) -> None:
                 f"{_flag(name)} is {batch}, wanted a multiple of --train-workers {workers}. "
                 f"Take {batch + workers - batch % workers}."
             )
+    if (most := config.placement.max_train_workers) is not None and most < workers:
+        raise ValueError(f"--train-workers {workers}:{most} is no range. Put the smaller number first.")
     if model.max_new_tokens is not None and model.max_length <= model.max_new_tokens:
         raise ValueError(
             f"--max-length {model.max_length} holds a prompt and --max-new-tokens {model.max_new_tokens}, so no room "

@@ -81,7 +81,8 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, sum(map(len, data.evaluated.values())))
     cores, placement = os.cpu_count() or 1, config.placement
-    threads = placement.threads or max(1, cores // (placement.train_workers + placement.generators))
+    workers = config.worker_counts[-1]
+    threads = placement.threads or max(1, cores // (workers + placement.generators))
     resources = {
         "train_workers": placement.train_workers,
         "generators": placement.generators,
@@ -105,7 +106,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         gpu=gpu,
         engine=engine,
         threads=threads,
-        all_threads=placement.threads or max(1, cores // placement.train_workers),
+        all_threads=placement.threads or max(1, cores // workers),
         shown=shown | {"folder": str(root), "rows_to_tune": len(tuning)},
     )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayrec.config import AnyConfig
+from rayrec.config import AnyConfig, Config
 
 Bundle = dict[str, float]
 
@@ -79,7 +79,7 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
     wanted = [*(each if train else []), *one * count]
     # Free resources are reported with some delay, and a group of nodes that autoscales needs minutes.
     begun = told = time.monotonic()
-    while not (all(group.wait(0) for group in groups) and _room_for_data(wanted)):
+    while not (all(map(_held, groups)) and _room_for_data(wanted)):
         if time.monotonic() - begun > max(10.0, placement.wait_for_resources):
             message = _shortage(wanted, config)
             for group in groups:
@@ -90,6 +90,39 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
             told = time.monotonic()
         time.sleep(0.05)
     return Reserved(trainers, tuple(generators), alone)
+
+
+def _held(group: Any) -> bool:
+    """Whether a placement group has its resources; its own ``wait(0)`` may say no although it has."""
+    from ray.util import placement_group_table
+
+    return placement_group_table(group)["state"] == "CREATED"
+
+
+def room_for_trainers(config: Config, gpu: bool, counts: Sequence[int], held: int = 0, seconds: float = 5.0) -> int:
+    """The most of ``counts`` workers that there is room for beside ``held`` ones, the generators and Ray Data.
+
+    0 if there is no room for the fewest, after ``seconds`` or, if that is longer, --wait-for-resources.
+    """
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    bundle, *_ = trainer_bundles(config, gpu)
+    own = sum(one["CPU"] for one in generator_bundles(config, gpu)) * config.placement.generators
+    patience, begun = max(seconds, config.placement.wait_for_resources), time.monotonic()
+    groups = [placement_group([bundle]) for _ in range(counts[-1])]
+    try:
+        while True:
+            cpus = int(ray.cluster_resources().get("CPU", 0) - own - held - 1)
+            ready = min(cpus, sum(map(_held, groups)))
+            found = max((n for n in counts if n <= ready), default=0)
+            waited = time.monotonic() - begun
+            if found == counts[-1] or waited > patience or (found and waited > seconds):
+                return found
+            time.sleep(0.1)
+    finally:
+        for group in groups:
+            remove_placement_group(group)
 
 
 def _room_for_data(wanted: list[Bundle]) -> bool:

@@ -73,7 +73,7 @@ def of_training(phase: Phase, config: Config) -> dict[str, Any]:
         "start": _hashes(Path(phase.start)) or phase.start,
         "model": {name: getattr(config.model, name) for name in _MODEL},
         "train": {name: getattr(config.train, name) for name in _TRAIN},
-        "workers": config.placement.train_workers,
+        "workers": config.worker_counts,
         "seed": config.data.seed,
         "processor": torch.backends.cpu.get_cpu_capability(),
     }

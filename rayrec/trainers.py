@@ -8,7 +8,6 @@ the phase again.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import threading
 import time
@@ -20,7 +19,7 @@ import pyarrow as pa
 
 from rayrec.config import Config
 from rayrec.prompts import Template
-from rayrec.reserve import Reserved, trainer_bundles
+from rayrec.reserve import Reserved, room_for_trainers, trainer_bundles
 from rayrec.runs import Run, Stopped
 from rayrec.storage import Storage
 
@@ -55,6 +54,7 @@ class Board:
         self.results: list[dict] = []
         self.beat: dict[str, Any] = {"time": time.time()}
         self.closed = False
+        self.dismissed = False
         self._news = asyncio.Condition()
 
     async def post(self, phase: Phase, shards: list) -> int:
@@ -65,15 +65,31 @@ class Board:
         """Let the workers end after what they do now."""
         await self._tell(lambda: setattr(self, "closed", True))
 
+    async def deal(self, number: int, shards: list) -> None:
+        """Replace the shards of an unfinished phase: the group has another size now."""
+        await self._tell(lambda: self.phases.__setitem__(number, (self.phases[number][0], shards)))
+
+    async def dismiss(self) -> None:
+        """Let the workers end; a new group goes on."""
+        await self._tell(lambda: setattr(self, "dismissed", True))
+
     async def next(self) -> int:
         """Number of the first unfinished phase: where a new worker group goes on."""
+        self.dismissed = False
         return len(self.results)
 
-    async def take(self, number: int, rank: int) -> tuple[Phase, Any] | None:
-        """Wait for a phase and return it with this worker's shard; None once the board is closed."""
+    async def take(self, number: int, rank: int, world: int) -> tuple[Phase, Any] | None:
+        """Wait for a phase dealt to ``world`` workers and return it with this one's shard; None if they are to end."""
         async with self._news:
-            await self._news.wait_for(lambda: self.closed or len(self.phases) > number)
-            return None if self.closed else (self.phases[number][0], self.phases[number][1][rank])
+            await self._news.wait_for(
+                lambda: (
+                    self.closed
+                    or self.dismissed
+                    or (len(self.phases) > number and len(self.phases[number][1]) == world)
+                )
+            )
+            over = self.closed or self.dismissed
+            return None if over else (self.phases[number][0], self.phases[number][1][rank])
 
     async def report(self, **facts: Any) -> None:
         """Heartbeat of a running phase, from rank 0."""
@@ -113,24 +129,35 @@ class TrainGroup:
         self.board: Any = ray.remote(Board).options(num_cpus=0, max_concurrency=64, scheduling_strategy=here).remote()
         self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu, "storage": work.storage}
         self._template, self.closed = template, False
+        self.counts = config.worker_counts
+        self.size = 0
+        """Workers of the group that is there or comes up; 0 while that is not settled."""
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
         self._thread.start()
 
     def _fit(self) -> None:
-        """Ray Train's run; where its controller dies, with its workers, another one goes on."""
-        import ray
+        """Ray Train's runs: one, and another where its controller dies with its workers, or where their number changes.
 
-        allowed = self.config.placement.max_deaths
+        An elastic group ends with the first worker that dies, and comes up again in the size that there is room for.
+        """
+        import ray
+        from ray.train import TrainingFailedError
+
+        allowed, deaths = self.config.placement.max_deaths, 0
         self.reserved.free_trainers()
-        for deaths in itertools.count(1):
+        while not self.closed:
             try:
+                self.size = self._settle()
                 self._trainer().fit()
-                return
-            except ray.exceptions.RayActorError as error:  # pyright: ignore[reportAttributeAccessIssue]
-                if self.closed:
+            except (ray.exceptions.RayActorError, TrainingFailedError) as error:  # pyright: ignore[reportAttributeAccessIssue]
+                lost = isinstance(error, TrainingFailedError)
+                if self.closed or (lost and not self.elastic):
+                    self.error = error
                     return
-                print(f"Ray Train's controller died ({deaths} of {allowed} allowed): it is replaced", flush=True)
+                deaths += 1
+                who = f"a training worker of {self.size}" if lost else "Ray Train's controller"
+                print(f"{who} died ({deaths} of {allowed} allowed): it is replaced", flush=True)
                 self.reserved.free_orphans()
                 if deaths > allowed:
                     self.error = error  # told to the lane, which waits for a result that will not come
@@ -138,6 +165,39 @@ class TrainGroup:
             except BaseException as error:
                 self.error = error
                 return
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the group may change its size."""
+        return len(self.counts) > 1
+
+    def _settle(self) -> int:
+        """The size of the next group.
+
+        Raises:
+            Stopped: there is room for less than --train-workers.
+        """
+        if not self.elastic:
+            return self.counts[0]
+        if found := room_for_trainers(self.config, self.gpu, self.counts):
+            print(f"training workers: {found} of {self.counts}", flush=True)
+            return found
+        raise Stopped(f"there is no longer room for {self.counts[0]} training workers")
+
+    def _grow(self) -> None:
+        """Before a phase: let a larger group take the place of one that lost workers, where there is room again."""
+        import ray
+
+        bigger = [n - self.size for n in self.counts if n > self.size > 0]
+        if bigger and room_for_trainers(self.config, self.gpu, bigger, self.size, seconds=1.0):
+            self.size = 0
+            ray.get(self.board.dismiss.remote())
+
+    def _dealt(self, phase: Phase) -> list:
+        """Shards of a phase for the group's size, once that is settled."""
+        while not self.size and self.error is None and not self.closed:
+            time.sleep(0.1)
+        return shard_rows(phase, self.size or self.counts[0], self._template, self.work.storage)
 
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -149,14 +209,12 @@ class TrainGroup:
         return TorchTrainer(
             work,
             train_loop_config=self.setup,
-            scaling_config=ScalingConfig(
-                num_workers=placement.train_workers, use_gpu=self.gpu, resources_per_worker=bundle
-            ),
+            scaling_config=ScalingConfig(num_workers=self.size, use_gpu=self.gpu, resources_per_worker=bundle),
             torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo"),
             run_config=RunConfig(
                 name="train",
                 **self.work.storage.for_ray_train(self.work.root),
-                failure_config=FailureConfig(max_failures=placement.max_deaths),
+                failure_config=FailureConfig(max_failures=0 if self.elastic else placement.max_deaths),
             ),
         )
 
@@ -169,7 +227,9 @@ class TrainGroup:
         """
         import ray
 
-        shards = shard_rows(phase, self.config.placement.train_workers, self._template, self.work.storage)
+        if self.elastic:
+            self._grow()
+        shards = self._dealt(phase)
         number = ray.get(self.board.post.remote(phase, shards))
         begun = time.time()
         while True:
@@ -179,6 +239,10 @@ class TrainGroup:
                 raise Stopped(f"{phase.name}: the board, which hands phases to the workers, died: {error}") from error
             if result is not None:
                 break
+            if self.size not in (0, len(shards)):
+                shards = self._dealt(phase)
+                ray.get(self.board.deal.remote(number, shards))
+                begun = time.time()
             if self.closed:
                 raise Stopped(f"{phase.name}: stopped")
             if self.error is not None:
@@ -221,7 +285,8 @@ def shard_rows(phase: Phase, workers: int, template: Template, storage: Storage)
     rows = rows.map_batches(
         Tokenise(phase.kind, template), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
     )
-    rows = rows.repartition(target_num_rows_per_block=phase.batch // workers)
+    # Read tasks grow in number with the cluster, and only strict blocks do not end where theirs do.
+    rows = rows.repartition(target_num_rows_per_block=phase.batch // workers, strict=True)
     return rows.streaming_split(workers, equal=True)
 
 

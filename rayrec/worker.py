@@ -38,7 +38,7 @@ def work(setup: dict) -> None:
     rank, board = train.get_context().get_world_rank(), setup["board"]
     worker = Worker(setup, rank, train.get_context().get_world_size())
     number: int = ray.get(board.next.remote())
-    while (task := ray.get(board.take.remote(number, rank))) is not None:
+    while (task := ray.get(board.take.remote(number, rank, worker.world))) is not None:
         phase, shard = task
         torch.set_num_threads(phase.threads)
         worker.report = board.report.remote if rank == 0 else (lambda **facts: None)

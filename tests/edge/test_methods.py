@@ -102,7 +102,9 @@ def test_d3_is_both_models_word(mixed: Path) -> None:
 
 
 def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
-    folder = Command(runs, "tallrec", "--method", "TALLRec", "--test-rows", "48", "--valid-rows", "16").wait()
+    folder = Command(
+        runs, "tallrec", "--method", "TALLRec", "--engine", "torch", "--test-rows", "48", "--valid-rows", "16"
+    ).wait()
     rows = pq.read_table(folder / "00" / "sft" / "rows.parquet").to_pylist()
     assert {row["chosen"] for row in rows} == {YES, NO} and all(len(row["candidates"]) == 1 for row in rows)
     examples = {row["example_id"]: row for row in pq.read_table(sorted((folder / "examples").iterdir())).to_pylist()}

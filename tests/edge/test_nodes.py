@@ -38,12 +38,16 @@ class Nodes:
         self.env.pop("RAY_ADDRESS", None)
         self.folder, self.port, self.processes = folder, free_port(), list[subprocess.Popen]()
         self._start("--head", f"--port={self.port}", f"--dashboard-port={free_port()}", "--num-cpus=1")
-        self.address = f"127.0.0.1:{self.port}"
+        self.address, self.trainers = f"127.0.0.1:{self.port}", list[subprocess.Popen]()
+        self.generator = self.add("generator")
 
     def add(self, resource: str) -> subprocess.Popen:
-        """Start a node that carries two of ``resource``."""
-        resources = json.dumps({resource: 2})
-        return self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=2", f"--resources={resources}")
+        """Start a node that carries one of ``resource``."""
+        resources = json.dumps({resource: 1})
+        made = self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=2", f"--resources={resources}")
+        if resource == "trainer":
+            self.trainers.append(made)
+        return made
 
     def _start(self, *args: str) -> subprocess.Popen:
         command = [RAY, "start", *args, "--block", f"--dashboard-agent-listen-port={free_port()}"]
@@ -52,6 +56,10 @@ class Nodes:
         with (self.folder / f"{name}.log").open("w") as log:
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
         self.processes.append(process)
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in (self.folder / f"{name}.log").read_text():
+            assert process.poll() is None and time.monotonic() < deadline, (self.folder / f"{name}.log").read_text()
+            time.sleep(0.1)
         return process
 
     def end(self, process: subprocess.Popen) -> None:
@@ -89,7 +97,6 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(
     where += ["--decode", "greedy", "beams", "--keep", "all", "--sequential", "--no-share"]
     where += ["--checkpoint-steps", "6"]
     # No node carries `trainer` yet: the plan cannot be had, and says so in seconds.
-    generating = nodes.add("generator")
     begun = time.monotonic()
     command = Command(runs, "nodes", *where, env=nodes.env, url=url)
     assert command.process.wait(120) == 1
@@ -101,9 +108,9 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(
     command = Command(runs, "nodes", *where, "--wait-for-resources", "60", env=nodes.env, url=url)
     trace = command.until_inside("01/prefer")
     done = {e["name"]: e["args"] for e in trace["traceEvents"]}
-    assert training.poll() is None and generating.poll() is None
+    assert training.poll() is None and nodes.generator.poll() is None
     assert done["01/sft"]["worker_pid"] in descendants(training.pid)
-    assert done["engine"]["pid"] in descendants(generating.pid)
+    assert done["engine"]["pid"] in descendants(nodes.generator.pid)
     nodes.add("trainer")
     nodes.end(training)
     folder = command.wait()
@@ -126,3 +133,29 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(
         assert (elsewhere.root / "nodes" / name).read_bytes() == (folder / name).read_bytes()
         assert "s3cret" not in (folder / name).read_text()
     assert len(list(nodes.folder.glob("node-*/*/nodes/01/prefer/policy"))) >= 1
+
+
+def test_an_elastic_group_goes_on_with_fewer_and_grows_again(nodes: Nodes, runs: Path, overlapped: Path) -> None:
+    where = ["--address", nodes.address, "--train-resource", "trainer", "--generate-resource", "generator"]
+    where += ["--train-workers", "1:2", "--checkpoint-steps", "5", "--no-share", "--method", "BIGRec"]
+    where += ["--engine", "torch"]
+    while sum(node.poll() is None for node in nodes.trainers) < 2:
+        nodes.add("trainer")
+    command = Command(runs, "elastic", *where, "--test-rows", "32", "--valid-rows", "16", env=nodes.env)
+
+    def past_a_checkpoint(trace: dict) -> bool:
+        return trace["running"].get("00/pretrain", {}).get("step", 0) > 6
+
+    command.until(past_a_checkpoint, "step past a checkpoint")
+    assert len([p for p in command.log.read_text().splitlines() if "training workers: 2 of (1, 2)" in p]) == 1
+    nodes.end(next(node for node in nodes.trainers if node.poll() is None))
+    command.until(lambda trace: "training workers: 1 of" in command.log.read_text(), "group of one")
+    nodes.add("trainer")
+    folder = command.wait()
+    said = command.log.read_text()
+    sizes = [line.split()[2] for line in said.splitlines() if line.startswith("training workers: ")]
+    assert sizes == ["2", "1", "2"], said
+    events = {e["name"]: e["args"] for e in read_trace(folder)["traceEvents"] if e["cat"] == "phase"}
+    assert events["00/pretrain"]["resumed_at"] in (5, 10, 15, 20, 25, 30, 35)
+    steps = [json.loads((f / "00/pretrain/metrics.json").read_text())["steps"] for f in (folder, overlapped)]
+    assert all(abs(a["loss"] - b["loss"]) < 2e-3 * b["loss"] for a, b in zip(*steps, strict=True))

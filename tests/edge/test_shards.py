@@ -1,0 +1,51 @@
+"""Ray Data gives every worker its rows of every step, on a cluster with more CPUs than row groups too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.edge.conftest import ROOT
+
+SCRIPT = """
+import json, sys
+import pyarrow as pa, pyarrow.parquet as pq
+import ray
+from rayrec.config import ModelConfig
+from rayrec.data import preferences, schema
+from rayrec.models.policy import load_tokenizer
+from rayrec.models.tiny import make_tiny
+from rayrec.prompts import make_template
+from rayrec.storage import Storage
+from rayrec.trainers import Phase, shard_rows
+
+folder, batch = sys.argv[1], 32
+titles = [f"The Return of Number {i}" for i in range(40)]
+make_tiny(titles, ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), f"{folder}/base", 0)
+template = make_template("compact", load_tokenizer(f"{folder}/base"))
+row = {"policy": None, "history": titles[:5], "history_ratings": None, "candidates": None, "chosen": titles[7]}
+row |= {"rejected": [], "weight": 1.0, "scores": None, "smoothing": None, "neighbour": None, "step": 0, "slot": 0}
+rows = pa.Table.from_pylist([row | {"example_id": f"e{i}"} for i in range(700)], schema=schema.PREFERENCES)
+rows = preferences.arrange(rows.drop_columns(["step", "slot"]), batch, 1, 0, "t")
+pq.write_table(rows, f"{folder}/rows.parquet", row_group_size=100)
+ray.init(address="local", num_cpus=12, include_dashboard=False, logging_level="ERROR")
+phase = Phase("p", "sft", f"{folder}/rows.parquet", "", "", len(rows) // batch, batch, 0.0, 0, 0.0, 1)
+
+@ray.remote(num_cpus=0)
+def read(shard, size):
+    batches = shard.iter_batches(batch_size=size, batch_format="pyarrow")
+    return [list(zip(b["step"].to_pylist(), b["slot"].to_pylist())) for b in batches]
+
+shards = shard_rows(phase, 4, template, Storage(folder))
+print("\\n" + json.dumps(ray.get([read.remote(shard, batch // 4) for shard in shards])), flush=True)
+"""
+
+
+def test_every_worker_reads_its_part_of_every_global_batch(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
+    assert found == [[[[step, slot] for slot in range(8 * r, 8 * r + 8)] for step in range(22)] for r in range(4)]
