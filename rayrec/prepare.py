@@ -107,7 +107,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         engine=engine,
         threads=threads,
         all_threads=placement.threads or max(1, cores // workers),
-        shown=shown | {"folder": str(root), "rows_to_tune": len(tuning)},
+        shown=shown | {"folder": Storage(config.output.runs or "runs").name(root), "rows_to_tune": len(tuning)},
     )
 
 

@@ -99,17 +99,17 @@ def _held(group: Any) -> bool:
     return placement_group_table(group)["state"] == "CREATED"
 
 
-def room_for_trainers(config: Config, gpu: bool, counts: Sequence[int], held: int = 0, seconds: float = 5.0) -> int:
+def room_for_trainers(config: Config, gpu: bool, counts: Sequence[int], held: int, settle: float, wait: float) -> int:
     """The most of ``counts`` workers that there is room for beside ``held`` ones, the generators and Ray Data.
 
-    0 if there is no room for the fewest, after ``seconds`` or, if that is longer, --wait-for-resources.
+    More than was found is waited for ``settle`` seconds; for the fewest ``wait`` seconds, then there is room for 0.
     """
     import ray
     from ray.util import placement_group, remove_placement_group
 
     bundle, *_ = trainer_bundles(config, gpu)
     own = sum(one["CPU"] for one in generator_bundles(config, gpu)) * config.placement.generators
-    patience, begun = max(seconds, config.placement.wait_for_resources), time.monotonic()
+    begun = time.monotonic()
     groups = [placement_group([bundle]) for _ in range(counts[-1])]
     try:
         while True:
@@ -117,7 +117,7 @@ def room_for_trainers(config: Config, gpu: bool, counts: Sequence[int], held: in
             ready = min(cpus, sum(map(_held, groups)))
             found = max((n for n in counts if n <= ready), default=0)
             waited = time.monotonic() - begun
-            if found == counts[-1] or waited > patience or (found and waited > seconds):
+            if found == counts[-1] or waited > (settle if found else max(settle, wait)):
                 return found
             time.sleep(0.1)
     finally:

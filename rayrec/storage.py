@@ -90,7 +90,7 @@ class Storage:
         for file in done:  # old promises do not hold for new files
             self.remove(file)
         for file in [*(file for file in files if file not in done), *done]:
-            self._try(f"writing {file.name}", lambda one: self._copy_up(one), file)
+            self._try(f"writing {file.name}", self._copy_up, file)
 
     def fetch(self, path: str | Path) -> Path:
         """Bring what the driver calls ``path`` to this node, a finished folder or one inside it; returns where it is.
@@ -131,8 +131,7 @@ class Storage:
         if not self.url:
             return
         try:
-            known = self._try("reading", self._listed, run, tries=1)
-            known = [file for file in known if file.relative_to(run).parts[0] not in _OWN]
+            known = [file for file in self._listed(run, tries=1) if file.relative_to(run).parts[0] not in _OWN]
             folders = [file.parent for file in known if file.name == MANIFEST]
             loose = [file for file in known if len(file.relative_to(run).parts) <= 2]
             kept = set(loose)
@@ -186,14 +185,15 @@ class Storage:
     def _at(self, path: Path) -> str:
         return f"{self.store[1]}/{path.relative_to(_copy_of(self.url)).as_posix()}"
 
-    def _listed(self, folder: Path) -> list[Path]:
+    def _listed(self, folder: Path, tries: int = _TRIES) -> list[Path]:
         """Where this node has, or would have, the store's files of a folder."""
         from pyarrow.fs import FileSelector
 
         if not self.url:
             return []
         at = self._at(folder)
-        found = self.store[0].get_file_info(FileSelector(at, recursive=True, allow_not_found=True))
+        selector = FileSelector(at, recursive=True, allow_not_found=True)
+        found = self._try(f"reading {folder.name}", self.store[0].get_file_info, selector, tries)
         names = [info.path[len(at) + 1 :] for info in found if info.is_file]
         return [folder / name for name in names if ".." not in PurePosixPath(name).parts]
 
@@ -218,7 +218,6 @@ class Storage:
 
     def bring(self, file: Path) -> None:
         """Copy a file here, whole or not at all: others on this node may read it. One that is gone is left out."""
-
         if not self.url:
             return
 

@@ -179,7 +179,8 @@ class TrainGroup:
         """
         if not self.elastic:
             return self.counts[0]
-        if found := room_for_trainers(self.config, self.gpu, self.counts):
+        patience = self.config.placement.wait_for_resources
+        if found := room_for_trainers(self.config, self.gpu, self.counts, held=0, settle=5.0, wait=patience):
             print(f"training workers: {found} of {self.counts}", flush=True)
             return found
         raise Stopped(f"there is no longer room for {self.counts[0]} training workers")
@@ -189,7 +190,7 @@ class TrainGroup:
         import ray
 
         bigger = [n - self.size for n in self.counts if n > self.size > 0]
-        if bigger and room_for_trainers(self.config, self.gpu, bigger, self.size, seconds=1.0):
+        if bigger and room_for_trainers(self.config, self.gpu, bigger, held=self.size, settle=1.0, wait=0.0):
             self.size = 0
             ray.get(self.board.dismiss.remote())
 

@@ -24,7 +24,7 @@ FILES = sorted((ROOT / "rayrec").rglob("*.py"))
 
 #: A flag that goes, comes or changes its name breaks somebody's script: change this list on purpose.
 FLAGS = """
---source --data --history --min-history --split --targets --protocol --ratings --no-ratings --bad-rows
+--source --data --history --min-history --split --targets --protocol --ask --ratings --no-ratings --bad-rows
 --test-rows --valid-rows --seed
 --model --template --lora-rank --lora-alpha --lora-dropout --max-length --max-new-tokens --tiny-hidden --tiny-layers
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
@@ -36,7 +36,7 @@ FLAGS = """
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
 --decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --endpoint --served
 --part
---train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
+--train-workers --max-train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
 --checkpoint-steps --train-resource --generate-resource --wait-for-resources --max-deaths --wait-seconds
 --runs --name --on-existing --keep --share --no-share --track --dry-run --no-dry-run
 --help --preset --method
@@ -90,6 +90,7 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         "ChatRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "BIGRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "D3": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "TALLRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "RW": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec": (3, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec-noSFT": (3, 2048, "p", "dpo", 0.1, ("self_play", 1)),
@@ -210,7 +211,7 @@ FLOORS = {
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
     4: "baselines chat checkpoint cluster comparison comparison_page console engines figures generate_lane generators "
-    "lanes page plan prepare published report reserve runs selfplay session shelf timeline tracking train_lane "
+    "lanes page plan prepare published report reserve folders storage runs selfplay session shelf timeline tracking train_lane "
     "trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -278,3 +279,12 @@ def test_all_modules_import_without_ray_deepspeed_and_vllm() -> None:
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == str(len(FILES)) and len(FILES) > 60
+
+
+@pytest.mark.parametrize("words", [["--train-workers", "2:8"], ["--train-workers=2:8"]])
+def test_a_range_of_training_workers(words: list[str]) -> None:
+    config = parse("", ["--preset", "toy", *words, "--batch", "16", "--prefer-batch", "32", "--pretrain-batch", "64"])
+    assert (config.placement.train_workers, config.placement.max_train_workers) == (2, 8)
+    assert config.worker_counts == (2, 4, 8)  # what divides every batch
+    assert parse("", ["--train-workers", "2"]).worker_counts == (2,)
+    assert parse("", ["--runs", "2:8"]).output.runs == "2:8"

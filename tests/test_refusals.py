@@ -165,6 +165,7 @@ CASES = {
     "name with a slash": (["--name", "a/b"], ["--name 'a/b'", "not a plain folder name", "Put folders into --runs"]),
     "empty name": (["--name", ""], ["--name ''", "not a plain folder name", "Put folders into --runs"]),
     "likings among all titles": (["--ask", "liking", "--iterations", "0"], ["--ask liking", "--method TALLRec"]),
+    "a range of workers upside down": (["--train-workers", "4:2"], ["--train-workers 4:2 is no range"]),
     "a store of no kind": (["--runs", "ftp://host/runs"], ["ftp://host/runs", "s3://BUCKET/FOLDER"]),
     "a key in the address": (
         ["--runs", "s3://me:s3cret@bucket/runs"],

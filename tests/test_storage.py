@@ -182,7 +182,7 @@ def test_a_store_that_fails_is_asked_again_and_named(tmp_path: Path, monkeypatch
 def test_a_store_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYREC_COPIES", str(tmp_path))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match=r"--runs s3://b/runs: reading failed 1 times .* connect"):
+    with pytest.raises(ValueError, match=r"--runs s3://b/runs: reading r failed 1 times .* connect"):
         open_run("s3://b/runs")
 
 
