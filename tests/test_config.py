@@ -36,7 +36,8 @@ FLAGS = """
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
 --decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --endpoint --served
 --part
---train-workers --max-train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential --threads --address
+--train-workers --max-train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential
+--threads --address
 --checkpoint-steps --train-resource --generate-resource --wait-for-resources --max-deaths --wait-seconds
 --runs --name --on-existing --keep --share --no-share --track --dry-run --no-dry-run
 --help --preset --method
@@ -211,8 +212,8 @@ FLOORS = {
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
     4: "baselines chat checkpoint cluster comparison comparison_page console engines figures generate_lane generators "
-    "lanes page plan prepare published report reserve folders storage runs selfplay session shelf timeline tracking train_lane "
-    "trainers worker",
+    "folders lanes page plan prepare published report reserve runs selfplay session shelf storage timeline tracking "
+    "train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}
