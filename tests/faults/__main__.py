@@ -18,46 +18,35 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.edge.conftest import Command, alive, contents, descendants, gone
 from tests.faults.kinds import KINDS, Kind
+from tests.faults.places import Place, place_of
 
 ARGS = ["--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "10", "--no-share"]
 PHASES = ["00/pretrain", "00/sft", "00/evaluate"]
 PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
 
 
-@contextlib.contextmanager
-def storage(kind: Kind, runs: Path) -> Iterator[Path]:
-    """Where the runs of this fault lie."""
-    if not kind.own_mount:
-        yield runs
-        return
-    mount = Path(tempfile.mkdtemp(prefix="rayrec-faults-"))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "none", str(mount)], check=True)
-    try:
-        yield mount
-    finally:
-        subprocess.run(["umount", "--lazy", str(mount)], check=True)
-        mount.rmdir()
-
-
-def suffer(name: str, kind: Kind, phase: str, runs: Path, draw: random.Random, wanted: Path, args: list[str]) -> dict:
+def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random, wanted: Path) -> dict:
     """One run with one fault: what happened."""
-    command = Command(runs, name, *args)
+
+    def start() -> Command:
+        return Command(place.runs, name, *ARGS, env=place.env, url=place.url)
+
+    command = start()
     started: set[int] = set()
     try:
         state = command.until_inside(phase)["running"][phase]
         started = descendants(command.process.pid)
         landed = not (command.folder / phase / "DONE").exists()
         begun = time.monotonic()
-        kind.strike(command, draw)
+        kind.strike(command, draw, place)
         if not kind.by_itself:
             landed &= command.process.wait(120) != 0  # a job that ended well had not been hit
             ended = gone(started)  # what a killed driver leaves is ended by the next start, by its id
-            command = Command(runs, name, *args)
+            command = start()
             command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
             ended = ended or gone(started, 1)
         else:
@@ -93,9 +82,9 @@ def main() -> int:
         name = given.kinds[number % len(given.kinds)]
         kind, draw = KINDS[name], random.Random(f"{given.seed}/{number}")
         phase = draw.choice([p for p in PHASES if p.split("/")[1] in kind.phases])
-        with storage(kind, runs) as place:
+        with place_of(kind.place, runs) as place:
             try:
-                found = suffer(f"fault-{number}", kind, phase, place, draw, wanted, ARGS)
+                found = suffer(f"fault-{number}", kind, phase, place, draw, wanted)
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 found = {"moment": {"phase": phase}, "identical": False, "error": str(error)[-2000:]}
         records.append({"kind": name, **found})

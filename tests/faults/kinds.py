@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tests.edge.conftest import Command, descendants
+from tests.faults.places import Place
 
+Strike = Callable[[Command, random.Random, Place], None]
 TRAINING, GENERATING = ("pretrain", "sft", "prefer"), ("negatives", "evaluate")
 
 
@@ -31,19 +34,19 @@ def processes(command: Command, word: str) -> list[int]:
     return found
 
 
-def kill(word: str) -> Callable[[Command, random.Random], None]:
+def kill(word: str) -> Strike:
     """SIGKILL one of these processes."""
 
-    def strike(command: Command, draw: random.Random) -> None:
+    def strike(command: Command, draw: random.Random, place: Place) -> None:
         os.kill(draw.choice(processes(command, word)), signal.SIGKILL)
 
     return strike
 
 
-def stop(word: str, seconds: float = 30) -> Callable[[Command, random.Random], None]:
+def stop(word: str, seconds: float = 30) -> Strike:
     """SIGSTOP one of these processes for a while; the empty word is the driver itself."""
 
-    def strike(command: Command, draw: random.Random) -> None:
+    def strike(command: Command, draw: random.Random, place: Place) -> None:
         pid = draw.choice(processes(command, word)) if word else command.process.pid
         os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
@@ -52,30 +55,30 @@ def stop(word: str, seconds: float = 30) -> Callable[[Command, random.Random], N
     return strike
 
 
-def kill_driver(command: Command, draw: random.Random) -> None:
+def kill_driver(command: Command, draw: random.Random, place: Place) -> None:
     """SIGKILL the driver; its actors and Ray end after it."""
     command.kill()
 
 
-def interrupt(command: Command, draw: random.Random) -> None:
+def interrupt(command: Command, draw: random.Random, place: Place) -> None:
     """SIGTERM, as a scheduler sends it."""
     command.process.send_signal(signal.SIGTERM)
 
 
-def _finished_file(command: Command, draw: random.Random) -> Path:
+def _finished_file(command: Command, draw: random.Random, place: Place) -> Path:
     done = sorted(command.folder.glob("*/*/DONE"))
     files = [p for p in draw.choice(done).parent.rglob("*") if p.is_file() and p.name != "DONE" and p.stat().st_size]
     return draw.choice(sorted(files))
 
 
-def truncate(command: Command, draw: random.Random) -> None:
+def truncate(command: Command, draw: random.Random, place: Place) -> None:
     """The driver dies, and a file of a finished phase has lost its end."""
     command.kill()
     file = _finished_file(command, draw)
     file.write_bytes(file.read_bytes()[: draw.randrange(file.stat().st_size)])
 
 
-def flip(command: Command, draw: random.Random) -> None:
+def flip(command: Command, draw: random.Random, place: Place) -> None:
     """The driver dies, and a bit of a file of a finished phase is another."""
     command.kill()
     file = _finished_file(command, draw)
@@ -84,7 +87,7 @@ def flip(command: Command, draw: random.Random) -> None:
     file.write_bytes(data)
 
 
-def fill(command: Command, draw: random.Random) -> None:
+def fill(command: Command, draw: random.Random, place: Place) -> None:
     """The storage is full until the job has ended."""
     filler = command.folder.parent / "filler"
     with filler.open("wb") as file:
@@ -98,17 +101,52 @@ def fill(command: Command, draw: random.Random) -> None:
     filler.unlink()
 
 
+def silence(seconds: float) -> Strike:
+    """The object store takes connections and answers nothing, for a while."""
+
+    def strike(command: Command, draw: random.Random, place: Place) -> None:
+        place.server.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        place.server.send_signal(signal.SIGCONT)
+
+    return strike
+
+
+def slow(command: Command, draw: random.Random, place: Place) -> None:
+    """The object store works a tenth of the time, for half a minute."""
+    for _ in range(60):
+        place.server.send_signal(signal.SIGSTOP)
+        time.sleep(0.45)
+        place.server.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+
+
+def cut_off(command: Command, draw: random.Random, place: Place) -> None:
+    """The object store answers nothing until the job has ended."""
+    place.server.send_signal(signal.SIGSTOP)
+    try:
+        command.process.wait(400)
+    finally:
+        place.server.send_signal(signal.SIGCONT)
+
+
+def lose_machine(command: Command, draw: random.Random, place: Place) -> None:
+    """The driver dies with all that its machine had; the next command is given on another one."""
+    command.kill()
+    place.move()
+
+
 @dataclass(frozen=True)
 class Kind:
     """One way to suffer."""
 
-    strike: Callable[[Command, random.Random], None]
+    strike: Strike
     phases: tuple[str, ...] = TRAINING + GENERATING
     """Kinds of phases in which it means something."""
     by_itself: bool = False
     """Whether the job goes on without a new command."""
-    own_mount: bool = False
-    """Whether the run folder must lie on a small file system of its own."""
+    place: Literal["folder", "mount", "store"] = "folder"
+    """Where the run must lie: in any folder, on a small file system of its own, or in an object store."""
 
 
 KINDS = {
@@ -125,5 +163,9 @@ KINDS = {
     "driver stopped for 30 s": Kind(stop(""), by_itself=True),
     "file cut short": Kind(truncate),
     "bit flipped": Kind(flip),
-    "storage full": Kind(fill, own_mount=True),
+    "storage full": Kind(fill, place="mount"),
+    "store silent for 15 s": Kind(silence(15), by_itself=True, place="store"),
+    "store slow for 30 s": Kind(slow, by_itself=True, place="store"),
+    "store cut off": Kind(cut_off, place="store"),
+    "machine lost": Kind(lose_machine, place="store"),
 }
