@@ -22,10 +22,11 @@ test: .venv/tested
 	$(BIN)/python -m pytest tests --ignore tests/edge --numprocesses 2
 	$(BIN)/python -m pytest tests/edge
 
-# Every kind of fault at seeded moments, about two minutes each.
+# The slow tests, and then every kind of fault at seeded moments, about two minutes each.
 FAULTS_JSON ?= faults.json
 FAULTS ?= 30
 faults: .venv/tested
+	$(BIN)/python -m pytest tests/edge -m slow
 	$(BIN)/python -m tests.faults --faults $(FAULTS) --json $(FAULTS_JSON)
 
 .venv: pyproject.toml constraints.txt

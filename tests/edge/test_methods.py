@@ -31,7 +31,7 @@ def mixed(runs: Path) -> Path:
     args += ["--min-rating", "3", "--keep", "all", "--decode", "beams", "d3", "--negatives"]
     args += ["self_play_sample:0.4", "self_hard:0.3", "candidates:0.2", "popular:0.1"]
     # Two workers, rows that examples share and activations that are computed twice change nothing but rounding.
-    args += ["--train-workers", "2", "--row-tokens", "512", "--activation-checkpointing"]
+    args += ["--valid-rows", "32", "--train-workers", "2", "--row-tokens", "512", "--activation-checkpointing"]
     return Command(runs, "mixed", *args).wait()
 
 

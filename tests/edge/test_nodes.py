@@ -135,6 +135,7 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(
     assert len(list(nodes.folder.glob("node-*/*/nodes/01/prefer/policy"))) >= 1
 
 
+@pytest.mark.slow
 def test_an_elastic_group_goes_on_with_fewer_and_grows_again(nodes: Nodes, runs: Path, overlapped: Path) -> None:
     where = ["--address", nodes.address, "--train-resource", "trainer", "--generate-resource", "generator"]
     where += ["--train-workers", "1:2", "--checkpoint-steps", "5", "--no-share", "--method", "BIGRec"]
