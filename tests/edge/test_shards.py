@@ -1,4 +1,4 @@
-"""Ray Data gives every worker its rows of every step, on a cluster with more CPUs than row groups too."""
+"""Ray Data gives every worker its rows of every step, wherever the file's row groups end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ row |= {"rejected": [], "weight": 1.0, "scores": None, "smoothing": None, "neigh
 rows = pa.Table.from_pylist([row | {"example_id": f"e{i}"} for i in range(700)], schema=schema.PREFERENCES)
 rows = preferences.arrange(rows.drop_columns(["step", "slot"]), batch, 1, 0, "t")
 pq.write_table(rows, f"{folder}/rows.parquet", row_group_size=100)
-ray.init(address="local", num_cpus=12, include_dashboard=False, logging_level="ERROR")
+ray.init(address="local", num_cpus=6, include_dashboard=False, logging_level="ERROR")
 phase = Phase("p", "sft", f"{folder}/rows.parquet", "", "", len(rows) // batch, batch, 0.0, 0, 0.0, 1)
 
 @ray.remote(num_cpus=0)
