@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ class Session:
         if finished:
             self.processes.forget()
         self.work.trace.flush()
-        with nullcontext() if finished else suppress(Stopped):
+        if finished:
             self.work.keep("trace.json")
 
 

@@ -22,7 +22,10 @@ from rayrec.runs import Stopped
 
 T = TypeVar("T")
 
-_TRIES, _PAUSE, _CHUNK = 5, 0.5, 2**24
+#: Tries, the first pause between them, and how long they go on in all; seconds. A client that hears nothing takes a
+#: minute and a half for one.
+_TRIES, _PAUSE, _PATIENCE = 5, 0.5, 90.0
+_CHUNK = 2**24
 #: Folder of a run that Ray Train writes into.
 RAY_TRAIN = ".ray_train"
 #: What a copy holds besides the run's files.
@@ -250,8 +253,8 @@ class Storage:
             except FileNotFoundError:
                 raise
             except OSError as error:
-                if number >= tries:
-                    seconds = time.monotonic() - begun
+                seconds = time.monotonic() - begun
+                if number >= tries or seconds > _PATIENCE:
                     raise Stopped(f"{what} failed {number} times in {seconds:.0f} s: {error}") from error
                 time.sleep(_PAUSE * 2.0 ** (number - 1))
         raise AssertionError
