@@ -43,6 +43,10 @@ def run(config: BaselinesConfig) -> Path | None:
     """
     config = cluster.settle_paths(config)
     check(config.sequential)
+    if config.placement.max_train_workers is not None:
+        raise ValueError(
+            "--max-train-workers: these models train in a group of fixed size. Take --train-workers alone."
+        )
     cluster.check_address(config)
     gpu, data = cluster.has_gpu(config), load(config.data)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
