@@ -69,6 +69,9 @@ class ModelConfig:
     lora_alpha: int = 32
     lora_dropout: float = 0.05
     """Dropout of the adapters in SFT; the preference step uses none."""
+    item_vectors: bool = False
+    """Prompts show each title's item as a SASRec knows it, its frozen vector mapped into the model's space by a network
+    that the first SFT trains, at first in few of its batches (LLaRA). Answers come from the `torch` engine."""
     max_length: int = 512
     """Longest prompt plus answer, in tokens; a longer one is refused."""
     max_new_tokens: int | None = None
@@ -282,8 +285,8 @@ class Config:
 
     @property
     def reads_oracle(self) -> bool:
-        """Whether the loss or the decoding asks a SASRec, once resolved."""
-        return self.loss.smoothing != "none" or "d3" in self.evaluate.decode
+        """Whether the prompts, the loss or the decoding ask a SASRec, once resolved."""
+        return self.model.item_vectors or self.loss.smoothing != "none" or "d3" in self.evaluate.decode
 
 
 @dataclass(frozen=True)
@@ -409,6 +412,11 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"protocol": "candidates", "ask": "liking"},
         "train": {"iterations": 0},
         "evaluate": {"decode": ("score",)},
+    },
+    "LLaRA": {
+        "data": {"protocol": "candidates"},
+        "model": {"item_vectors": True, "lora_dropout": 0.1},
+        "train": {"iterations": 0, "schedule": "cosine"},
     },
     "RW": {"train": {"iterations": 0, "reweight": "genre"}},
     "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}},

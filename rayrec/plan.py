@@ -235,6 +235,11 @@ def _check_together(config: Config) -> None:
             "--ask liking has one question for each candidate, and no titles to prefer. Take --method TALLRec, which "
             "has --protocol candidates, --decode score and --iterations 0, and no --reweight."
         )
+    if model.item_vectors and (not train.first_rows or evaluate.engine not in ("auto", "torch")):
+        raise ValueError(
+            "--item-vectors has a network that the first SFT trains, and tokens that only --engine torch reads. Take "
+            "--first-rows above 0, and leave --engine out."
+        )
     longest = max(evaluate.top_k)
     if chooses and longest > CANDIDATES:
         raise ValueError(f"--top-k {longest} is longer than a list of {CANDIDATES} candidates. Take at most that.")

@@ -188,6 +188,8 @@ def choose_engine(config: Config) -> Literal["vllm", "torch", "chat"]:
     installed = importlib.util.find_spec("vllm") is not None
     if config.evaluate.engine == "vllm" and not installed:
         raise ValueError("--engine vllm: vllm is not installed. Install rayrec[cpu] or rayrec[gpu], or --engine torch.")
+    if config.model.item_vectors:
+        return "torch"
     if config.evaluate.engine == "auto" and not installed:
         warnings.warn("vllm is not installed: generating with transformers, several times slower", stacklevel=2)
     return "torch" if config.evaluate.engine == "torch" or not installed else "vllm"
@@ -215,7 +217,7 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     Raises:
         ValueError: the model cannot be had or opened, or sees fewer tokens than ``--max-length``.
     """
-    from rayrec.models.policy import check_model, context_length, load_tokenizer
+    from rayrec.models.policy import check_model, context_length, load_tokenizer, vocabulary
     from rayrec.models.tiny import make_tiny
 
     base = Path(config.model.model).expanduser()
@@ -234,9 +236,12 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     context_length(config.model, name)
     tokenizer = load_tokenizer(name)
     form = resolve_template(config.model.template, config.model.model, tokenizer)
-    return base, make_template(
+    template = make_template(
         form, tokenizer, config.data.protocol == "candidates", config.data.ratings, config.data.ask == "liking"
     )
+    if config.model.item_vectors:
+        template.show_items(data.catalogue.titles, vocabulary(name))
+    return base, template
 
 
 def keep_base(work: Run, base: Path) -> Path:

@@ -73,6 +73,14 @@ class Template:
         self.tokenizer, self.eos_id = tokenizer, eos_id
         self.frames, self.separator, self.rated = frames, separator, rated
         self._cache: dict[str, list[int]] = {}
+        self._items: dict[str, int] = {}
+        self._no_item: list[int] = []
+
+    def show_items(self, titles: Sequence[str], vocabulary: int) -> None:
+        """Put behind each title of a prompt the token of its item (models/item_vectors.py); a model has ``vocabulary``
+        words, after which the items are numbered as ``titles``, and what is not among them comes last."""
+        self._items = {title: vocabulary + i for i, title in enumerate(titles)}
+        self._no_item = [vocabulary + len(titles)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "tokenizer": self.tokenizer.to_str(), "_cache": {}}
@@ -101,11 +109,11 @@ class Template:
         before, middle, after = self.frames[frame]
         ids = list(before)
         marks = [""] * len(history) if ratings is None else ["" if r is None else f" | Rating: {r:g}" for r in ratings]
-        for title, mark in zip(self._encode(history), self._encode(marks), strict=True):
+        for title, mark in zip(self._shown(history), self._encode(marks), strict=True):
             ids += title + mark + self.separator
         if candidates is not None:
             ids += middle
-            for title in self._encode(candidates):
+            for title in self._shown(candidates):
                 ids += title + self.separator
         return ids + after
 
@@ -133,6 +141,11 @@ class Template:
     def lossy(self, titles: Iterable[str]) -> list[str]:
         """Return the titles that this tokenizer does not give back as they went in (it may normalise Unicode)."""
         return [title for title in titles if self.text(self.answer_ids(title)) != title]
+
+    def _shown(self, titles: Sequence[str]) -> list[list[int]]:
+        """Titles as prompts have them: the text, and where items have tokens the item's."""
+        found = [[self._items[title]] if title in self._items else self._no_item for title in titles]
+        return [text + item for text, item in zip(self._encode(titles), found, strict=True)]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise data, each text once."""
@@ -166,9 +179,9 @@ class LikingTemplate(Template):
         before, middle, after = self.frames[frame]
         if candidates is None:
             return super().prompt_ids(history, None, None, frame)
-        known, (title,) = ratings or [None] * len(history), self._encode(candidates)
+        known, (title,) = ratings or [None] * len(history), self._shown(candidates)
         halves: tuple[list[int], list[int]] = [], []
-        for ids, rating in zip(self._encode(history), known, strict=True):
+        for ids, rating in zip(self._shown(history), known, strict=True):
             halves[rating is not None and rating <= MIDDLE].extend(ids + self.separator)
         return [*before, *halves[0], *middle, *halves[1], *self.asked, *title, *self.separator, *after]
 

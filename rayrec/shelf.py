@@ -68,9 +68,10 @@ def of_training(phase: Phase, config: Config) -> dict[str, Any]:
     import torch
 
     return {
-        "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="", key="")),
+        "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="", items="", key="")),
         "rows": sha256(Path(phase.rows)),
         "start": _hashes(Path(phase.start)) or phase.start,
+        "items": _hashes(Path(phase.items)) if phase.items else {},
         "model": {name: getattr(config.model, name) for name in _MODEL},
         "train": {name: getattr(config.train, name) for name in _TRAIN},
         "workers": config.worker_counts,

@@ -40,17 +40,20 @@ class TrainLane(Lane):
 
         return self.submit(make)
 
-    def sft(self, policy: Future | Policy, rows: pa.Table, t: int) -> Future:
-        """Supervised tuning on (x, y_w): BIGRec for ``t`` = 0, step 3 of iteration ``t`` else."""
+    def sft(self, policy: Future | Policy, rows: pa.Table, t: int, oracle: Future | None = None) -> Future:
+        """Supervised tuning on (x, y_w): BIGRec for ``t`` = 0, step 3 of iteration ``t`` else.
+
+        With ``--item-vectors`` the first of them gives the policy those of the ``oracle`` (LLaRA).
+        """
         train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/sft"
         epochs, rate = (1, train.lr) if t else (train.first_epochs, train.first_lr)
 
-        def make(start: Policy) -> Policy:
+        def make(start: Policy, items: Path | None) -> Policy:
             table = preferences.sft_rows(rows, train.batch, epochs, seed, name)
             dropout = self.shared.config.model.lora_dropout
-            return self._train(name, "sft", start, table, train.batch, rate, dropout)
+            return self._train(name, "sft", start, table, train.batch, rate, dropout, items=items)
 
-        return self.submit(make, policy)
+        return self.submit(make, policy, oracle if self.shared.config.model.item_vectors else None)
 
     def prefer(
         self, policy: Future | Policy, rows: pa.Table, negatives: Future, oracle: Future | None, t: int
@@ -90,6 +93,7 @@ class TrainLane(Lane):
         rate: float,
         dropout: float,
         counts: dict[str, int] | None = None,
+        items: Path | None = None,
     ) -> Policy:
         from rayrec.trainers import Phase
 
@@ -112,6 +116,7 @@ class TrainLane(Lane):
                 warmup=steps // 20 if kind == "pretrain" else min(train.warmup_steps, steps // 2),
                 dropout=dropout,
                 threads=self.shared.all_threads if alone else self.shared.threads,
+                items=str(items or ""),
             )
 
             deciding = shelf.of_training(phase, config)

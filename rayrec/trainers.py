@@ -42,6 +42,8 @@ class Phase:
     warmup: int
     dropout: float
     threads: int
+    items: str = ""
+    """Folder of the SASRec whose item vectors the policy gets in this phase."""
     key: str = ""
     """Hash of what decides its numbers, whatever the number of workers: a checkpoint of another key is not taken."""
 

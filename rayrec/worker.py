@@ -90,13 +90,14 @@ class Worker:
         import torch
         import torch.distributed as dist
 
-        from rayrec.models import opens, policy
+        from rayrec.models import item_vectors, opens, policy, sequential
 
         begun, from_base = time.time(), phase.start == self.base
         phase = dataclasses.replace(
             phase,
             start=phase.start if from_base else str(self.storage.fetch(phase.start)),
             out=str(self.storage.here(phase.out)),
+            items=str(self.storage.fetch(phase.items)) if phase.items else "",
         )
         self.report(phase=phase.name, step=0, steps=phase.steps)
         with self._whole():
@@ -104,6 +105,8 @@ class Worker:
                 policy.copy_weights(self.lm.model, self.initial)
             else:
                 policy.load_weights(self.lm.model, phase.start)
+        if phase.items:
+            item_vectors.attach(self.lm.model, sequential.load(phase.items).table(), self.config.data.seed)
         policy.set_lora_dropout(self.lm.model, phase.dropout)
         self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
         batches = shard.iter_batches(batch_size=phase.batch // self.world, batch_format="pyarrow", prefetch_batches=2)
@@ -165,7 +168,22 @@ class Worker:
         def count(row: dict) -> float:
             return len(row["answers"][0]) if row["weight"] else 0
 
+        if phase.items:
+            steps = self._curriculum(phase, len(done), steps)
         return self._steps(engine, phase, done, steps, loss, count)
+
+    def _curriculum(self, phase: Phase, begun: int, steps: Iterable[list[dict]]) -> Iterator[list[dict]]:
+        """Prompts with items' vectors the likelier the later the step, else text alone (LLaRA section 4.3).
+
+        A text-only step leaves the vectors' network without a gradient; Adam's momentum goes on.
+        """
+        from rayrec.models.item_vectors import attached
+
+        items: Any = attached(self.lm.model)
+        for number, rows in enumerate(steps, begun):
+            draw = seed_of(self.config.data.seed, phase.name, "curriculum", number) / 2**63
+            shown = draw < (number + 1) / phase.steps
+            yield rows if shown else [{**row, "prompt": items.hide(row["prompt"])} for row in rows]
 
     def _prefer(self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]]) -> list[dict]:
         """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""

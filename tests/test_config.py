@@ -26,7 +26,7 @@ FILES = sorted((ROOT / "rayrec").rglob("*.py"))
 FLAGS = """
 --source --data --history --min-history --split --targets --protocol --ask --ratings --no-ratings --bad-rows
 --test-rows --valid-rows --seed
---model --template --lora-rank --lora-alpha --lora-dropout --max-length --max-new-tokens --tiny-hidden --tiny-layers
+--model --template --item-vectors --no-item-vectors --lora-rank --lora-alpha --lora-dropout --max-length --max-new-tokens --tiny-hidden --tiny-layers
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
 --iterations --first-rows --first-epochs --first-lr --rows-per-iteration --target --min-rating --reweight
 --negatives --num-negatives
@@ -92,6 +92,7 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         "BIGRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "D3": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "TALLRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "LLaRA": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "RW": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec": (3, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec-noSFT": (3, 2048, "p", "dpo", 0.1, ("self_play", 1)),

@@ -157,3 +157,18 @@ def test_a_liking_is_asked_with_what_was_liked_and_what_not() -> None:
     assert compact.prompt_ids(["A", "B"], [4.0, 2.0], ["C"]) == [BOS, *a, EOT, EOT, *b, EOT, EOT, *c, EOT, EOT]
     again = pickle.loads(pickle.dumps(compact))
     assert again.prompt_ids(["A", "B"], None, ["C"]) == compact.prompt_ids(["A", "B"], [4.0, 4.0], ["C"])
+
+
+def test_items_stand_behind_their_titles_in_prompts_alone() -> None:
+    plain, shown = (make_template("compact", TOKENIZER, candidates=True) for _ in range(2))
+    shown.show_items(["A", "B"], 500)
+    a, b, c = (plain.answer_ids(title)[:-1] for title in "ABC")
+    prompt = [BOS, *a, 500, EOT, *c, 502, EOT, EOT, *b, 501, EOT, EOT]  # C is outside of the catalogue
+    assert shown.prompt_ids(["A", "C"], None, ["B"]) == prompt
+    assert pickle.loads(pickle.dumps(shown)).prompt_ids(["A", "C"], None, ["B"]) == prompt
+    assert [token for token in prompt if token < 500] == plain.prompt_ids(["A", "C"], None, ["B"])
+    assert shown.answer_ids("A") == plain.answer_ids("A")
+    liking = make_template("compact", TOKENIZER, liking=True)
+    liking.show_items(["A", "B"], 500)
+    asked = [BOS, *a, 500, EOT, EOT, *b, 501, EOT, EOT, *c, 502, EOT, EOT]
+    assert liking.prompt_ids(["A", "B"], [4.0, 2.0], ["C"]) == asked

@@ -164,6 +164,8 @@ CASES = {
     "embedder unused": (["--embedder-path", "x"], ["--embedder-path x", "is not read by", "Add --embedder sentence"]),
     "name with a slash": (["--name", "a/b"], ["--name 'a/b'", "not a plain folder name", "Put folders into --runs"]),
     "empty name": (["--name", ""], ["--name ''", "not a plain folder name", "Put folders into --runs"]),
+    "item vectors that nothing trains": (["--item-vectors", "--first-rows", "0"], ["--item-vectors", "--first-rows"]),
+    "item vectors in vllm": (["--item-vectors", "--engine", "vllm"], ["--item-vectors", "--engine torch"]),
     "likings among all titles": (["--ask", "liking", "--iterations", "0"], ["--ask liking", "--method TALLRec"]),
     "a range of workers upside down": (["--train-workers", "4:2"], ["--train-workers 4:2 is no range"]),
     "a store of no kind": (["--runs", "ftp://host/runs"], ["ftp://host/runs", "s3://BUCKET/FOLDER"]),

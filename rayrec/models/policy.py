@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rayrec.config import ModelConfig
+from rayrec.models import item_vectors
 
 ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
 
@@ -55,6 +56,10 @@ def check_model(path: str | Path) -> None:
         ValueError: a folder as there, or no model's settings and tokenizer can be read, here or from the hub.
     """
     _check_folder(Path(path))
+    if (Path(path) / item_vectors.FILE).exists():
+        raise ValueError(
+            f"{path}: found a policy that reads item vectors, wanted one of text alone. It is evaluated in its own run."
+        )
     try:
         AutoConfig.from_pretrained(str(path), trust_remote_code=False)
         load_tokenizer(path)
@@ -77,10 +82,12 @@ def local_folder(path: str | Path) -> Path:
 def load_policy(folder: str | Path, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu") -> Any:
     """Return the policy in a finished folder; an adapter's base comes from where its settings say."""
     settings = Path(folder) / "adapter_config.json"
-    if not settings.exists():
-        return load_base(folder, dtype, device)
-    base = load_base(json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"], dtype, device)
-    return PeftModel.from_pretrained(base, str(folder)).eval()
+    base = folder if not settings.exists() else json.loads(settings.read_text("utf-8"))["base_model_name_or_path"]
+    model = load_base(base, dtype, device)
+    if settings.exists():
+        model = PeftModel.from_pretrained(model, str(folder))
+    item_vectors.load(model, folder)
+    return model.eval()
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -97,6 +104,11 @@ def context_length(config: ModelConfig, path: str | Path) -> int:
     if limit and config.max_length > limit:
         raise ValueError(f"Found max_length {config.max_length}; {path} sees {limit} tokens. Set --max-length {limit}.")
     return config.max_length
+
+
+def vocabulary(path: str | Path) -> int:
+    """Return the number of words that a model embeds."""
+    return int(AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config().vocab_size)
 
 
 def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -> PeftModel:
@@ -127,6 +139,7 @@ def read_weights(model: Any, folder: str | Path) -> dict[str, Tensor]:
         ValueError: a trainable parameter is not in the folder, a tensor is left over, or a shape differs.
     """
     wanted = {n: p for n, p in model.named_parameters() if p.requires_grad or not isinstance(model, PeftModel)}
+    wanted = {name: p for name, p in wanted.items() if not item_vectors.owns(name)}
     adapter = Path(folder) / ADAPTER
     if isinstance(model, PeftModel) != adapter.exists():
         held = "an adapter" if adapter.exists() else "a whole model"
@@ -151,7 +164,9 @@ def read_weights(model: Any, folder: str | Path) -> dict[str, Tensor]:
 
 def load_weights(model: Any, folder: str | Path) -> None:
     """Copy a finished policy folder into ``model`` in place; raises as :func:`read_weights`, with nothing changed."""
-    copy_weights(model, read_weights(model, folder))
+    weights = read_weights(model, folder)
+    item_vectors.load(model, folder)
+    copy_weights(model, weights)
 
 
 def copy_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
@@ -182,6 +197,8 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     base = str(base or model.config._name_or_path)
+    items = {name: tensor for name, tensor in state.items() if item_vectors.owns(name)}
+    state = {name: tensor for name, tensor in state.items() if name not in items}
     if isinstance(model, PeftModel):
         tensors = {_file_name(name): tensor.float() for name, tensor in state.items() if "lora_" in name}
         _write_tensors(tensors, folder / ADAPTER)
@@ -190,13 +207,17 @@ def save(
             write_model(dict(_merge(state, model)), model.get_base_model(), tokenizer, folder / "merged")
     else:
         write_model({name: tensor.to(model.dtype) for name, tensor in state.items()}, model, None, folder)
+    for place in (folder, folder / "merged") if items else ():
+        if place.exists():
+            item_vectors.write(model, items, place)
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").write_text(_card(card, base, isinstance(model, PeftModel)), encoding="utf-8")
 
 
 def write_model(tensors: dict[str, Tensor], model: Any, tokenizer: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name}
+    wanted = {name for name, _ in model.named_parameters() if "lora_" not in name and not item_vectors.owns(name)}
+    wanted = {name.replace(".base_layer", "") for name in wanted}
     if tensors.keys() != wanted:
         odd = sorted(wanted ^ tensors.keys())[:3]
         raise ValueError(f"{folder}: {odd} are in the state or in the model, not in both. Gather every weight.")
@@ -225,7 +246,7 @@ def _merge(state: Mapping[str, Tensor], model: PeftModel) -> Iterator[tuple[str,
     weights = dict(model.named_parameters()) | dict(state)
     layers = dict(_lora_layers(model))
     for name, weight in weights.items():
-        if "lora_" in name:
+        if "lora_" in name or item_vectors.owns(name):
             continue
         if weight.numel() == 0:
             raise ValueError(f"{name} is cut up by ZeRO-3. Gather the frozen weights into the state to merge them.")

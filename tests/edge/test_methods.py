@@ -17,7 +17,8 @@ from rayrec.generate_lane import ALPHAS
 from rayrec.grounding import fold
 from rayrec.logprobs import PackedLM, pack
 from rayrec.models import sequential
-from rayrec.models.policy import load_policy, load_tokenizer
+from rayrec.models.item_vectors import attach
+from rayrec.models.policy import load_base, load_policy, load_tokenizer
 from rayrec.prompts import make_template
 from tests.edge.conftest import Command
 from tests.edge.test_runs import records
@@ -125,3 +126,46 @@ def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
         assert [odds[title] for title in row["titles"]] == sorted(odds.values(), reverse=True)[: len(row["titles"])]
     test = next(r for r in records(folder) if r["kind"] == "evaluation" and r["split"] == "test")
     assert test["protocol"] == "candidates" and test["ValidRatio"] == 1.0 and "HR@1" in test
+
+
+def test_llara_reads_the_items_of_its_oracle(runs: Path) -> None:
+    rows = ["--test-rows", "48", "--valid-rows", "16"]
+    folder = Command(runs, "llara", "--method", "LLaRA", "--decode", "greedy", "score", *rows).wait()
+    own, judge = folder / "00" / "sft" / "policy", sequential.load(folder / "00" / "oracle")
+    items = load_file(own / "item_vectors.safetensors")
+    assert torch.equal(items["vectors"], judge.table())
+    fresh = attach(load_base(own), judge.table(), seed=0)
+    assert all((items[name] - value).abs().max() > 1e-4 for name, value in fresh.named_parameters())
+
+    # The same prompts, put together by hand: words from the table of a plain model, items from the network's file.
+    catalogue = Catalogue.from_table(pq.read_table(folder / "catalogue.parquet"))
+    model, template = load_base(own), make_template("compact", load_tokenizer(str(own)), candidates=True)
+    first, last = ((items[f"map.{n}.weight"], items[f"map.{n}.bias"]) for n in (0, 2))
+    mapped_IH = torch.nn.functional.gelu(items["vectors"] @ first[0].T + first[1]) @ last[0].T + last[1]
+    words = model.get_input_embeddings()
+    examples = {row["example_id"]: row for row in pq.read_table(sorted((folder / "examples").iterdir())).to_pylist()}
+    made = pq.read_table(folder / "00" / "evaluate" / "predictions.parquet").to_pylist()
+    assert {row["decode"] for row in made} == {"greedy", "score"}
+    for row in [row for row in made if row["decode"] == "score"][:3]:
+        example = examples[row["example_id"]]
+        frame, eos = template.frames[0], template.eos_id
+
+        def shown(titles: list[str]) -> list[torch.Tensor]:
+            parts = []
+            for title in titles:
+                text = words(torch.tensor(template.answer_ids(title)[:-1]))
+                item = mapped_IH[catalogue.index[title]] if title in catalogue.index else items["none"]
+                parts += [text, item[None], words(torch.tensor(template.separator))]
+            return parts
+
+        with torch.inference_mode():
+            around = [words(torch.tensor(ids)) for ids in (frame.before, frame.middle, frame.after)]
+            prompt = [around[0], *shown(example["history"]), around[1], *shown(example["candidates"]), around[2]]
+            found = []
+            for title in row["texts"]:
+                answer = template.answer_ids(title)
+                x_TH = torch.cat([*prompt, words(torch.tensor(answer))])
+                logp_TV = model(inputs_embeds=x_TH[None]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+                found.append(float(logp_TV[range(len(answer)), answer].sum()))
+                assert answer[-1] == eos
+        assert row["logprobs"] == pytest.approx(found, abs=1e-3)
