@@ -83,8 +83,8 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
 
     ``plan`` may hold ``folder``, ``rows`` {split: rows}, ``counts`` {what: rows}, ``model`` {name, parameters,
     template, lora_rank}, ``resources`` {train_workers, generators, device, threads, cpus}, ``disk_bytes``, ``phases``
-    (a list of {phase, rows, batches, tokens, epochs}), and, where a run is resumed, the phase names ``done`` and
-    ``to_do``. What is absent is not printed.
+    (a list of {phase, rows, batches, tokens, epochs, seconds}), ``estimate`` (of estimate.py), and, where a run is
+    resumed, the phase names ``done`` and ``to_do``. What is absent is not printed.
     """
     console = console or _console()
     facts = Table.grid(padding=(0, 2))
@@ -97,6 +97,7 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
         "model": _model(plan.get("model") or {}),
         "resources": _pairs(plan.get("resources") or {}),
         "disk": size(plan["disk_bytes"]) if plan.get("disk_bytes") is not None else None,
+        **_estimate(plan.get("estimate") or {}),
     }
     done, to_do = plan.get("done"), plan.get("to_do")
     if done:
@@ -111,6 +112,32 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(_phases(plan["phases"], set(done or ())))
 
 
+def _estimate(found: Mapping[str, Any]) -> dict[str, str]:
+    """The lines of an estimate, by what they are about."""
+    if not found:
+        return {}
+    devices = f"{found['devices']['used']} of {found['devices']['there']} devices of {found['cluster']}"
+    turn = found["iteration"]
+    parts = [f"iteration 0 in {span(found['first'])}", *([f"each further one in {span(turn)}"] if turn else [])]
+    memory = found["memory"]
+    needs = [f"{name} {size(memory[name])}" for name in ("trainer", "generator")]
+    short = "" if max(memory["trainer"], memory["generator"]) < memory["there"] else "; it does not fit"
+    moved = ", ".join(f"{name} {size(count)}" for name, count in found["moved"].items())
+    return {
+        "estimate": f"{devices}: {', '.join(parts)}, in all {span(found['total'])}",
+        "memory": f"of a device's {size(memory['there'])}: {', '.join(needs)}{short}",
+        "moved": f"in an iteration: {moved}" if moved else "",
+    }
+
+
+def span(seconds: float) -> str:
+    """Return a time with the unit in which people would say it."""
+    for limit, unit, each in ((100, "s", 1), (6000, "min", 60)):
+        if seconds < limit:
+            return f"{seconds / each:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"
+
+
 def _model(model: Mapping[str, Any]) -> str:
     parts = [str(model["name"])] if model.get("name") else []
     if model.get("parameters") is not None:
@@ -121,7 +148,11 @@ def _model(model: Mapping[str, Any]) -> str:
 
 
 def _phases(phases: Sequence[Mapping[str, Any]], done: set[str]) -> Table:
-    keys = [key for key in ("rows", "epochs", "batches", "tokens") if any(row.get(key) is not None for row in phases)]
+    keys = [
+        key
+        for key in ("rows", "epochs", "batches", "tokens", "seconds")
+        if any(row.get(key) is not None for row in phases)
+    ]
     table = _grid("Phases", "phase", *keys, *(["state"] if done else []))
     for row in phases:
         state = [Text("done" if row.get("phase") in done else "to do")] if done else []

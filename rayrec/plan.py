@@ -207,6 +207,11 @@ def _check_together(config: Config) -> None:
                 f"--num-negatives {train.num_negatives}: --negatives {name} has {CANDIDATES - 1} wrong candidates. "
                 "Take fewer."
             )
+    if config.placement.cluster is not None and not config.output.dry_run:
+        raise ValueError(
+            f"--cluster {config.placement.cluster} is for an estimate. Add --dry-run to have it; to run on a cluster, "
+            "take --address."
+        )
     chats = evaluate.engine == "chat"
     if chats != bool(evaluate.endpoint and evaluate.served):
         raise ValueError(
@@ -367,13 +372,3 @@ def write_inputs(folder: Path, data: Dataset) -> None:
     (folder / "examples").mkdir(exist_ok=True)
     for name, table in tables.items():
         pq.write_table(table, folder / name)
-
-
-def count_parameters(model: str) -> int:
-    """Parameters of a Hugging Face model, from its configuration alone (tied ones counted once)."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    shape = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(shape, trust_remote_code=False).parameters())

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from rayrec import cluster, plan, tracking
+from rayrec import cluster, estimate, plan, tracking
 from rayrec.chat import check_endpoint
 from rayrec.config import Config
 from rayrec.data import Dataset, load
@@ -65,7 +65,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     config = plan.resolve(cluster.settle_paths(config))
     cluster.check_address(config)
     tracking.check(config.output.track)
-    gpu, engine = cluster.has_gpu(config), choose_engine(config)
+    gpu, engine = config.placement.cluster is None and cluster.has_gpu(config), choose_engine(config)
     data = load(config.data)
     # What `auto` meant is recorded and hashed, not the word.
     config = dataclasses.replace(
@@ -86,13 +86,21 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     resources = {
         "train_workers": placement.train_workers,
         "generators": placement.generators,
-        "device": "gpu" if gpu else "cpu",
+        "device": placement.cluster or ("gpu" if gpu else "cpu"),
         "threads": threads,
         "cpus": cores,
         "engine": engine,
     }
     root = run_folder(config)
-    shown = plan.describe(config, data, phases, tokens, plan.count_parameters(str(base)), **resources)
+    all_threads = placement.threads or max(1, cores // workers)
+    shape = estimate.Shape.of(str(base))
+    shown = plan.describe(config, data, phases, tokens, shape.parameters, **resources)
+    if placement.cluster:
+        valid = len(data.valid)
+        found = estimate.estimate(config, phases, tokens, shape, valid, (threads, all_threads))
+        times = found.pop("seconds")
+        shown["estimate"] = found
+        shown["phases"] = [row | {"seconds": times[row["phase"]]} for row in shown["phases"]]
     return Prepared(
         config=config,
         data=data,
@@ -106,7 +114,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         gpu=gpu,
         engine=engine,
         threads=threads,
-        all_threads=placement.threads or max(1, cores // workers),
+        all_threads=all_threads,
         shown=shown | {"folder": Storage(config.output.runs or "runs").name(root), "rows_to_tune": len(tuning)},
     )
 
@@ -232,7 +240,7 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
             f"--model {config.model.model}: no such folder. Name a Hugging Face folder or hub id, or `tiny`."
         )
     name = str(base)
-    check_model(name)
+    check_model(name, weights=config.placement.cluster is None)
     context_length(config.model, name)
     tokenizer = load_tokenizer(name)
     form = resolve_template(config.model.template, config.model.model, tokenizer)

@@ -26,7 +26,8 @@ FILES = sorted((ROOT / "rayrec").rglob("*.py"))
 FLAGS = """
 --source --data --history --min-history --split --targets --protocol --ask --ratings --no-ratings --bad-rows
 --test-rows --valid-rows --seed
---model --template --item-vectors --no-item-vectors --lora-rank --lora-alpha --lora-dropout --max-length --max-new-tokens --tiny-hidden --tiny-layers
+--model --template --item-vectors --no-item-vectors --lora-rank --lora-alpha --lora-dropout --max-length
+--max-new-tokens --tiny-hidden --tiny-layers
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
 --iterations --first-rows --first-epochs --first-lr --rows-per-iteration --target --min-rating --reweight
 --negatives --num-negatives
@@ -37,7 +38,7 @@ FLAGS = """
 --decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --endpoint --served
 --part
 --train-workers --max-train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential
---threads --address
+--threads --address --cluster
 --checkpoint-steps --train-resource --generate-resource --wait-for-resources --max-deaths --wait-seconds
 --runs --name --on-existing --keep --share --no-share --track --dry-run --no-dry-run
 --help --preset --method
@@ -212,9 +213,9 @@ FLOORS = {
     1: "config data seeds",
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
-    4: "baselines chat checkpoint cluster comparison comparison_page console engines figures generate_lane generators "
-    "folders lanes page plan prepare published report reserve runs selfplay session shelf storage timeline tracking "
-    "train_lane trainers worker",
+    4: "baselines chat checkpoint cluster comparison comparison_page console engines estimate figures generate_lane "
+    "generators folders lanes page plan prepare published report reserve runs selfplay session shelf storage timeline "
+    "tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}

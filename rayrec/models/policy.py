@@ -49,13 +49,16 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{folder}: found {found}, but no *.safetensors. Convert the weights with save_pretrained.")
 
 
-def check_model(path: str | Path) -> None:
+def check_model(path: str | Path, weights: bool = True) -> None:
     """Refuse a folder or hub id that :func:`load_base` would not open, without reading a weight.
+
+    Without ``weights`` settings and tokenizer are enough.
 
     Raises:
         ValueError: a folder as there, or no model's settings and tokenizer can be read, here or from the hub.
     """
-    _check_folder(Path(path))
+    if weights:
+        _check_folder(Path(path))
     if (Path(path) / item_vectors.FILE).exists():
         raise ValueError(
             f"{path}: found a policy that reads item vectors, wanted one of text alone. It is evaluated in its own run."

@@ -1,0 +1,111 @@
+"""The cost model's terms are those of torch's own counting and of known models; its lanes are the loop's."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
+
+from rayrec import plan
+from rayrec.config import Config, ModelConfig, TrainConfig, parse
+from rayrec.estimate import DEVICES, Shape, _ends, _Work, estimate
+from rayrec.estimate import parse as parse_cluster
+from rayrec.logprobs import PackedLM, pack
+from rayrec.models.policy import load_base
+from rayrec.models.tiny import make_tiny
+from rayrec.plan import Lengths
+
+TOKENS = Lengths(prompt=120, answer=10, longest=24, changed_titles=0)
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Shape:
+    """Llama-3.2-1B, of which only the settings are there."""
+    folder = tmp_path_factory.mktemp("big")
+    sizes = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True}
+    LlamaConfig(**sizes, **heads).save_pretrained(folder)
+    return Shape.of(str(folder))
+
+
+def paper(*args: str, cluster: str = "8x8xH100") -> Config:
+    return plan.resolve(parse("", ["--preset", "paper", "--dry-run", "--cluster", cluster, *args]))
+
+
+def of(config: Config, shape: Shape) -> dict:
+    return estimate(config, plan.phases(config, 1256), TOKENS, shape, 256, (1, 2))
+
+
+def test_sizes_of_a_known_model(big: Shape) -> None:
+    assert (big.parameters, big.tied, big.kv) == (1_235_814_400, True, 2 * 16 * 8 * 64)
+    assert 16 * big.adapters == 11_272_192  # what peft prints for rank 16 on all linear layers
+
+
+def test_operations_are_those_that_torch_counts(tmp_path: Path) -> None:
+    sizes = ModelConfig(tiny_hidden=64, tiny_layers=2, tiny_vocab=512)
+    make_tiny(["Heat (1995)"], sizes, tmp_path, 0)
+    model, shape = load_base(tmp_path), Shape.of(str(tmp_path))
+    model.set_attn_implementation("eager")  # products that torch counts on a CPU too
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    config = Config(model=dataclasses.replace(sizes, lora_rank=0), train=TrainConfig(num_negatives=3))
+    tokens = Lengths(40, 8, 8, 0)
+    work = _Work(config, tokens, shape, 0, DEVICES["cpu"], 1, (1, 1))
+    row = (list(range(40)), [list(range(8))] * 4)
+    lm = PackedLM(model)
+    with FlopCounterMode(display=False) as forward:
+        logprob_BA = lm(pack([row]))
+    with FlopCounterMode(display=False) as backward:
+        logprob_BA.sum().backward()
+    wanted = work._forward(*work._row("prefer"))
+    assert forward.get_total_flops() == pytest.approx(wanted, rel=0.01)
+    assert backward.get_total_flops() == pytest.approx(2 * wanted, rel=0.01)
+
+
+def test_lanes_overlap_as_the_loop_does() -> None:
+    config = plan.resolve(parse("", ["--preset", "toy"]))
+    phases = plan.phases(config, 264)
+    seconds = {
+        phase.name: {"sft": 10.0, "prefer": 20.0, "negatives": 4.0, "evaluate": 7.0}.get(phase.kind, 0.0)
+        for phase in phases
+    }
+    ends = _ends(phases, seconds, one_lane=False, begun=5.0)
+    assert ends["00/sft"] == 15 and ends["01/negatives"] == 19 and ends["00/evaluate"] == 26
+    assert ends["01/sft"] == 25 and ends["01/prefer"] == 45 and ends["01/evaluate"] == 56
+    assert ends["02/negatives"] == 49 and ends["02/prefer"] == 75 and ends["02/evaluate"] == 82
+    assert max(_ends(phases, seconds, one_lane=True, begun=5.0).values()) == 5 + sum(seconds.values())
+
+
+def test_more_devices_take_less_time_and_memory(big: Shape) -> None:
+    one, four = (of(paper("--train-workers", n, "--generators", n), big) for n in ("1", "4"))
+    assert one["devices"] == {"used": 2, "there": 64} and four["devices"]["used"] == 8
+    assert one["iteration"] > four["iteration"]
+    assert one["moved"]["gradients"] == 0 < four["moved"]["gradients"]
+    whole = [of(paper("--lora-rank", "0", "--zero-stage", str(stage)), big)["memory"]["trainer"] for stage in range(4)]
+    assert sorted(whole, reverse=True) == whole and whole[0] > 16 * big.parameters > whole[1]
+    whole_model = ["--lora-rank", "0", "--train-workers", "8"]
+    near, far = (of(paper(*whole_model, cluster=cluster), big) for cluster in ("2x8xH100", "16x1xH100"))
+    assert far["moved"] == near["moved"] and far["iteration"] > near["iteration"]  # gradients go through the network
+    halves = [of(paper("--tensor-parallel", n), big)["memory"]["generator"] for n in ("1", "2")]
+    assert halves[0] == 2 * halves[1]
+
+
+def test_what_is_not_asked_takes_no_time(big: Shape) -> None:
+    config = paper("--negatives", "random")
+    work = _Work(config, TOKENS, big, 256, DEVICES["H100"], 8, (1, 1))
+    by_kind = {phase.kind: work.seconds(phase) for phase in plan.phases(config, 1256)}
+    assert by_kind["negatives"] == by_kind["baseline"] == 0 < by_kind["evaluate"]
+
+
+@pytest.mark.parametrize("text", ["8xH100", "0x8xH100", "8x8xB52", "x", "8x8xH100x2"])
+def test_other_clusters_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="NODESxDEVICESxKIND"):
+        parse_cluster(text)
+    assert parse_cluster("2x4xa100") == (2, 4, "A100")
+
+
+def test_a_plan_that_does_not_fit_is_refused(big: Shape) -> None:
+    with pytest.raises(ValueError, match="4 devices, the plan takes 8"):
+        of(paper(cluster="1x4xH100"), big)
+    with pytest.raises(ValueError, match="--dry-run"):
+        plan.resolve(parse("", ["--cluster", "1x4xH100"]))
