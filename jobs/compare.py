@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayrec.config import BASELINES, METHODS, baseline_args, parse
+from rayrec.methods import BASELINES, METHODS, baseline_args, parse
 
 ROOT = Path(__file__).parents[1]
 #: The systems of a published table that are methods of jobs/sprec.py.

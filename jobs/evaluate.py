@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from rayrec.config import parse
+from rayrec.methods import parse
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ The same command again goes on where the run stopped. The algorithm is `self_pla
 
 from __future__ import annotations
 
-from rayrec.config import parse
+from rayrec.methods import parse
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec.config import BASELINES
 from rayrec.folders import read_json
+from rayrec.methods import BASELINES
 from rayrec.metrics import div_ratio_without, per_row
 from rayrec.statistics import bootstrap_mean, holm, jackknife, paired_bootstrap
 

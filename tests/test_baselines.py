@@ -8,9 +8,10 @@ import pytest
 import tyro
 
 from rayrec.baselines import _rank, run
-from rayrec.config import BaselinesConfig, DataConfig, baseline_args, parse
+from rayrec.config import BaselinesConfig, DataConfig
 from rayrec.data import load
 from rayrec.data.candidates import touched
+from rayrec.methods import baseline_args, parse
 from rayrec.models import sequential
 from tests.conftest import DATA
 

@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from rayrec import plan
-from rayrec.config import Config, ModelConfig, TrainConfig, parse
+from rayrec.config import Config, ModelConfig, TrainConfig
 from rayrec.estimate import DEVICES, Shape, _ends, _Work, estimate
 from rayrec.estimate import parse as parse_cluster
 from rayrec.logprobs import PackedLM, pack
+from rayrec.methods import parse
 from rayrec.models.policy import load_base
 from rayrec.models.tiny import make_tiny
 from rayrec.plan import Lengths

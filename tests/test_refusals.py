@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayrec import plan
-from rayrec.config import Config, ModelConfig, parse
+from rayrec.config import Config, ModelConfig
 from rayrec.data import load
+from rayrec.methods import parse
 from rayrec.models.tiny import make_tiny
 from rayrec.prepare import run_folder
 from rayrec.runs import Run

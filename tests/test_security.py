@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.config import parse
+from rayrec.methods import parse
 from rayrec.plan import resolve
 
 ROOT = Path(__file__).parents[1]

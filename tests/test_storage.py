@@ -11,8 +11,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from rayrec import storage
-from rayrec.config import parse
 from rayrec.folders import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
+from rayrec.methods import parse
 from rayrec.plan import resolve
 from rayrec.runs import Run, Stopped
 from rayrec.storage import Storage

@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
-from rayrec.config import parse
+from rayrec.methods import parse
 from rayrec.plan import resolve
 
 CLUSTER = Path(__file__).parents[2] / "cluster"

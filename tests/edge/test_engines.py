@@ -15,7 +15,7 @@ from tests.edge.conftest import ROOT
 SCRIPT = """
 import json, sys
 import torch
-from rayrec.config import parse
+from rayrec.methods import parse
 from rayrec.engines import Setup
 from rayrec.generators import Generator, Part
 from rayrec.logprobs import PackedLM, pack

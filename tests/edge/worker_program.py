@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec.config import Config, parse
+from rayrec.config import Config
+from rayrec.methods import parse
 from rayrec.prompts import make_template
 from rayrec.storage import Storage
 from rayrec.trainers import Phase, Tokenise

@@ -1,0 +1,157 @@
+"""Starting points of the command line: presets, the papers' methods as settings, and how both are read."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from rayrec.config import Config
+
+
+def _preset(**groups: dict[str, Any]) -> Config:
+    base = Config()
+    return dataclasses.replace(base, **{k: dataclasses.replace(getattr(base, k), **v) for k, v in groups.items()})
+
+
+#: Starting points of the command line; any flag overrides its value.
+PRESETS = {
+    "small": Config(),
+    "toy": _preset(
+        data={"test_rows": 200, "valid_rows": 64},
+        model={"pretrain_steps": 60, "tiny_layers": 2, "tiny_hidden": 64, "tiny_vocab": 1024},
+        train={"iterations": 2, "first_rows": 256, "rows_per_iteration": 128},
+    ),
+    # Three minutes on two cores.
+    "demo": _preset(
+        data={"test_rows": 500, "valid_rows": 128},
+        model={"pretrain_steps": 350, "tiny_vocab": 2048},
+        train={"iterations": 3, "first_rows": 1024, "rows_per_iteration": 512},
+        evaluate={"decode": ("greedy", "beams")},
+    ),
+    # METHODS section 4: the released settings of SPRec on four cards.
+    "paper": _preset(
+        model={"model": "meta-llama/Llama-3.2-1B-Instruct", "lora_rank": 16},
+        train={"iterations": 5, "first_epochs": 4, "dtype": "bfloat16", "zero_stage": 2},
+        placement={"train_workers": 4, "generators": 4, "device": "gpu"},
+    ),
+}
+
+
+#: The methods of the papers as settings (METHODS sections 2 to 4), by --method. ``offline`` methods tune once, against
+#: the first SFT, on all the rows of the iterations that they stand for.
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "zero-shot": {"train": {"first_rows": 0, "iterations": 0}},
+    "ChatRec": {
+        "train": {"first_rows": 0, "iterations": 0},
+        "evaluate": {"engine": "chat"},
+        "model": {"template": "instruct"},
+    },
+    "BIGRec": {"train": {"iterations": 0}},
+    "D3": {"train": {"iterations": 0}, "evaluate": {"decode": ("d3",)}},
+    "TALLRec": {
+        "data": {"protocol": "candidates", "ask": "liking"},
+        "train": {"iterations": 0},
+        "evaluate": {"decode": ("score",)},
+    },
+    "LLaRA": {
+        "data": {"protocol": "candidates"},
+        "model": {"item_vectors": True, "lora_dropout": 0.1},
+        "train": {"iterations": 0, "schedule": "cosine"},
+    },
+    "RW": {"train": {"iterations": 0, "reweight": "genre"}},
+    "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}},
+    "SPRec-noSFT": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"sft": False}},
+    "SPRec-noDPO": {"train": {"prefer": False}},
+    "SPRec-RN": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("random",)}},
+    "SPIN": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"sft": False}},
+    "DPO": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("random",)}, "offline": {}},
+    "SimPO": {"loss": {"objective": "simpo"}, "train": {"negatives": ("random",)}, "offline": {}},
+    "S-DPO": {
+        "loss": {"objective": "sdpo", "beta": 1.0},
+        "train": {"negatives": ("candidates",), "num_negatives": 3},
+        "offline": {},
+    },
+    "DMPO": {"loss": {"objective": "dmpo"}, "train": {"negatives": ("random",), "num_negatives": 3}, "offline": {}},
+    "RecPO": {
+        "loss": {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": "ratio"},
+        "train": {"negatives": ("candidates",), "num_negatives": 3, "target": "utility", "min_rating": 4.0},
+        "offline": {},
+    },
+    "RosePO": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("self_hard",)}, "offline": {}},
+    "RosePO-popular": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("popular",)}, "offline": {}},
+    "RosePO-semantic": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("semantic",)}, "offline": {}},
+}
+
+
+#: Methods that are no language models: the models of jobs/baselines.py.
+BASELINES = {"SASRec": "sasrec", "GRU4Rec": "gru4rec", "Caser": "caser", "MoRec": "morec"}
+
+
+def baseline_args(config: Config, model: str) -> list[str]:
+    """The command line of jobs/baselines.py for one model on the rows of ``config``."""
+    found = {f.name: getattr(config.data, f.name) for f in dataclasses.fields(config.data)}
+    found |= {"models": model, "top_k": config.evaluate.top_k}
+    found |= {"train_workers": config.placement.train_workers, "threads": config.placement.threads}
+    if model == "morec":
+        found["embedder_path"] = config.evaluate.embedder_path
+    args: list[str] = []
+    for name, value in found.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            args.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            args += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return args
+
+
+def with_method(config: Config, method: str) -> Config:
+    """The configuration with the settings of one of :data:`METHODS`."""
+    groups = dict(METHODS[method])
+    if groups.pop("offline", None) is not None:
+        train = config.train
+        once = {"iterations": 1, "sft": False, "rows_per_iteration": train.iterations * train.rows_per_iteration}
+        groups["train"] = once | groups["train"]
+    return dataclasses.replace(config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in groups.items()})
+
+
+def _ranges(args: Sequence[str]) -> list[str]:
+    """``--train-workers 2:8`` as the two flags that it stands for."""
+    made: list[str] = []
+    for arg in args:
+        least, colon, most = arg.removeprefix("--train-workers=").partition(":")
+        ours = arg.startswith("--train-workers=") or made[-1:] == ["--train-workers"]
+        if ours and colon and least.isdecimal() and most.isdecimal():
+            made += [arg[: -len(colon + most)], "--max-train-workers", most]
+        else:
+            made.append(arg)
+    return made
+
+
+def parse(description: str, args: list[str] | None = None) -> Config:
+    """Read the command line; ``--preset`` and then ``--method`` choose the defaults of all other flags.
+
+    Beside ``--method``, ``--iterations`` and ``--rows-per-iteration`` say what self-play would do: methods that tune
+    once see as many rows, and those that only have the first SFT keep to it.
+    """
+    import sys
+
+    args = _ranges(sys.argv[1:] if args is None else args)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=sorted(PRESETS), default="small")
+    first.add_argument("--method", choices=sorted(METHODS))
+    chosen, rest = first.parse_known_args(args)
+    default = PRESETS[chosen.preset]
+    if chosen.method:
+        budget = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        budget.add_argument("--iterations", type=int)
+        budget.add_argument("--rows-per-iteration", type=int)
+        given, rest = budget.parse_known_args(rest)
+        train = dataclasses.replace(default.train, **vars(given))
+        default = with_method(dataclasses.replace(default, train=train), chosen.method)
+    note = f"{description}\nPresets: --preset {{{','.join(PRESETS)}}} sets the defaults of all flags below, and\n"
+    note += f"--method {{{','.join(METHODS)}}} those of a published method."
+    return tyro.cli(Config, args=rest, default=default, description=note)
