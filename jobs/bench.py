@@ -3,6 +3,7 @@
     python jobs/bench.py preference              # the packed preference step against TRL's DPOTrainer
     python jobs/bench.py decode                  # catalogue-constrained beams against vLLM's and Hugging Face's
     python jobs/bench.py ground                  # exact nearest titles against numpy's argsort and faiss
+    python jobs/bench.py overhead                # the generators' pool against bare calls of Ray
     python jobs/bench.py preference --quick --json out.json
 
 Every contender runs in a process of its own, in turn, several rounds long; a ratio is the median over the rounds, its
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("preference", "decode", "ground")
+BENCHES = ("preference", "decode", "ground", "overhead")
 
 
 def main() -> None:

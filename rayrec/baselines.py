@@ -97,7 +97,7 @@ def check(settings: SequentialConfig) -> None:
     for name in ("hidden", "lr", "batch", "epochs", "patience"):
         if not 0 < (value := getattr(settings, name)) < float("inf"):
             raise ValueError(f"--{name} is {value}, wanted a finite number above 0.")
-    for name in ("weight_decay", "sampled"):
+    for name in ("weight_decay", "sampled", "lr_drops"):
         if (value := getattr(settings, name)) < 0:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted 0 or more.")
     if not 0 <= settings.dropout < 1:

@@ -311,6 +311,8 @@ class SequentialConfig:
     """Most epochs."""
     patience: int = 10
     """Epochs without a better validation NDCG@10, over the whole catalogue, after which training stops."""
+    lr_drops: int = 0
+    """Times that it first goes on from the best state instead, at a tenth of the learning rate."""
     sampled: int = 0
     """Wrong items in the loss, drawn for each step; 0: the whole catalogue."""
     top_k: tuple[int, ...] = (1, 5, 10)

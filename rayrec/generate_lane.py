@@ -211,31 +211,41 @@ class GenerateLane(Lane):
 
         ``guide``: folder of a SASRec that has its word, and the weight of the policy beside it.
         """
-        from rayrec.generators import Guide, Part
+        from rayrec.generators import Answer, Guide, Part
 
-        template, size = self.shared.template, self.shared.config.evaluate.part
-        prompts = list(map(tuple, template.prompts(rows)))
-        given = [tuple(tuple(template.scored_ids(title)) for title in one) for one in choices or ()]
-        items = item_numbers(rows["history"].to_pylist(), self.shared.data.catalogue) if guide else []
-        parts = [
-            Part(
+        template, size, catalogue = self.shared.template, self.shared.config.evaluate.part, self.shared.data.catalogue
+        none = _prediction_table(rows.slice(0, 0), policy.version, decode, [], [], [])
+        made = [none] * self._parts_of(rows)
+
+        def part_of(i: int) -> Part:
+            own = slice(i * size, (i + 1) * size)
+            some = rows.slice(own.start, size)
+            given = [tuple(tuple(template.scored_ids(title)) for title in one) for one in (choices or [])[own]]
+            items = item_numbers(some["history"].to_pylist(), catalogue) if guide else []
+            return Part(
                 name,
                 i,
                 policy.version,
                 str(policy.folder),
-                tuple(prompts[a : a + size]),
+                tuple(map(tuple, template.prompts(some))),
                 decode,
                 n,
-                tuple(given[a : a + size]),
-                Guide(*guide, tuple(items[a : a + size])) if guide else None,
+                tuple(given),
+                Guide(*guide, tuple(items)) if guide else None,
             )
-            for i, a in enumerate(range(0, len(prompts), size))
-        ]
-        made = self._pool().submit(parts, urgent, lambda done: self._hear("/".join(name.split("/")[:2]), done)).result()
-        answers = [one for part in made for one in part]
-        texts = choices or [[answer.text for answer in one] for one in answers]
-        logprobs = [[answer.logprob for answer in one] for one in answers]
-        return _prediction_table(rows, policy.version, decode, texts, logprobs, [[]] * len(texts))
+
+        def take(i: int, answers: list[list[Answer]]) -> None:
+            own = slice(i * size, (i + 1) * size)
+            texts = choices[own] if choices else [[answer.text for answer in one] for one in answers]
+            logprobs = [[answer.logprob for answer in one] for one in answers]
+            some = rows.slice(own.start, size)
+            made[i] = _prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
+
+        def hear(done: int) -> None:
+            self._hear("/".join(name.split("/")[:2]), done)
+
+        self._pool().submit(len(made), part_of, take, urgent, hear).result()
+        return pa.concat_tables([none, *made]).combine_chunks()
 
     def _likings(self, name: str, policy: Policy, rows: pa.Table) -> pa.Table:
         """Every candidate with log p(Yes) − log p(No), each asked about alone (TALLRec)."""

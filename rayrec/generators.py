@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rayrec.engines import BeamEngine, Guide, Mode, Setup, TorchEngine, VllmEngine
@@ -108,14 +108,33 @@ class Generator:
         self.engine.wake()
 
 
-@dataclass
+@dataclass(order=True)
 class _Job:
-    """The parts of one request, and what waits for them."""
+    """One request: parts that are made when an actor is free for them, so that they never lie here all at once."""
 
-    future: Future
-    results: list[Any]
-    left: int
-    on_part: Callable[[int], None]
+    place: tuple[int, int]
+    """Where it stands in the queue."""
+    future: Future = field(compare=False)
+    count: int = field(compare=False)
+    part_of: Callable[[int], Part] = field(compare=False)
+    take: Callable[[int, list[list[Answer]]], None] = field(compare=False)
+    on_part: Callable[[int], None] = field(compare=False)
+    given: int = field(default=0, compare=False)
+    again: list[int] = field(default_factory=list, compare=False)
+    """Parts whose actor died."""
+    done: int = field(default=0, compare=False)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a part has no actor."""
+        return bool(self.again) or self.given < self.count
+
+    def next(self) -> int:
+        """The number of a part that has no actor."""
+        if self.again:
+            return self.again.pop()
+        self.given += 1
+        return self.given - 1
 
 
 class GeneratorPool:
@@ -127,7 +146,7 @@ class GeneratorPool:
         self.config, self.trace, self._ray, self._gpu = setup.config, trace, ray, setup.gpu
         self._reserved = reserved
         self._setup = ray.put(setup)
-        self._queue: list[tuple[int, int, Part, _Job, int]] = []
+        self._queue: list[_Job] = []
         self._order, self._ready, self._closed = itertools.count(), threading.Condition(), False
         self._jobs: list[_Job] = []
         self.error: BaseException | None = None
@@ -151,18 +170,29 @@ class GeneratorPool:
         )
         return self._ray.remote(Generator).options(scheduling_strategy=room, **options).remote(self._setup)
 
-    def submit(self, parts: list[Part], urgent: bool, on_part: Callable[[int], None] = lambda done: None) -> Future:
-        """Queue the parts of one phase; the future holds their answers in order. Urgent parts go first."""
-        job = _Job(Future(), [None] * len(parts), len(parts), on_part)
+    def submit(
+        self,
+        count: int,
+        part_of: Callable[[int], Part],
+        take: Callable[[int, list[list[Answer]]], None],
+        urgent: bool = False,
+        on_part: Callable[[int], None] = lambda done: None,
+    ) -> Future:
+        """Queue the ``count`` parts of one phase; the future is done when all are. Urgent ones go first.
+
+        ``part_of(i)`` is asked for a part when an actor is free, and ``take(i, answers)`` gets its answers, in no order
+        and in the actors' threads; ``on_part`` hears how many are done.
+        """
+        job = _Job((0 if urgent else 1, next(self._order)), Future(), count, part_of, take, on_part)
         if self.error is not None:
             job.future.set_exception(self.error)
             return job.future
-        if not parts:
-            job.future.set_result([])
+        if not count:
+            job.future.set_result(None)
         with self._ready:
             self._jobs = [other for other in self._jobs if not other.future.done()] + [job]
-            for i, part in enumerate(parts):
-                heapq.heappush(self._queue, (0 if urgent else 1, next(self._order), part, job, i))
+            if count:
+                heapq.heappush(self._queue, job)
             self._ready.notify_all()
         return job.future
 
@@ -170,7 +200,7 @@ class GeneratorPool:
         """Feed one actor: take a part, wait for its answers, replace the actor if it dies."""
         actor, deaths = None, 0
         while not self._closed:
-            item = None
+            job, i = None, 0
             try:
                 if actor is None:
                     actor = self._start(index)
@@ -179,16 +209,23 @@ class GeneratorPool:
                         self._ready.wait(1.0)
                     if self._closed:
                         break
-                    item = heapq.heappop(self._queue)
-                self._answer(actor, index, *item[2:])
+                    job = self._queue[0]
+                    i = job.next()
+                    if not job.waits:
+                        heapq.heappop(self._queue)
+                self._answer(actor, index, job, i)
             except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError) as error:
                 deaths, actor = deaths + 1, self._bury(actor)
-                what = f"generator {index} died{f' in {item[2].phase} part {item[2].number}' if item else ''}"
-                print(f"{what} ({deaths} of {self.config.placement.max_deaths} allowed): it is replaced", flush=True)
-                if item is not None:
+                what = f"generator {index} died"
+                if job is not None:
+                    part = job.part_of(i)
+                    what += f" in {part.phase} part {part.number}"
                     with self._ready:
-                        heapq.heappush(self._queue, item)
+                        if not job.waits:
+                            heapq.heappush(self._queue, job)
+                        job.again.append(i)
                         self._ready.notify_all()
+                print(f"{what} ({deaths} of {self.config.placement.max_deaths} allowed): it is replaced", flush=True)
                 if deaths > self.config.placement.max_deaths:
                     return self._fail(Stopped(f"{what}, {deaths} times in all: {error}"))
             except self._ray.exceptions.RayTaskError as error:
@@ -203,17 +240,18 @@ class GeneratorPool:
         self.trace.add("engine", "start", "generators", f"generator {index}", begun, time.time(), **facts)
         return actor
 
-    def _answer(self, actor: Any, index: int, part: Part, job: _Job, i: int) -> None:
+    def _answer(self, actor: Any, index: int, job: _Job, i: int) -> None:
+        part = job.part_of(i)
         answers, facts = self._ray.get(actor.answer.remote(part), timeout=self.config.placement.wait_seconds)
         begun, end = facts.pop("start"), facts.pop("end")
         self.trace.add(part.phase, "part", "generators", f"generator {index}", begun, end, part=part.number, **facts)
-        job.results[i] = answers
+        job.take(i, answers)
         with self._ready:
-            job.left -= 1
-            done = len(job.results) - job.left
+            job.done += 1
+            done = job.done
         job.on_part(done)
-        if done == len(job.results) and not job.future.done():
-            job.future.set_result(job.results)
+        if done == job.count and not job.future.done():
+            job.future.set_result(None)
 
     def _bury(self, actor: Any) -> None:
         if actor is not None:

@@ -84,7 +84,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     workers = config.worker_counts[-1]
     threads = placement.threads or max(1, cores // (workers + placement.generators))
     resources = {
-        "train_workers": placement.train_workers,
+        "train_workers": " or ".join(map(str, config.worker_counts)),
         "generators": placement.generators,
         "device": placement.cluster or ("gpu" if gpu else "cpu"),
         "threads": threads,

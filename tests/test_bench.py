@@ -50,3 +50,9 @@ def test_the_nearest_items_are_those_of_faiss_and_numpy(tmp_path: Path) -> None:
     assert [record["against"] for record in records] == ["faiss", "numpy"]
     for record in records:
         assert record["failed"] is None and record["ours_lists"] == record["theirs_lists"] > 0
+
+
+def test_the_pool_answers_as_many_as_bare_calls(tmp_path: Path) -> None:
+    (record,) = bench(tmp_path, "overhead")
+    assert record["failed"] is None and record["against"] == "ray"
+    assert record["ours_answers"] == record["theirs_answers"] == 6400

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,11 +22,19 @@ TOY += ["--pretrain-steps", "40", "--test-rows", "128"]
 
 
 class Command:
-    """``python jobs/sprec.py`` with arguments, its output in a file."""
+    """``python jobs/sprec.py`` with arguments, its output in a file; ``before`` are words that hand it to a cluster."""
 
-    def __init__(self, runs: Path, name: str, *args: str, env: dict[str, str] | None = None, url: str = ""):
-        self.folder, self.log = Storage(url or str(runs)).root / name, runs / f"{name}.log"
-        command = [sys.executable, "jobs/sprec.py", *TOY, "--runs", url or str(runs), "--name", name, *args]
+    def __init__(
+        self,
+        runs: Path,
+        name: str,
+        *args: str,
+        env: dict[str, str] | None = None,
+        url: str = "",
+        before: Sequence[str] = (),
+    ):
+        self.folder, self.log, self.begun = Storage(url or str(runs)).root / name, runs / f"{name}.log", time.time()
+        command = [*before, sys.executable, "jobs/sprec.py", *TOY, "--runs", url or str(runs), "--name", name, *args]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
 
@@ -55,12 +63,17 @@ class Command:
 
         def inside(trace: dict) -> bool:
             # A killed driver leaves its last words in the trace until the next one has started.
-            ours = trace["attempts"][-1]["pid"] == self.process.pid
+            ours = trace["attempts"][-1]["start"] > self.begun
             running = trace["running"].get(phase, {}) if ours else {}
             begun = running.get("step") or running.get("parts") or time.time() - running.get("started", 1e12) > 0.3
             return bool(begun) and not (self.folder / phase / "DONE").exists()
 
         return self.until(inside, f"step inside {phase}", seconds)
+
+    @property
+    def driver(self) -> int:
+        """Process id of the driver, which is another than ours where it was submitted."""
+        return read_trace(self.folder)["attempts"][-1]["pid"]
 
     def kill(self) -> None:
         """SIGKILL the driver."""
@@ -100,6 +113,14 @@ def descendants(pid: int) -> set[int]:
     while new := {child for child, parent in parents.items() if parent in found | {pid}} - found:
         found |= new
     return found
+
+
+def title(pid: int) -> str:
+    """The command line of a process, empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def alive(pids: set[int]) -> set[int]:

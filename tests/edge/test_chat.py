@@ -20,7 +20,7 @@ from rayrec.config import DataConfig, ModelConfig
 from rayrec.data import load
 from rayrec.models.tiny import make_tiny
 from tests.edge.conftest import ROOT, descendants
-from tests.edge.test_job import free_port
+from tests.edge.network import free_port
 from tests.edge.test_runs import records
 
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"

@@ -1,15 +1,10 @@
-"""One sequential run over several raylets of this machine, each a node of its own; one of them is lost on the way."""
+"""One sequential run over several nodes of this machine, with addresses of their own where root may give them; one of
+them is lost on the way."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
-import secrets
-import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,71 +15,29 @@ from moto.server import ThreadedMotoServer
 
 from rayrec.folders import damage
 from rayrec.storage import Storage
-from tests.edge.conftest import Command, alive, contents, descendants, read_trace
-from tests.edge.test_job import RAY, free_port
-
-
-class Nodes:
-    """A head with one CPU, for Ray Data, and nodes that carry custom resources; they share an object store, no folder.
-
-    The driver has its copies of runs in ``folder/copies``, each node in a folder of its own.
-    """
-
-    def __init__(self, folder: Path, store: dict[str, str]):
-        (folder / "token").write_text(secrets.token_hex(32))
-        self.env = {**os.environ, **store, "RAYREC_COPIES": str(folder / "copies")}
-        self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-        self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"
-        self.env.pop("RAY_ADDRESS", None)
-        self.folder, self.port, self.processes = folder, free_port(), list[subprocess.Popen]()
-        self._start("--head", f"--port={self.port}", f"--dashboard-port={free_port()}", "--num-cpus=1")
-        self.address, self.trainers = f"127.0.0.1:{self.port}", list[subprocess.Popen]()
-        self.generator = self.add("generator")
-
-    def add(self, resource: str) -> subprocess.Popen:
-        """Start a node that carries one of ``resource``."""
-        resources = json.dumps({resource: 1})
-        made = self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=2", f"--resources={resources}")
-        if resource == "trainer":
-            self.trainers.append(made)
-        return made
-
-    def _start(self, *args: str) -> subprocess.Popen:
-        command = [RAY, "start", *args, "--block", f"--dashboard-agent-listen-port={free_port()}"]
-        name = f"node-{len(self.processes)}"
-        env = self.env | {"RAYREC_COPIES": str(self.folder / name)}
-        with (self.folder / f"{name}.log").open("w") as log:
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-        self.processes.append(process)
-        deadline = time.monotonic() + 60
-        while "Ray runtime started" not in (self.folder / f"{name}.log").read_text():
-            assert process.poll() is None and time.monotonic() < deadline, (self.folder / f"{name}.log").read_text()
-            time.sleep(0.1)
-        return process
-
-    def end(self, process: subprocess.Popen) -> None:
-        """Lose a node at once: its raylet, its workers, everything."""
-        for pid in {process.pid} | alive(descendants(process.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait(30)
+from tests.edge.conftest import Command, contents, descendants, read_trace
+from tests.edge.network import Nodes, network
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    net = network()
+    server = ThreadedMotoServer(ip_address=net.address if net else "127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     store = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     store |= {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "s3cret"}
     urllib.request.urlopen(urllib.request.Request(f"{store['AWS_ENDPOINT_URL']}/bucket", method="PUT")).close()
-    made = Nodes(tmp_path_factory.mktemp("nodes"), store)
+    made = Nodes(tmp_path_factory.mktemp("nodes"), store, net)
+    made.add("generator")
     try:
         yield made
     finally:
         for process in reversed(made.processes):
             made.end(process)
         server.stop()
+        if net:
+            net.close()
 
 
 def test_a_sequential_run_that_loses_a_node_is_bit_identical(
@@ -104,13 +57,13 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(
     assert "asks for 3 CPU, 1 trainer, 1 generator" in said and "0 of 0 trainer" in said, said
     assert time.monotonic() - begun < 60
 
-    training = nodes.add("trainer")
+    training, generator = nodes.add("trainer"), nodes.processes[1]
     command = Command(runs, "nodes", *where, "--wait-for-resources", "60", env=nodes.env, url=url)
     trace = command.until_inside("01/prefer")
     done = {e["name"]: e["args"] for e in trace["traceEvents"]}
-    assert training.poll() is None and nodes.generator.poll() is None
+    assert training.poll() is None and generator.poll() is None
     assert done["01/sft"]["worker_pid"] in descendants(training.pid)
-    assert done["engine"]["pid"] in descendants(nodes.generator.pid)
+    assert done["engine"]["pid"] in descendants(generator.pid)
     nodes.add("trainer")
     nodes.end(training)
     folder = command.wait()

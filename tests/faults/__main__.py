@@ -20,11 +20,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.edge.conftest import Command, alive, contents, descendants, gone
+from tests.edge.conftest import Command, alive, contents, descendants, gone, title
 from tests.faults.kinds import KINDS, Kind
 from tests.faults.places import Place, place_of
 
 ARGS = ["--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "10", "--no-share"]
+#: Processes that a run has on the nodes of a cluster that it joins.
+OURS = ("ray::RayTrainWorker", "ray::Generator", "ray::Board", "ray::TrainController", "jobs/sprec.py")
 PHASES = ["00/pretrain", "00/sft", "00/evaluate"]
 PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
 
@@ -33,13 +35,18 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
     """One run with one fault: what happened."""
 
     def start() -> Command:
-        return Command(place.runs, name, *ARGS, env=place.env, url=place.url)
+        return Command(place.runs, name, *ARGS, *place.args, env=place.env, url=place.url, before=place.before)
+
+    def working() -> set[int]:
+        """The run's processes: what its driver has started, and of a cluster's nodes what works for it."""
+        of_nodes = {pid for root in place.roots for pid in descendants(root) if any(w in title(pid) for w in OURS)}
+        return {command.driver} | descendants(command.driver) | of_nodes
 
     command = start()
     started: set[int] = set()
     try:
         state = command.until_inside(phase)["running"][phase]
-        started = descendants(command.process.pid)
+        started = working()
         landed = not (command.folder / phase / "DONE").exists()
         begun = time.monotonic()
         kind.strike(command, draw, place)
@@ -53,7 +60,7 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
             command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
             ended = True
         seconds = time.monotonic() - begun
-        started |= descendants(command.process.pid)
+        started |= working()
         command.wait()
         ended = gone(started) and ended
         same = contents(command.folder) == contents(wanted)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tests.edge.conftest import Command, descendants
+from tests.edge.conftest import Command, descendants, title
 from tests.faults.places import Place
 
 Strike = Callable[[Command, random.Random, Place], None]
@@ -24,14 +25,7 @@ TRAINING, GENERATING = ("pretrain", "sft", "prefer"), ("negatives", "evaluate")
 
 def processes(command: Command, word: str) -> list[int]:
     """Those that the driver has started, directly or not, and whose command line holds ``word``."""
-    found = []
-    for pid in sorted(descendants(command.process.pid)):
-        try:
-            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
+    return [pid for pid in sorted(descendants(command.process.pid)) if word in title(pid)]
 
 
 def kill(word: str) -> Strike:
@@ -65,7 +59,7 @@ def interrupt(command: Command, draw: random.Random, place: Place) -> None:
     command.process.send_signal(signal.SIGTERM)
 
 
-def _finished_file(command: Command, draw: random.Random, place: Place) -> Path:
+def _finished_file(command: Command, draw: random.Random) -> Path:
     done = sorted(command.folder.glob("*/*/DONE"))
     files = [p for p in draw.choice(done).parent.rglob("*") if p.is_file() and p.name != "DONE" and p.stat().st_size]
     return draw.choice(sorted(files))
@@ -136,6 +130,34 @@ def lose_machine(command: Command, draw: random.Random, place: Place) -> None:
     place.move()
 
 
+def _training_node(place: Place) -> subprocess.Popen:
+    """The node that a training worker is on."""
+    return next(
+        node for node in place.nodes.trainers if any("RayTrainWorker" in title(pid) for pid in descendants(node.pid))
+    )
+
+
+def lose_node(command: Command, draw: random.Random, place: Place) -> None:
+    """SIGKILL all of a node of the cluster."""
+    place.nodes.end(_training_node(place))
+
+
+def unplug(command: Command, draw: random.Random, place: Place) -> None:
+    """Take a node off the network; where there are no namespaces its raylet is stopped, and hears and says nothing."""
+    node = _training_node(place)
+    if place.nodes.net:
+        place.nodes.net.cut(place.nodes.addresses[node.pid])
+    else:
+        for pid in descendants(node.pid):
+            if "raylet/raylet" in title(pid):
+                os.kill(pid, signal.SIGSTOP)
+
+
+def kill_supervisor(command: Command, draw: random.Random, place: Place) -> None:
+    """SIGKILL what runs the driver of a submitted job."""
+    os.kill(next(p for p in descendants(min(place.roots)) if "JobSupervisor" in title(p)), signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class Kind:
     """One way to suffer."""
@@ -145,8 +167,9 @@ class Kind:
     """Kinds of phases in which it means something."""
     by_itself: bool = False
     """Whether the job goes on without a new command."""
-    place: Literal["folder", "mount", "store"] = "folder"
-    """Where the run must lie: in any folder, on a small file system of its own, or in an object store."""
+    place: Literal["folder", "mount", "store", "cluster", "submitted"] = "folder"
+    """Where the run must lie: in any folder, on a small file system of its own, or in an object store; or on what it
+    must run: four nodes that share a store, or a cluster that a job is submitted to."""
 
 
 KINDS = {
@@ -168,4 +191,7 @@ KINDS = {
     "store slow for 30 s": Kind(slow, by_itself=True, place="store"),
     "store cut off": Kind(cut_off, place="store"),
     "machine lost": Kind(lose_machine, place="store"),
+    "node lost": Kind(lose_node, TRAINING, by_itself=True, place="cluster"),
+    "node unplugged": Kind(unplug, TRAINING, by_itself=True, place="cluster"),
+    "job supervisor killed": Kind(kill_supervisor, place="submitted"),
 }

@@ -1,4 +1,4 @@
-"""Where the runs of a fault lie."""
+"""Where the runs of a fault lie, and on what they run."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.edge.network import RAY, Network, Nodes, network
+
 
 class Place:
     """A folder for logs and runs or, with ``url``, an object store and the driver's copies of what is in it."""
 
     def __init__(self, runs: Path):
         self.runs, self.url, self.env = runs, "", dict(os.environ)
+        self.args, self.before, self.roots = list[str](), list[str](), set[int]()
+        """Flags of a run here, words before its command, and processes besides the driver that start others for it."""
 
-    def serve(self) -> None:
+    def serve(self, host: str = "127.0.0.1") -> None:
         """Start an S3 server with an empty bucket."""
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
         self.server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.url = "s3://bucket/runs"
-        endpoint = f"http://127.0.0.1:{port}"
+        endpoint = f"http://{host}:{port}"
         keys = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret"}
         self.env |= keys | {"AWS_DEFAULT_REGION": "us-east-1"}
         self.move()
@@ -42,6 +46,32 @@ class Place:
                 assert time.monotonic() < deadline, "no S3 server"
                 time.sleep(0.2)
 
+    def join(self, net: Network | None) -> None:
+        """Start a head, a generator's node and two trainers' nodes, which share nothing but an S3 server."""
+        self.serve(net.address if net else "127.0.0.1")
+        store = {name: value for name, value in self.env.items() if name.startswith("AWS_")}
+        self.nodes = Nodes(Path(tempfile.mkdtemp(prefix="rayrec-nodes-")), store, net)
+        for resource in ("generator", "trainer", "trainer"):
+            self.nodes.add(resource)
+        self.env = self.nodes.env
+        os.environ |= {name: self.env[name] for name in ("RAYREC_COPIES", *store)}  # we stand where the driver does
+        self.args = ["--address", self.nodes.address]
+        self.args += ["--train-resource", "trainer", "--generate-resource", "generator"]
+        self.roots = {node.pid for node in self.nodes.processes}
+
+    def submitted(self) -> None:
+        """Start a cluster to which the command is given with ``ray job submit``."""
+        self.nodes = Nodes(Path(tempfile.mkdtemp(prefix="rayrec-nodes-")), {}, None, head_cpus=4)
+        self.env = self.nodes.env | {"RAY_API_SERVER_ADDRESS": self.nodes.dashboard}
+        deadline = time.monotonic() + 90
+        while subprocess.run([RAY, "job", "list"], env=self.env, capture_output=True, timeout=60).returncode:
+            assert time.monotonic() < deadline, "the cluster did not come up"
+            time.sleep(1)
+        time.sleep(10)  # the head answers before its job agent does
+        self.before = [RAY, "job", "submit", "--working-dir", "."]
+        self.before += ["--runtime-env-json", '{"excludes": [".venv", ".git", "runs"]}', "--"]
+        self.roots = {node.pid for node in self.nodes.processes}
+
     def move(self) -> None:
         """Go to a machine that has no copy of anything."""
         shutil.rmtree(self.env.get("RAYREC_COPIES", ""), ignore_errors=True)
@@ -50,20 +80,29 @@ class Place:
 
 @contextlib.contextmanager
 def place_of(kind: str, runs: Path) -> Iterator[Place]:
-    """A place of one kind: ``folder``, ``mount`` (a small file system) or ``store``."""
-    place = Place(runs)
+    """A place of one kind: ``folder``, ``mount`` (a small file system), ``store``, ``cluster`` or ``submitted``."""
+    place, net = Place(runs), None
     if kind == "mount":
         place.runs = Path(tempfile.mkdtemp(prefix="rayrec-faults-"))
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "none", str(place.runs)], check=True)
     if kind == "store":
         place.serve()
+    if kind == "cluster":
+        net = network()
+        place.join(net)
+    if kind == "submitted":
+        place.submitted()
     try:
         yield place
     finally:
+        for process in reversed(place.nodes.processes) if place.roots else ():
+            place.nodes.end(process)
+        if net:
+            net.close()
         if kind == "mount":
             subprocess.run(["umount", "--lazy", str(place.runs)], check=True)
             place.runs.rmdir()
-        if kind == "store":
+        if kind in ("store", "cluster"):
             place.server.kill()
             place.server.wait(30)
             shutil.rmtree(place.env["RAYREC_COPIES"], ignore_errors=True)

@@ -32,8 +32,10 @@ class SASRec(SequentialModel):
 
     def states(self, x_BTH: Tensor, real_BT: Tensor) -> Tensor:
         T = real_BT.shape[1]
+        # Items speak louder than places, as in the authors' code: rare ones have short vectors.
+        loud_BTH = x_BTH * x_BTH.shape[-1] ** 0.5
         # Places count from the end, so that padding changes nothing.
-        x_BTH = self.dropout(x_BTH + self.place[self.length - T :])
+        x_BTH = self.dropout(loud_BTH + self.place[self.length - T :])
         later_TT = torch.ones(T, T, dtype=torch.bool, device=x_BTH.device).triu(1)
         # A place of padding sees itself, since a row of attention may not be empty; nobody reads it.
         itself_TT = torch.eye(T, dtype=torch.bool, device=x_BTH.device)

@@ -32,6 +32,8 @@ class Fitting:
     """Most epochs."""
     patience: int = 10
     """Epochs without a better validation NDCG@10 after which training stops."""
+    lr_drops: int = 0
+    """Times that it first goes on from the best state instead, at a tenth of the learning rate."""
     sampled: int = 0
     """Wrong items of the loss, drawn for each step; 0: all of the catalogue."""
 
@@ -72,7 +74,7 @@ def fit(
     optimiser = torch.optim.Adam(model.parameters(), lr=how.lr, betas=(0.9, 0.98), weight_decay=how.weight_decay)
     torch.manual_seed(seed_of(seed, "sequential", "dropout", share.rank))
     best: dict[str, Any] = {"ndcg": -1.0, "epoch": 0, "state": copy.deepcopy(model.state_dict())}
-    epoch = 0
+    epoch = since = drops = 0
     for epoch in range(1, how.epochs + 1):
         model.train()
         draw = np.random.default_rng(seed_of(seed, "sequential", epoch))
@@ -88,9 +90,14 @@ def fit(
         found = ndcg(model, *valid)
         hear(epoch, float(np.mean(losses)), found)
         if found > best["ndcg"]:
-            best = {"ndcg": found, "epoch": epoch, "state": copy.deepcopy(model.state_dict())}
-        elif epoch - best["epoch"] >= how.patience:
-            break
+            best, since = {"ndcg": found, "epoch": epoch, "state": copy.deepcopy(model.state_dict())}, epoch
+        elif epoch - since >= how.patience:
+            if drops == how.lr_drops:
+                break
+            drops, since = drops + 1, epoch
+            model.load_state_dict(best["state"])
+            for group in optimiser.param_groups:
+                group["lr"] /= 10
     model.load_state_dict(best["state"])
     return {"valid_NDCG@10": best["ndcg"], "best_epoch": best["epoch"], "epochs": epoch, "pieces": len(pieces)}
 
