@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from rayrec.config import ModelConfig
 from rayrec.data import preferences, schema
+from rayrec.models import item_vectors, sequential
 from rayrec.models.policy import load_base, load_tokenizer
 from rayrec.models.tiny import make_tiny
 from rayrec.objectives import Pairs, make_objective
@@ -32,6 +33,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("worker")
     make_tiny(TITLES, ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), root / "base", 0)
     pq.write_table(rows(), root / "rows.parquet")
+    (root / "oracle").mkdir()
+    sequential.save(sequential.build("sasrec", {"items": len(TITLES), "length": 4, "hidden": 8}, 0), root / "oracle")
     for world in (1, 2):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -143,6 +146,23 @@ def test_adapters_end_alike_under_stages_and_workers(trained: Path) -> None:
     assert any(value.abs().max() > 1e-3 for name, value in found[0].items() if "lora_B" in name)
     for other in found[1:]:
         assert all((other[name] - value).abs().mean() < 1e-5 for name, value in found[0].items())
+
+
+def test_item_vectors_end_alike_under_stages_and_workers(trained: Path) -> None:
+    """Dropout of adapters is drawn by every worker, so worlds are compared by what the vectors' network has learnt."""
+    for world in (1, 2):
+        found = [
+            load_file(trained / f"out{world}" / f"llara-{stage}-lora" / "policy" / "item_vectors.safetensors")
+            for stage in (1, 2, 3)
+        ]
+        oracle = sequential.load(trained / "oracle")
+        assert torch.equal(found[0]["vectors"], oracle.table().detach())
+        fresh = item_vectors.attach(load_base(trained / "base"), oracle.table())
+        moved = {name: float((found[0][name] - value).abs().max()) for name, value in fresh.named_parameters()}
+        # The first of three steps shows text alone, the others items: both sides have learnt.
+        assert min(moved.values()) > LR / 2, moved
+        for other in found[1:]:
+            assert all((other[name] - value).abs().mean() < 1e-5 for name, value in found[0].items())
 
 
 def test_bfloat16_keeps_float32_state_at_every_stage(trained: Path) -> None:

@@ -24,11 +24,13 @@ from rayrec.trainers import Phase, Tokenise
 
 #: Kind of phase and objective, by the name of the case.
 CASES = {"sft": ("sft", "dpo"), "sdpo": ("prefer", "sdpo"), "kto": ("prefer", "kto")}
+#: The same, of policies that read item vectors.
+ITEMS = {"llara": ("sft", "dpo")}
 STEPS, BATCH, LR, WARMUP = 3, 4, 3e-3, 1
 
 
 class Case(NamedTuple):
-    """A phase of CASES and how its state is held."""
+    """A phase of CASES or ITEMS and how its state is held."""
 
     name: str
     stage: int
@@ -49,6 +51,7 @@ CUT_OFF = [
     Case("sft", 1, lora=4),
     Case("sft", 0, dtype="bfloat16"),
     Case("sft", 2, dtype="bfloat16"),
+    Case("llara", 1, lora=4),
 ]
 #: What is run to its end without a break.
 WHOLE = [
@@ -58,6 +61,7 @@ WHOLE = [
     Case("sft", 0),
     Case("sft", 1, lora=4),
     *(Case("sft", stage, dtype="bfloat16") for stage in (0, 2)),
+    *(Case("llara", stage, lora=4) for stage in (1, 2, 3)),
 ]
 
 
@@ -96,22 +100,24 @@ def main(root: Path, rank: int, world: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from rayrec.models.policy import load_tokenizer
+    from rayrec.models.policy import load_tokenizer, vocabulary
     from rayrec.worker import Worker
 
     base = str(root / "base")
-    template = make_template("compact", load_tokenizer(base))
+    template, shown = (make_template("compact", load_tokenizer(base)) for _ in range(2))
     table = pq.read_table(root / "rows.parquet")
+    shown.show_items(sorted({title for history in table["history"].to_pylist() for title in history}), vocabulary(base))
 
     def train(case: Case, out: Path, report: Any = lambda **facts: None) -> dict:
-        kind, objective = CASES[case.name]
+        kind, objective = (CASES | ITEMS)[case.name]
+        items = str(root / "oracle") if case.name in ITEMS else ""
         worker = Worker(
             {"config": settings(objective, *case[1:]), "base": base, "gpu": False, "storage": Storage("")}, rank, world
         )
         worker.report = report
         dropout = 0.1 if case.lora and kind == "sft" else 0.0
-        phase = Phase(case.name, kind, "", base, str(out / "policy"), STEPS, BATCH, LR, WARMUP, dropout, 1, "k")
-        return worker.run(phase, Rows(Tokenise(kind, template)(table), rank, world))
+        phase = Phase(case.name, kind, "", base, str(out / "policy"), STEPS, BATCH, LR, WARMUP, dropout, 1, items, "k")
+        return worker.run(phase, Rows(Tokenise(kind, shown if items else template)(table), rank, world))
 
     for case in WHOLE:
         train(case, root / f"out{world}" / case.folder)
