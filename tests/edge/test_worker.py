@@ -158,7 +158,7 @@ def test_item_vectors_end_alike_under_stages_and_workers(trained: Path) -> None:
         oracle = sequential.load(trained / "oracle")
         assert torch.equal(found[0]["vectors"], oracle.table().detach())
         fresh = item_vectors.attach(load_base(trained / "base"), oracle.table())
-        moved = {name: float((found[0][name] - value).abs().max()) for name, value in fresh.named_parameters()}
+        moved = {name: float((found[0][name] - value.detach()).abs().max()) for name, value in fresh.named_parameters()}
         # The first of three steps shows text alone, the others items: both sides have learnt.
         assert min(moved.values()) > LR / 2, moved
         for other in found[1:]:

@@ -108,10 +108,9 @@ def test_training_stops_early_at_the_best_state() -> None:
     assert ndcg(model, *wrong) == pytest.approx(report["valid_NDCG@10"])
     model = build("sasrec", SHAPE, 1)
     longer = fit(model, CYCLE, wrong, 0, Fitting(batch=8, lr=1e-2, epochs=60, patience=3, lr_drops=1))
-    assert longer["epochs"] >= report["epochs"] + 3 and longer["epochs"] == max(
-        longer["best_epoch"] + 3, report["epochs"] + 3
-    )
-    assert ndcg(model, *wrong) == pytest.approx(longer["valid_NDCG@10"]) >= report["valid_NDCG@10"]
+    assert longer["epochs"] == max(longer["best_epoch"], report["epochs"]) + 3  # the drop came where training stopped
+    assert longer["valid_NDCG@10"] >= report["valid_NDCG@10"]
+    assert ndcg(model, *wrong) == pytest.approx(longer["valid_NDCG@10"])
     with pytest.raises(ValueError, match="no training sequence"):
         fit(model, [[1]], wrong, seed=0)
 
