@@ -51,8 +51,8 @@ def measure(contender: str, rows: int, logical: int, processes: int, dtype: str,
 
     runtime = {"env_vars": {"PYTHONPATH": os.pathsep.join(os.sys.path)}}  # pyright: ignore[reportAttributeAccessIssue]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime)
-    remote = ray.remote(NoOp).options(num_cpus=0, max_concurrency=2)
-    actors = [remote.remote() for _ in range(min(processes, logical))]
+    engine: Any = ray.remote(NoOp)
+    actors = [engine.options(num_cpus=0, max_concurrency=2).remote() for _ in range(min(processes, logical))]
     ray.get([actor.ready.remote() for actor in actors])
 
     def part_of(i: int) -> Part:
