@@ -18,7 +18,7 @@ from rayrec.grounding import fold
 from rayrec.logprobs import PackedLM, pack
 from rayrec.models import sequential
 from rayrec.models.item_vectors import attach
-from rayrec.models.policy import load_base, load_policy, load_tokenizer
+from rayrec.models.policy import load_base, load_policy, load_tokenizer, vocabulary
 from rayrec.prompts import make_template
 from tests.edge.conftest import Command
 from tests.edge.test_runs import records
@@ -103,14 +103,20 @@ def test_d3_is_both_models_word(mixed: Path) -> None:
 
 
 def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
-    folder = Command(
-        runs, "tallrec", "--method", "TALLRec", "--engine", "torch", "--test-rows", "48", "--valid-rows", "16"
-    ).wait()
+    """TALLRec, with the item vectors of LLaRA in its questions: one run for both."""
+    rows = ["--test-rows", "48", "--valid-rows", "16"]
+    folder = Command(runs, "tallrec", "--method", "TALLRec", "--item-vectors", *rows).wait()
     rows = pq.read_table(folder / "00" / "sft" / "rows.parquet").to_pylist()
     assert {row["chosen"] for row in rows} == {YES, NO} and all(len(row["candidates"]) == 1 for row in rows)
     examples = {row["example_id"]: row for row in pq.read_table(sorted((folder / "examples").iterdir())).to_pylist()}
     own = folder / "00" / "sft" / "policy"
     template = make_template("compact", load_tokenizer(str(own)), liking=True)
+    titles = Catalogue.from_table(pq.read_table(folder / "catalogue.parquet")).titles
+    template.show_items(titles, vocabulary(own))
+    items = load_file(own / "item_vectors.safetensors")
+    assert torch.equal(items["vectors"], sequential.load(folder / "00" / "oracle").table())
+    fresh = attach(load_base(own), items["vectors"], seed=0)
+    assert all((items[name] - value).abs().max() > 1e-4 for name, value in fresh.named_parameters())
     model = load_policy(str(own), dtype="float32", device="cpu")
     yes, no = template.scored_ids(YES)[0], template.scored_ids(NO)[0]
     made = pq.read_table(folder / "00" / "evaluate" / "predictions.parquet").to_pylist()
@@ -128,6 +134,7 @@ def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
     assert test["protocol"] == "candidates" and test["ValidRatio"] == 1.0 and "HR@1" in test
 
 
+@pytest.mark.slow
 def test_llara_reads_the_items_of_its_oracle(runs: Path) -> None:
     rows = ["--test-rows", "48", "--valid-rows", "16"]
     folder = Command(runs, "llara", "--method", "LLaRA", "--decode", "greedy", "score", *rows).wait()
