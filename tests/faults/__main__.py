@@ -62,7 +62,7 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         seconds = time.monotonic() - begun
         started |= working()
         command.wait()
-        ended = gone(started) and ended
+        ended = gone(started - place.unplugged) and ended
         same = contents(command.folder) == contents(wanted)
         same &= (command.folder / "metrics.jsonl").read_bytes() == (wanted / "metrics.jsonl").read_bytes()
         moment = {"phase": phase, **{k: v for k, v in state.items() if k in ("step", "parts")}}

@@ -145,6 +145,7 @@ def lose_node(command: Command, draw: random.Random, place: Place) -> None:
 def unplug(command: Command, draw: random.Random, place: Place) -> None:
     """Take a node off the network; where there are no namespaces its raylet is stopped, and hears and says nothing."""
     node = _training_node(place)
+    place.unplugged |= descendants(node.pid)
     if place.nodes.net:
         place.nodes.net.cut(place.nodes.addresses[node.pid])
     else:
