@@ -47,6 +47,8 @@ def run(config: BaselinesConfig) -> Path | None:
         raise ValueError(
             "--max-train-workers: these models train in a group of fixed size. Take --train-workers alone."
         )
+    if config.placement.cluster is not None:
+        raise ValueError(f"--cluster {config.placement.cluster}: these models have no estimate. Leave it out.")
     cluster.check_address(config)
     gpu, data = cluster.has_gpu(config), load(config.data)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))

@@ -26,8 +26,6 @@ from rayrec.data.candidates import CANDIDATES
 from rayrec.negatives import NEGATIVES, mixture
 from rayrec.plan import Lengths, PhasePlan
 
-_GB = 1e9
-
 
 @dataclass(frozen=True)
 class Device:
@@ -42,8 +40,9 @@ class Device:
     link: float
     """Bytes per second from one device to another of its node."""
     train: float = 0.35
-    """Share of the operations that a training step reaches, and of those that a prompt's pass reaches."""
+    """Share of the operations that a training step reaches."""
     generate: float = 0.4
+    """Share of them that the pass of a prompt reaches."""
     step: float = 0.02
     """Seconds that an optimiser step takes besides."""
     token: float = 0.01
@@ -57,7 +56,7 @@ class Device:
 #: Bytes per second that a node sends to others: 400 Gbit/s.
 _NETWORK = 50e9
 #: Shares, steps and phases of GPUs are assumptions. Those of ``cpu``, one core of an AMD EPYC with AVX2, were fitted to
-#: one measured run (README, "Estimates").
+#: one measured run (README, "Cluster").
 DEVICES = {
     "H100": Device(989e12, 67e12, 3.35e12, 80e9, 450e9),
     "H200": Device(989e12, 67e12, 4.8e12, 141e9, 450e9),
@@ -133,28 +132,29 @@ def parse(cluster: str) -> tuple[int, int, str]:
     return int(found[1]), int(found[2]), kinds[found[3].lower()]
 
 
-def estimate(
-    config: Config, phases: Sequence[PhasePlan], tokens: Lengths, shape: Shape, valid: int, threads: tuple[int, int]
-) -> dict[str, Any]:
+def estimate(config: Config, phases: Sequence[PhasePlan], tokens: Lengths, shape: Shape, valid: int) -> dict[str, Any]:
     """Seconds of every phase, of an iteration and of the run; bytes per device, and bytes moved in an iteration.
 
-    ``valid`` counts the validation rows; ``threads`` are those of a process beside others, and of a trainer alone.
+    ``valid`` counts the validation rows. Where devices are cores, the processes share them out.
 
     Raises:
         ValueError: the cluster has fewer devices than the plan takes.
     """
     nodes, each, kind = parse(config.placement.cluster or "")
-    placement, work = config.placement, _Work(config, tokens, shape, valid, DEVICES[kind], each, threads)
-    taken = placement.train_workers + placement.generators * placement.tensor_parallel
-    taken = max(placement.train_workers, taken - placement.train_workers) if work.shared else taken
+    placement = config.placement
+    generating = placement.generators * placement.tensor_parallel
+    shared = placement.placement == "shared"
+    taken = max(placement.train_workers, generating) if shared else placement.train_workers + generating
     if taken > nodes * each:
         raise ValueError(
             f"--cluster {placement.cluster} has {nodes * each} devices, the plan takes {taken}. Lower --train-workers, "
             "--generators or --tensor-parallel."
         )
+    cores = placement.threads or nodes * each // taken, placement.threads or nodes * each // placement.train_workers
+    work = _Work(config, tokens, shape, valid, DEVICES[kind], each, cores)
     seconds = {phase.name: work.seconds(phase) for phase in phases}
-    ends = _ends(phases, seconds, placement.sequential or work.shared, work.device.start)
-    first, last = (max((end for name, end in ends.items() if name < f"{t:02d}"), default=0.0) for t in (1, 100))
+    ends = _ends(phases, seconds, placement.sequential or shared, work.device.start)
+    first, last = max(end for name, end in ends.items() if name.startswith("00/")), max(ends.values())
     turns = config.train.iterations
     return {
         "cluster": placement.cluster,
@@ -199,10 +199,7 @@ class _Work:
     device: Device
     each: int
     threads: tuple[int, int]
-
-    @property
-    def shared(self) -> bool:
-        return self.config.placement.placement == "shared"
+    """CPU threads of a process beside others, and of a trainer alone."""
 
     @property
     def _bytes(self) -> int:
@@ -291,7 +288,7 @@ class _Work:
         held += self.trained * (8 if self._bytes == 4 else 12) / cut[0]
         batch = max(train.batch, train.prefer_batch) // workers
         length, answers = self._row("prefer" if train.prefer and train.iterations else "sft")
-        # 34 H bytes in half precision for a token and layer (Korthikanti et al. 2022, equation 1, without the scores).
+        # 34 H bytes in half precision for a token and layer (Korthikanti et al. 2022, without the scores).
         kept = 17 * self._bytes * self.shape.hidden * (1 if train.activation_checkpointing else self.shape.layers)
         kept += self._bytes * self.shape.hidden * self.shape.layers * train.activation_checkpointing
         rows = min(train.micro_batch, batch)

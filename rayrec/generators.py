@@ -200,7 +200,7 @@ class GeneratorPool:
         """Feed one actor: take a part, wait for its answers, replace the actor if it dies."""
         actor, deaths = None, 0
         while not self._closed:
-            job, i = None, 0
+            job, i, part = None, 0, None
             try:
                 if actor is None:
                     actor = self._start(index)
@@ -213,13 +213,12 @@ class GeneratorPool:
                     i = job.next()
                     if not job.waits:
                         heapq.heappop(self._queue)
-                self._answer(actor, index, job, i)
+                part = job.part_of(i)
+                self._answer(actor, index, part, job, i)
             except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError) as error:
                 deaths, actor = deaths + 1, self._bury(actor)
-                what = f"generator {index} died"
+                what = f"generator {index} died{f' in {part.phase} part {part.number}' if part else ''}"
                 if job is not None:
-                    part = job.part_of(i)
-                    what += f" in {part.phase} part {part.number}"
                     with self._ready:
                         if not job.waits:
                             heapq.heappush(self._queue, job)
@@ -240,8 +239,7 @@ class GeneratorPool:
         self.trace.add("engine", "start", "generators", f"generator {index}", begun, time.time(), **facts)
         return actor
 
-    def _answer(self, actor: Any, index: int, job: _Job, i: int) -> None:
-        part = job.part_of(i)
+    def _answer(self, actor: Any, index: int, part: Part, job: _Job, i: int) -> None:
         answers, facts = self._ray.get(actor.answer.remote(part), timeout=self.config.placement.wait_seconds)
         begun, end = facts.pop("start"), facts.pop("end")
         self.trace.add(part.phase, "part", "generators", f"generator {index}", begun, end, part=part.number, **facts)

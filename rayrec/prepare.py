@@ -92,12 +92,10 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         "engine": engine,
     }
     root = run_folder(config)
-    all_threads = placement.threads or max(1, cores // workers)
     shape = estimate.Shape.of(str(base))
     shown = plan.describe(config, data, phases, tokens, shape.parameters, **resources)
     if placement.cluster:
-        valid = len(data.valid)
-        found = estimate.estimate(config, phases, tokens, shape, valid, (threads, all_threads))
+        found = estimate.estimate(config, phases, tokens, shape, len(data.valid))
         times = found.pop("seconds")
         shown["estimate"] = found
         shown["phases"] = [row | {"seconds": times[row["phase"]]} for row in shown["phases"]]
@@ -114,7 +112,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         gpu=gpu,
         engine=engine,
         threads=threads,
-        all_threads=all_threads,
+        all_threads=placement.threads or max(1, cores // workers),
         shown=shown | {"folder": Storage(config.output.runs or "runs").name(root), "rows_to_tune": len(tuning)},
     )
 

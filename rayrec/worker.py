@@ -173,7 +173,7 @@ class Worker:
         return self._steps(engine, phase, done, steps, loss, count)
 
     def _curriculum(self, phase: Phase, begun: int, steps: Iterable[list[dict]]) -> Iterator[list[dict]]:
-        """Prompts with items' vectors the likelier the later the step, else text alone (LLaRA section 4.3).
+        """Prompts with items' vectors the likelier the later the step, else text alone (LLaRA; METHODS section 7).
 
         A text-only step leaves the vectors' network without a gradient; Adam's momentum goes on.
         """

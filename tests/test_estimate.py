@@ -35,7 +35,7 @@ def paper(*args: str, cluster: str = "8x8xH100") -> Config:
 
 
 def of(config: Config, shape: Shape) -> dict:
-    return estimate(config, plan.phases(config, 1256), TOKENS, shape, 256, (1, 2))
+    return estimate(config, plan.phases(config, 1256), TOKENS, shape, 256)
 
 
 def test_sizes_of_a_known_model(big: Shape) -> None:
@@ -89,6 +89,13 @@ def test_more_devices_take_less_time_and_memory(big: Shape) -> None:
     assert far["moved"] == near["moved"] and far["iteration"] > near["iteration"]  # gradients go through the network
     halves = [of(paper("--tensor-parallel", n), big)["memory"]["generator"] for n in ("1", "2")]
     assert halves[0] == 2 * halves[1]
+
+
+def test_every_iteration_counts(big: Shape) -> None:
+    totals = {n: of(paper("--iterations", str(n)), big)["total"] for n in (2, 3, 12, 101)}
+    one_more = totals[3] - totals[2]
+    assert totals[12] - totals[2] == pytest.approx(10 * one_more, rel=0.02)
+    assert totals[101] - totals[12] == pytest.approx(89 * one_more, rel=0.02)
 
 
 def test_what_is_not_asked_takes_no_time(big: Shape) -> None:
