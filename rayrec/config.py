@@ -270,13 +270,17 @@ class Config:
     output: Annotated[OutputConfig, tyro.conf.arg(name="")] = field(default_factory=OutputConfig)
 
     @property
+    def batches(self) -> dict[str, int]:
+        """Settings that count the examples of a step, which training workers share out evenly."""
+        found = {"batch": self.train.batch, "prefer_batch": self.train.prefer_batch}
+        return found | ({"pretrain_batch": self.model.pretrain_batch} if self.model.model == "tiny" else {})
+
+    @property
     def worker_counts(self) -> tuple[int, ...]:
         """The numbers of training workers that may be: those in range that divide every batch, upwards."""
-        train, placement = self.train, self.placement
-        batches = [train.batch, train.prefer_batch]
-        batches += [self.model.pretrain_batch] if self.model.model == "tiny" else []
-        most = placement.max_train_workers or placement.train_workers
-        return tuple(n for n in range(placement.train_workers, most + 1) if not any(b % n for b in batches))
+        least = self.placement.train_workers
+        most = self.placement.max_train_workers or least
+        return tuple(n for n in range(least, most + 1) if not any(b % n for b in self.batches.values()))
 
     @property
     def pretrains(self) -> bool:

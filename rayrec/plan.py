@@ -173,8 +173,7 @@ def _check_names(config: Config) -> None:
 
 def _check_together(config: Config) -> None:
     model, train, evaluate, workers = config.model, config.train, config.evaluate, config.placement.train_workers
-    batches = {"batch": train.batch, "prefer_batch": train.prefer_batch}
-    for name, batch in (batches | ({"pretrain_batch": model.pretrain_batch} if model.model == "tiny" else {})).items():
+    for name, batch in config.batches.items():
         if batch % workers:
             raise ValueError(
                 f"{_flag(name)} is {batch}, wanted a multiple of --train-workers {workers}. "

@@ -25,6 +25,8 @@ REFUSED = [
     (["--min-history", "60"], "--min-history is 60, wanted 1 to --history 50"),
     (["--targets", "all"], "--targets all is read by --split sequences"),
     (["--top-k", "100000"], "--top-k 100000 asks for more than the catalogue's"),
+    (["--max-train-workers", "2"], "--max-train-workers: these models train in a group of fixed size"),
+    (["--cluster", "1x2xcpu"], "--cluster 1x2xcpu: these models have no estimate. Leave it out"),
 ]
 
 

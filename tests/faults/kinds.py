@@ -95,6 +95,17 @@ def fill(command: Command, draw: random.Random, place: Place) -> None:
     filler.unlink()
 
 
+def forbid(command: Command, draw: random.Random, place: Place) -> None:
+    """The run folder can be read and not written until the job has ended."""
+    folder = str(command.folder)
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    try:
+        command.process.wait(300)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 def silence(seconds: float) -> Strike:
     """The object store takes connections and answers nothing, for a while."""
 
@@ -188,6 +199,7 @@ KINDS = {
     "file cut short": Kind(truncate),
     "bit flipped": Kind(flip),
     "storage full": Kind(fill, place="mount"),
+    "storage read-only": Kind(forbid, place="mount"),
     "store silent for 15 s": Kind(silence(15), by_itself=True, place="store"),
     "store slow for 30 s": Kind(slow, by_itself=True, place="store"),
     "store cut off": Kind(cut_off, place="store"),
