@@ -1,0 +1,95 @@
+"""How every picture is drawn: colours, style, and SVG that fits into a page.
+
+Colours are Okabe and Ito's, which the colour-blind can tell apart; markers and lightness repeat what colour says, so
+that a grey print can be read as well.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+INK, QUIET, FAINT = "#333333", "#777777", "#E4E4E4"
+#: Colour and marker of the list lengths, of the decoders and so on, in order.
+SERIES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
+#: Metric, and the direction in which it is better.
+METRICS = {"HR": "↑", "NDCG": "↑", "DivRatio": "↑", "ORRatio": "↓", "MGU": "↓", "DGU": "↓"}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rayrec",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 7.5,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.labelcolor": QUIET,
+    "axes.edgecolor": "#BBBBBB",
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.major.size": 2,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def draw(size: tuple[float, float], paint: Callable[[Figure], None], margins: tuple[float, float, float, float]) -> str:
+    """Return the SVG of a figure that ``paint`` fills.
+
+    ``size`` is (width, height) and ``margins``, which the panels leave free, are (left, top, right, bottom), in inches.
+    """
+    import logging
+
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Glyphs missing from the measuring font are no fault: the reader's browser sets the text.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    (width, height), (left, top, right, bottom) = size, margins
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=size)
+        figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+        paint(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # Inside a page the picture takes the page's width, and group names would clash between pictures.
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    return re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r' height="[^"]*pt"', "", text, count=1), count=1)
+
+
+def legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """Name ``handles`` in one line above the panels, at the right."""
+    figure.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(handles))
+
+
+def value(row: Row, key: str) -> float:
+    """Return a number of a row, NaN where it has none."""
+    found = row.get(key)
+    return math.nan if found is None else float(found)
