@@ -98,7 +98,8 @@ class Storage:
     def fetch(self, path: str | Path) -> Path:
         """Bring what the driver calls ``path`` to this node, a finished folder or one inside it; returns where it is.
 
-        Files that are here already, with the hashes of the manifest, are left.
+        Files that are here already, with the hashes of the manifest, are left. New ones take the room of weights that
+        the driver has pruned since.
 
         Raises:
             Stopped: the store gives nothing, in several tries.
@@ -108,16 +109,27 @@ class Storage:
             return here
         for folder in (here, here.parent):
             if (manifest := self._manifest(folder)) is not None:
-                for entry in manifest["files"]:
-                    file = folder / entry["name"]
-                    wanted = file.is_relative_to(here) and entry["name"] not in manifest["pruned"]
-                    if wanted and not (file.is_file() and sha256(file) == entry["sha256"]):
-                        self.bring(file)
+                whole = [entry for entry in manifest["files"] if entry["name"] not in manifest["pruned"]]
+                sums = {folder / entry["name"]: entry["sha256"] for entry in whole}
+                wanted = [file for file in sums if file.is_relative_to(here)]
+                missing = [file for file in wanted if not (file.is_file() and sha256(file) == sums[file])]
+                if missing:
+                    self._make_room(here)
+                for file in missing:
+                    self.bring(file)
                 if folder == here:
                     self.bring(folder / MANIFEST)
                 return here
         shutil.rmtree(here, ignore_errors=True)  # left here by a death, before the store had all of it
         return here
+
+    def _make_room(self, here: Path) -> None:
+        """Remove this node's copies of weights that are pruned in the store, of the run that ``here`` is in."""
+        root = _copy_of(self.url)
+        run = root / here.relative_to(root).parts[0]
+        for folder in {run.joinpath(*file.relative_to(run).parts[:2]) for file in run.rglob("*.safetensors")}:
+            for name in (self._manifest(folder) or {"pruned": []})["pruned"]:
+                (folder / name).unlink(missing_ok=True)
 
     def gather(self, folder: Path) -> None:
         """Bring the files that other nodes have put into a folder of an unfinished phase."""

@@ -110,6 +110,22 @@ def test_a_policy_goes_from_node_to_node(url: str, tmp_path: Path, monkeypatch: 
     assert files(run.storage.fetch(out)) == {"model.safetensors": b"trained"}
 
 
+def test_pruned_weights_take_no_room_on_other_nodes(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    phases = ("01/sft", "01/prefer", "02/sft")
+    weights = [finish(run, phase) / "policy" / "model.safetensors" for phase in phases]
+    elsewhere(tmp_path, monkeypatch, "generator")
+    here = [run.storage.fetch(file.parent) / file.name for file in weights[:2]]
+    assert all(file.exists() for file in here)
+    elsewhere(tmp_path, monkeypatch, "driver")
+    run.prune("01/sft")
+    elsewhere(tmp_path, monkeypatch, "generator")
+    run.storage.fetch(weights[1].parent)  # is here: nothing new needs room
+    assert here[0].exists()
+    run.storage.fetch(weights[2].parent)
+    assert not here[0].exists() and here[1].exists()
+
+
 def test_a_checkpoint_is_the_stores_or_none(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(url)
     elsewhere(tmp_path, monkeypatch, "worker")
