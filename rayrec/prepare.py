@@ -235,7 +235,7 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
         base = base.absolute()  # it is opened from other folders too
     elif config.model.model.startswith((".", "/", "~")) or config.model.model.count("/") > 1 or base.exists():
         raise ValueError(
-            f"--model {config.model.model}: no such folder. Name a Hugging Face folder or hub id, or `tiny`."
+            f"model {config.model.model}: no such folder. Name a Hugging Face folder or hub id, or `tiny`."
         )
     name = str(base)
     check_model(name, weights=config.placement.cluster is None)

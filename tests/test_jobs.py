@@ -47,7 +47,7 @@ def test_unknown_methods_and_flags_are_refused(tmp_path: Path) -> None:
     [
         ([], "--policy is missing"),
         (["--policy"], "--policy is missing"),
-        (["--policy", "./nowhere"], "--model ./nowhere: no such folder"),
+        (["--policy", "./nowhere"], "error: model ./nowhere: no such folder"),
     ],
 )
 def test_no_policy_is_refused(tmp_path: Path, args: list[str], says: str) -> None:

@@ -153,7 +153,10 @@ CASES = {
         ["no chat template", "'chat' needs", "Use 'instruct'"],
     ),
     "no chat template in tiny": (["--template", "chat"], ["no chat template", "'chat' needs", "Use 'instruct'"]),
-    "model missing": (["--model", "{root}/gone"], ["--model {root}/gone", "no such folder", "Name a Hugging Face"]),
+    "model missing": (
+        ["--model", "{root}/gone"],
+        ["model {root}/gone", "no such folder", "Name a Hugging Face"],
+    ),
     "model is a file": (["--model", "{root}/films/items.csv"], ["items.csv", "no such folder", "Name a Hugging Face"]),
     "pickled model": (["--model", "{root}/pickled"], ["pytorch_model.bin", "no *.safetensors", "Convert the weights"]),
     "adapter as model": (["--model", "{root}/adapter"], ["found an adapter", "wanted a whole model", "Name its base"]),
@@ -406,7 +409,7 @@ def test_a_hub_id_that_cannot_be_fetched(root: Path, tmp_path: Path) -> None:
     done = command(*given, "--dry-run", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: --model nobody/nothing: no such folder here, and the hub does not give")
+    assert last.startswith("error: model nobody/nothing: no such folder here, and the hub does not give")
     assert "download it first" in last and not (tmp_path / "runs").exists()
     assert done.stdout == "False\n"
 

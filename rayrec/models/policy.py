@@ -70,7 +70,7 @@ def check_model(path: str | Path, weights: bool = True) -> None:
         wanted = "wanted a Hugging Face folder with config.json, tokenizer.json and *.safetensors"
         if not Path(path).is_dir():
             wanted = "no such folder here, and the hub does not give such a model. Name a folder, or download it first"
-        raise ValueError(f"--model {path}: {wanted}. ({str(error).strip().splitlines()[0]})") from error
+        raise ValueError(f"model {path}: {wanted}. ({str(error).strip().splitlines()[0]})") from error
 
 
 def local_folder(path: str | Path) -> Path:

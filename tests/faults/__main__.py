@@ -3,7 +3,7 @@
 Prints a row for each and writes them all: ``kind``, ``moment`` (the phase that it struck and how far that was),
 ``seconds`` from the strike until that phase was finished, ``landed`` if the phase was running, ``identical`` to the
 undisturbed run, ``left`` where a process lived 15 s longer than it should. Ends with 1 unless every fault landed, every
-run ended identical and nothing was left.
+run ended identical and nothing was left. The same command again goes on after the last record of FILE.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def main() -> int:
     runs = given.runs or Path(tempfile.mkdtemp(prefix="rayrec-faults-"))
     runs.mkdir(parents=True, exist_ok=True)
     wanted = Command(runs, "undisturbed", *ARGS).wait()
-    records: list[dict] = []
-    for number in range(given.faults):
+    records: list[dict] = json.loads(given.json.read_text()) if given.json.exists() else []
+    for number in range(len(records), given.faults):
         name = given.kinds[number % len(given.kinds)]
         kind, draw = KINDS[name], random.Random(f"{given.seed}/{number}")
         phase = draw.choice([p for p in PHASES if p.split("/")[1] in kind.phases])
@@ -94,7 +94,7 @@ def main() -> int:
                 found = suffer(f"fault-{number}", kind, phase, place, draw, wanted)
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 found = {"moment": {"phase": phase}, "identical": False, "error": str(error)[-2000:]}
-        records.append({"kind": name, **found})
+        records.append({"kind": name, "landed": False, "left": False, **found})
         print(json.dumps(records[-1]), flush=True)
         given.json.write_text(json.dumps(records, indent=1) + "\n")
     good = [r for r in records if r["identical"] and r["landed"] and not r["left"]]

@@ -23,16 +23,20 @@ Strike = Callable[[Command, random.Random, Place], None]
 TRAINING, GENERATING = ("pretrain", "sft", "prefer"), ("negatives", "evaluate")
 
 
-def processes(command: Command, word: str) -> list[int]:
-    """Those that the driver has started, directly or not, and whose command line holds ``word``."""
-    return [pid for pid in sorted(descendants(command.process.pid)) if word in title(pid)]
+def one_of(command: Command, word: str, draw: random.Random) -> int:
+    """A process that the driver has started, directly or not, and whose command line holds ``word``."""
+    deadline = time.monotonic() + 30
+    while not (found := [pid for pid in sorted(descendants(command.process.pid)) if word in title(pid)]):
+        assert time.monotonic() < deadline, f"no process {word}"
+        time.sleep(0.2)
+    return draw.choice(found)
 
 
 def kill(word: str) -> Strike:
     """SIGKILL one of these processes."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
-        os.kill(draw.choice(processes(command, word)), signal.SIGKILL)
+        os.kill(one_of(command, word, draw), signal.SIGKILL)
 
     return strike
 
@@ -41,7 +45,7 @@ def stop(word: str, seconds: float = 30) -> Strike:
     """SIGSTOP one of these processes for a while; the empty word is the driver itself."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
-        pid = draw.choice(processes(command, word)) if word else command.process.pid
+        pid = one_of(command, word, draw) if word else command.process.pid
         os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
         os.kill(pid, signal.SIGCONT)
