@@ -25,7 +25,7 @@ TRAINING, GENERATING = ("pretrain", "sft", "prefer"), ("negatives", "evaluate")
 
 def one_of(command: Command, word: str, draw: random.Random) -> int:
     """A process that the driver has started, directly or not, and whose command line holds ``word``."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120  # a phase begins before its processes are there
     while not (found := [pid for pid in sorted(descendants(command.process.pid)) if word in title(pid)]):
         assert time.monotonic() < deadline, f"no process {word}"
         time.sleep(0.2)
