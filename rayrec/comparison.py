@@ -51,7 +51,7 @@ def read_cell(folder: Path, method: str, seed: int, decode: str) -> Cell:
     Raises:
         ValueError: the run has not come so far, or did not decode so.
     """
-    phases = sorted(path.parent for path in folder.glob("*/evaluate/DONE"))
+    phases = sorted((path.parent for path in folder.glob("*/evaluate/DONE")), key=lambda path: int(path.parent.name))
     last = phases[-1] if phases else folder
     if method == "Popular":
         last = folder / "00" / "baseline"
