@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tests.edge.conftest import Command, descendants, title
 from tests.faults.places import Place
@@ -23,13 +23,20 @@ Strike = Callable[[Command, random.Random, Place], None]
 TRAINING, GENERATING = ("pretrain", "sft", "prefer"), ("negatives", "evaluate")
 
 
+def patiently(find: Callable[[], list[Any]], what: str) -> list[Any]:
+    """What is found, once something is: a phase begins before its processes are there."""
+    deadline = time.monotonic() + 120
+    while not (found := find()):
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.2)
+    return found
+
+
 def one_of(command: Command, word: str, draw: random.Random) -> int:
     """A process that the driver has started, directly or not, and whose command line holds ``word``."""
-    deadline = time.monotonic() + 120  # a phase begins before its processes are there
-    while not (found := [pid for pid in sorted(descendants(command.process.pid)) if word in title(pid)]):
-        assert time.monotonic() < deadline, f"no process {word}"
-        time.sleep(0.2)
-    return draw.choice(found)
+    return draw.choice(
+        patiently(lambda: [pid for pid in sorted(descendants(command.process.pid)) if word in title(pid)], word)
+    )
 
 
 def kill(word: str) -> Strike:
@@ -146,10 +153,13 @@ def lose_machine(command: Command, draw: random.Random, place: Place) -> None:
 
 
 def _training_node(place: Place) -> subprocess.Popen:
-    """The node that a training worker is on."""
-    return next(
-        node for node in place.nodes.trainers if any("RayTrainWorker" in title(pid) for pid in descendants(node.pid))
-    )
+    """A node that a training worker is on."""
+
+    def busy() -> list[subprocess.Popen]:
+        nodes = place.nodes.trainers
+        return [node for node in nodes if any("RayTrainWorker" in title(pid) for pid in descendants(node.pid))]
+
+    return patiently(busy, "node with a training worker")[0]
 
 
 def lose_node(command: Command, draw: random.Random, place: Place) -> None:
@@ -171,7 +181,10 @@ def unplug(command: Command, draw: random.Random, place: Place) -> None:
 
 def kill_supervisor(command: Command, draw: random.Random, place: Place) -> None:
     """SIGKILL what runs the driver of a submitted job."""
-    os.kill(next(p for p in descendants(min(place.roots)) if "JobSupervisor" in title(p)), signal.SIGKILL)
+    pids = descendants(min(place.roots))
+    os.kill(
+        patiently(lambda: [pid for pid in pids if "JobSupervisor" in title(pid)], "job supervisor")[0], signal.SIGKILL
+    )
 
 
 @dataclass(frozen=True)
