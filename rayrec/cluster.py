@@ -69,11 +69,11 @@ def check_address(config: AnyConfig) -> None:
 def find_address(config: AnyConfig) -> str | None:
     """The cluster to join: --address, RAY_ADDRESS, or a living one made by ``ray start``; None for one of our own.
 
-    Another driver's private cluster is never joined.
+    Another driver's private cluster is never joined. ``local``, as Ray has it, is one of our own whatever runs here.
     """
     named = config.placement.address or os.environ.get("RAY_ADDRESS")
     if named:
-        return named
+        return None if named == "local" else named
     from ray._private.utils import read_ray_address
 
     made = read_ray_address()  # written by `ray start` only, and left behind when that cluster is killed

@@ -220,7 +220,7 @@ class PlacementConfig:
     threads: int | None = None
     """CPU threads of one process. Default: the cores shared out among workers and generators."""
     address: str | None = None
-    """Ray cluster to join; without it RAY_ADDRESS, then a cluster made by `ray start`, then a local one."""
+    """Ray cluster to join, or `local`; without it RAY_ADDRESS, then a cluster made by `ray start`, then a local one."""
     cluster: str | None = None
     """NODESxDEVICESxKIND, such as 8x8xH100: `--dry-run` tells what the run would take there."""
     checkpoint_steps: int = 200

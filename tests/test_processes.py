@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayrec.cluster import Processes
+from rayrec.cluster import Processes, find_address
 from rayrec.folders import read_json, write_json
+from rayrec.methods import parse
 
 DRIVER = """
 import subprocess, sys, time
@@ -69,3 +70,9 @@ def test_an_orderly_end_leaves_no_record(tmp_path: Path) -> None:
     processes.forget()
     processes.end_former()
     assert not processes.file.exists()
+
+
+def test_local_is_no_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    assert find_address(parse("", [])) == "somewhere:6379"
+    assert find_address(parse("", ["--address", "local"])) is None
