@@ -101,9 +101,9 @@ def main() -> int:
     for number in sorted({*range(given.faults)} - {record["number"] for record in records}):
         name = given.kinds[number % len(given.kinds)]
         kind, draw = KINDS[name], random.Random(f"{given.seed}/{number}")
-        phase = draw.choice([p for p in PHASES if p.split("/")[1] in kind.phases])
         found: dict = {}
         for again in range(3):
+            phase = draw.choice([p for p in PHASES if p.split("/")[1] in kind.phases])
             with place_of(kind.place, runs) as place:
                 try:
                     found = suffer(f"fault-{number}{'abc'[again]}", kind, phase, place, draw, wanted)
