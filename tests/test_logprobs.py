@@ -58,8 +58,8 @@ def model(name: str, lora: bool = False) -> Any:
     if lora:
         lm = add_lora(lm, 4, 8, 0.0)
         for key, parameter in lm.named_parameters():
-            if "lora_B" in key:  # they start at 0, where the adapter does nothing
-                torch.nn.init.normal_(parameter, std=0.3)
+            if "lora_B" in key:  # they start at 0, where the adapter does nothing; large ones would magnify rounding
+                torch.nn.init.normal_(parameter, std=0.1)
     return lm
 
 
