@@ -109,8 +109,9 @@ class Storage:
             return here
         for folder in (here, here.parent):
             if (manifest := self._manifest(folder)) is not None:
-                whole = [entry for entry in manifest["files"] if entry["name"] not in manifest["pruned"]]
-                sums = {folder / entry["name"]: entry["sha256"] for entry in whole}
+                sums = {
+                    folder / e["name"]: e["sha256"] for e in manifest["files"] if e["name"] not in manifest["pruned"]
+                }
                 wanted = [file for file in sums if file.is_relative_to(here)]
                 missing = [file for file in wanted if not (file.is_file() and sha256(file) == sums[file])]
                 if missing:

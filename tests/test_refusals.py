@@ -153,10 +153,7 @@ CASES = {
         ["no chat template", "'chat' needs", "Use 'instruct'"],
     ),
     "no chat template in tiny": (["--template", "chat"], ["no chat template", "'chat' needs", "Use 'instruct'"]),
-    "model missing": (
-        ["--model", "{root}/gone"],
-        ["model {root}/gone", "no such folder", "Name a Hugging Face"],
-    ),
+    "model missing": (["--model", "{root}/gone"], ["model {root}/gone", "no such folder", "Name a Hugging Face"]),
     "model is a file": (["--model", "{root}/films/items.csv"], ["items.csv", "no such folder", "Name a Hugging Face"]),
     "pickled model": (["--model", "{root}/pickled"], ["pytorch_model.bin", "no *.safetensors", "Convert the weights"]),
     "adapter as model": (["--model", "{root}/adapter"], ["found an adapter", "wanted a whole model", "Name its base"]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from tests.edge.conftest import Command, contents, descendants, gone, read_trace
-from tests.faults.kinds import one_of
+from tests.faults.kinds import named
 
 PHASES = ["00/pretrain", "00/baseline", "00/sft", "00/evaluate"]
 PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
@@ -88,7 +87,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     os.kill(worker, signal.SIGKILL)
 
     command.until_inside("02/sft")
-    controller = one_of(command, "ray::TrainController", random.Random(0))
+    (controller,) = named(command.process.pid, "ray::TrainController")
     os.kill(controller, signal.SIGKILL)
 
     command.until(lambda trace: trace["running"].get("02/prefer", {}).get("step", 0) > 5, "checkpoint of 02/prefer")

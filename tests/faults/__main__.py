@@ -3,7 +3,8 @@
 Prints a row for each and writes them all: ``kind``, ``moment`` (the phase that it struck and how far that was),
 ``seconds`` from the strike until that phase was finished, ``landed`` if the phase was running, ``identical`` to the
 undisturbed run, ``left`` where a process lived 15 s longer than it should. Ends with 1 unless every fault landed, every
-run ended identical and nothing was left. The same command again makes good what FILE lacks, and what missed its phase.
+run ended identical and nothing was left. With ``--runs`` the
+same command again makes good what FILE lacks of this seed, and what missed its phase.
 """
 
 from __future__ import annotations
@@ -96,10 +97,12 @@ def main() -> int:
     runs = given.runs or Path(tempfile.mkdtemp(prefix="rayrec-faults-"))
     runs.mkdir(parents=True, exist_ok=True)
     wanted = Command(runs, "undisturbed", *ARGS).wait()
-    records: list[dict] = json.loads(given.json.read_text()) if given.json.exists() else []
-    records = [record for record in records if record["landed"]]
+    kinds = [given.kinds[number % len(given.kinds)] for number in range(given.faults)]
+    records: list[dict] = json.loads(given.json.read_text()) if given.runs and given.json.exists() else []
+    records = [r for r in records if r["landed"] and r["number"] < given.faults]
+    records = [r for r in records if (r["seed"], r["kind"]) == (given.seed, kinds[r["number"]])]
     for number in sorted({*range(given.faults)} - {record["number"] for record in records}):
-        name = given.kinds[number % len(given.kinds)]
+        name = kinds[number]
         kind, draw = KINDS[name], random.Random(f"{given.seed}/{number}")
         found: dict = {}
         for again in range(3):
@@ -112,8 +115,9 @@ def main() -> int:
                     found["error"] = str(error)[-2000:]
             if found["landed"]:
                 break
-        records.append({"number": number, "kind": name, "identical": False, "left": False, **found})
+        records.append({"number": number, "seed": given.seed, "kind": name, "identical": False, "left": False, **found})
         print(json.dumps(records[-1]), flush=True)
+        records.sort(key=lambda record: record["number"])
         given.json.write_text(json.dumps(records, indent=1) + "\n")
     good = [r for r in records if r["identical"] and r["landed"] and not r["left"]]
     print(f"{len(good)} of {len(records)} faults changed nothing; {given.json}")

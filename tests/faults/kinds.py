@@ -32,18 +32,16 @@ def patiently(find: Callable[[], list[Any]], what: str) -> list[Any]:
     return found
 
 
-def one_of(command: Command, word: str, draw: random.Random) -> int:
-    """A process that the driver has started, directly or not, and whose command line holds ``word``."""
-    return draw.choice(
-        patiently(lambda: [pid for pid in sorted(descendants(command.process.pid)) if word in title(pid)], word)
-    )
+def named(root: int, word: str) -> list[int]:
+    """The processes that ``root`` has started, directly or not, whose command line holds ``word``."""
+    return patiently(lambda: [pid for pid in sorted(descendants(root)) if word in title(pid)], word)
 
 
 def kill(word: str) -> Strike:
     """SIGKILL one of these processes."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
-        os.kill(one_of(command, word, draw), signal.SIGKILL)
+        os.kill(draw.choice(named(command.process.pid, word)), signal.SIGKILL)
 
     return strike
 
@@ -52,7 +50,7 @@ def stop(word: str, seconds: float = 30) -> Strike:
     """SIGSTOP one of these processes for a while; the empty word is the driver itself."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
-        pid = one_of(command, word, draw) if word else command.process.pid
+        pid = draw.choice(named(command.process.pid, word)) if word else command.process.pid
         os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
         os.kill(pid, signal.SIGCONT)
@@ -181,10 +179,7 @@ def unplug(command: Command, draw: random.Random, place: Place) -> None:
 
 def kill_supervisor(command: Command, draw: random.Random, place: Place) -> None:
     """SIGKILL what runs the driver of a submitted job."""
-    pids = descendants(min(place.roots))
-    os.kill(
-        patiently(lambda: [pid for pid in pids if "JobSupervisor" in title(pid)], "job supervisor")[0], signal.SIGKILL
-    )
+    os.kill(named(min(place.roots), "JobSupervisor")[0], signal.SIGKILL)
 
 
 @dataclass(frozen=True)
