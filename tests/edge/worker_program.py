@@ -131,6 +131,7 @@ def main(root: Path, rank: int, world: int) -> None:
         assert train(case, folder)["facts"]["resumed_at"] == STEPS - 1
         if world == 2:
             assert train(case, root / "moved" / case.folder)["facts"]["resumed_at"] == STEPS - 1
+    torch.distributed.destroy_process_group()  # as Ray Train does: gloo's threads may not outlive the interpreter
 
 
 if __name__ == "__main__":
