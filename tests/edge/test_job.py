@@ -65,7 +65,7 @@ def test_a_submitted_job_runs_stops_and_resumes(cluster: dict[str, str], runs: P
     deadline = time.monotonic() + 200
     while not read_trace(runs / "job").get("running", {}).get("00/pretrain", {}).get("step"):
         assert time.monotonic() < deadline, "the job did not reach its first step"
-        time.sleep(0.5)
+        time.sleep(0.05)
     names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(int(cluster["HEAD"]))}
     workers = {p for p, n in names.items() if any(w in n for w in (b"RayTrainWorker", b"Generator", b"jobs/sprec.py"))}
     subprocess.run([RAY, "job", "stop", "stopped"], env=cluster, check=True, capture_output=True, timeout=60)
