@@ -88,7 +88,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     os.kill(worker, signal.SIGKILL)
 
     command.until_inside("02/sft")
-    (controller,) = named(command.process.pid, "ray::TrainController")
+    (controller,) = named("ray::TrainController", command.process.pid)
     os.kill(controller, signal.SIGKILL)
 
     checkpoint = command.folder / "02" / "prefer" / CHECKPOINT / "DONE"

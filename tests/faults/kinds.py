@@ -32,16 +32,16 @@ def patiently(find: Callable[[], list[Any]], what: str) -> list[Any]:
     return found
 
 
-def named(root: int, word: str) -> list[int]:
-    """The processes that ``root`` has started, directly or not, whose command line holds ``word``."""
-    return patiently(lambda: [pid for pid in sorted(descendants(root)) if word in title(pid)], word)
+def named(word: str, *roots: int) -> list[int]:
+    """The processes that ``roots`` have started, directly or not, whose command line holds ``word``."""
+    return patiently(lambda: [pid for root in roots for pid in sorted(descendants(root)) if word in title(pid)], word)
 
 
 def kill(word: str) -> Strike:
     """SIGKILL one of these processes."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
-        os.kill(draw.choice(named(command.process.pid, word)), signal.SIGKILL)
+        os.kill(draw.choice(named(word, command.process.pid, *place.roots)), signal.SIGKILL)
 
     return strike
 
@@ -50,7 +50,7 @@ def stop(word: str, seconds: float = 30) -> Strike:
     """SIGSTOP one of these processes for a while; the empty word is the driver itself."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
-        pid = draw.choice(named(command.process.pid, word)) if word else command.process.pid
+        pid = draw.choice(named(word, command.process.pid)) if word else command.process.pid
         os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
         os.kill(pid, signal.SIGCONT)
@@ -179,7 +179,7 @@ def unplug(command: Command, draw: random.Random, place: Place) -> None:
 
 def kill_supervisor(command: Command, draw: random.Random, place: Place) -> None:
     """SIGKILL what runs the driver of a submitted job."""
-    os.kill(named(min(place.roots), "JobSupervisor")[0], signal.SIGKILL)
+    os.kill(named("JobSupervisor", min(place.roots))[0], signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,7 @@ KINDS = {
     "store slow for 30 s": Kind(slow, by_itself=True, place="store"),
     "store cut off": Kind(cut_off, place="store"),
     "machine lost": Kind(lose_machine, place="store"),
+    "controller killed on a cluster": Kind(kill("ray::TrainController"), TRAINING, by_itself=True, place="cluster"),
     "node lost": Kind(lose_node, TRAINING, by_itself=True, place="cluster"),
     "node unplugged": Kind(unplug, TRAINING, by_itself=True, place="cluster"),
     "job supervisor killed": Kind(kill_supervisor, place="submitted"),
