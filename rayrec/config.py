@@ -126,9 +126,6 @@ class TrainConfig:
     row_tokens: int = 0
     """Examples share a row of the packed pass up to this many tokens; 0: as many as its longest example has, which is
     fastest on a CPU."""
-    attention: Literal["sdpa", "flex"] = "sdpa"
-    """How packed rows attend: under a dense mask, or by FlexAttention, which leaves out the blocks that nobody looks at
-    (GPU; long rows, see --row-tokens)."""
     activation_checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept."""
     warmup_steps: int = 20

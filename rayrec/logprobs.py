@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 
 #: Logits held at once; more are computed chunk by chunk, and again in the backward pass.
@@ -46,19 +45,8 @@ class Packed:
         """Return the batch on ``device``."""
         return Packed(*(getattr(self, f.name).to(device) for f in fields(self)))
 
-    def block_mask(self) -> BlockMask:
-        """Return who sees whom for FlexAttention, which computes no block of tokens without a pair."""
-
-        def sees(r: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            segment = self.segment_RT[r, key]
-            near = (segment == 0) | (segment == self.segment_RT[r, query])
-            return (query >= key) & (self.example_RT[r, query] == self.example_RT[r, key]) & near
-
-        R, T = self.ids_RT.shape
-        return create_block_mask(sees, R, None, T, T, device=self.ids_RT.device)
-
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """Return the same as an additive mask [R, 1, T, T]: 0 where a token may look, the lowest number elsewhere."""
+        """Return the additive mask [R, 1, T, T]: 0 where a token may look, the lowest number elsewhere."""
         places_T = torch.arange(self.ids_RT.shape[1], device=self.ids_RT.device)
         sees_RTT = self.example_RT[:, :, None] == self.example_RT[:, None, :]
         sees_RTT &= places_T[:, None] >= places_T[None, :]
@@ -135,10 +123,9 @@ class PackedLM(nn.Module):
     def forward(self, packed: Packed) -> Tensor:
         """Return log π(answer | prompt) as ``logprob_BA`` in float32 nats, summed over tokens; 0 for absent answers."""
         lm = _plain(self.model)
-        flex = lm.config._attn_implementation == "flex_attention"
         hidden_RTH = lm.base_model(
             input_ids=packed.ids_RT,
-            attention_mask=packed.block_mask() if flex else packed.mask(lm.dtype),
+            attention_mask=packed.mask(lm.dtype),
             position_ids=packed.positions_RT,
             use_cache=False,
         )[0]
@@ -204,7 +191,7 @@ def token_logprobs(head: nn.Module, hidden_NH: Tensor, target_N: Tensor) -> Tens
 
 
 def _chunk_logprobs(head: nn.Module, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
-    # Faster by a third in the backward pass than gather and logsumexp.
+    # Its backward pass takes a quarter less time than that of gather and logsumexp.
     return -nn.functional.cross_entropy(head(hidden_NH).float(), target_N, reduction="none")
 
 

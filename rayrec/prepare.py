@@ -66,8 +66,6 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     cluster.check_address(config)
     tracking.check(config.output.track)
     gpu, engine = config.placement.cluster is None and cluster.has_gpu(config), choose_engine(config)
-    if config.train.attention == "flex" and not gpu and config.placement.cluster is None:
-        raise ValueError("--attention flex: FlexAttention trains on GPUs only, and --device is cpu here. Leave it out.")
     data = load(config.data)
     # What `auto` meant is recorded and hashed, not the word.
     config = dataclasses.replace(

@@ -78,7 +78,7 @@ class Worker:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
         deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
         self.tokenizer = policy.load_tokenizer(here)
-        lm = policy.load_base(here, getattr(torch, train.dtype), self.device, train.attention)
+        lm = policy.load_base(here, dtype=getattr(torch, train.dtype), device=self.device)
         check_packed(lm, model.max_length)
         if model.lora_rank:
             lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout, self.config.data.seed)

@@ -158,7 +158,6 @@ CASES = {
     "pickled model": (["--model", "{root}/pickled"], ["pytorch_model.bin", "no *.safetensors", "Convert the weights"]),
     "adapter as model": (["--model", "{root}/adapter"], ["found an adapter", "wanted a whole model", "Name its base"]),
     "no model in the folder": (["--model", "{root}/nameless"], ["Unrecognized model", "config.json", "wanted a"]),
-    "flex": (["--attention", "flex"], ["--attention flex", "on GPUs only", "Leave it out"]),
     "no gpu": (["--device", "gpu"], ["--device gpu", "no CUDA device", "--device cpu"]),
     "no cluster": (["--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster answers", "ray start"]),
     "dashboard": (["--address", "http://127.0.0.1:8265"], ["is a dashboard", "wanted HOST:PORT", "ray job submit"]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -21,27 +21,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from rayrec.config import ModelConfig
 from rayrec.models import item_vectors
 
-#: What Hugging Face calls the two ways in which packed rows may attend.
-ATTENTION = {"sdpa": "sdpa", "flex": "flex_attention"}
 ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
 
 
-def load_base(
-    path: str | Path,
-    dtype: torch.dtype | str = "float32",
-    device: str | torch.device = "cpu",
-    attention: Literal["sdpa", "flex"] = "sdpa",
-) -> Any:
-    """Return the causal LM in a folder or of a hub id, in evaluation mode.
+def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu") -> Any:
+    """Return the causal LM in a folder or of a hub id, in evaluation mode and with `sdpa` attention.
 
     Raises:
         ValueError: the folder holds no safetensors weights (pickled weights are never read) or needs code of its own.
     """
     _check_folder(Path(path))
-    kept: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-    kept |= {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(str(path), attn_implementation=ATTENTION[attention], **kept)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+        )
     except OSError as error:
         raise ValueError(f"{path}: no model with safetensors weights could be opened there: {error}") from error
     return model.to(device).eval()

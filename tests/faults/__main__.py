@@ -3,8 +3,8 @@
 Prints a row for each and writes them all: ``kind``, ``moment`` (the phase that it struck and how far that was),
 ``seconds`` from the strike until that phase was finished, ``landed`` if the phase was running, ``identical`` to the
 undisturbed run, ``left`` where a process lived 15 s longer than it should. Ends with 1 unless every fault landed, every
-run ended identical and nothing was left. With ``--runs`` the
-same command again makes good what FILE lacks of this seed, and what missed its phase.
+run ended identical and nothing was left. With ``--runs`` the same command again makes good what FILE lacks of this
+seed, and what missed its phase.
 """
 
 from __future__ import annotations
