@@ -117,6 +117,25 @@ def test_result_does_not_depend_on_how_queries_are_cut(monkeypatch):
     assert all(len({int(group[i]) for i in row}) < 10 for row in whole)
 
 
+@pytest.mark.parametrize("cells", [2**25, 2**12])
+def test_nearest_equals_float64_where_float32_cannot_tell(cells, monkeypatch):
+    # Copies, a cluster narrower than float32 sees from afar, and one vector a million times as long as the others.
+    monkeypatch.setattr(neighbours, "_CELLS", cells)
+    monkeypatch.setattr(neighbours, "_BLOCK", 300)
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(48, generator=generator)
+    close = (centre + torch.randn(400, 48, generator=generator) * 1e-6).float()
+    spread = torch.randn(900, 48, generator=generator)
+    items = torch.cat([spread, close, spread[:200], 1e6 * torch.ones(1, 48), close[:100]])
+    queries = torch.cat([torch.randn(30, 48, generator=generator), close[:20] + 1e-6, spread[:20], items[-102:-98]])
+    distance = (queries.double()[:, None] - items.double()).square().sum(2)
+    expected = torch.sort(distance, dim=1, stable=True).indices[:, :15].tolist()
+    assert nearest(queries, items, 15, [None] * len(queries)) == expected
+    assert nearest(queries, items, 15, [7] * len(queries)) == [
+        [7, *(i for i in row if i != 7)][:15] for row in expected
+    ]
+
+
 def test_title_puts_the_exact_match_first():
     titles = ["heat", "Heat", "Heat (1995)", "Café  Society"]
     catalogue, embedder = _catalogue(titles), TitleEmbedder(titles)

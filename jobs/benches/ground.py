@@ -13,7 +13,7 @@ DIMENSIONS, TOP = 384, 20
 
 
 def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
-    plan = [(2000, 200)] if quick else [(10**4, 10**4), (10**5, 10**4), (10**6, 10**3)]
+    plan = [(2000, 200)] if quick else [(10**4, 10**4), (10**5, 10**4), (10**6, 10**4)]
     return [({"items": n, "queries": q, "dtype": "float32"}, ["faiss", "numpy"]) for n, q in plan]
 
 

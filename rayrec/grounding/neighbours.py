@@ -13,10 +13,14 @@ from scipy import sparse
 #: Dense float32 vectors (n, d), or sparse rows of unit length or zero.
 Vectors = torch.Tensor | sparse.csr_matrix
 
-#: Distances held at once: 16 bytes of scratch for each are 512 MiB.
+#: Distances held at once: up to 16 bytes of scratch for each are 512 MiB.
 _CELLS = 2**25
-#: Items whose vectors are held in float64 at once.
+#: Items whose vectors are multiplied at once.
 _BLOCK = 2**14
+#: Items in a group, of which at first only the nearest is looked at.
+_GROUP = 64
+#: Pairs whose distance is computed at once in float64: they stay in the cache.
+_PIECE = 2**10
 
 
 class Embedder(Protocol):
@@ -46,15 +50,80 @@ def nearest(
         exact: for each query the item that comes first whatever its distance, or None.
         weight_I: factor on the distance, which is then scaled to 0..1 for each query first (BIGRec section 3.2).
 
-    Distances are exhaustive and in float64; queries and items are cut so that scratch beyond the vectors stays below
-    1 GiB. Items of equal vectors are computed once, so that their distances are equal bit for bit.
+    Distances are in float64, and every item is looked at. Queries and items are cut so that scratch beyond the vectors
+    stays below 1 GiB.
+    """
+    if isinstance(queries_Q, torch.Tensor) and isinstance(items_I, torch.Tensor) and weight_I is None:
+        found = _by_candidates(queries_Q.float(), items_I.float(), k)
+    else:
+        found = _by_rows(queries_Q, items_I, k, None if weight_I is None else torch.from_numpy(np.float64(weight_I)))
+    return [
+        row if item is None else [item, *(other for other in row if other != item)][:k]
+        for row, item in zip(found, exact, strict=True)
+    ]
+
+
+def _by_candidates(queries_QD: torch.Tensor, items_ID: torch.Tensor, k: int) -> list[list[int]]:
+    """Items that float32 cannot rule out, then their distances in float64.
+
+    With s = ‖i‖²/2 − q·i, which orders the items as the distance does, the k-th smallest minimum of the groups of items
+    is no less than the k-th smallest s: whatever exceeds it by more than rounding can is out.
+    """
+    squares_I = torch.cat([block.double().square().sum(1) for block in items_ID.split(_BLOCK)])
+    # |fl(s) − s| of a sum of D + 1 terms in any order (Higham, Accuracy and Stability, section 3.1), twice.
+    unit, longest = torch.finfo(torch.float32).eps / 2, float(squares_I.amax().sqrt())
+    slack_Q = 2 * (items_ID.shape[1] + 4) * unit * longest * (queries_QD.norm(dim=1) + longest / 2) * 1.01
+    halves_I, k, block = squares_I.div(2).float(), min(k, len(items_ID)), min(len(items_ID), _BLOCK)
+
+    def search(rows: slice) -> list[list[int]]:
+        queries, slack = queries_QD[rows], slack_Q[rows]
+        count, groups = len(queries), -(-block // _GROUP)
+        score = torch.full((count, groups * _GROUP), torch.inf)
+        best, kept = torch.full((count, k), torch.inf), []
+        for start in range(0, len(items_ID), block):
+            part = slice(start, min(start + block, len(items_ID)))
+            width = part.stop - start
+            score[:, width:] = torch.inf
+            torch.addmm(halves_I[part], queries, items_ID[part].T, alpha=-1, out=score[:, :width])
+            minima = score.view(count, groups, _GROUP).amin(2)
+            best = torch.topk(torch.cat([best, minima], 1), k, dim=1, largest=False).values
+            limit = best[:, -1] + slack
+            query, group = torch.nonzero(minima <= limit[:, None], as_tuple=True)
+            near, column = torch.nonzero(
+                score.view(count, groups, _GROUP)[query, group] <= limit[query, None], as_tuple=True
+            )
+            query, item = query[near], start + group[near] * _GROUP + column
+            inside = item < part.stop
+            kept.append((query[inside], item[inside]))
+            if count > 1 and sum(len(items) for _, items in kept) > _CELLS // 16:  # many as near as each other
+                half = rows.start + count // 2
+                return search(slice(rows.start, half)) + search(slice(half, rows.stop))
+        query, item = torch.cat([q for q, _ in kept]), torch.cat([i for _, i in kept])
+        distance = torch.cat(
+            [
+                (queries[q].double() - items_ID[i].double()).square_().sum(1)
+                for q, i in zip(query.split(_PIECE), item.split(_PIECE), strict=True)
+            ]
+        )
+        order = np.lexsort((item.numpy(), distance.numpy(), query.numpy()))
+        first = np.searchsorted(query.numpy()[order], np.arange(count))
+        return item.numpy()[order][first[:, None] + np.arange(k)].tolist()
+
+    rows = max(1, _CELLS // block)
+    starts = range(0, len(queries_QD), rows)
+    return [row for at in starts for row in search(slice(at, min(at + rows, len(queries_QD))))]
+
+
+def _by_rows(queries_Q: Vectors, items_I: Vectors, k: int, weight: torch.Tensor | None) -> list[list[int]]:
+    """All distances of a query at once: sparse vectors, and weights that need the nearest and the farthest.
+
+    Items of equal vectors are computed once, so that their distances are equal bit for bit.
     """
     items = _distinct(items_I)
     count = len(items.squares_U if items.group_I is None else items.group_I)
     k, rows = min(k, count), max(1, _CELLS // count)
-    weight = None if weight_I is None else torch.from_numpy(np.asarray(weight_I, dtype=np.float64))
     found: list[list[int]] = []
-    for start in range(0, len(exact), rows):
+    for start in range(0, queries_Q.shape[0], rows):
         score = _distances(queries_Q[start : start + rows], items)
         if items.group_I is not None:
             score = score[:, items.group_I]
@@ -62,9 +131,6 @@ def nearest(
             score -= score.amin(dim=1, keepdim=True)
             score /= score.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
             score *= weight
-        for row, item in enumerate(exact[start : start + rows]):
-            if item is not None:
-                score[row, item] = -1.0
         # topk leaves the order of ties open, so it only gives the k-th value; the sort of those up to it is stable.
         limit = torch.topk(score, k, dim=1, largest=False).values[:, -1]
         for row_I, most in zip(score, limit, strict=True):
