@@ -118,16 +118,17 @@ def test_result_does_not_depend_on_how_queries_are_cut(monkeypatch):
 
 
 @pytest.mark.parametrize("cells", [2**25, 2**12])
-def test_nearest_equals_float64_where_float32_cannot_tell(cells, monkeypatch):
-    # Copies, a cluster narrower than float32 sees from afar, and one vector a million times as long as the others.
+@pytest.mark.parametrize("long", [False, True])
+def test_nearest_equals_float64_where_float32_cannot_tell(cells, long, monkeypatch):
+    # One of each 64 is in a cluster narrower than float32 sees from afar; copies; one a million times as long.
     monkeypatch.setattr(neighbours, "_CELLS", cells)
-    monkeypatch.setattr(neighbours, "_BLOCK", 300)
+    monkeypatch.setattr(neighbours, "_BLOCK", 320)
     generator = torch.Generator().manual_seed(0)
-    centre = torch.randn(48, generator=generator)
-    close = (centre + torch.randn(400, 48, generator=generator) * 1e-6).float()
-    spread = torch.randn(900, 48, generator=generator)
-    items = torch.cat([spread, close, spread[:200], 1e6 * torch.ones(1, 48), close[:100]])
-    queries = torch.cat([torch.randn(30, 48, generator=generator), close[:20] + 1e-6, spread[:20], items[-102:-98]])
+    close = torch.randn(48, generator=generator) + torch.randn(40, 48, generator=generator) * 1e-6
+    items = torch.randn(2560, 48, generator=generator)
+    items[::64] = close
+    queries = torch.cat([torch.randn(30, 48, generator=generator), close[:20] + 1e-6, items[1:20]])
+    items = torch.cat([items, items[:200], *([1e6 * torch.ones(1, 48)] if long else [])])
     distance = (queries.double()[:, None] - items.double()).square().sum(2)
     expected = torch.sort(distance, dim=1, stable=True).indices[:, :15].tolist()
     assert nearest(queries, items, 15, [None] * len(queries)) == expected

@@ -120,10 +120,10 @@ def _by_rows(queries_Q: Vectors, items_I: Vectors, k: int, weight: torch.Tensor 
     Items of equal vectors are computed once, so that their distances are equal bit for bit.
     """
     items = _distinct(items_I)
-    count = len(items.squares_U if items.group_I is None else items.group_I)
+    count = np.shape(items_I)[0]
     k, rows = min(k, count), max(1, _CELLS // count)
     found: list[list[int]] = []
-    for start in range(0, queries_Q.shape[0], rows):
+    for start in range(0, np.shape(queries_Q)[0], rows):
         score = _distances(queries_Q[start : start + rows], items)
         if items.group_I is not None:
             score = score[:, items.group_I]
