@@ -56,7 +56,7 @@ def nearest(
     if isinstance(queries_Q, torch.Tensor) and isinstance(items_I, torch.Tensor) and weight_I is None:
         found = _by_candidates(queries_Q.float(), items_I.float(), k)
     else:
-        found = _by_rows(queries_Q, items_I, k, None if weight_I is None else torch.from_numpy(np.float64(weight_I)))
+        found = _by_rows(queries_Q, items_I, k, len(exact), weight_I)
     return [
         row if item is None else [item, *(other for other in row if other != item)][:k]
         for row, item in zip(found, exact, strict=True)
@@ -114,16 +114,19 @@ def _by_candidates(queries_QD: torch.Tensor, items_ID: torch.Tensor, k: int) -> 
     return [row for at in starts for row in search(slice(at, min(at + rows, len(queries_QD))))]
 
 
-def _by_rows(queries_Q: Vectors, items_I: Vectors, k: int, weight: torch.Tensor | None) -> list[list[int]]:
+def _by_rows(
+    queries_Q: Vectors, items_I: Vectors, k: int, queries: int, weight_I: np.ndarray | None
+) -> list[list[int]]:
     """All distances of a query at once: sparse vectors, and weights that need the nearest and the farthest.
 
     Items of equal vectors are computed once, so that their distances are equal bit for bit.
     """
     items = _distinct(items_I)
-    count = np.shape(items_I)[0]
+    count = len(items.squares_U if items.group_I is None else items.group_I)
     k, rows = min(k, count), max(1, _CELLS // count)
+    weight = None if weight_I is None else torch.from_numpy(np.asarray(weight_I, dtype=np.float64))
     found: list[list[int]] = []
-    for start in range(0, np.shape(queries_Q)[0], rows):
+    for start in range(0, queries, rows):
         score = _distances(queries_Q[start : start + rows], items)
         if items.group_I is not None:
             score = score[:, items.group_I]
