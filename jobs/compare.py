@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 #: The systems of a published table that are methods of jobs/sprec.py.
 PRESETS = {
     "table2": "BIGRec SPRec SASRec RW D3 DMPO S-DPO RosePO SPRec-noSFT SPRec-noDPO SPRec-RN",
-    "sdpo": "TALLRec LLaRA BIGRec GRU4Rec Caser SASRec DPO S-DPO",
+    "sdpo": "TALLRec TALLRec-generate LLaRA BIGRec GRU4Rec Caser SASRec DPO S-DPO",
     "recpo": "BIGRec GRU4Rec SASRec S-DPO SimPO RecPO",
 }
 #: Those tables whose prompts list candidates.

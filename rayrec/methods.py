@@ -57,6 +57,11 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"iterations": 0},
         "evaluate": {"decode": ("score",)},
     },
+    "TALLRec-generate": {
+        "data": {"protocol": "candidates", "ask": "title_by_liking"},
+        "train": {"iterations": 0},
+        "evaluate": {"decode": ("greedy",)},
+    },
     "LLaRA": {
         "data": {"protocol": "candidates"},
         "model": {"item_vectors": True, "lora_dropout": 0.1},

@@ -234,6 +234,8 @@ def _check_together(config: Config) -> None:
             f"{', '.join(sorted(modes))}."
         )
     tuned = train.iterations or train.reweight != "none"
+    if config.data.ask == "title_by_liking" and not chooses:
+        raise ValueError("--ask title_by_liking lists candidates. Add --protocol candidates, or leave --ask out.")
     if config.data.ask == "liking" and (tuned or evaluate.decode != ("score",) or not chooses):
         raise ValueError(
             "--ask liking has one question for each candidate, and no titles to prefer. Take --method TALLRec, which "

@@ -243,7 +243,7 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     tokenizer = load_tokenizer(name)
     form = resolve_template(config.model.template, config.model.model, tokenizer)
     template = make_template(
-        form, tokenizer, config.data.protocol == "candidates", config.data.ratings, config.data.ask == "liking"
+        form, tokenizer, config.data.protocol == "candidates", config.data.ratings, config.data.ask
     )
     if config.model.item_vectors:
         template.show_items(data.catalogue.titles, vocabulary(name))

@@ -39,14 +39,13 @@ CHOICES = (
         "Which one is it? Copy that title, and write nothing else.",
     ),
 )
-#: The question about one title (TALLRec): what stands before the liked titles, the disliked ones, the title, and at the
-#: end.
-LIKING = (
-    "User preference, one title per line:\n",
-    "User unpreference:\n",
-    "Will the user like this title?\n",
-    "Answer with Yes or No, and nothing else.",
-)
+#: Histories by what was liked (TALLRec): what stands before the liked titles, the disliked ones, the candidates, and at
+#: the end.
+HALVES = ("User preference, one title per line:\n", "User unpreference:\n")
+BY_LIKING = {
+    "liking": (*HALVES, "Will the user like this title?\n", "Answer with Yes or No, and nothing else."),
+    "title_by_liking": (*HALVES, *CHOICES[0][1:]),
+}
 _PLACEHOLDER = "rayrec-user-content"
 # Llama's chat template writes today's date into the prompt; a run resumed tomorrow must see the same tokens.
 _TODAY = datetime(2024, 7, 26)
@@ -156,17 +155,15 @@ class Template:
         return [self._cache[text] for text in texts]
 
 
-class LikingTemplate(Template):
-    """Asks whether the user will like one title, the only candidate of a row (TALLRec).
+class HalvesTemplate(Template):
+    """Asks for one of the candidates, with the history in two halves (S-DPO's row of TALLRec).
 
-    The history is split by its ratings into what was liked, above 3 or without a rating, and what was not.
+    Its ratings split it into what was liked, above 3 or without a rating, and what was not.
     """
 
     def __init__(self, tokenizer: Tokenizer, eos_id: int, frame: Frame, asked: list[int], separator: list[int]):
         super().__init__(tokenizer, eos_id, [frame], separator, rated=True)
         self.asked = asked
-        if self.scored_ids(YES) == self.scored_ids(NO):
-            raise ValueError(f"The tokenizer begins {YES} and {NO} with one token. Take another model, or --ask title.")
 
     def prompt_ids(
         self,
@@ -175,15 +172,25 @@ class LikingTemplate(Template):
         candidates: Sequence[str] | None = None,
         frame: int = 0,
     ) -> list[int]:
-        """Return the prompt's tokens about the one title of ``candidates``; those before all titles without."""
+        """Return the prompt's tokens; those of the plain form without ``candidates``."""
         before, middle, after = self.frames[frame]
         if candidates is None:
             return super().prompt_ids(history, None, None, frame)
-        known, (title,) = ratings or [None] * len(history), self._shown(candidates)
+        known = ratings or [None] * len(history)
         halves: tuple[list[int], list[int]] = [], []
         for ids, rating in zip(self._shown(history), known, strict=True):
             halves[rating is not None and rating <= MIDDLE].extend(ids + self.separator)
-        return [*before, *halves[0], *middle, *halves[1], *self.asked, *title, *self.separator, *after]
+        among = [token for title in self._shown(candidates) for token in (*title, *self.separator)]
+        return [*before, *halves[0], *middle, *halves[1], *self.asked, *among, *after]
+
+
+class LikingTemplate(HalvesTemplate):
+    """Asks whether the user will like one title, the only candidate of a row (TALLRec)."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_id: int, frame: Frame, asked: list[int], separator: list[int]):
+        super().__init__(tokenizer, eos_id, frame, asked, separator)
+        if self.scored_ids(YES) == self.scored_ids(NO):
+            raise ValueError(f"The tokenizer begins {YES} and {NO} with one token. Take another model, or --ask title.")
 
     def scored_ids(self, answer: str) -> list[int]:
         """Return the first token, at which TALLRec compares the answers."""
@@ -208,14 +215,15 @@ def resolve_template(name: str, model: str, tokenizer: Any) -> str:
 
 
 def make_template(
-    name: str, tokenizer: Any, candidates: bool = False, rated: bool = False, liking: bool = False
+    name: str, tokenizer: Any, candidates: bool = False, rated: bool = False, ask: str = "title"
 ) -> Template:
     """Return the template called ``name``.
 
     ``compact`` separates titles by EOS, so that a whole history is a pre-training sequence in which every title is an
     answer; ``instruct`` is plain English; ``chat`` is the same English in the tokenizer's own chat template.
     ``candidates`` asks for a choice from a list (METHODS section 6), ``rated`` writes the ratings of a history;
-    ``liking`` asks about one title at a time (TALLRec).
+    ``ask`` is the setting of that name: "title"; "title_by_liking" splits the history by its ratings; "liking" asks
+    about one title at a time (TALLRec).
 
     Raises:
         ValueError: the name is unknown, or the tokenizer lacks EOS or, for ``chat``, a usable chat template.
@@ -226,12 +234,13 @@ def make_template(
         raise ValueError(
             f"{type(tokenizer).__name__} has no tokenizer.json. Convert it with transformers' AutoTokenizer."
         )
+    halves = {"liking": LikingTemplate, "title_by_liking": HalvesTemplate}.get(ask)
     plain, eos = _plain_tokenizer(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token_id
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if name == "compact":
         # An empty title, which no history has, says that candidates begin or that they end.
-        if liking:
-            return LikingTemplate(plain, eos, Frame(bos or [eos], [eos], [eos]), [eos], [eos])
+        if halves:
+            return halves(plain, eos, Frame(bos or [eos], [eos], [eos]), [eos], [eos])
         edge = [eos] if candidates else []
         return Template(plain, eos, [Frame(bos or [eos], edge, edge)], [eos], rated)
     if name not in ("instruct", "chat"):
@@ -242,10 +251,10 @@ def make_template(
     while bos and start[:1] == bos:
         start = start[1:]
     encode = Template(plain, eos, [], [], rated)._encode
-    if liking:
-        first, second, question, end_ = encode(LIKING)
+    if halves:
+        first, second, question, end_ = encode(BY_LIKING[ask])
         frame = Frame(bos + start + first, second, end_ + end)
-        return LikingTemplate(plain, eos, frame, question, encode(["\n"])[0])
+        return halves(plain, eos, frame, question, encode(["\n"])[0])
     frames = []
     for words in CHOICES if candidates else ((INSTRUCTION, "", QUESTION),):
         instruction, middle, question = encode(words)

@@ -94,6 +94,7 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         "BIGRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "D3": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "TALLRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "TALLRec-generate": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "LLaRA": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "RW": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec": (3, 2048, "sp", "dpo", 0.1, ("self_play", 1)),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rayrec.prompts import CHOICES, INSTRUCTION, LIKING, QUESTION, make_template, resolve_template
+from rayrec.prompts import BY_LIKING, CHOICES, INSTRUCTION, QUESTION, make_template, resolve_template
 
 CHAT = (
     "{{ bos_token }}<|start|>system\nToday is {{ strftime_now('%Y') }}, {{ date_string }}.<|eot_id|>"
@@ -144,19 +144,36 @@ def test_compact_candidates_are_set_off_from_the_history() -> None:
 
 
 def test_a_liking_is_asked_with_what_was_liked_and_what_not() -> None:
-    template = make_template("instruct", TOKENIZER, liking=True)
+    template = make_template("instruct", TOKENIZER, ask="liking")
     ids = template.prompt_ids(["A", "B", "C"], [5.0, 3.0, None], ["D\nE"])
     assert ids[0] == BOS
-    first, second, question, end = LIKING
+    first, second, question, end = BY_LIKING["liking"]
     assert template.text(ids[1:]) == f"{first}A\nC\n{second}B\n{question}D\nE\n{end}\n"
     assert template.scored_ids("Yes") == template.answer_ids("Yes")[:1] != template.scored_ids("No")
     plain = make_template("instruct", TOKENIZER)
     assert plain.scored_ids("Yes") == plain.answer_ids("Yes")
-    compact = make_template("compact", TOKENIZER, liking=True)
+    compact = make_template("compact", TOKENIZER, ask="liking")
     a, b, c = (compact.answer_ids(title)[:-1] for title in "ABC")
     assert compact.prompt_ids(["A", "B"], [4.0, 2.0], ["C"]) == [BOS, *a, EOT, EOT, *b, EOT, EOT, *c, EOT, EOT]
     again = pickle.loads(pickle.dumps(compact))
     assert again.prompt_ids(["A", "B"], None, ["C"]) == compact.prompt_ids(["A", "B"], [4.0, 4.0], ["C"])
+
+
+def test_a_title_is_asked_for_with_what_was_liked_and_what_not() -> None:
+    template = make_template("instruct", TOKENIZER, candidates=True, ask="title_by_liking")
+    first, second, among, end = BY_LIKING["title_by_liking"]
+    ids = template.prompt_ids(["A", "B", "C"], [5.0, 3.0, None], ["D", "E"])
+    assert template.text(ids[1:]) == f"{first}A\nC\n{second}B\n{among}D\nE\n{end}\n"
+    assert template.scored_ids("D") == template.answer_ids("D")
+    rows = pa.table(
+        {
+            "example_id": ["x"],
+            "history": [["A", "B"]],
+            "history_ratings": pa.array([[2.0, 4.0]], pa.list_(pa.float32())),
+            "candidates": [["D", "E"]],
+        }
+    )
+    assert template.prompts(rows) == [template.prompt_ids(["A", "B"], [2.0, 4.0], ["D", "E"])]
 
 
 def test_items_stand_behind_their_titles_in_prompts_alone() -> None:
@@ -168,7 +185,7 @@ def test_items_stand_behind_their_titles_in_prompts_alone() -> None:
     assert pickle.loads(pickle.dumps(shown)).prompt_ids(["A", "C"], None, ["B"]) == prompt
     assert [token for token in prompt if token < 500] == plain.prompt_ids(["A", "C"], None, ["B"])
     assert shown.answer_ids("A") == plain.answer_ids("A")
-    liking = make_template("compact", TOKENIZER, liking=True)
+    liking = make_template("compact", TOKENIZER, ask="liking")
     liking.show_items(["A", "B"], 500)
     asked = [BOS, *a, 500, EOT, EOT, *b, 501, EOT, EOT, *c, 502, EOT, EOT]
     assert liking.prompt_ids(["A", "B"], [4.0, 2.0], ["C"]) == asked

@@ -168,6 +168,7 @@ CASES = {
     "item vectors that nothing trains": (["--item-vectors", "--first-rows", "0"], ["--item-vectors", "--first-rows"]),
     "item vectors in vllm": (["--item-vectors", "--engine", "vllm"], ["--item-vectors", "--engine torch"]),
     "likings among all titles": (["--ask", "liking", "--iterations", "0"], ["--ask liking", "--method TALLRec"]),
+    "halves among all titles": (["--ask", "title_by_liking"], ["--ask title_by_liking", "--protocol candidates"]),
     "a range of workers upside down": (["--train-workers", "4:2"], ["--train-workers 4:2 is no range"]),
     "a store of no kind": (["--runs", "ftp://host/runs"], ["ftp://host/runs", "s3://BUCKET/FOLDER"]),
     "a key in the address": (

@@ -110,7 +110,7 @@ def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
     assert {row["chosen"] for row in rows} == {YES, NO} and all(len(row["candidates"]) == 1 for row in rows)
     examples = {row["example_id"]: row for row in pq.read_table(sorted((folder / "examples").iterdir())).to_pylist()}
     own = folder / "00" / "sft" / "policy"
-    template = make_template("compact", load_tokenizer(str(own)), liking=True)
+    template = make_template("compact", load_tokenizer(str(own)), ask="liking")
     titles = Catalogue.from_table(pq.read_table(folder / "catalogue.parquet")).titles
     template.show_items(titles, vocabulary(own))
     items = load_file(own / "item_vectors.safetensors")
