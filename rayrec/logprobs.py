@@ -8,7 +8,8 @@ H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -117,24 +118,58 @@ class PackedLM(nn.Module):
     def __init__(self, model: Any, activation_checkpointing: bool = False):
         super().__init__()
         self.model = model
+        # Recomputed in the backward pass, when the hooks of the forward pass are gone.
+        self.narrows = not activation_checkpointing
         if activation_checkpointing:
             _plain(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def forward(self, packed: Packed) -> Tensor:
         """Return log π(answer | prompt) as ``logprob_BA`` in float32 nats, summed over tokens; 0 for absent answers."""
         lm = _plain(self.model)
-        hidden_RTH = lm.base_model(
-            input_ids=packed.ids_RT,
-            attention_mask=packed.mask(lm.dtype),
-            position_ids=packed.positions_RT,
-            use_cache=False,
-        )[0]
+        with _last_mlp_at(packed, lm if self.narrows else None):
+            hidden_RTH = lm.base_model(
+                input_ids=packed.ids_RT,
+                attention_mask=packed.mask(lm.dtype),
+                position_ids=packed.positions_RT,
+                use_cache=False,
+            )[0]
         hidden_NH = hidden_RTH.flatten(0, 1).index_select(0, packed.source_N)
         logprob_N = token_logprobs(lm.get_output_embeddings(), hidden_NH, packed.target_N)
         # Every token has its own cell, so the sum has one order and no answer can touch another.
         B, A = packed.lengths_BA.shape
         cells = logprob_N.new_zeros(B * A, int(packed.lengths_BA.max()))
         return cells.index_put((packed.answer_N, packed.offset_N), logprob_N).sum(1).view(B, A)
+
+
+@contextmanager
+def _last_mlp_at(packed: Packed, lm: Any) -> Iterator[None]:
+    """Let the last block's MLP see only the places that the head reads: what it gives elsewhere reaches no answer.
+
+    In prompts of 140 tokens with sixteen titles of 10 these are half of all places. Blocks without a module ``mlp`` are
+    left as they are.
+    """
+    decoder = None if lm is None else lm.base_model
+    blocks = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
+    mlp = getattr(blocks[-1], "mlp", None) if blocks else None
+    if mlp is None:
+        yield
+        return
+    read_U, (R, T) = packed.source_N.unique(), packed.ids_RT.shape
+
+    def narrow(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].flatten(0, 1).index_select(0, read_U)[None], *args[1:])
+
+    def widen(_: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
+        made_1UH, *more = (output,) if isinstance(output, Tensor) else output
+        wide_RTH = made_1UH.new_zeros(R * T, made_1UH.shape[-1]).index_copy(0, read_U, made_1UH[0]).view(R, T, -1)
+        return (wide_RTH, *more) if more else wide_RTH
+
+    hooks = mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_packed(model: Any, longest: int) -> None:

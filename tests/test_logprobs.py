@@ -166,6 +166,25 @@ def test_rows_hold_no_more_than_they_must() -> None:
             assert packed.ids_RT.numel() < 1.1 * tokens
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_last_mlp_sees_only_what_the_head_reads(name: str) -> None:
+    lm, packed = model(name), pack(batch(), 64)
+    blocks = getattr(lm.base_model, "layers", None) or lm.base_model.h
+    seen: list[int] = []
+
+    def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(args[0].numel() // args[0].shape[-1])
+
+    for block in blocks:
+        next(iter(block.mlp.children())).register_forward_pre_hook(count)
+    read, places = len(set(packed.source_N.tolist())), packed.ids_RT.numel()
+    assert read < places
+    PackedLM(lm)(packed)
+    lm(input_ids=packed.ids_RT)
+    PackedLM(lm, activation_checkpointing=True)(packed)
+    assert seen == [places, read, *[places] * 4]
+
+
 def test_chunks_and_checkpoints_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, packed = model("llama"), pack(batch())
     whole_BA = PackedLM(lm)(packed)
