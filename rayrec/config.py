@@ -46,7 +46,8 @@ class DataConfig:
     targets: Literal["last", "all"] = "last"
     """Validation and test rows of a user of the split `sequences`: the last interaction, or all."""
     bad_rows: Literal["stop", "drop"] = "stop"
-    """`stop` refuses a file with bad rows; `drop` sets them aside in rejected.parquet and counts them."""
+    """`stop` refuses a file with bad rows; `drop` sets them aside in rejected.parquet and counts them. A test row that
+    is a training row too is a bad one."""
     test_rows: int = 1000
     """Test examples that are evaluated, drawn with the seed."""
     valid_rows: int = 256

@@ -67,8 +67,9 @@ def candidates(
 
     ``also``: wrong titles that are listed whether met or not, such as what the user came to later (RecPO).
 
-    Draw and order depend on (seed, user, time of the example) and never on the target, so a place in the list tells
-    nothing about a title. (S-DPO's published LastFM lists place each target at a constant position.)
+    Draw and order depend on (seed, user, time and id of the example) and never on the target, so a place in the list
+    tells nothing about a title. (S-DPO's published LastFM lists place each target at a constant position.) The id keeps
+    apart what a user met at one moment: lists that differ in the target alone would point at it.
 
     Raises:
         ValueError: fewer than ``count - 1`` items are left.
@@ -80,8 +81,9 @@ def candidates(
             f"Example {example['example_id']}: found {len(catalogue) - len(out)} items that the user never met, wanted "
             f"{count - 1}. Take a larger catalogue."
         )
-    # The target only decides what is left out: the generator knows the user and the time.
-    draw = np.random.default_rng(seed_of(seed, "candidates", example["user"], example["timestamp"]))
+    # The target only decides what is left out.
+    own = (example["user"], example["timestamp"], example["example_id"])
+    draw = np.random.default_rng(seed_of(seed, "candidates", *own))
     place = int(draw.integers(count))
     # What is left out or was drawn is passed over: a draw without replacement, whatever the size of the catalogue.
     known = [t for t in also if t in catalogue.index and t != target and t not in example["history"]]

@@ -126,7 +126,8 @@ def _cut(raw: Raw, config: DataConfig, source: str) -> windows.Windows:
     if raw.interactions is None:
         if config.split != "auto":
             raise ValueError(f"--split {config.split}: {source} data is split already. Leave --split out.")
-        return windows.ready(raw.windows if raw.windows is not None else pl.DataFrame(), config.history)
+        found = raw.windows if raw.windows is not None else pl.DataFrame()
+        return windows.ready(found, config.history, drop=config.bad_rows == "drop")
     split = "time" if config.split == "auto" else config.split
     least = config.min_history or (min(config.history, 10) if split == "time" else 1)
     return windows.cut(raw.interactions, config.history, split, least, config.targets)

@@ -179,16 +179,25 @@ def cut(
     return Windows(tables, table.filter(pa.array(seen))["title"], counts)
 
 
-def ready(windows: pl.DataFrame, history: int) -> Windows:
+def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:
     """Take windows that the data has split itself (``Raw.windows``), histories cut to the last ``history``.
 
-    The order and the splits are the data's own: what it leaks stays leaked, and test rows that are also training rows
-    are counted. Popularity counts the titles of the training rows, histories and targets.
+    The order and the splits are the data's own. Popularity counts the titles of the training rows, histories and
+    targets. ``drop`` leaves test rows out that are training rows too, history and target, and counts them.
 
     Raises:
-        ValueError: a split has no rows.
+        ValueError: a split has no rows; or a test row is a training row too, without ``drop``.
     """
     windows = windows.with_columns(pl.col("history").list.tail(history))
+    train, test = (windows.filter(pl.col("split") == split) for split in ("train", "test"))
+    again = test.join(train.select("history", "target").unique(), on=["history", "target"], how="semi")
+    if len(again) and not drop:
+        history_, target = again.select("history", "target").row(0)
+        raise ValueError(
+            f"{len(again)} of {len(test)} test rows are training rows too, the first after {history_[-1]!r} asks for "
+            f"{target!r}. Remove them from one split, or leave them out of the test with --bad-rows drop."
+        )
+    windows = windows.join(again, on=windows.columns, how="anti", maintain_order="left")
     splits = {}
     for split in SPLITS:
         part = windows.filter(pl.col("split") == split)
@@ -200,9 +209,6 @@ def ready(windows: pl.DataFrame, history: int) -> Windows:
         table = table.append_column("target_rating", pa.nulls(len(part), pa.float32()))
         table = table.append_column("candidates", pa.nulls(len(part), pa.list_(pa.string())))
         splits[split] = schema.check(table, schema.EXAMPLES, f"{split} rows")
-    train = windows.filter(pl.col("split") == "train")
-    rows = train.select("history", "target")
-    again = windows.filter(pl.col("split") == "test").join(rows.unique(), on=["history", "target"], how="semi")
     titles = pl.concat([train["history"].explode(), train["target"]]).to_arrow().cast(pa.string())
     counts = {"users": windows["user"].n_unique(), "test_rows_also_in_train": len(again)}
     return Windows(splits, pa.chunked_array([titles]), counts)

@@ -64,6 +64,18 @@ def test_places_tell_nothing_about_titles() -> None:
     assert position_map_accuracy(leaking) > 0.3
 
 
+def test_rows_of_one_moment_have_lists_of_their_own() -> None:
+    """One moment's train and test rows: who picks what the training row did not list finds nothing by it."""
+    hits = 0
+    for number in range(2000):
+        train, test = (example(number) | {"target": f"Film {50 + i}", "example_id": f"{i}-{number}"} for i in range(2))
+        first, second = (candidates(row, (), CATALOGUE, seed=0) for row in (train, test))
+        new = [title for title in second if title not in first]
+        hits += bool(new) and new[number % len(new)] == test["target"]
+    chance = 1 / CANDIDATES  # the catalogue is small: two lists share a good part by chance
+    assert hits / 2000 < 2.5 * chance
+
+
 def test_too_few_items_are_refused() -> None:
     row = example(0)
     outside = [title for title in CATALOGUE.titles if title not in (*row["history"], row["target"])]

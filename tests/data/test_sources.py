@@ -224,10 +224,12 @@ def lastfm(rows):
 
 def test_lastfm_by_hand(tmp_path):
     files = {f"{split}.jsonl": lastfm([([0], 1), ([0, 1], 2), ([0], 2)]) for split in ("train", "valid", "test")}
+    files["test.jsonl"] += lastfm([([2], 0)])
     files["train.jsonl"] += lastfm([([0], 9), ([], 1)]) + "[1]\n" + '{"history": [0], "tar'
     folder = put(tmp_path, {"id2name.txt": "0::A::B\n1::C\n2::D"} | files)
     made, rows = rejected(folder)
     assert made.catalogue.titles == ["A::B", "C", "D"]
+    assert made.test["history"].to_pylist() == [["D"]] and made.counts["test_rows_also_in_train"] == 3
     assert made.train["history"].to_pylist() == [["A::B"], ["A::B", "C"], ["A::B"]]
     assert made.train["user"].to_pylist() == ["train-0000", "train-0000", "train-0001"]
     assert {row[1]: row[2].split(":")[0] for row in rows} == {
@@ -250,7 +252,9 @@ def test_sprec_by_hand(tmp_path):
     broken = "Café".encode().decode("cp1252")
     rows = [sprec_row(['The "Q"', broken, "A\nB, C"], broken), sprec_row(['Say "Yes", "No"', "Café"], "Elsewhere")]
     files = {f"{split}.json": json.dumps(rows) for split in ("train", "valid", "test")}
-    files["test.json"] = json.dumps([*rows, sprec_row(["Café", ""], "Café"), {"input": "x"}])
+    files["test.json"] = json.dumps(
+        [*rows, sprec_row(["Café", ""], "Café"), {"input": "x"}, sprec_row(["Café"], "Café")]
+    )
     files |= {"id2name.json": json.dumps(dict(enumerate(names))), "name2genre.json": json.dumps({"Café": ["x"]})}
     files["genre_dict.json"] = json.dumps({"z": 0, "x": 0})
     made, bad = rejected(put(tmp_path, files), history=10)
@@ -259,10 +263,10 @@ def test_sprec_by_hand(tmp_path):
     assert made.catalogue.titles == names[:4]
     assert made.catalogue.selected_genres == ["z", "x"]
     assert [row[:2] for row in bad] == [("test.json", 3), ("test.json", 4)]
-    # two titles of the first row of each of three files; one target outside in each
+    # two titles of the first row of each of three files; one target outside in each but test, whose row is left out
     assert made.counts["repaired_titles"] == 6
     assert made.counts["repaired_rows_test"] == 1
-    assert made.counts["targets_outside_catalogue"] == 3
+    assert made.counts["targets_outside_catalogue"] == 2
     assert made.counts["test_rows_also_in_train"] == 2
     put(tmp_path, {"train.json": files["train.json"][:-9]})
     with pytest.raises(ValueError, match=r"train.json: row 1 is not JSON.*cut off"):

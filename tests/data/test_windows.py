@@ -104,15 +104,18 @@ def test_ready_windows_keep_the_most_recent_titles():
             "target": ["b", "d", "c", "d", "z"],
         }
     )
-    made = ready(frame, 2)
+    with pytest.raises(ValueError, match=r"1 of 2 test rows are training rows too, .* after 'c' asks for 'd'.* drop"):
+        ready(frame, 2)
+    made = ready(frame, 2, drop=True)
+    assert made.splits["test"]["target"].to_pylist() == ["z"]
     train = made.splits["train"].to_pylist()
     assert [row["history"] for row in train] == [["a"], ["b", "c"]]
     assert [row["example_id"] for row in train] == ["train-000001", "train-000003"]
     # history and target of both training rows, after cutting: a b + b c d
     assert sorted(made.training_titles.to_pylist()) == ["a", "b", "b", "c", "d"]
-    assert made.counts == {"users": 5, "test_rows_also_in_train": 1}  # b, c → d
+    assert made.counts == {"users": 4, "test_rows_also_in_train": 1}  # b, c → d
     with pytest.raises(ValueError, match="valid split has no rows"):
-        ready(frame.filter(pl.col("split") != "valid"), 2)
+        ready(frame.filter(pl.col("split") != "valid"), 2, drop=True)
 
 
 def log_of(sizes, ratings=None):
