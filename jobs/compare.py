@@ -5,6 +5,9 @@
     python jobs/compare.py --data DIR --preset table2 --lr 1e-4          # any flag of jobs/sprec.py holds for all cells
     python jobs/compare.py --data DIR --methods BIGRec SPRec --vary num-negatives 1 3 8
 
+The preset recpo also sets --history 20 --ratings --split leave_last_two, as the paper has it, where the command does
+not name these; sdpo takes MoRec along with --embedder-path, and ChatRec with --endpoint and --served.
+
 The same command again does what is left, and rewrites the table, comparison.json, comparison.csv and comparison.html.
 """
 
@@ -20,20 +23,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rayrec.methods import BASELINES, METHODS, baseline_args, parse
+from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
+
+if TYPE_CHECKING:
+    from rayrec.comparison import Cell
 
 ROOT = Path(__file__).parents[1]
 #: The systems of a published table that are methods of jobs/sprec.py.
 PRESETS = {
     "table2": "BIGRec SPRec SASRec RW D3 DMPO S-DPO RosePO SPRec-noSFT SPRec-noDPO SPRec-RN",
-    "sdpo": "TALLRec TALLRec-generate LLaRA BIGRec GRU4Rec Caser SASRec DPO S-DPO",
-    "recpo": "BIGRec GRU4Rec SASRec S-DPO SimPO RecPO",
+    "sdpo": "zero-shot TALLRec TALLRec-generate LLaRA BIGRec GRU4Rec Caser SASRec DPO S-DPO",
+    "recpo": "zero-shot BIGRec GRU4Rec Caser SASRec DPO SimPO S-DPO RecPO RecPO-log-ratio RecPO-log-diff",
 }
-#: Those tables whose prompts list candidates.
-CHOOSING = ("sdpo", "recpo")
-
-
+#: The settings of those tables, unless the command names them.
+SETTINGS = {
+    "sdpo": {"--protocol": ["candidates"]},
+    "recpo": {"--protocol": ["candidates"], "--history": ["20"], "--ratings": [], "--split": ["leave_last_two"]},
+}
+#: Flags of jobs/sprec.py that every cell has of its own, and what to say instead.
+OWN = {"--seed": "--seeds 0 1 2", "--method": "--methods BIGRec SPRec"}
 KNOWN = [*METHODS, *BASELINES]
 
 
@@ -43,20 +53,21 @@ class Row:
 
     method: str
     setting: str = ""
-    value: float = 0.0
+    value: str = ""
 
     @property
     def label(self) -> str:
         """Its name in tables and folders."""
-        return f"{self.method} {self.setting}={self.value:g}" if self.setting else self.method
+        return f"{self.method} {self.setting}={self.value}" if self.setting else self.method
 
     @property
     def flags(self) -> list[str]:
         """The setting on the command line of a cell."""
         if self.setting == "random-share":  # SPRec figure 5
-            own = [f"self_play:{1 - self.value:g}"] if self.value < 1 else []
-            return ["--negatives", *own, *([f"random:{self.value:g}"] if self.value else [])]
-        return [f"--{self.setting}", f"{self.value:g}"] if self.setting else []
+            share = float(self.value)
+            own = [f"self_play:{1 - share:.12g}"] if share < 1 else []
+            return ["--negatives", *own, *([f"random:{self.value}"] if share else [])]
+        return [f"--{self.setting}", self.value] if self.setting else []
 
 
 def main() -> int:
@@ -75,33 +86,72 @@ def main() -> int:
         "language model but --against",
     )
     parser.add_argument("--against", default="BIGRec", help="the method that all others are tested against")
-    parser.add_argument("--decode", choices=("beams", "greedy", "free_beams", "score"), help="all but D3's")
-    parser.add_argument("--k", type=int, default=5, help="length of the lists in the tables")
+    parser.add_argument(
+        "--decode",
+        nargs="+",
+        choices=("beams", "greedy", "free_beams", "score"),
+        default=(),
+        help="of language models but D3, TALLRec and ChatRec, which have their own; the first makes the lists. "
+        "Default: beams, and with --protocol candidates score greedy",
+    )
+    parser.add_argument("--endpoint", help="of ChatRec's cells")
+    parser.add_argument("--served", help="of ChatRec's cells")
+    parser.add_argument("--k", type=int, help="length of the lists in the tables; default: 5, of candidates 1")
     parser.add_argument("--runs", default="runs", help="a folder; a comparison reads all its cells")
     parser.add_argument("--name", default="comparison", help="folder of the cells and the tables, in --runs")
     parser.add_argument("--at-once", type=int, default=1, help="cells at once; each reserves its own resources")
     args, rest = parser.parse_known_args()
-    if args.preset in CHOOSING and "--protocol" not in rest:
-        rest += ["--protocol", "candidates"]
-    args.decode = args.decode or ("score" if parse("", rest).data.protocol == "candidates" else "beams")
-    methods = list(dict.fromkeys((args.methods or []) + PRESETS.get(args.preset, "").split()))
     try:
-        if "://" in args.runs:
-            raise ValueError(f"--runs {args.runs} is a URL; a comparison reads all its cells. Name a folder.")
+        rest, methods = settle(args, rest)
         rows = rows_of(args, methods)
         check(args, rows, rest)
+        folder = Path(args.runs).absolute() / args.name
+        if args.output.dry_run:
+            return plans(args, rows, rest, folder)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        failed = run_cells(args, rows, rest, folder)
+        made = show(args, rows, rest, folder, failed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    folder = Path(args.runs).absolute() / args.name
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        failed = run_cells(args, rows, rest, folder)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is left", file=sys.stderr)
         return 130
-    made = show(args, rows, rest, folder, failed)
     return 1 if failed or not made else 0
+
+
+def named(rest: list[str], flag: str) -> bool:
+    """Whether the command names a flag."""
+    return any(word == flag or word.startswith(f"{flag}=") for word in rest)
+
+
+def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
+    """The flags of all cells and the methods, those of the preset included; ``args`` gets protocol, k and output."""
+    if "://" in args.runs:
+        raise ValueError(f"--runs {args.runs} is a URL; a comparison reads all its cells. Name a folder.")
+    if Path(args.name).name != args.name:
+        raise ValueError(f"--name {args.name} is not a plain folder name. Put folders into --runs.")
+    for flag, instead in OWN.items():
+        if named(rest, flag) or f"--{(args.vary or [''])[0]}" == flag:
+            raise ValueError(f"{flag} would be that of every cell. Take {instead}.")
+    for flag, words in SETTINGS.get(args.preset, {}).items():
+        if not named(rest, flag) and not named(rest, flag.replace("--", "--no-", 1)):
+            rest = [*rest, flag, *words]
+    methods = (args.methods or []) + PRESETS.get(args.preset, "").split()
+    if args.preset == "sdpo":
+        methods += ["MoRec"] if named(rest, "--embedder-path") else []
+        methods += ["ChatRec"] if args.endpoint else []
+    methods = list(dict.fromkeys(methods))
+    if not methods:
+        raise ValueError("No method is named. Add --methods BIGRec SPRec, or --preset table2.")
+    own = {m: parse("", [*(["--method", m] if m in METHODS else []), *rest]) for m in methods}
+    choosing = [method for method in methods if own[method].data.protocol == "candidates"]
+    if choosing and choosing != methods:
+        raise ValueError(f"{', '.join(choosing)} would choose from candidates alone. Add --protocol candidates.")
+    args.protocol = "candidates" if choosing else "open"
+    args.k = args.k or (1 if choosing else 5)
+    args.output = own[methods[0]].output
+    return rest, methods
 
 
 def rows_of(args: argparse.Namespace, methods: list[str]) -> list[Row]:
@@ -110,15 +160,15 @@ def rows_of(args: argparse.Namespace, methods: list[str]) -> list[Row]:
         return [Row(method) for method in methods]
     setting, *values = args.vary
     try:
-        numbers = [float(value) for value in values]
+        numbers = {float(value) for value in values}
     except ValueError:
         raise ValueError(f"--vary {setting} {' '.join(values)}: wanted numbers, such as --vary beta 0.1 1.") from None
-    if not numbers or len(set(numbers)) < len(numbers):
+    if not numbers or len(numbers) < len(values):
         raise ValueError(f"--vary {setting} {' '.join(values)}: wanted at least one value, each once.")
     rows: list[Row] = []
     for method in methods:
         varied = method not in BASELINES and method != args.against
-        rows += [Row(method, setting, value) for value in numbers] if varied else [Row(method)]
+        rows += [Row(method, setting, value) for value in values] if varied else [Row(method)]
     return rows
 
 
@@ -126,9 +176,8 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
     """Refuse what no cell could do, before the first starts."""
     from rayrec import plan
 
-    if not rows:
-        raise ValueError("No method is named. Add --methods BIGRec SPRec, or --preset table2.")
-    if args.against not in (names := [*(row.label for row in rows), "Popular"]):
+    popular = ["Popular"] if any(row.method not in BASELINES for row in rows) else []
+    if args.against not in (names := [*(row.label for row in rows), *popular]):
         raise ValueError(f"--against {args.against} is not compared. Name one of {names}.")
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"--seeds {args.seeds} has one twice. Name each once.")
@@ -136,21 +185,47 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
         raise ValueError(f"--at-once is {args.at_once}, wanted at least 1. The default is 1.")
     for row in rows:
         config = plan.resolve(parse("", cell_args(args, row, args.seeds[0], rest)))
-        if row.method == "MoRec" and not config.evaluate.embedder_path:
-            raise ValueError("MoRec reads item vectors from titles. Add --embedder sentence --embedder-path FOLDER.")
+        if row.method in BASELINES:
+            baseline_args(config, BASELINES[row.method])
         if args.k not in config.evaluate.top_k:
             raise ValueError(f"--k {args.k} is not among --top-k {config.evaluate.top_k}. Name one of them.")
 
 
 def cell_args(args: argparse.Namespace, row: Row, seed: int, rest: list[str]) -> list[str]:
     """The command line of one cell, but its place; of a baseline, that of a language model on the same rows."""
-    decode, named = "d3" if row.method == "D3" else args.decode, ["--method", row.method]
-    named = [] if row.method in BASELINES else named
-    return ["--preset", args.scale, *named, "--seed", str(seed), "--decode", decode, *rest, *row.flags]
+    words = ["--preset", args.scale]
+    if row.method in METHODS:
+        words += ["--method", row.method, "--decode", *decodes(row.method, args.protocol, args.decode)]
+    words += ["--seed", str(seed), *rest, *row.flags]
+    if row.method == "ChatRec":
+        # The last one counts: --engine among the flags of all cells is that of the others.
+        words += ["--engine", "chat", *(["--endpoint", args.endpoint] if args.endpoint else [])]
+        words += ["--served", args.served] if args.served else []
+    return words
+
+
+def command(args: argparse.Namespace, row: Row, seed: int, rest: list[str], folder: Path) -> list[str]:
+    """What is run for one cell."""
+    job, words = "sprec", cell_args(args, row, seed, rest)
+    if row.method in BASELINES:
+        job, words = "baselines", baseline_args(parse("", words), BASELINES[row.method])
+    place = ["--runs", str(folder), "--name", f"{row.label}-seed{seed}"]
+    return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *words, *place]
+
+
+def plans(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> int:
+    """Print the plan of every method's first cell; the exit status of the first that has none, else 0."""
+    status = 0
+    for row in rows:
+        print(f"\n{row.label}, the first of {len(args.seeds)} seeds", flush=True)
+        status = status or subprocess.run(command(args, row, args.seeds[0], rest, folder), check=False).returncode
+    return status
 
 
 def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> dict[str, str]:
     """Do every cell, seed by seed, so that methods share the first training; returns what failed, with its words."""
+    from rayrec.comparison import account, finished_phases
+
     folder.mkdir(parents=True, exist_ok=True)
     record, lock, failed = folder / "cells.json", threading.Lock(), {}
     facts = json.loads(record.read_text()) if record.exists() else {}
@@ -158,22 +233,19 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
 
     def do(seed: int, row: Row) -> None:
         name = f"{row.label}-seed{seed}"
-        place = ["--runs", str(folder), "--name", name]
-        command = [sys.executable, str(ROOT / "jobs" / "sprec.py"), *cell_args(args, row, seed, rest), *place]
-        if row.method in BASELINES:
-            one = baseline_args(parse("", cell_args(args, row, seed, rest)), BASELINES[row.method])
-            command = [sys.executable, str(ROOT / "jobs" / "baselines.py"), *one, *place]
+        before = finished_phases(folder / name)
         print(f"{time.strftime('%X')}  {name}", flush=True)
         begun = time.monotonic()
         with (folder / f"{name}.log").open("a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            line = command(args, row, seed, rest, folder)
+            process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
             running.append(process)
             memory = watch(process)
             running.remove(process)
         with lock:
-            fact = facts.setdefault(name, {"seconds": 0.0, "memory": 0})
-            fact["seconds"] += time.monotonic() - begun
-            fact["memory"] = max(fact["memory"], memory)
+            attempt = {"seconds": time.monotonic() - begun, "memory": memory, "finished": not process.returncode}
+            known = None if args.output.on_existing == "overwrite" else facts.get(name)
+            facts[name] = account(known, attempt, before != finished_phases(folder / name))
             record.write_text(json.dumps(facts, indent=1))
         if process.returncode:
             lines = (folder / f"{name}.log").read_text().strip().splitlines()
@@ -214,48 +286,57 @@ def watch(process: subprocess.Popen) -> int:
     return most
 
 
+def read_cells(args: argparse.Namespace, rows: list[Row], folder: Path, failed: dict[str, str]) -> list[Cell]:
+    """The cells that are finished, and Popular of each seed that has a language model."""
+    from rayrec.comparison import read_cell
+
+    cells, popular = [], {}
+    for seed in args.seeds:
+        for row in rows:
+            if (name := f"{row.label}-seed{seed}") not in failed:
+                cells.append(read_cell(folder / name, row.label, seed, decodes(row.method, args.protocol, args.decode)))
+                if row.method not in BASELINES:
+                    popular[seed] = read_cell(folder / name, "Popular", seed, ("popular",))
+    return [*popular.values(), *cells]
+
+
 def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder: Path, failed: dict[str, str]) -> bool:
     """Print the table and write the files, of the cells that are finished; whether there was one to write."""
     from rich.console import Console
     from rich.table import Table
 
     from rayrec import comparison_page
-    from rayrec.comparison import compare, read_cell
+    from rayrec.comparison import compare
     from rayrec.published import published
     from rayrec.runs import versions
 
-    cells = []
-    for seed in args.seeds:
-        for one in compared:
-            if (name := f"{one.label}-seed{seed}") not in failed:
-                decode = "d3" if one.method == "D3" else args.decode
-                cells.append(read_cell(folder / name, one.label, seed, decode))
-    if not cells:
+    if not (cells := read_cells(args, compared, folder, failed)):
         return False
-    tuned = [cell for cell in cells if cell.method not in BASELINES]
-    of_popular = {cell.seed: folder / f"{cell.method}-seed{cell.seed}" for cell in tuned}
-    cells = [read_cell(path, "Popular", seed, args.decode) for seed, path in of_popular.items()] + cells
     against = args.against if any(c.method == args.against for c in cells) else cells[0].method
+    if against != args.against:
+        print(f"--against {args.against} has no finished cell; the differences are to {against}.")
     rows, facts = compare(cells, against, args.k), json.loads((folder / "cells.json").read_text())
-    varied = {one.label: {"method": one.method, "value": one.value} for one in compared if one.setting}
+    varied = {one.label: {"method": one.method, "value": float(one.value)} for one in compared if one.setting}
     for row in rows:
         row |= {"varied": varied[row["method"]]} if row["method"] in varied else {}
-        mine = [fact for seed in row["seeds"] if (fact := facts.get(f"{row['method']}-seed{seed}"))]
-        row |= {"seconds": sum(f["seconds"] for f in mine), "memory": max((f["memory"] for f in mine), default=0)}
+        if mine := [fact for seed in row["seeds"] if (fact := facts.get(f"{row['method']}-seed{seed}"))]:
+            row |= {"seconds": sum(f["seconds"] for f in mine), "memory": max(f["memory"] for f in mine)}
     data = parse("", cell_args(args, compared[0], args.seeds[0], rest)).data
-    beside = published(data.data or "")
-    about = f"{Path(data.data or data.source).name}, {args.scale}, test, {args.decode}, N = {rows[0]['N']:,}"
-    about += f" × {len(of_popular)} seeds"
+    beside, seeds = published(data.data or "", args.protocol), len({cell.seed for cell in cells})
+    about = f"{Path(data.data or data.source).name}, {args.scale}, test, {args.protocol}, "
+    about += f"{decodes('BIGRec', args.protocol, args.decode)[0]}, N = {rows[0]['N']:,}"
+    about += f" × {seeds} seed{'s' if seeds > 1 else ''}"
     known = {"command": sys.argv, "versions": versions(), "k": args.k, "against": against, "failed": failed}
     (folder / "comparison.json").write_text(json.dumps({**known, "rows": rows, "published": beside}, indent=1))
     (folder / "comparison.csv").write_text(comparison_page.as_csv(rows))
     setting = args.vary[0] if args.vary else ""
     text = comparison_page.page(rows, beside, args.k, against, f"Comparison: {args.name}", about, setting)
     (folder / "comparison.html").write_text(text, encoding="utf-8")
-    table = Table(*comparison_page.head_of(args.k, against), title=about, title_justify="left", box=None)
-    for row in rows:
-        table.add_row(*comparison_page.cells_of(row, args.k))
-    console = Console() if sys.stdout.isatty() else Console(width=220)
+    head, lines = comparison_page.table(rows, args.k, against)
+    table = Table(*head, title=about, title_justify="left", box=None)
+    for line in lines:
+        table.add_row(*line)
+    console = Console() if sys.stdout.isatty() else Console(width=250)
     console.print(table)
     console.print(f"{folder}/comparison.html, .json, .csv", highlight=False, soft_wrap=True)
     return True

@@ -1,13 +1,14 @@
 """Methods side by side on the same rows: means over seeds, intervals, paired tests (METHODS section 8).
 
-A cell is one finished run folder: a method and a seed. Accuracy is bootstrapped over users, DivRatio has a jackknife
-over users, and the spread over seeds stands apart, since three seeds cannot be bootstrapped.
+A cell is one finished run folder: a method and a seed. Accuracy is bootstrapped over users, DivRatio and ORRatio have a
+jackknife over users, and the spread over seeds stands apart, since three seeds cannot be bootstrapped.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ import pyarrow.parquet as pq
 from rayrec.folders import read_json
 from rayrec.methods import BASELINES
 from rayrec.metrics import div_ratio_without, per_row
-from rayrec.statistics import bootstrap_mean, holm, jackknife, paired_bootstrap
+from rayrec.statistics import bootstrap_means, holm, jackknife, paired_bootstrap
 
-#: Ways to make lists in protocol A.
-OPEN = ("beams", "greedy", "free_beams", "d3")
 #: Metrics with an interval from the rows; the others are means over seeds.
 ACCURACY = ("HR", "NDCG")
 OTHERS = ("DivRatio", "ORRatio", "MGU", "DGU")
+#: Those of a choice from candidates, where the records have them.
+CHOICE = ("ValidRatio", "AdherenceRate", "AvoidanceRate", "HR@1_liked")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Cell:
     method: str
     seed: int
     record: Mapping[str, Any]
-    """Its line of metrics.jsonl."""
+    """Its metrics."""
     predictions: pa.Table
     users: list[str]
 
@@ -45,31 +46,56 @@ class Cell:
         return self.predictions["example_id"].to_pylist()
 
 
-def read_cell(folder: Path, method: str, seed: int, decode: str) -> Cell:
+def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str]) -> Cell:
     """Read the last evaluation of a run folder; ``Popular`` is every run's own baseline.
+
+    The first of ``decodes`` makes the lists. The ValidRatio is that of ``greedy`` where there is one.
 
     Raises:
         ValueError: the run has not come so far, or did not decode so.
     """
     phases = sorted((path.parent for path in folder.glob("*/evaluate/DONE")), key=lambda path: int(path.parent.name))
-    last = phases[-1] if phases else folder
+    last, decode = phases[-1] if phases else folder, decodes[0]
     if method == "Popular":
-        last = folder / "00" / "baseline"
+        last, decode = folder / "00" / "baseline", "popular"
     elif method in BASELINES:
-        last, decode = folder / "00" / BASELINES[method], "unmasked" if decode in OPEN else "score"
-    records = read_json(last / "metrics.json")["records"]
-    found = [r for r in records if r["split"] == "test" and (method == "Popular" or r["decode"] == decode)]
-    if not found:
-        raise ValueError(f"{last}: no evaluation by --decode {decode}. Run the comparison again with it.")
+        last = folder / "00" / BASELINES[method]
+    if not (last / "metrics.json").exists():
+        raise ValueError(f"{folder}: no evaluation is finished. Run the comparison again.")
+    records = {(r["split"], r.get("decode", "popular")): r for r in read_json(last / "metrics.json")["records"]}
+    if ("test", decode) not in records:
+        raise ValueError(
+            f"{last}: no evaluation by --decode {decode}. Take another --name, and run it again with that."
+        )
+    record = dict(records["test", decode])
+    if written := records.get(("test", "greedy")):
+        record |= {"ValidRatio": written["ValidRatio"]} if "ValidRatio" in written else {}
+    if adherence := records.get(("adherence", decode)):
+        record["AdherenceRate"] = adherence["AdherenceRate"]
     test = pq.read_table(folder / "examples" / "test.parquet")
     user = dict(zip(test["example_id"].to_pylist(), test["user"].to_pylist(), strict=True))
     made = pq.read_table(last / "predictions.parquet")
-    mine = [
-        example in user and (method == "Popular" or way == decode)
-        for example, way in zip(made["example_id"].to_pylist(), made["decode"].to_pylist(), strict=True)
-    ]
-    made = made.filter(pa.array(mine))
-    return Cell(method, seed, found[0], made, [user[example] for example in made["example_id"].to_pylist()])
+    ids, ways = made["example_id"].to_pylist(), made["decode"].to_pylist()
+    made = made.filter(pa.array([one in user and way == decode for one, way in zip(ids, ways, strict=True)]))
+    return Cell(method, seed, record, made, [user[example] for example in made["example_id"].to_pylist()])
+
+
+def finished_phases(cell: Path) -> dict[str, int]:
+    """The finished phases of a cell, and when each was."""
+    return {str(path): path.stat().st_mtime_ns for path in cell.glob("*/*/DONE")}
+
+
+def account(known: dict[str, Any] | None, attempt: dict[str, Any], made: bool) -> dict[str, Any]:
+    """What all attempts at a cell took, ``known`` and this one, which ``made`` a phase or did not.
+
+    A finished cell is started again so that other settings are refused, and that start is no part of it.
+    """
+    if known is None:
+        return attempt
+    if known.get("finished") and not made:
+        return known
+    both = {"seconds": known["seconds"] + attempt["seconds"], "memory": max(known["memory"], attempt["memory"])}
+    return both | {"finished": attempt["finished"]}
 
 
 def compare(cells: Sequence[Cell], against: str, k: int) -> list[dict[str, Any]]:
@@ -87,47 +113,45 @@ def compare(cells: Sequence[Cell], against: str, k: int) -> list[dict[str, Any]]
     of = {cell.method: of[cell.method] for cell in cells}
     if against not in of:
         raise ValueError(f"--against {against} is not among the finished methods {list(of)}. Name one of them.")
-    rows = [_row(members, k) for members in of.values()]
-    tests: list[tuple[dict, str]] = []
-    for row, (method, members) in zip(rows, of.items(), strict=True):
-        if method == against or [c.seed for c in members] != [c.seed for c in of[against]]:
-            continue
-        if [c.ids for c in members] != [c.ids for c in of[against]]:
-            raise ValueError(
-                f"{method} and {against} answered different rows. Give them the same data and --test-rows."
-            )
-        for name in ACCURACY:
-            own, other = _values(members, name, k), _values(of[against], name, k)
-            difference = paired_bootstrap(own, other, _users(members), seed=0)
-            row[f"Δ{name}@{k}"] = dict(zip(("value", "low", "high", "p"), difference, strict=True))
-            if difference.p is not None:
-                tests.append((row[f"Δ{name}@{k}"], name))
-    for (entry, _), p in zip(tests, holm([entry["p"] for entry, _ in tests]), strict=True):
-        entry["p_holm"] = float(p)
-    front = pareto([(row[f"NDCG@{k}"]["value"], row[f"DivRatio@{k}"]["value"]) for row in rows])
-    return [row | {"pareto": on} for row, on in zip(rows, front, strict=True)]
+    # Of a choice from candidates HR@1 is told whatever k is.
+    first = [("HR", 1)] if any("ValidRatio" in cell.record for cell in cells) else []
+    names = list(dict.fromkeys([*first, *((name, k) for name in ACCURACY)]))
+    rows = {method: _row(members, k, names) for method, members in of.items()}
+    tested = [method for method in of if method != against and _paired(of[method], of[against])]
+    _accuracy(rows, of, names)
+    _tests(rows, of, against, tested, [one for one in names if one != ("NDCG", 1)])  # NDCG@1 is HR@1
+    for name in _WITHOUT:
+        _diversity(rows, of, against, tested, name, k)
+    front = pareto([(row[f"NDCG@{k}"]["value"], row[f"DivRatio@{k}"]["value"]) for row in rows.values()])
+    return [row | {"pareto": on} for row, on in zip(rows.values(), front, strict=True)]
 
 
-def _row(members: list[Cell], k: int) -> dict[str, Any]:
+def _paired(members: list[Cell], against: list[Cell]) -> bool:
+    if [c.seed for c in members] != [c.seed for c in against]:
+        return False
+    if [c.ids for c in members] != [c.ids for c in against]:
+        raise ValueError(
+            f"{members[0].method} and {against[0].method} answered different rows. Give them the same data and "
+            "--test-rows."
+        )
+    return True
+
+
+def _row(members: list[Cell], k: int, names: list[tuple[str, int]]) -> dict[str, Any]:
+    """The means of the records over seeds, and their spread."""
     row: dict[str, Any] = {"method": members[0].method, "seeds": [c.seed for c in members]}
     row["N"] = sorted({c.record["N"] for c in members})[0]
     if alphas := [c.record["alpha"] for c in members if "alpha" in c.record]:
         row["alpha"] = alphas
-    for name in ACCURACY:
-        interval = bootstrap_mean(_values(members, name, k), _users(members), seed=0)
-        row[f"{name}@{k}"] = dict(zip(("value", "low", "high"), interval, strict=True))
-    for name in OTHERS:
-        values = [c.record[f"{name}@{k}"] for c in members]
-        row[f"{name}@{k}"] = {"value": None if None in values else float(np.mean(values)), "low": None, "high": None}
-    if row[f"DivRatio@{k}"]["value"] is not None:
-        interval = jackknife(row[f"DivRatio@{k}"]["value"], _without(members, k))
-        row[f"DivRatio@{k}"] = dict(zip(("value", "low", "high"), interval, strict=True))
+    choice = [name for name in CHOICE if all(name in c.record for c in members)]
+    for name in (*(f"{name}@{at}" for name, at in names), *(f"{name}@{k}" for name in OTHERS), *choice):
+        values: list[Any] = [c.record.get(name) for c in members]
+        row[name] = {"value": None, "low": None, "high": None, "seed_sd": None}
+        if None not in values:
+            row[name]["value"] = float(np.mean(values))
+            row[name]["seed_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     if gaps := [_gaps(c.record, k) for c in members if c.record["genres"].get(f"GP@{k}") and c.record["genres"]["GH"]]:
         row["gaps"] = {genre: float(np.mean([gap[genre] for gap in gaps if genre in gap])) for genre in gaps[0]}
-    for name in (*ACCURACY, *OTHERS):
-        values = [c.record[f"{name}@{k}"] for c in members]
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 and None not in values else None
-        row[f"{name}@{k}"]["seed_sd"] = spread
     return row
 
 
@@ -137,23 +161,102 @@ def _gaps(record: Mapping[str, Any], k: int) -> dict[str, float]:
     return {genre: share - genres["GH"][genre] for genre, share in genres[f"GP@{k}"].items()}
 
 
-def _values(members: list[Cell], name: str, k: int) -> np.ndarray:
-    """HR or NDCG of all rows of all seeds; every seed has as many rows, so the mean is that over seeds."""
-    return np.concatenate([per_row(c.predictions, k)[ACCURACY.index(name)] for c in members])
+def _accuracy(rows: dict[str, dict], of: dict[str, list[Cell]], names: list[tuple[str, int]]) -> None:
+    """Fill in the means of ``names`` and their intervals; methods of the same rows share the draws."""
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for method, members in of.items():
+        alike[tuple(_users(members))].append(method)
+    for users, methods in alike.items():
+        values_NM = np.concatenate([_values(of[method], names) for method in methods], axis=1)
+        found = iter(bootstrap_means(values_NM, users, seed=0))
+        for method in methods:
+            for name, k in names:
+                rows[method][f"{name}@{k}"] |= dict(zip(("value", "low", "high"), next(found), strict=True))
+
+
+def _tests(
+    rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested: list[str], names: list[tuple[str, int]]
+) -> None:
+    """Fill in the paired differences of ``names`` from ``against``, with p-values after Holm's correction over all."""
+    if not tested:
+        return
+    own_NM = np.concatenate([_values(of[method], names) for method in tested], axis=1)
+    other_NM = np.tile(_values(of[against], names), len(tested))
+    found = paired_bootstrap(own_NM, other_NM, _users(of[against]), seed=0)
+    entries = []
+    for (method, (name, k)), one in zip(((m, n) for m in tested for n in names), found, strict=True):
+        entries.append(dict(zip(("value", "low", "high", "p"), one, strict=True)))
+        rows[method][f"Δ{name}@{k}"] = entries[-1]
+    known = [entry for entry in entries if entry["p"] is not None]
+    for entry, p in zip(known, holm([entry["p"] for entry in known]), strict=True):
+        entry["p_holm"] = float(p)
+
+
+def _diversity(
+    rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested: list[str], name: str, k: int
+) -> None:
+    """Fill in the jackknife intervals of a metric of all lists at once, and its paired differences from ``against``."""
+    without = {method: _without(members, name, k) for method, members in of.items()}
+    key = f"{name}@{k}"
+    for method, row in rows.items():
+        row[key] |= _interval(row[key]["value"], without[method])
+        if method in tested:
+            pair = row[key]["value"], rows[against][key]["value"]
+            gap = None if None in pair else pair[0] - pair[1]
+            row[f"Δ{key}"] = {"value": gap} | _interval(gap, without[method] - without[against])
+
+
+def _values(members: list[Cell], names: list[tuple[str, int]]) -> np.ndarray:
+    """HR@k or NDCG@k of all rows of all seeds, (N, names); each seed has as many rows, so means are those of seeds."""
+    columns = [np.concatenate([per_row(c.predictions, k)[ACCURACY.index(name)] for c in members]) for name, k in names]
+    return np.stack(columns, axis=1)
 
 
 def _users(members: list[Cell]) -> list[str]:
     return [user for c in members for user in c.users]
 
 
-def _without(members: list[Cell], k: int) -> np.ndarray:
-    """The mean DivRatio over seeds without each user of any seed in turn."""
+def or_ratio_without(predictions: pa.Table, users: list[str], k: int) -> np.ndarray:
+    """ORRatio@k without the rows of each user in turn, (U,), sorted by user; NaN where nothing is left.
+
+    Only items of the user lose occurrences, so the three most frequent of the rest are among as many of the most
+    frequent of all as the user has items, and three more.
+    """
+    own: dict[str, Counter[str]] = {user: Counter() for user in sorted(set(users))}
+    for user, titles in zip(users, predictions["titles"].to_pylist(), strict=True):
+        own[user].update(titles[:k])
+    returned = Counter[str]()
+    for counts in own.values():
+        returned.update(counts)
+    order, everything, made = returned.most_common(), returned.total(), []
+    for counts in own.values():
+        top = heapq.nlargest(3, (n - counts[title] for title, n in order[: len(counts) + 3]))
+        left = everything - counts.total()
+        made.append(sum(top) / left if left else np.nan)
+    return np.array(made)
+
+
+#: Metrics of all lists at once, and what gives them without each user.
+_WITHOUT: dict[str, Callable[[pa.Table, list[str], int], np.ndarray]] = {
+    "DivRatio": div_ratio_without,
+    "ORRatio": or_ratio_without,
+}
+
+
+def _without(members: list[Cell], name: str, k: int) -> np.ndarray:
+    """The mean of a metric over seeds without each user of any seed in turn; NaN where a seed has none."""
     everyone = sorted(set(_users(members)))
     means = np.zeros(len(everyone))
     for c in members:
-        own = dict(zip(sorted(set(c.users)), div_ratio_without(c.predictions, c.users, k), strict=True))
-        means += [own.get(user, c.record[f"DivRatio@{k}"]) for user in everyone]
+        own = dict(zip(sorted(set(c.users)), _WITHOUT[name](c.predictions, c.users, k), strict=True))
+        whole = c.record[f"{name}@{k}"]
+        means += [own.get(user, np.nan if whole is None else whole) for user in everyone]
     return means / len(members)
+
+
+def _interval(value: float | None, without: np.ndarray) -> dict[str, float | None]:
+    found = jackknife(value, without)
+    return {"low": found.low, "high": found.high}
 
 
 def pareto(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:

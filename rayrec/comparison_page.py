@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rayrec import figures
+from rayrec.comparison import CHOICE, OTHERS
 
 Row = Mapping[str, Any]
+
+#: Methods whose bars can be told apart.
+_BARS = 7
 
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <style>{{ style|safe }}</style></head><body>
 <h1>{{ title }}</h1><p class="quiet">{{ subtitle }}</p>
 <h2>Methods</h2>
 <p class="quiet">Mean over seeds. In brackets the 95 % interval: a bootstrap over users for HR and NDCG, a jackknife
-over users for DivRatio. After ± the standard deviation over seeds. p: paired bootstrap against {{ against }}, after
-Holm's correction over the table. ● lies on the Pareto front of NDCG and DivRatio.</p>
+over users for DivRatio and ORRatio. After ± the standard deviation over seeds. p: paired bootstrap against
+{{ against }}, after Holm's correction over the table; the other differences have a paired jackknife. ● lies on the
+Pareto front of NDCG and DivRatio. ValidRatio is that of the written answer; methods that only rank candidates have 1.
+Seconds are those of all seeds; what methods share was counted for the first. Memory is the most that one cell
+held.</p>
 {% for table in tables %}<h3>{{ table.title }}</h3><div class="scroll"><table class="wide"><thead><tr>
 {% for name in table.head %}<th{% if loop.first %} class="word"{% endif %}>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in table.rows %}<tr>
@@ -26,29 +33,31 @@ Holm's correction over the table. ● lies on the Pareto front of NDCG and DivRa
 <h2>Accuracy against diversity</h2><figure>{{ points|safe }}</figure>
 {% if effect %}<h2>Effect of {{ setting }}</h2><figure>{{ effect|safe }}</figure>{% endif %}
 {% if bars %}<h2>Genres</h2>
-<p class="quiet">Share of the lists minus share of the histories, mean over seeds (SPRec fig. 3).</p>
+<p class="quiet">Share of the lists minus share of the histories, mean over seeds (SPRec fig. 3).
+{% if unseen %}{{ unseen }} more methods have no bars: seven can be told apart.{% endif %}</p>
 <figure>{{ bars|safe }}</figure>{% endif %}
 </body></html>
 """
 
 
-def cells_of(row: Row, k: int) -> list[str]:
-    """A row of the table as text."""
-    words = [f"{row['method']}{' ●' if row.get('pareto') else ''}"]
-    for name in ("HR", "NDCG", "DivRatio"):
-        words.append(_interval(row[f"{name}@{k}"]))
-    words += [_spread(row[f"{name}@{k}"]) for name in ("ORRatio", "MGU", "DGU")]
-    for name in ("HR", "NDCG"):
-        test = row.get(f"Δ{name}@{k}")
-        words.append("–" if not test else f"{test['value']:+.4f}, p {_p(test.get('p_holm'))}")
-    alphas = ", ".join(f"α {alpha:g}" for alpha in row.get("alpha", []))
-    return [words[0] + (f" ({alphas})" if alphas else ""), *words[1:]]
+def table(rows: Sequence[Row], k: int, against: str, wide: bool = False) -> tuple[list[str], list[list[str]]]:
+    """The head and the cells of the comparison as text; columns that no row has a value for are left out.
 
-
-def head_of(k: int, against: str) -> list[str]:
-    """The names of the columns of :func:`cells_of`."""
-    names = [f"{name}@{k}" for name in ("HR", "NDCG", "DivRatio", "ORRatio", "MGU", "DGU")]
-    return ["method", *names, f"ΔHR to {against}", f"ΔNDCG to {against}"]
+    ``wide`` has the differences in diversity and the interval of ORRatio too.
+    """
+    accuracy = [name for name in ("HR@1", f"HR@{k}", f"NDCG@{k}") if name != "NDCG@1"]  # NDCG@1 is HR@1
+    accuracy = list(dict.fromkeys(accuracy))
+    columns: dict[str, Callable[[Row], str]] = {"method": _name}
+    for name in (*accuracy, *(f"{name}@{k}" for name in OTHERS), *CHOICE[:3]):
+        inside = wide or not name.startswith("ORRatio")
+        columns[name] = lambda row, name=name, inside=inside: _estimate(row.get(name), inside)
+    for name in (*accuracy, *([f"DivRatio@{k}", f"ORRatio@{k}"] if wide else [])):
+        columns[f"Δ{name.removesuffix(f'@{k}')} to {against}"] = lambda row, name=name: _difference(row.get(f"Δ{name}"))
+    columns["seconds"] = lambda row: f"{row['seconds']:,.0f}" if row.get("seconds") else "–"
+    columns["memory, GB"] = lambda row: f"{row['memory'] / 1e9:.1f}" if row.get("memory") else "–"
+    lines = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    told = {name: cells for name, cells in lines.items() if set(cells) != {"–"}}
+    return list(told), [list(cells) for cells in zip(*told.values(), strict=True)]
 
 
 def page(
@@ -65,14 +74,9 @@ def page(
 
     from rayrec.page import STYLE
 
-    tables = [{"title": subtitle, "head": head_of(k, against), "rows": [cells_of(row, k) for row in rows]}]
-    if published and k == 5:
-        head = ["method", "N", *(f"{name}@5" for name in ("HR", "NDCG", "DivRatio", "ORRatio", "MGU"))]
-        lines = [[str(row["method"]), str(row["N"]), *(f"{row[name]:.4f}" for name in head[2:])] for row in published]
-        tables.append(
-            {"title": "Published (SPRec tables 2 and 3, Llama-3.2-1B): not ours", "head": head, "rows": lines}
-        )
-    # Bars for seven at most: baselines of the data go last.
+    head, lines = table(rows, k, against, wide=True)
+    tables = [{"title": subtitle, "head": head, "rows": lines}, *_published(published, k)]
+    # The baseline of the data goes last.
     gaps = {
         row["method"]: row["gaps"] for row in sorted(rows, key=lambda r: r["method"] == "Popular") if row.get("gaps")
     }
@@ -88,9 +92,24 @@ def page(
             points=figures.methods(rows, k),
             setting=setting,
             effect=figures.effect(rows, setting, k) if setting else "",
-            bars=figures.genre_bars(dict(list(gaps.items())[:7]), k) if len(gaps) > 1 else "",
+            bars=figures.genre_bars(dict(list(gaps.items())[:_BARS]), k) if len(gaps) > 1 else "",
+            unseen=max(0, len(gaps) - _BARS),
         )
     )
+
+
+def _published(rows: Sequence[Row], k: int) -> list[dict[str, Any]]:
+    """A table of each source, of the metrics that stand in ours."""
+    shown = [name for name in (f"{name}@{k}" for name in ("HR", "NDCG", "DivRatio", "ORRatio", "MGU"))]
+    shown = list(dict.fromkeys(["HR@1", *shown, "ValidRatio"]))
+    made = []
+    for source in dict.fromkeys(row["source"] for row in rows):
+        mine = [row for row in rows if row["source"] == source]
+        names = [name for name in shown if name in mine[0]]
+        lines = [[row["method"], str(row["N"] or "–"), *(f"{row[name]:.4f}" for name in names)] for row in mine]
+        if names:
+            made.append({"title": f"Published ({source}): not ours", "head": ["method", "N", *names], "rows": lines})
+    return made
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -113,19 +132,28 @@ def _flat(row: Row, prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def _interval(entry: Row) -> str:
-    if entry["value"] is None:
+def _name(row: Row) -> str:
+    alphas = ", ".join(f"α {alpha:g}" for alpha in row.get("alpha", []))
+    return f"{row['method']}{' ●' if row.get('pareto') else ''}" + (f" ({alphas})" if alphas else "")
+
+
+def _estimate(entry: Row | None, inside: bool) -> str:
+    if entry is None or entry["value"] is None:
         return "–"
-    inside = "" if entry["low"] is None else f" [{entry['low']:.4f}, {entry['high']:.4f}]"
-    return f"{entry['value']:.4f}{inside}{_sd(entry)}"
+    spread = "" if entry["seed_sd"] is None else f" ±{entry['seed_sd']:.4f}"
+    return f"{entry['value']:.4f}{_inside(entry, '.4f') if inside else ''}{spread}"
 
 
-def _spread(entry: Row) -> str:
-    return "–" if entry["value"] is None else f"{entry['value']:.4f}{_sd(entry)}"
+def _difference(entry: Row | None) -> str:
+    """With a p-value where it was tested, else with its interval."""
+    if entry is None or entry["value"] is None:
+        return "–"
+    tested = f", p {_p(entry.get('p_holm'))}" if "p" in entry else _inside(entry, "+.4f")
+    return f"{entry['value']:+.4f}{tested}"
 
 
-def _sd(entry: Row) -> str:
-    return "" if entry["seed_sd"] is None else f" ±{entry['seed_sd']:.4f}"
+def _inside(entry: Row, form: str) -> str:
+    return "" if entry["low"] is None else f" [{entry['low']:{form}}, {entry['high']:{form}}]"
 
 
 def _p(value: float | None) -> str:

@@ -41,13 +41,22 @@ PRESETS = {
 }
 
 
+def _recpo(margin: str) -> dict[str, dict[str, Any]]:
+    """RecPO with one of the margins of its table 2."""
+    return {
+        "loss": {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": margin},
+        "train": {"negatives": ("candidates",), "num_negatives": 3, "target": "utility", "min_rating": 4.0},
+        "offline": {},
+    }
+
+
 #: The methods of the papers as settings (METHODS sections 2 to 4), by --method. ``offline`` methods tune once, against
 #: the first SFT, on all the rows of the iterations that they stand for.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "zero-shot": {"train": {"first_rows": 0, "iterations": 0}},
     "ChatRec": {
         "train": {"first_rows": 0, "iterations": 0},
-        "evaluate": {"engine": "chat"},
+        "evaluate": {"engine": "chat", "decode": ("greedy",)},
         "model": {"template": "instruct"},
     },
     "BIGRec": {"train": {"iterations": 0}},
@@ -81,9 +90,19 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "offline": {},
     },
     "DMPO": {"loss": {"objective": "dmpo"}, "train": {"negatives": ("random",), "num_negatives": 3}, "offline": {}},
-    "RecPO": {
-        "loss": {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": "ratio"},
-        "train": {"negatives": ("candidates",), "num_negatives": 3, "target": "utility", "min_rating": 4.0},
+    "RecPO": _recpo("ratio"),
+    "RecPO-log-ratio": _recpo("log_ratio"),
+    "RecPO-log-diff": _recpo("log_diff"),
+    "IPO": {"loss": {"objective": "ipo", "tau": 0.1}, "train": {"negatives": ("random",)}, "offline": {}},
+    "CPO": {
+        "loss": {"objective": "cpo", "beta": 0.1, "alpha": 1.0},
+        "train": {"negatives": ("random",)},
+        "offline": {},
+    },
+    "KTO": {"loss": {"objective": "kto", "beta": 0.1}, "train": {"negatives": ("random",)}, "offline": {}},
+    "ODPO": {
+        "loss": {"objective": "odpo", "beta": 0.1, "alpha": 1.0},
+        "train": {"negatives": ("random",)},
         "offline": {},
     },
     "RosePO": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("self_hard",)}, "offline": {}},
@@ -96,13 +115,44 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 BASELINES = {"SASRec": "sasrec", "GRU4Rec": "gru4rec", "Caser": "caser", "MoRec": "morec"}
 
 
+#: Methods that answer in one way only.
+_OWN_DECODE = {"D3": "d3", "TALLRec": "score", "ChatRec": "greedy"}
+
+
+def decodes(method: str, protocol: str, chosen: Sequence[str] = ()) -> tuple[str, ...]:
+    """How the cell of a method answers: the first makes its lists.
+
+    ``chosen`` replaces the protocol's own ways for methods that have a choice. A language model that ranks candidates
+    also writes its answer, for the ValidRatio.
+    """
+    if method in BASELINES:
+        return ("score",) if protocol == "candidates" else ("unmasked",)
+    if method in _OWN_DECODE:
+        return (_OWN_DECODE[method],)
+    return tuple(chosen) or (("score", "greedy") if protocol == "candidates" else ("beams",))
+
+
+#: Settings of a language model's run that one of a baseline refuses: it trains in a group of fixed size.
+_NOT_BASELINE = ("max_train_workers", "cluster")
+
+
 def baseline_args(config: Config, model: str) -> list[str]:
-    """The command line of jobs/baselines.py for one model on the rows of ``config``."""
-    found = {f.name: getattr(config.data, f.name) for f in dataclasses.fields(config.data)}
-    found |= {"models": model, "top_k": config.evaluate.top_k}
-    found |= {"train_workers": config.placement.train_workers, "threads": config.placement.threads}
+    """The command line of jobs/baselines.py for one model on the rows of ``config``, in the same place.
+
+    Raises:
+        ValueError: ``morec`` without an embedder to read titles with.
+    """
+    evaluate, output = config.evaluate, config.output
+    found: dict[str, Any] = {"models": model, "top_k": evaluate.top_k}
+    for group in (config.data, config.placement):
+        found |= {f.name: getattr(group, f.name) for f in dataclasses.fields(group) if f.name not in _NOT_BASELINE}
+    found |= {"on_existing": output.on_existing, "dry_run": output.dry_run}
     if model == "morec":
-        found["embedder_path"] = config.evaluate.embedder_path
+        # As where titles are grounded, `lm` is the policy's own base unless another is named.
+        base = config.model.model if evaluate.embedder == "lm" and config.model.model != "tiny" else None
+        found |= {"embedder": evaluate.embedder, "embedder_path": evaluate.embedder_path or base}
+        if not found["embedder_path"]:
+            raise ValueError("MoRec reads item vectors from titles. Add --embedder sentence --embedder-path FOLDER.")
     args: list[str] = []
     for name, value in found.items():
         flag = name.replace("_", "-")

@@ -32,54 +32,50 @@ class Difference(NamedTuple):
     p: float | None
 
 
-def bootstrap_mean(
-    values_N: np.ndarray, users: Sequence[str], seed: int, resamples: int = 2000, level: float = 0.95
-) -> Interval:
-    """Mean over rows with a percentile bootstrap interval over users (Efron and Tibshirani 1993, chapter 13).
+def bootstrap_means(
+    values_NM: np.ndarray, users: Sequence[str], seed: int, resamples: int = 20_000, level: float = 0.95
+) -> list[Interval]:
+    """Means over rows with percentile bootstrap intervals over users (Efron and Tibshirani 1993, chapter 13).
 
-    Each resample draws as many users as there are, with replacement, and takes the mean over all their rows.
+    Each resample draws as many users as there are, with replacement, and takes the means over all their rows. The M
+    columns share the draws, which cost far more than the means.
 
     Args:
-        values_N: one value per row, such as :func:`rayrec.metrics.per_row` gives.
+        values_NM: one row per evaluated row, one column per statistic, such as :func:`rayrec.metrics.per_row` gives.
         users: the user of each row.
         seed: of the draws; equal seeds and users give equal draws, so intervals of several methods are comparable.
+        resamples: the smallest p-value is 2/(1 + resamples), and must stay small after a correction for many tests.
 
     Returns:
-        (mean, low, high); all None without rows.
+        M times (mean, low, high); all None without rows, low and high None for one user.
 
     Raises:
-        ValueError: ``values_N`` and ``users`` differ in length, or a value is not finite.
+        ValueError: ``values_NM`` and ``users`` differ in length, or a value is not finite.
     """
-    sums_U, rows_U = _by_user(values_N, users)
-    if len(sums_U) == 0:
-        return Interval(None, None, None)
-    means = _resampled_means(sums_U, rows_U, seed, resamples)
-    return Interval(float(np.mean(values_N)), *_percentiles(means, level))
+    means_M, drawn_RM = _bootstrap(values_NM, users, seed, resamples)
+    return [Interval(value, *_percentiles(d, level)) for value, d in zip(means_M, drawn_RM.T, strict=True)]
 
 
 def paired_bootstrap(
-    a_N: np.ndarray, b_N: np.ndarray, users: Sequence[str], seed: int, resamples: int = 2000, level: float = 0.95
-) -> Difference:
-    """Mean of a − b over the same rows, with its interval over users and a two-sided p-value.
+    a_NM: np.ndarray, b_NM: np.ndarray, users: Sequence[str], seed: int, resamples: int = 20_000, level: float = 0.95
+) -> list[Difference]:
+    """Means of a − b over the same rows, with their intervals over users and two-sided p-values.
 
     p = min(1, 2·(1 + min(#{d* ≤ 0}, #{d* ≥ 0}))/(1 + resamples)) over the resampled differences d*, so it is never 0,
-    and 1 where a and b are equal. It is None, as the interval, for fewer than two users. Errors as
-    :func:`bootstrap_mean`.
+    and 1 where a and b are equal. It is None, as the interval, for fewer than two users. Arguments and errors as
+    :func:`bootstrap_means`.
     """
-    if len(a_N) != len(b_N):
+    if np.shape(a_NM) != np.shape(b_NM):
         raise ValueError(
-            f"Found {len(a_N)} and {len(b_N)} values, wanted two values of the same rows, in the same order."
+            f"Found {len(a_NM)} and {len(b_NM)} values, wanted two values of the same rows, in the same order."
         )
-    difference_N = np.asarray(a_N, dtype=np.float64) - np.asarray(b_N, dtype=np.float64)
-    sums_U, rows_U = _by_user(difference_N, users)
-    if len(sums_U) == 0:
-        return Difference(None, None, None, None)
-    means = _resampled_means(sums_U, rows_U, seed, resamples)
-    value, (low, high) = float(difference_N.mean()), _percentiles(means, level)
-    if means is None:
-        return Difference(value, low, high, None)
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return Difference(value, low, high, min(1.0, 2 * (1 + tail) / (1 + resamples)))
+    means_M, drawn_RM = _bootstrap(np.asarray(a_NM, dtype=np.float64) - b_NM, users, seed, resamples)
+    made = []
+    for value, d in zip(means_M, drawn_RM.T, strict=True):
+        tail = min(int((d <= 0).sum()), int((d >= 0).sum()))
+        p = min(1.0, 2 * (1 + tail) / (1 + resamples)) if len(d) else None
+        made.append(Difference(value, *_percentiles(d, level), p))
+    return made
 
 
 def jackknife(value: float | None, without_U: np.ndarray, level: float = 0.95) -> Interval:
@@ -118,32 +114,42 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def _by_user(values_N: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the values and number of rows of each user, (U,) each, sorted by user."""
-    if len(values_N) != len(users) or not np.isfinite(values_N).all():
+def _bootstrap(
+    values_NM: np.ndarray, users: Sequence[str], seed: int, resamples: int
+) -> tuple[list[float | None], np.ndarray]:
+    """Mean of every column, and of each resample of users, (resamples, M).
+
+    Fewer than two users, whom resampling cannot vary, give (0, M); no rows give means of None.
+    """
+    values_NM = np.asarray(values_NM, dtype=np.float64)
+    if len(values_NM) != len(users) or not np.isfinite(values_NM).all():
         raise ValueError(
-            f"Found {len(values_N)} values, {int((~np.isfinite(values_N)).sum())} not finite, for {len(users)} users. "
-            "Give one finite value and one user for each row."
+            f"Found {len(values_NM)} values, {int((~np.isfinite(values_NM)).sum())} not finite, for {len(users)} "
+            "users. Give finite values and one user for each row."
         )
+    if not len(users):
+        return [None] * values_NM.shape[1], np.empty((0, values_NM.shape[1]))
     names, user_N = np.unique(np.asarray(users, dtype=object), return_inverse=True)
-    return np.bincount(user_N, weights=values_N, minlength=len(names)), np.bincount(user_N, minlength=len(names))
-
-
-def _resampled_means(sums_U: np.ndarray, rows_U: np.ndarray, seed: int, resamples: int) -> np.ndarray | None:
-    """Mean over the rows of each resample of users, (resamples,); None for one user, whom resampling cannot vary."""
-    users = len(sums_U)
-    if users < 2:
-        return None
+    columns = [*values_NM.T, np.ones(len(users))]
+    # By user: the sum of each column, and the number of rows.
+    sums_US = np.stack([np.bincount(user_N, weights=column) for column in columns], axis=1)
+    means_M = values_NM.mean(axis=0).tolist()
+    if len(names) < 2:
+        return means_M, np.empty((0, values_NM.shape[1]))
     generator = np.random.default_rng(seed)
-    means, at_once = [], max(1, _CELLS // users)
+    made, at_once = [], max(1, _CELLS // len(names))
     for start in range(0, resamples, at_once):
-        drawn = generator.integers(users, size=(min(at_once, resamples - start), users))
-        means.append(sums_U[drawn].sum(axis=1) / rows_U[drawn].sum(axis=1))
-    return np.concatenate(means)
+        rows = min(at_once, resamples - start)
+        drawn_RU = generator.integers(len(names), size=(rows, len(names)))
+        drawn_RU += np.arange(rows)[:, None] * len(names)
+        times_RU = np.bincount(drawn_RU.ravel(), minlength=drawn_RU.size).reshape(drawn_RU.shape)
+        sums_RS = times_RU.astype(np.float64) @ sums_US
+        made.append(sums_RS[:, :-1] / sums_RS[:, -1:])
+    return means_M, np.concatenate(made)
 
 
-def _percentiles(means: np.ndarray | None, level: float) -> tuple[float | None, float | None]:
-    if means is None:
+def _percentiles(drawn_R: np.ndarray, level: float) -> tuple[float | None, float | None]:
+    if not len(drawn_R):
         return None, None
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn_R, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -107,10 +107,18 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         "S-DPO": (1, once, "p", "sdpo", 1.0, ("candidates", 3)),
         "DMPO": (1, once, "p", "dmpo", 0.1, ("random", 3)),
         "RecPO": (1, once, "p", "recpo", 1.0, ("candidates", 3)),
+        "RecPO-log-ratio": (1, once, "p", "recpo", 1.0, ("candidates", 3)),
+        "RecPO-log-diff": (1, once, "p", "recpo", 1.0, ("candidates", 3)),
+        "IPO": (1, once, "p", "ipo", None, ("random", 1)),
+        "CPO": (1, once, "p", "cpo", 0.1, ("random", 1)),
+        "KTO": (1, once, "p", "kto", 0.1, ("random", 1)),
+        "ODPO": (1, once, "p", "odpo", 0.1, ("random", 1)),
         "RosePO": (1, once, "p", "rosepo", 0.1, ("self_hard", 1)),
         "RosePO-popular": (1, once, "p", "rosepo", 0.1, ("popular", 1)),
         "RosePO-semantic": (1, once, "p", "rosepo", 0.1, ("semantic", 1)),
     }
+    margins = {name: METHODS[name]["loss"]["margin"] for name in METHODS if name.startswith("RecPO")}
+    assert margins == {"RecPO": "ratio", "RecPO-log-ratio": "log_ratio", "RecPO-log-diff": "log_diff"}
     for method, wanted in (("BIGRec", (0, 64)), ("S-DPO", (1, 4 * 64)), ("SPRec", (4, 64))):
         train = parse("", ["--method", method, "--iterations=4", "--rows-per-iteration", "64"]).train
         assert (train.iterations, train.rows_per_iteration) == wanted

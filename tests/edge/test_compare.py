@@ -11,7 +11,7 @@ import pytest
 
 from tests.edge.conftest import ROOT, TOY
 
-SMALL = ["--iterations", "0", "--engine", "torch", "--protocol", "candidates", *TOY[2:]]
+SMALL = ["--iterations", "0", "--engine", "torch", "--protocol", "candidates", "--k", "5", *TOY[2:]]
 
 
 def compare(*args: str) -> subprocess.CompletedProcess:
