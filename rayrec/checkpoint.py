@@ -1,8 +1,9 @@
 """Checkpoints inside a training phase: a phase that is cut short goes on at its last one, with the same bits.
 
-A checkpoint is the folder ``PHASE/checkpoint``: weights and Adam's moments of every trainable parameter, whole and in
-float32, whatever the ZeRO stage and the number of workers that wrote them, so any number of workers can go on. Random
-numbers and rows need no saving: both follow from the number of the step.
+A checkpoint is a folder ``PHASE/checkpoint/STEPS``: weights and Adam's moments of every trainable parameter, whole and
+in float32, whatever the ZeRO stage and the number of workers that wrote them, so any number of workers can go on. The
+newest one counts, and the one before it is removed only when it is finished, in the storage too. Random numbers and
+rows need no saving: both follow from the number of the step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrec.config import Config
-from rayrec.folders import CHECKPOINT, damage, read_json, seal
+from rayrec.folders import CHECKPOINT, damage, empty, read_json, seal
 from rayrec.storage import Storage
 
 _TENSORS = "state.safetensors"
@@ -23,15 +24,20 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def folder_of(out: str) -> Path:
-    """Where the checkpoint of the phase lies that writes the policy ``out``."""
+    """Where the checkpoints of the phase lie that writes the policy ``out``."""
     return Path(out).parent / CHECKPOINT
 
 
 def clear(out: str, storage: Storage) -> None:
-    """Remove the checkpoint of a phase that has ended, and what a death in the middle of saving one has left."""
+    """Remove the checkpoints of a phase that has ended."""
     storage.remove(folder_of(out))
-    for left in Path(out).parent.glob(f"{CHECKPOINT}*"):
-        shutil.rmtree(left)
+    shutil.rmtree(folder_of(out), ignore_errors=True)
+
+
+def clear_copies(folder: Path, storage: Storage) -> None:
+    """Free this node of a phase's checkpoints that lie in a store."""
+    if storage.url:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def deciding(training: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -44,34 +50,34 @@ def deciding(training: dict[str, Any], config: Config) -> dict[str, Any]:
     return kept | {"phase": phase, "loss": repr(config.loss)}
 
 
-def records_of(folder: Path, key: str) -> list[dict]:
-    """The records of the steps that a sound checkpoint of this very phase has behind it; empty without one.
+def records_of(folder: Path, key: str, storage: Storage) -> list[dict]:
+    """The records of the steps that the newest sound checkpoint of this very phase has behind it; empty without one.
 
     ``key`` says what decides the phase's numbers: a checkpoint of other rows, settings or code is none.
     """
-    if not (folder / "DONE").exists() or damage(folder):
-        return []
-    found = read_json(folder / "metrics.json")
-    return found["records"] if found["key"] == key else []
+    saved = [one for one in storage.finished_in(folder) if one.name.isdecimal()]
+    for one in sorted(saved, key=lambda path: int(path.name), reverse=True):
+        storage.fetch_sound(one)
+        if not damage(one) and (found := read_json(one / "metrics.json"))["key"] == key:
+            return found["records"]
+    return []
 
 
-def save(folder: Path, key: str, records: list[dict], engine: Any, rank: int) -> None:
-    """Replace the checkpoint by one of this moment, after ``len(records)`` steps; every rank must call it."""
+def save(folder: Path, key: str, records: list[dict], engine: Any, rank: int, storage: Storage) -> None:
+    """Replace the checkpoints by one of this moment, after ``len(records)`` steps; every rank must call it."""
     from safetensors.torch import save_file
 
     state = {name: tensor.cpu().contiguous() for name, tensor in _state(engine)}
     if rank:
         return
-    made, old = folder.with_name(f"{CHECKPOINT}.new"), folder.with_name(f"{CHECKPOINT}.old")
-    for left in (made, old):
-        shutil.rmtree(left, ignore_errors=True)
+    made = folder / str(len(records))
+    shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
     save_file(state, made / _TENSORS)
     seal(made, CHECKPOINT, {"key": key, "records": records})
-    if folder.exists():  # a folder cannot be renamed onto another; a death between the two costs this checkpoint
-        folder.rename(old)
-    made.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    storage.keep(made)
+    storage.clear(folder, but=made.name)
+    empty(folder, but=made.name)
 
 
 def restore(folder: Path, steps: int, engine: Any, whole: Callable[[], AbstractContextManager]) -> None:
@@ -80,7 +86,7 @@ def restore(folder: Path, steps: int, engine: Any, whole: Callable[[], AbstractC
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
     from safetensors.torch import load_file
 
-    state = load_file(folder / _TENSORS)
+    state = load_file(folder / str(steps) / _TENSORS)
     _make_moments(engine, steps)
     parameters = list(_trainable(engine))
     with whole(), torch.no_grad():

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 #: Name of the manifest.
 MANIFEST = "DONE"
-#: Folder inside a phase's that holds what an unfinished training phase goes on from.
+#: Folder inside a phase's that holds what an unfinished training phase goes on from, each in a folder of its own.
 CHECKPOINT = "checkpoint"
 
 
@@ -25,8 +26,8 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, remedy: str = "Remove it and run the same command again.") -> Any:
+    """Read a JSON file; ``remedy`` is what helps where it is damaged.
 
     Raises:
         ValueError: the file is missing or is not JSON.
@@ -35,10 +36,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file. Is {path.parent} a run folder?") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not readable as JSON ({error}). Remove it and run the same command again."
-        ) from error
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path}: not readable as JSON ({error}). {remedy}") from error
+
+
+def empty(folder: Path, but: str) -> None:
+    """Remove what is in a folder, but for the entry ``but``."""
+    for left in folder.iterdir():
+        if left.name != but:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 def sha256(path: Path) -> str:
@@ -51,13 +57,15 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     """A manifest: ``phase``, ``files`` (each with ``name``, ``size``, ``sha256``) and the names that are ``pruned``.
 
     Raises:
-        ValueError: it is none, or names a file outside of its folder.
+        ValueError: it is none, or names a file outside of its folder, or prunes one that it does not name.
     """
     try:
         found = json.loads(text)
         names = [PurePosixPath(entry["name"]) for entry in found["files"] if entry["sha256"] and entry["size"] >= 0]
-        if not isinstance(found["pruned"], list) or any(name.is_absolute() or ".." in name.parts for name in names):
-            raise ValueError("a manifest that is none of ours")
+        if any(name.is_absolute() or ".." in name.parts or not name.parts for name in names):
+            raise ValueError("a manifest that names what is not in its folder")
+        if not isinstance(found["pruned"], list) or not {*found["pruned"]} <= {e["name"] for e in found["files"]}:
+            raise ValueError("a manifest that prunes what it does not name")
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"a manifest that cannot be read: {error!r}") from error
     return found

@@ -154,6 +154,7 @@ Others: counts.</p>{% else %}<p class="quiet">No negatives were made.</p>{% endi
 </td></tr>
 {% endfor %}</tbody></table>
 {% else %}<p class="quiet">No sample was kept.</p>{% endfor %}
+{% for line in unread %}<p class="note">{{ line }}</p>{% endfor %}
 
 <h2 id="settings">Settings and counts</h2>
 {% if counted %}<h3>What the evaluations counted</h3>{{ grid(counted) }}{% endif %}

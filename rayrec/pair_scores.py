@@ -23,10 +23,11 @@ NEVER = (3.0, 11)
 Ahead = Mapping[str, Mapping[str, tuple[float, int]]]
 
 
-def ahead(train: pa.Table, reach: int = NEVER[1] - 1) -> Ahead:
+def ahead(train: pa.Table, reach: int = NEVER[1] - 1, best: bool = False) -> Ahead:
     """Ratings and distances (1 is the very next) of the ``reach`` items that follow each training example's history.
 
-    Only the training split is read, so the last examples of a user see fewer. A missing rating counts as 3.
+    Only the training split is read, so the last examples of a user see fewer. A missing rating counts as 3. Of an item
+    that comes again the first time counts, or with ``best`` that of the largest s/√d, as :func:`retarget` chooses it.
     """
     columns = train.select(["example_id", "user", "timestamp", "target", "target_rating"]).to_pylist()
     of_user: dict[str, list[dict]] = defaultdict(list)
@@ -38,7 +39,9 @@ def ahead(train: pa.Table, reach: int = NEVER[1] - 1) -> Ahead:
             items: dict[str, tuple[float, int]] = {}
             for distance, later in enumerate(rows[i : i + reach], start=1):
                 rating = NEVER[0] if later["target_rating"] is None else later["target_rating"]
-                items.setdefault(fold(later["target"]), (rating, distance))
+                known = items.setdefault(fold(later["target"]), (rating, distance))
+                if best and rating / distance**0.5 > known[0] / known[1] ** 0.5:
+                    items[fold(later["target"])] = (rating, distance)
             found[row["example_id"]] = items
     return found
 

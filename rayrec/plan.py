@@ -101,7 +101,8 @@ def resolve(config: Config) -> Config:
         model = dataclasses.replace(model, lora_rank=0 if model.model == "tiny" else 16)
     if placement.placement == "shared":
         placement = dataclasses.replace(placement, sequential=True)
-    decode = tuple(dict.fromkeys("beams" if mode == "auto" else mode for mode in config.evaluate.decode))
+    exact = "score" if config.data.protocol == "candidates" else "beams"
+    decode = tuple(dict.fromkeys(exact if mode == "auto" else mode for mode in config.evaluate.decode))
     evaluate = dataclasses.replace(config.evaluate, decode=decode)
     return dataclasses.replace(config, model=model, loss=_loss(config), evaluate=evaluate, placement=placement)
 
@@ -149,10 +150,21 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def check_name(name: str | None) -> None:
+    """Refuse a name of a run that would not be a folder of its own in --runs; those with a leading dot are rayrec's.
+
+    Raises:
+        ValueError: with the name and the remedy.
+    """
+    if name is not None and (Path(name).name != name or name[:1] in ("", ".") or not name.isprintable()):
+        raise ValueError(
+            f"--name {name!r} is not a plain folder name, printable and without a leading dot. Put folders into --runs."
+        )
+
+
 def _check_names(config: Config) -> None:
     output, evaluate = config.output, config.evaluate
-    if output.name is not None and (Path(output.name).name != output.name or output.name in ("", ".", "..")):
-        raise ValueError(f"--name {output.name!r} is not a plain folder name. Put folders into --runs.")
+    check_name(output.name)
     if output.keep != "all" and not (output.keep.isdecimal() and int(output.keep) > 0):
         raise ValueError(f"--keep is {output.keep!r}, wanted a number of policies above 0, or `all`. The default is 2.")
     if evaluate.d3_alpha is not None and not 0 <= evaluate.d3_alpha <= 1:
@@ -216,10 +228,11 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             "--engine chat, --endpoint URL and --served NAME go together. Name all three, or none of them."
         )
-    if evaluate.endpoint and urlsplit(evaluate.endpoint).username is not None:
+    parts = urlsplit(evaluate.endpoint or "")
+    if parts.username is not None or parts.query or parts.fragment:
         raise ValueError(
-            "--endpoint holds a user name, and the settings of a run are kept. Give the address alone, and the key in "
-            "OPENAI_API_KEY."
+            "--endpoint holds a user name or a query, and the settings of a run are kept. Give the address alone, and "
+            "the key in OPENAI_API_KEY."
         )
     if chats and (train.first_rows or train.iterations or evaluate.decode != ("greedy",)):
         raise ValueError(
@@ -227,7 +240,7 @@ def _check_together(config: Config) -> None:
             "--iterations 0 and --decode greedy."
         )
     chooses = config.data.protocol == "candidates"
-    modes = {"greedy", "score"} if chooses else {"auto", "greedy", "beams", "free_beams", "d3"}
+    modes = {"auto", "greedy", "score"} if chooses else {"auto", "greedy", "beams", "free_beams", "d3"}
     if wrong := sorted(set(evaluate.decode) - modes):
         raise ValueError(
             f"--decode {' '.join(wrong)} does not go with --protocol {config.data.protocol}. Take one of "
@@ -304,6 +317,13 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
         read = (tuning, *map(one_by_one, data.evaluated.values()))
     tables = {id(table): table for table in read}.values()
     targets = (title for table in tables for title in table["target"].to_pylist())
+    written: dict[tuple[int, ...], str] = {}
+    for title in data.catalogue.titles:
+        if (other := written.setdefault(tuple(template.answer_ids(title)), title)) != title:
+            raise ValueError(
+                f"The titles {other!r} and {title!r} are the same tokens to this model, which could not choose between "
+                "them. Rename one, or give them one item."
+            )
     answers = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
     longest_title = max(answers, key=lambda title: answers[title])
     longest = config.model.max_new_tokens or answers[longest_title]

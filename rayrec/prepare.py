@@ -90,6 +90,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         "threads": threads,
         "cpus": cores,
         "engine": engine,
+        "decode": " ".join(config.evaluate.decode),
     }
     root = run_folder(config)
     shape = estimate.Shape.of(str(base))
@@ -140,7 +141,16 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
     rows = rows if low is None else rows.filter(pa.array(ratings >= low))
     if not len(rows):
         raise ValueError(f"--min-rating {low:g}: none of {len(ratings)} training rows is rated so high. Lower it.")
-    if config.loss.margin == "log_diff":
+    if config.loss.objective == "recpo" and (low_ := np.nanmin(data.train["target_rating"].to_numpy())) <= 0:
+        raise ValueError(
+            f"--objective recpo divides by ratings, and one is {low_:g}. Take a scale that starts above 0."
+        )
+    if config.loss.margin == "log_diff" and config.train.target == "nearest":
+        raise ValueError(
+            "--margin log_diff with --target nearest is the logarithm of a number below 0 where a title was rated a "
+            "little lower and came much sooner. Take --target utility, or --margin ratio."
+        )
+    if config.loss.margin == "log_diff" and config.train.target == "next":
         least, most = np.nanmin(rows["target_rating"].to_numpy()), np.nanmax(ratings)
         if least <= most / 2**0.5 - 1:  # the utility of an item rated `most` that comes after the next
             raise ValueError(
@@ -176,9 +186,9 @@ def content_hash(model: str) -> str:
         return str(getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "_commit_hash", None))
     sha = hashlib.sha256()
     kinds = (".safetensors", ".json", ".model", ".txt", ".jinja")
-    for path in sorted(p for p in Path(model).iterdir() if p.suffix in kinds):
+    for path in sorted(p for p in Path(model).rglob("*") if p.suffix in kinds):
         with path.open("rb") as file:
-            sha.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+            sha.update(str(path.relative_to(model)).encode() + hashlib.file_digest(file, "sha256").digest())
     return sha.hexdigest()
 
 

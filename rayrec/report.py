@@ -38,6 +38,9 @@ _IDENTITY = {
 #: Remedy of a damaged file that the run itself writes.
 _AGAIN = "Remove it and run the same command again: finished phases are kept."
 
+#: What follows from samples that cannot be read.
+_WITHOUT = "The samples of this iteration are left out."
+
 
 @dataclass(frozen=True)
 class Record:
@@ -51,6 +54,8 @@ class Record:
     phases: list[Span]
     attempts: int
     samples: dict[str, list[dict[str, Any]]]
+    unread: list[str]
+    """Why samples of an iteration are left out."""
     done: list[str]
     to_do: list[str]
 
@@ -98,15 +103,18 @@ def read_run(folder: Path) -> Record:
         raise ValueError(f"{folder / 'trace.json'}: {error} {_AGAIN}") from error
     metrics = {phase: _json(folder / phase / "metrics.json", dict) for phase in done}
     steps = {phase: found["steps"] for phase, found in metrics.items() if found.get("steps")}
-    samples = {}
+    samples, unread = {}, []
     for phase in done:
         path = folder / phase.split("/")[0] / "samples.json"
         if phase.endswith("/prefer") and (path.exists() or not to_do):
-            samples[phase.split("/")[0]] = _samples(path)
+            try:
+                samples[phase.split("/")[0]] = read_samples(path)
+            except ValueError as error:
+                unread.append(str(error))
     recorded = any(found.get("records") for found in metrics.values())
     rows = _lines(folder / "metrics.jsonl") if recorded or (folder / "metrics.jsonl").exists() else []
     attempts = len(trace.get("attempts") or [])
-    return Record(folder, config, plan, rows, steps, phases, attempts, samples, done, to_do)
+    return Record(folder, config, plan, rows, steps, phases, attempts, samples, unread, done, to_do)
 
 
 def _json(path: Path, kind: type) -> Any:
@@ -116,11 +124,22 @@ def _json(path: Path, kind: type) -> Any:
     return value
 
 
-def _samples(path: Path) -> list[dict[str, Any]]:
-    rows = _json(path, list)
-    if not all(isinstance(row, dict) and {"history", "chosen", "rejected"} <= set(row) for row in rows):
-        raise ValueError(f"{path}: wanted a list of {{example_id, history, chosen, rejected}}. {_AGAIN}")
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of an iteration that were kept for people; no number depends on them.
+
+    Raises:
+        ValueError: the file is missing or damaged, and nothing writes it again.
+    """
+    rows = read_json(path, remedy=_WITHOUT)
+    if not isinstance(rows, list) or not all(map(_is_sample, rows)):
+        raise ValueError(f"{path}: wanted a list of {{example_id, history, chosen, rejected}}. {_WITHOUT}")
     return rows
+
+
+def _is_sample(row: Any) -> bool:
+    return (
+        isinstance(row, dict) and "chosen" in row and all(isinstance(row.get(k), list) for k in ("history", "rejected"))
+    )
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -184,6 +203,7 @@ def describe(run: Record) -> dict[str, Any]:
         "training": figures.training(run.steps),
         "time": _time(run.phases) if run.phases else None,
         "negatives": _negatives(run),
+        "unread": run.unread,
         "samples": [{"iteration": name, "rows": rows} for name, rows in sorted(run.samples.items())],
         "counted": _counted(groups),
         "settings": _settings(run),

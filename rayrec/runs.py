@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayrec.config import AnyConfig, differences, result_hash, to_dict
-from rayrec.folders import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
+from rayrec.folders import CHECKPOINT, MANIFEST, damage, empty, read_json, seal, write_json
 
 if TYPE_CHECKING:
     from rayrec.storage import Storage
@@ -43,6 +43,10 @@ def versions() -> dict[str, str]:
     return found
 
 
+#: What every event of a trace says.
+_EVENT = {"name", "cat", "ph", "ts", "dur", "pid", "args"}
+
+
 class Trace:
     """Events of a run in Chrome's trace format: ``trace.json`` opens in Perfetto as it is.
 
@@ -51,10 +55,24 @@ class Trace:
 
     def __init__(self, path: Path):
         self._path, self._lock, self._written = path, threading.Lock(), 0.0
-        old = read_json(path) if path.exists() else {}
-        self._events: list[dict] = old.get("traceEvents", [])
-        self._attempts: list[dict] = old.get("attempts", [])
+        self._events, self._attempts = self._former()
         self._open: dict[str, dict] = {}
+
+    def _former(self) -> tuple[list[dict], list[dict]]:
+        """Events and attempts of earlier starts; a file that is no trace of ours is set aside."""
+        if not self._path.exists():
+            return [], []
+        try:
+            old = read_json(self._path)
+            events, attempts = list(old["traceEvents"]), list(old["attempts"])
+            if not all({*event} >= _EVENT for event in events) or not all("start" in one for one in attempts):
+                raise ValueError("an event without its facts")
+            return events, attempts
+        except (ValueError, KeyError, TypeError):
+            broken = self._path.with_name(f"{self._path.name}.broken")
+            os.replace(self._path, broken)
+            print(f"{self._path}: not readable. It is kept as {broken.name}, and a new one begun.", flush=True)
+            return [], []
 
     def attempt(self, **facts: Any) -> None:
         """Note the start of one more process that works on this run."""
@@ -132,8 +150,10 @@ def check_claim(root: Path, config: AnyConfig, data_hash: str, model_hash: str =
     record, existing = root / "config.json", config.output.on_existing
     wanted = {"result_hash": result_hash(config, data_hash, model_hash), "config": to_dict(config)}
     wanted |= {"data_hash": data_hash, "model_hash": model_hash}
-    found = read_json(record) if record.exists() else {}
-    if "result_hash" not in found and root.is_dir() and {path.name for path in root.iterdir()} - _PROBES:
+    remedy = "Take another --name, or remove the whole run where it is kept."
+    found = read_json(record, remedy) if record.exists() else {}
+    found = found if isinstance(found, dict) and "result_hash" in found else {}
+    if not found and root.is_dir() and {path.name for path in root.iterdir()} - _PROBES:
         raise ValueError(f"{root} is neither empty nor a run folder. Take another --name or --runs.")
     if found and existing == "fail":
         raise ValueError(f"{root} exists already. Take another --name, or --on-existing resume or overwrite.")
@@ -163,6 +183,9 @@ class Run:
         record = self.root / "config.json"
         try:
             if record.exists() and config.output.on_existing == "overwrite":
+                # Its record goes last: what a death leaves is still known as a run. The copy's before the store's.
+                empty(self.root, but=record.name)
+                self.storage.clear(self.root, but=record.name)
                 self.storage.remove(self.root)
                 shutil.rmtree(self.root)
             self.root.mkdir(parents=True, exist_ok=True)
@@ -181,13 +204,11 @@ class Run:
         return self.root / phase
 
     def begin(self, phase: str) -> Path:
-        """A folder for a phase that is not finished, empty but for the checkpoint of an earlier attempt."""
+        """A folder for a phase that is not finished, empty but for the checkpoints of an earlier attempt."""
         folder = self.folder(phase)
         folder.mkdir(parents=True, exist_ok=True)
         self.storage.clear(folder, but=CHECKPOINT)
-        for left in folder.iterdir():
-            if left.name != CHECKPOINT:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        empty(folder, but=CHECKPOINT)
         return folder
 
     def finish(self, phase: str, metrics: dict) -> Path:
@@ -253,7 +274,7 @@ class Run:
         partial = self.root / "metrics.jsonl.partial"
         partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
         os.replace(partial, self.root / "metrics.jsonl")
-        self.keep("metrics.jsonl", "trace.json")
+        self.keep("metrics.jsonl", "trace.json", "tensorboard")
         return records
 
     def keep(self, *names: str) -> None:

@@ -28,7 +28,7 @@ from rayrec.generate_lane import GenerateLane
 from rayrec.generators import GeneratorPool
 from rayrec.lanes import Lane, Once, Policy, Shared
 from rayrec.prepare import Prepared, keep_base, prepare
-from rayrec.report import best_policy, build_report
+from rayrec.report import best_policy, build_report, read_samples
 from rayrec.runs import Run, Stopped, check_claim
 from rayrec.selfplay import self_play
 from rayrec.storage import Storage
@@ -229,7 +229,10 @@ class Session:
         for t in range(1, self.config.train.iterations + 1):
             samples = self.work.root / f"{t:02d}" / "samples.json"
             if samples.exists():
-                console.print_samples(read_json(samples), f"Iteration {t}")
+                try:
+                    console.print_samples(read_samples(samples), f"Iteration {t}")
+                except ValueError as error:
+                    console.log("samples", str(error))
 
     def _close(self, lanes: tuple[Lane, ...], finished: bool) -> None:
         self.tracker.close()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from rayrec.folders import MANIFEST, parse_manifest, sha256
 from rayrec.runs import Stopped
@@ -26,6 +27,9 @@ T = TypeVar("T")
 #: minute and a half for one.
 _TRIES, _PAUSE, _PATIENCE = 5, 0.5, 90.0
 _CHUNK = 2**24
+#: What an address may say besides where the store is; pyarrow takes keys there as well.
+_OPTIONS = {"region", "endpoint_override", "scheme", "allow_bucket_creation"}
+_PARTIAL = ".partial"
 #: Folder of a run that Ray Train writes into.
 RAY_TRAIN = ".ray_train"
 #: What a copy holds besides the run's files.
@@ -46,10 +50,13 @@ class Storage:
         Raises:
             ValueError: pyarrow knows no such store, or the address holds a secret.
         """
-        if "@" in self.url:
+        parts = urlsplit(self.url)
+        given = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+        if "@" in self.url or given - _OPTIONS or parts.fragment:
             raise ValueError(
-                "--runs has a user or a key in its address, and would be written down with it. Give keys in the "
-                "environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role."
+                "--runs has a user or a key in its address, or a setting that may be one, and would be written down "
+                f"with it. Leave only {', '.join(sorted(_OPTIONS))} there, and give keys in the environment: "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role."
             )
         try:
             _ = self.store if self.url else None
@@ -90,8 +97,9 @@ class Storage:
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         files = [file for file in files if file not in known]
         done = [file for file in files if file.name == MANIFEST]
-        for file in done:  # old promises do not hold for new files
-            self.remove(file)
+        if files != done:  # old promises do not hold for new files; a manifest alone is replaced in one go
+            for file in done:
+                self.remove(file)
         for file in [*(file for file in files if file not in done), *done]:
             self._try(f"writing {file.name}", self._copy_up, file)
 
@@ -102,27 +110,45 @@ class Storage:
         the driver has pruned since.
 
         Raises:
-            Stopped: the store gives nothing, in several tries.
+            Stopped: the store gives nothing, or twice a file that is not what the manifest says.
         """
         here = self.here(path)
+        if wrong := self.fetch_sound(here):
+            raise Stopped(
+                f"{', '.join(map(str, wrong))}: missing in {self.url}, or damaged there. Remove the driver's copy, "
+                f"{self.root}, and give the same command: the phase that wrote it is made again."
+            )
+        return here
+
+    def fetch_sound(self, here: Path) -> list[Path]:
+        """:meth:`fetch` to the path ``here`` of this node; files that the store itself has damaged are left out, and
+        returned."""
         if not self.url or not here.is_relative_to(_copy_of(self.url)):
-            return here
+            return []
         for folder in (here, here.parent):
             if (manifest := self._manifest(folder)) is not None:
                 sums = {
                     folder / e["name"]: e["sha256"] for e in manifest["files"] if e["name"] not in manifest["pruned"]
                 }
-                wanted = [file for file in sums if file.is_relative_to(here)]
-                missing = [file for file in wanted if not (file.is_file() and sha256(file) == sums[file])]
-                if missing:
+                wrong = _unlike({file: known for file, known in sums.items() if file.is_relative_to(here)})
+                if wrong:
                     self._make_room(here)
-                for file in missing:
-                    self.bring(file)
+                for _ in range(2):  # what was changed on the way is right the second time
+                    for file in wrong:
+                        self.bring(file)
+                    wrong = _unlike({file: sums[file] for file in wrong})
+                for file in wrong:
+                    file.unlink(missing_ok=True)
                 if folder == here:
                     self.bring(folder / MANIFEST)
-                return here
+                return wrong
         shutil.rmtree(here, ignore_errors=True)  # left here by a death, before the store had all of it
-        return here
+        return []
+
+    def finished_in(self, folder: Path) -> list[Path]:
+        """The finished folders right inside ``folder``: where this node has, or is to have, what the storage has."""
+        found = self._listed(folder) if self.url else folder.glob(f"*/{MANIFEST}")
+        return [file.parent for file in found if file.name == MANIFEST and file.parent.parent == folder]
 
     def _make_room(self, here: Path) -> None:
         """Remove this node's copies of weights that are pruned in the store, of the run that ``here`` is in."""
@@ -133,10 +159,12 @@ class Storage:
                 (folder / name).unlink(missing_ok=True)
 
     def gather(self, folder: Path) -> None:
-        """Bring the files that other nodes have put into a folder of an unfinished phase."""
+        """Bring the files that any node has put into a folder of an unfinished phase.
+
+        They replace what is here: a worker that died on this node may have left half of one.
+        """
         for file in self._listed(folder):
-            if not file.exists():
-                self.bring(file)
+            self.bring(file)
 
     def pull(self, run: Path) -> None:
         """Make the driver's copy of a run what the store has: what is finished there, and nothing else.
@@ -148,6 +176,8 @@ class Storage:
             return
         try:
             known = [file for file in self._listed(run, tries=1) if file.relative_to(run).parts[0] not in _OWN]
+            if not known:
+                shutil.rmtree(run, ignore_errors=True)
             folders = [file.parent for file in known if file.name == MANIFEST]
             loose = [file for file in known if len(file.relative_to(run).parts) <= 2]
             kept = set(loose)
@@ -156,7 +186,7 @@ class Storage:
             for folder in folders:
                 manifest = self._manifest(folder)
                 if manifest is not None:
-                    self.fetch(folder)
+                    self.fetch_sound(folder)
                     names = {entry["name"] for entry in manifest["files"]} - {*manifest["pruned"]}
                     kept |= {folder / MANIFEST, *(folder / name for name in names)}
         except Stopped as error:
@@ -193,10 +223,9 @@ class Storage:
         self._try(f"removing {path.name}", drop, self._at(path))
 
     def clear(self, folder: Path, but: str) -> None:
-        """Remove what an unfinished phase has left in the store, but for the folder ``but`` in it."""
-        for file in self._listed(folder):
-            if file.relative_to(folder).parts[0] != but:
-                self.remove(file)
+        """Remove what the store has in a folder, but for the entry ``but``."""
+        for name in {file.relative_to(folder).parts[0] for file in self._listed(folder)} - {but}:
+            self.remove(folder / name)
 
     def _at(self, path: Path) -> str:
         return f"{self.store[1]}/{path.relative_to(_copy_of(self.url)).as_posix()}"
@@ -210,7 +239,7 @@ class Storage:
         at = self._at(folder)
         selector = FileSelector(at, recursive=True, allow_not_found=True)
         found = self._try(f"reading {folder.name}", self.store[0].get_file_info, selector, tries)
-        names = [info.path[len(at) + 1 :] for info in found if info.is_file]
+        names = [info.path[len(at) + 1 :] for info in found if info.is_file and not info.path.endswith(_PARTIAL)]
         return [folder / name for name in names if ".." not in PurePosixPath(name).parts]
 
     def _manifest(self, folder: Path) -> dict[str, Any] | None:
@@ -227,10 +256,14 @@ class Storage:
 
     def _copy_up(self, file: Path) -> None:
         store, at = self.store[0], self._at(file)
-        if store.type_name == "local":
+        local = store.type_name == "local"  # an object is there whole or not at all, a file is not
+        if local:
             store.create_dir(str(PurePosixPath(at).parent), recursive=True)
-        with file.open("rb") as source, store.open_output_stream(at) as target:
+        to = f"{at}.{os.getpid()}{_PARTIAL}" if local else at
+        with file.open("rb") as source, store.open_output_stream(to) as target:
             shutil.copyfileobj(source, target, _CHUNK)
+        if local:
+            store.move(to, at)
 
     def bring(self, file: Path) -> None:
         """Copy a file here, whole or not at all: others on this node may read it. One that is gone is left out."""
@@ -239,7 +272,7 @@ class Storage:
 
         def copy(at: str) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+            partial = file.with_name(f"{file.name}.{os.getpid()}{_PARTIAL}")
             try:
                 with self.store[0].open_input_stream(at) as source, partial.open("wb") as target:
                     shutil.copyfileobj(source, target, _CHUNK)
@@ -271,6 +304,11 @@ class Storage:
                     raise Stopped(f"{what} failed {number} times in {seconds:.0f} s: {error}") from error
                 time.sleep(_PAUSE * 2.0 ** (number - 1))
         raise AssertionError
+
+
+def _unlike(sums: dict[Path, str]) -> list[Path]:
+    """The files that are missing, or have another sha256."""
+    return [file for file, known in sums.items() if not (file.is_file() and sha256(file) == known)]
 
 
 def _copy_of(url: str) -> Path:

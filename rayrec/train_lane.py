@@ -78,7 +78,8 @@ class TrainLane(Lane):
         """The pairs with what the objective reads besides their texts."""
         catalogue = self.shared.data.catalogue
         if self.shared.config.loss.objective in SCORED:
-            table = pair_scores.with_utilities(table, pair_scores.ahead(self.shared.data.train))
+            best = self.shared.config.train.target != "next"
+            table = pair_scores.with_utilities(table, pair_scores.ahead(self.shared.data.train, best=best))
         if judge is not None and self.shared.config.loss.smoothing != "none":
             table = pair_scores.with_doubts(table, judge, catalogue, TitleEmbedder(catalogue.titles))
         return table
@@ -120,12 +121,12 @@ class TrainLane(Lane):
             )
 
             deciding = shelf.of_training(phase, config)
-            key = shelf.name_of(checkpoint.deciding(deciding, config))
+            key, storage = shelf.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
 
             def fit() -> dict:
                 keyed = dataclasses.replace(phase, key=key)
                 result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
-                checkpoint.clear(phase.out, self.shared.run.storage)
+                checkpoint.clear(phase.out, storage)
                 facts.update(result["facts"])
                 first, last = result["steps"][0], result["steps"][-1]
                 record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
@@ -136,7 +137,15 @@ class TrainLane(Lane):
             shares = alone and config.output.share and config.model.model == "tiny"
             if not shares:
                 return fit()
-            return shelf.take_or_make(self.shared.run.root, folder, deciding, facts, fit)
+
+            def fit_here() -> dict:
+                metrics = fit()
+                storage.gather(folder)  # the shelf keeps what another node may have made
+                return metrics
+
+            metrics = shelf.take_or_make(self.shared.run.root, folder, deciding, facts, fit_here)
+            checkpoint.clear(phase.out, storage)  # of an earlier attempt, where the phase was taken
+            return metrics
 
         return Policy(name, self.phase(name, steps, "steps", make) / "policy")
 

@@ -78,8 +78,9 @@ class Worker:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
         deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
         self.tokenizer = policy.load_tokenizer(here)
-        lm = policy.load_base(here, dtype=getattr(torch, train.dtype), device=self.device)
+        lm = policy.without_dropout(policy.load_base(here, getattr(torch, train.dtype), self.device))
         check_packed(lm, model.max_length)
+        self.hidden = int(lm.config.get_text_config().hidden_size)
         if model.lora_rank:
             lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout, self.config.data.seed)
         self.lm = PackedLM(lm, train.activation_checkpointing)
@@ -110,7 +111,7 @@ class Worker:
         policy.set_lora_dropout(self.lm.model, phase.dropout)
         self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
         batches = shard.iter_batches(batch_size=phase.batch // self.world, batch_format="pyarrow", prefetch_batches=2)
-        done = checkpoint.records_of(self.storage.fetch(checkpoint.folder_of(phase.out)), phase.key)
+        done = checkpoint.records_of(checkpoint.folder_of(phase.out), phase.key, self.storage)
         engine = self._engine(phase)
         try:
             train = self._prefer if phase.kind == "prefer" else self._sft
@@ -118,7 +119,8 @@ class Worker:
             self._save(phase)
         finally:
             engine.destroy()
-        dist.all_reduce(self.seen)
+        dist.all_reduce(self.seen)  # by now rank 0 has saved the policy
+        checkpoint.clear_copies(checkpoint.folder_of(phase.out), self.storage)
         examples, tokens = map(int, self.seen)
         seconds = time.time() - begun
         facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
@@ -145,6 +147,8 @@ class Worker:
                 "stage": train.zero_stage,
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
+                # Smaller parameters are not cut up (stage 3); DeepSpeed's own 1e5 is every matrix of a small model.
+                "stage3_param_persistence_threshold": 10 * self.hidden,
             },
             "zero_allow_untested_optimizer": True,
             "optimizer": {
@@ -221,9 +225,7 @@ class Worker:
             engine.train()
             records.append(self._step(engine, phase, len(records), rows, loss, count))
             if every and len(records) % every == 0 and len(records) < phase.steps:
-                checkpoint.save(folder, phase.key, records, engine, self.rank)
-                if self.rank == 0:
-                    self.storage.keep(folder)
+                checkpoint.save(folder, phase.key, records, engine, self.rank, self.storage)
         return records
 
     def _remember_reference(self, engine: Any, phase: Phase, steps: list[list[dict]]) -> None:

@@ -15,7 +15,7 @@ from rayrec.data import preferences, schema
 from rayrec.data.candidates import CANDIDATES, candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.windows import cut
-from rayrec.grounding import TitleEmbedder
+from rayrec.grounding import TitleEmbedder, fold
 from rayrec.models import sequential
 
 TITLES = [f"Film {i}" for i in range(30)]
@@ -106,6 +106,19 @@ def test_targets_are_the_best_of_what_came_next(train: pa.Table) -> None:
         m = next((m for m in coming if m % 5 + 1 >= 4), n)
         assert (near["target"], near["target_rating"]) == (f"Film {(5 * u + m) % 30}", m % 5 + 1)
     assert best["history"].equals(train["history"]) and best["target"] != train["target"]
+
+
+def test_a_title_that_comes_again_has_the_place_for_which_it_was_chosen() -> None:
+    met = [f"Film {n}" for n in range(40)]
+    met[14] = met[12]
+    stars = {12: 1.0, 14: 5.0}
+    rows = [{"user": "u", "title": t, "rating": stars.get(n, 1.5), "timestamp": n} for n, t in enumerate(met)]
+    train = cut(pa.Table.from_pylist(rows, schema=schema.INTERACTIONS), 10).splits["train"]
+    best, _ = pair_scores.retarget(train, "utility", 4)
+    row, title = best.slice(2, 1).to_pylist()[0], fold("Film 12")
+    assert (train["target_rating"][2].as_py(), row["target_rating"]) == (1.0, 5.0)
+    first, chosen = (pair_scores.ahead(train, best=flag)[row["example_id"]][title] for flag in (False, True))
+    assert (first, chosen) == ((1.0, 1), (5.0, 3))
 
 
 def test_candidates_of_a_training_row_may_list_what_came_next() -> None:

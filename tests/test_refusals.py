@@ -48,6 +48,9 @@ def write_models(root: Path) -> None:
     (adapter / "adapter_config.json").write_text("{}")
     nameless = Path(shutil.copytree(root / "model", root / "nameless"))
     (nameless / "config.json").write_text("{}")
+    foreign = Path(shutil.copytree(root / "model", root / "foreign"))
+    settings = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(settings | {"vocab_size": 50}))
     lower = Path(shutil.copytree(root / "model", root / "lower"))
     tokenizer = json.loads((lower / "tokenizer.json").read_text())
     (lower / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": {"type": "Lowercase"}}))
@@ -67,6 +70,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         header="user,item,timestamp",
     )
     write_csv(root / "plain", items=[item.rpartition(",")[0] + "," for item in ITEMS])
+    write_csv(root / "zero", rows=[row.replace(",0.5,", ",0,") for row in ROWS])
+    write_csv(root / "forms", items=[*ITEMS, "30,FILM 0 (1970),z"])
     write_csv(root / "nan", rows=[*ROWS, "u9,1,nan,5"])
     write_csv(root / "twice", items=[*ITEMS, "30,Film 0 (1970),z"])
     write_csv(root / "long", items=[*ITEMS, f"30,{'Very long ' * 40},z"])
@@ -220,6 +225,19 @@ CASES = {
         ["--objective", "recpo", "--margin", "log_diff"],
         ["--margin log_diff of targets rated", "below 0", "Add --min-rating", "or --margin ratio"],
     ),
+    "log_diff of the nearest": (
+        ["--objective", "recpo", "--margin", "log_diff", "--target", "nearest", "--min-rating", "4"],
+        ["--margin log_diff with --target nearest", "below 0", "Take --target utility, or --margin ratio"],
+    ),
+    "a rating of 0": (
+        ["--data", "{root}/zero", "--objective", "recpo"],
+        ["--objective recpo divides by ratings", "one is 0", "starts above 0"],
+    ),
+    "titles that are one to the model": (
+        ["--data", "{root}/forms", "--model", "{root}/lower", "--template", "compact"],
+        ["'Film 0 (1970)' and 'FILM 0 (1970)' are the same tokens", "Rename one"],
+    ),
+    "another model's tokenizer": (["--model", "{root}/foreign"], ["the tokenizer writes", "the model knows 50"]),
     "a setting of another loss": (["--tau", "1"], ["--objective dpo has no --tau", "it has --beta"]),
     "beta 0": (["--beta", "0"], ["--objective dpo: Found beta = 0.0", "a finite number > 0"]),
     "beta nan": (["--beta", "nan"], ["--objective dpo: Found beta = nan", "a finite number > 0"]),

@@ -254,17 +254,25 @@ def test_nulls_and_missing_genres_are_shown_as_absent(run: Path) -> None:
     assert "–" in text and 'id="genres"' not in text and best_policy(rows) is None
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "plan.json", "metrics.jsonl", "trace.json", "01/samples.json", "01/sft/metrics.json"]
-)
-@pytest.mark.parametrize("damage", [None, "[{", "3"])
-def test_a_missing_or_damaged_file_is_named(run: Path, name: str, damage: str | None) -> None:
+@pytest.mark.parametrize("name", ["config.json", "plan.json", "metrics.jsonl", "trace.json", "01/sft/metrics.json"])
+@pytest.mark.parametrize("damage", [None, "[{", "3", b"\xff\xfe"])
+def test_a_missing_or_damaged_file_is_named(run: Path, name: str, damage: str | bytes | None) -> None:
     (run / name).unlink()
     if damage:
-        (run / name).write_text(damage)
+        (run / name).write_bytes(damage.encode() if isinstance(damage, str) else damage)
     with pytest.raises(ValueError, match=re.escape(str(run / name))):
         build_report(run)
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("damage", [None, b"[{", b"3", b"[3]", b'[{"chosen": 1}]', b"\xff\xfe"])
+def test_samples_that_cannot_be_read_are_left_out(run: Path, damage: bytes | None) -> None:
+    (run / "02" / "samples.json").unlink()
+    if damage:
+        (run / "02" / "samples.json").write_bytes(damage)
+    words = Page(build_report(run).read_text(encoding="utf-8")).words
+    assert any(str(run / "02" / "samples.json") in word for word in words)
+    assert "Iteration 01" in words and "Iteration 02" not in words
 
 
 def test_last_and_best_policy() -> None:

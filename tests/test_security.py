@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rayrec import baselines, tracking
+from rayrec.config import BaselinesConfig, to_dict
+from rayrec.folders import write_json
 from rayrec.methods import parse
 from rayrec.plan import resolve
+from rayrec.report import build_report
+from rayrec.runs import Run
+from rayrec.storage import Storage
 
 ROOT = Path(__file__).parents[1]
 #: Modules that run what a file says, and calls of others that do.
@@ -30,13 +37,64 @@ def test_nothing_runs_what_a_file_says() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "/tmp/x", "..", ".", ""])
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "/tmp/x", "..", ".", "", ".shared", "a\nb", "a\0b"])
 def test_a_run_stays_in_its_folder(name: str) -> None:
     with pytest.raises(ValueError, match="is not a plain folder name"):
         resolve(parse("", ["--name", name]))
 
 
-def test_an_address_with_a_password_is_refused() -> None:
+def test_baselines_stay_in_their_folder(tmp_path: Path) -> None:
+    given = BaselinesConfig()
+    given = replace(given, output=replace(given.output, runs=str(tmp_path / "runs"), name="../x"))
+    with pytest.raises(ValueError, match="is not a plain folder name"):
+        baselines.run(given)
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cret@host/v1", "http://host/v1?api_key=s3cret", "http://host/v1#s3cret"])
+def test_an_address_with_a_password_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="OPENAI_API_KEY") as error:
-        resolve(parse("", ["--method", "ChatRec", "--endpoint", "http://me:s3cret@host/v1", "--served", "m"]))
+        resolve(parse("", ["--method", "ChatRec", "--endpoint", url, "--served", "m"]))
     assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://me:s3cret@bucket/runs",
+        "abfs://container/runs?client_secret=s3cret",
+        "file:///runs?region=x&secret_key=s3cret",
+        "file:///runs?s3cret",
+        "file:///runs#s3cret",
+    ],
+)
+def test_a_store_with_a_key_in_its_address_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY") as error:
+        Storage(url).check()
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_store_may_say_where_it_is() -> None:
+    Storage("s3://bucket/runs?region=us-east-1&endpoint_override=127.0.0.1:9&scheme=http").check()
+
+
+def test_tokens_are_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = ("WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY")
+    for name in (*names, "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "s3cret")
+    config = resolve(parse("", ["--runs", str(tmp_path), "--name", "r"]))
+    seen = []
+    monkeypatch.setitem(tracking._STARTERS, "wandb", lambda run, settings: seen.append((run, settings)) or print)
+    run = Run(Storage(str(tmp_path)), tmp_path / "r", config, "data")
+    run.trace.attempt(left=[])
+    tracker = tracking.Tracker(run.root, ("wandb",), to_dict(config))
+    tracker.phase({"records": [{"kind": "sft", "phase": "00/sft", "iteration": 0, "loss": 1.0}]})
+    tracker.close()
+    write_json(run.root / "plan.json", {"phases": []})
+    run.write_metrics([])
+    build_report(run.root)
+    written = {path.name: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
+    assert {"config.json", "trace.json", "report.html"} <= written.keys()
+    assert not [name for name, text in written.items() if b"s3cret" in text]
+    assert "s3cret" not in repr(seen) + "".join(capfd.readouterr())

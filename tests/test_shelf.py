@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 
 from rayrec.config import Config
+from rayrec.folders import CHECKPOINT, damage, seal
+from rayrec.lanes import Policy, Shared
+from rayrec.methods import parse
+from rayrec.plan import resolve
+from rayrec.runs import Run
 from rayrec.shelf import of_training, take_or_make
+from rayrec.storage import Storage
+from rayrec.train_lane import TrainLane
 from rayrec.trainers import Phase
 
 
@@ -94,3 +104,52 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
     assert maker(tmp_path, phase_of(tmp_path, "b"), Config()) == {}
     assert maker(tmp_path, phase_of(tmp_path, "c"), Config()) == {"taken_from": str(entry)}
     assert json.loads((entry / "DONE").read_text())["pruned"] == [] and maker.calls == 2
+
+
+class WorkerElsewhere:
+    """A group of training workers on a node that shares nothing with the driver's."""
+
+    def __init__(self, storage: Storage, copies: Path, patch: pytest.MonkeyPatch):
+        self.storage, self.copies, self.patch, self.calls = storage, copies, patch, 0
+
+    def run(self, phase: Phase, progress: Callable[..., None]) -> dict:
+        self.calls += 1
+        with self.patch.context() as there:
+            there.setenv("RAYREC_COPIES", str(self.copies))
+            out = self.storage.here(phase.out)
+            out.mkdir(parents=True)
+            (out / "model.safetensors").write_bytes(b"tuned")
+            self.storage.keep(out)
+        return {"steps": [{"step": 1, "loss": 1.5, "lr": 0.1}], "facts": {}}
+
+
+class Quiet:
+    """No progress is shown."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: None
+
+
+def test_what_a_worker_elsewhere_made_is_on_the_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"file://{tmp_path}/store/runs"
+    monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / "driver"))
+    (tmp_path / "base").mkdir()
+    storage, start = Storage(url), Policy("base", tmp_path / "base")
+    group = WorkerElsewhere(storage, tmp_path / "worker", monkeypatch)
+    table = pa.table({"step": [0]})
+    for name in ("a", "b"):
+        config = resolve(parse("", ["--runs", url, "--name", name, "--model", "tiny"]))
+        run = Run(storage, storage.root / name, config, "data")
+        lost = run.folder("00/sft") / CHECKPOINT / "5"  # of an earlier attempt at this very phase
+        lost.mkdir(parents=True)
+        seal(lost, CHECKPOINT, {"key": "", "records": []})
+        storage.keep(lost)
+        shared = Shared(config, cast("Any", None), run, None, 1, 1, lambda *args: None, Quiet())
+        lane = TrainLane(shared, lambda: group, start)
+        made = lane._train("00/sft", "sft", start, table, 8, 0.1, 0.0)
+        lane.close()
+        assert (made.folder / "model.safetensors").read_bytes() == b"tuned"
+        names = {entry["name"] for entry in json.loads((made.folder.parent / "DONE").read_text())["files"]}
+        assert names == {"metrics.json", "policy/model.safetensors", "rows.parquet"} and not lost.parent.exists()
+    (entry,) = (storage.root / ".shared").iterdir()
+    assert group.calls == 1 and not damage(entry) and (entry / "policy" / "model.safetensors").exists()

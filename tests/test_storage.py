@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from moto.server import ThreadedMotoServer
 
-from rayrec import storage
+from rayrec import checkpoint, storage
 from rayrec.folders import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
 from rayrec.methods import parse
 from rayrec.plan import resolve
@@ -129,7 +132,7 @@ def test_pruned_weights_take_no_room_on_other_nodes(url: str, tmp_path: Path, mo
 def test_a_checkpoint_is_the_stores_or_none(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(url)
     elsewhere(tmp_path, monkeypatch, "worker")
-    at = run.storage.here(run.folder("01/sft") / CHECKPOINT)
+    at = run.storage.here(run.folder("01/sft") / CHECKPOINT / "5")
     at.mkdir(parents=True)
     (at / "state").write_text("step 5")
     seal(at, CHECKPOINT, {"records": [5]})
@@ -140,10 +143,237 @@ def test_a_checkpoint_is_the_stores_or_none(url: str, tmp_path: Path, monkeypatc
     elsewhere(tmp_path, monkeypatch, "driver")
     open_run(url).begin("01/sft")
     elsewhere(tmp_path, monkeypatch, "another worker")
-    found = run.storage.fetch(run.folder("01/sft") / CHECKPOINT)
+    found = run.storage.fetch(run.folder("01/sft") / CHECKPOINT / "5")
     assert not damage(found) and (found / "state").read_text() == "step 5"
     run.storage.remove(found)
-    assert not run.storage.fetch(run.folder("01/sft") / CHECKPOINT).exists()
+    assert not run.storage.fetch(run.folder("01/sft") / CHECKPOINT / "5").exists()
+
+
+class Fails:
+    """A store with connections that break when something is written."""
+
+    def __init__(self, store: Any, times: int):
+        self.store, self.left = store, times
+
+    def __getattr__(self, name: str) -> Any:
+        if self.left and name == "open_output_stream":
+            self.left -= 1
+            raise OSError("connection reset")
+        return getattr(self.store, name)
+
+
+def break_down(run: Run, monkeypatch: pytest.MonkeyPatch, times: int = 10**9) -> Fails:
+    """From now on, so many times, nothing can be written to the store of a run."""
+    monkeypatch.setattr(storage, "_PAUSE", 0.01)
+    store, at = run.storage.store
+    run.storage.__dict__["store"] = (broken := Fails(store, times), at)
+    return broken
+
+
+def save(run: Run, steps: int, key: str = "k") -> Path:
+    """Save a checkpoint of the node that we stand on; its folder."""
+    folder = run.storage.here(run.folder("01/sft") / CHECKPOINT)
+    checkpoint.save(folder, key, [{"step": n} for n in range(steps)], None, 0, run.storage)
+    return folder / str(steps)
+
+
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in the place of an engine's."""
+    monkeypatch.setattr(checkpoint, "_state", lambda engine: iter([("w", torch.ones(3))]))
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    driver = run.folder("01/sft")
+    elsewhere(tmp_path, monkeypatch, "worker")
+    assert save(run, 5).exists()
+    broken = break_down(run, monkeypatch)
+    with pytest.raises(Stopped):
+        save(run, 10)
+    broken.left = 0
+
+    def found(node: str, key: str = "k") -> int:
+        elsewhere(tmp_path, monkeypatch, node)
+        return len(checkpoint.records_of(run.storage.here(driver / CHECKPOINT), key, run.storage))
+
+    assert found("another worker") == found("worker") == 5  # all ranks agree, whatever a node has
+    assert not save(run, 10).parent.joinpath("5").exists()
+    assert found("a third worker") == 10 and found("a third worker", "other rows") == 0
+    assert [one.name for one in run.storage.finished_in(run.storage.here(driver / CHECKPOINT))] == ["10"]
+    copies = run.storage.here(driver / CHECKPOINT)
+    checkpoint.clear_copies(copies, run.storage)
+    assert not copies.exists() and found("a third worker") == 10
+    # The store's newest is damaged, or of other rows: an older one is none the worse.
+    save(run, 5)
+    state = save(run, 10, "other rows") / "state.safetensors"
+    run.storage.clear(state.parent.parent, but="10")
+    assert found("a third worker") == 0 and found("a third worker", "other rows") == 10
+    state.write_bytes(b"w3ights")
+    run.storage.keep(state)
+    assert found("a fourth worker", "other rows") == 0
+    elsewhere(tmp_path, monkeypatch, "driver")
+    checkpoint.clear(str(driver / "policy"), run.storage)
+    assert found("a fifth worker", "other rows") == 0
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_checkpoint_on_disk_counts_until_the_next_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(str(tmp_path / "runs"))
+    folder = save(run, 5).parent
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "seal", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            save(run, 10)
+    assert len(checkpoint.records_of(folder, "k", run.storage)) == 5
+    assert len(checkpoint.records_of(save(run, 10).parent, "k", run.storage)) == 10
+    run.begin("01/sft")
+    checkpoint.clear_copies(folder, run.storage)  # there is no other
+    assert [path.name for path in folder.iterdir()] == ["10"]
+    checkpoint.clear(str(run.folder("01/sft") / "policy"), run.storage)
+    assert not folder.exists()
+
+
+def test_a_phase_that_is_pruned_stays_finished(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    finish(run)
+    break_down(run, monkeypatch)
+    with pytest.raises(Stopped):
+        run.prune("01/sft")
+    elsewhere(tmp_path, monkeypatch, "second machine")
+    assert open_run(url).has_weights("01/sft")
+
+
+def test_nothing_outside_is_pruned(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    folders = [finish(run, phase) for phase in ("01/sft", "02/sft")]
+    (ours := tmp_path / "ours").write_text("precious")
+    for name in (str(ours), "../../../../ours"):
+        elsewhere(tmp_path, monkeypatch, "driver")
+        write_json(folders[0] / MANIFEST, read_json(folders[0] / MANIFEST) | {"pruned": [name]})
+        assert "prunes" in damage(folders[0])
+        run.storage.keep(folders[0] / MANIFEST)
+        elsewhere(tmp_path, monkeypatch, "generator")
+        copy = run.storage.here(folders[0] / "policy" / "model.safetensors")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"weights")
+        (run.storage.fetch(folders[1]) / "metrics.json").unlink()
+        run.storage.fetch(folders[1])
+        assert ours.read_text() == "precious"
+
+
+def test_half_a_file_of_a_dead_worker_is_not_sealed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    folder = run.begin("01/sft")
+    (folder / "predictions.parquet").write_text("the driver's own")
+    (folder / "policy").mkdir()
+    (folder / "policy" / "model.safetensors").write_bytes(b"trai")
+    elsewhere(tmp_path, monkeypatch, "worker")
+    here = run.storage.here(folder) / "policy"
+    here.mkdir(parents=True)
+    (here / "model.safetensors").write_bytes(b"trained")
+    run.storage.keep(here)
+    elsewhere(tmp_path, monkeypatch, "driver")
+    run.finish("01/sft", {"records": []})
+    elsewhere(tmp_path, monkeypatch, "second machine")
+    second = open_run(url)
+    assert second.done("01/sft")
+    found = files(second.folder("01/sft"))
+    assert found["policy/model.safetensors"] == b"trained" and found["predictions.parquet"] == b"the driver's own"
+
+
+def test_what_is_brought_is_checked(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    policy = finish(run) / "policy"
+    elsewhere(tmp_path, monkeypatch, "generator")
+    bring, wrong = Storage.bring, [1]
+
+    def changed_on_the_way(self: Storage, file: Path) -> None:
+        bring(self, file)
+        if file.suffix == ".safetensors" and wrong[0]:
+            wrong[0] -= 1
+            file.write_bytes(b"w3ights")
+
+    monkeypatch.setattr(Storage, "bring", changed_on_the_way)
+    assert files(run.storage.fetch(policy)) == {"model.safetensors": b"weights"} and wrong == [0]
+    wrong[0] = 10**9
+    elsewhere(tmp_path, monkeypatch, "another generator")
+    with pytest.raises(Stopped, match=r"policy/model.safetensors: missing in .*, or damaged there"):
+        run.storage.fetch(policy)
+    assert not run.storage.here(policy / "model.safetensors").exists()
+
+
+def test_curves_go_on_with_the_run(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    events = run.root / "tensorboard" / "events.out.tfevents.1.host"
+    for text in ("first", "first, second"):
+        events.parent.mkdir(exist_ok=True)
+        events.write_text(text)
+        run.write_metrics([])
+    assert events.read_text() == "first, second" and open_run(url) and events.exists()
+    elsewhere(tmp_path, monkeypatch, "second machine")
+    assert (open_run(url).root / "tensorboard" / events.name).read_text() == "first, second"
+
+
+@pytest.mark.parametrize("place", ["url", "folder"])
+@pytest.mark.parametrize("deletion", [0, 1, 2])
+def test_overwriting_can_be_cut_short_anywhere(
+    url: str, place: str, deletion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = url if place == "url" else str(tmp_path / "runs")
+    run = open_run(where)
+    for phase in ("01/sft", "02/sft"):
+        finish(run, phase)
+    again = ("--lr", "0.5", "--on-existing", "overwrite")
+    rmtree, left = shutil.rmtree, [deletion]
+
+    def dies(path: Path, **how: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            return rmtree(path, **how)
+        (Path(path) / "config.json").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", dies)
+        open_run(where, *again)
+    found = open_run(where, *again)
+    assert not found.done("01/sft") and not found.done("02/sft")
+
+
+def test_a_run_that_was_removed_from_the_store_is_begun_anew(url: str) -> None:
+    run = open_run(url)
+    finish(run)
+    write_json(run.root / ".processes.json", {})
+    run.storage.remove(run.root)
+    assert not open_run(url, "--lr", "0.5").done("01/sft")
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe{}"])
+def test_a_broken_record_is_told_with_what_helps(tmp_path: Path, text: bytes) -> None:
+    root = open_run(str(tmp_path)).root
+    (root / "config.json").write_bytes(text)
+    for how in ("resume", "overwrite"):
+        with pytest.raises(ValueError, match=r"config.json: not readable as JSON .* remove the whole run") as error:
+            open_run(str(tmp_path), "--on-existing", how)
+        assert "same command" not in str(error.value)
+    shutil.rmtree(root)
+    assert open_run(str(tmp_path)).root == root
+
+
+@pytest.mark.parametrize("text", [b"{", b"3", b"\xff", b'{"traceEvents": [{"cat": "phase"}], "attempts": []}'])
+def test_a_broken_trace_is_set_aside(tmp_path: Path, text: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    run = open_run(str(tmp_path))
+    finish(run)
+    (run.root / "trace.json").write_bytes(text)
+    run = open_run(str(tmp_path))
+    run.trace.attempt(left=[])
+    assert "kept as trace.json.broken" in capsys.readouterr().out
+    assert (run.root / "trace.json.broken").read_bytes() == text
+    assert run.done("01/sft") and len(read_json(run.root / "trace.json")["attempts"]) == 1
+    open_run(str(tmp_path)).trace.attempt(left=[])
+    assert len(read_json(run.root / "trace.json")["attempts"]) == 2 and not capsys.readouterr().out
 
 
 def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,26 +400,13 @@ def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, monkeypatch: pytes
 
 def test_a_store_that_fails_is_asked_again_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     run = open_run(url)
-    store, at = run.storage.store
-    left = [2]
-
-    class Fails:
-        """The store, with connections that break."""
-
-        def __getattr__(self, name: str) -> object:
-            if left[0] and name == "open_output_stream":
-                left[0] -= 1
-                raise OSError("connection reset")
-            return getattr(store, name)
-
-    monkeypatch.setattr(storage, "_PAUSE", 0.01)
-    run.storage.__dict__["store"] = (Fails(), at)
+    broken = break_down(run, monkeypatch, times=2)
     finish(run)
-    assert left == [0]
-    left[0] = 10**9
+    assert broken.left == 0
+    broken.left = 10**9
     with pytest.raises(Stopped, match=r"writing .* failed 5 times in 0 s: connection reset"):
         finish(run, "02/sft")
-    run.storage.__dict__["store"] = (store, at)
+    broken.left = 0
     elsewhere(tmp_path, monkeypatch, "second machine")
     found = open_run(url)
     assert found.done("01/sft") and not found.done("02/sft")

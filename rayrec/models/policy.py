@@ -55,7 +55,8 @@ def check_model(path: str | Path, weights: bool = True) -> None:
     Without ``weights`` settings and tokenizer are enough.
 
     Raises:
-        ValueError: a folder as there, or no model's settings and tokenizer can be read, here or from the hub.
+        ValueError: a folder as there, or no model's settings and tokenizer can be read, here or from the hub, or the
+            tokenizer is that of another model.
     """
     if weights:
         _check_folder(Path(path))
@@ -64,13 +65,17 @@ def check_model(path: str | Path, weights: bool = True) -> None:
             f"{path}: found a policy that reads item vectors, wanted one of text alone. It is evaluated in its own run."
         )
     try:
-        AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-        load_tokenizer(path)
+        words, written = vocabulary(path), len(load_tokenizer(path))
     except (OSError, ValueError) as error:
         wanted = "wanted a Hugging Face folder with config.json, tokenizer.json and *.safetensors"
         if not Path(path).is_dir():
             wanted = "no such folder here, and the hub does not give such a model. Name a folder, or download it first"
         raise ValueError(f"model {path}: {wanted}. ({str(error).strip().splitlines()[0]})") from error
+    if written > words:
+        raise ValueError(
+            f"model {path}: the tokenizer writes {written} words, and the model knows {words}. Take the tokenizer that "
+            "the model was trained with."
+        )
 
 
 def local_folder(path: str | Path) -> Path:
@@ -122,6 +127,17 @@ def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
+
+
+def without_dropout(model: Any) -> Any:
+    """Return ``model`` with all its dropout off: only adapters have some, in SFT (METHODS section 4)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # rates that attention reads when it is called
+            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+                setattr(module, name, 0.0)
+    return model
 
 
 def set_lora_dropout(model: Any, p: float) -> None:

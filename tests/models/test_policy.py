@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from rayrec.config import ModelConfig
 from rayrec.models import policy
@@ -160,6 +160,18 @@ def test_dropout_can_be_switched(base: Path) -> None:
     assert not torch.equal(logits(model), logits(model))
     policy.set_lora_dropout(model, 0.0)
     assert torch.equal(logits(model), logits(model))
+
+
+def test_only_adapters_have_dropout() -> None:
+    ids = torch.arange(12)[None]
+    for settings in (
+        GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2),
+        LlamaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, attention_dropout=0.5),
+    ):
+        model = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa").train()
+        assert not torch.equal(model(ids).logits, model(ids).logits)
+        policy.without_dropout(model)
+        assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_context_length(base: Path) -> None:
