@@ -75,17 +75,16 @@ def compare(bench: Any, args: argparse.Namespace, setting: dict[str, Any], rival
     for name in rivals:
         record = {**bench.shown(setting), "against": name, "rounds": len(made[name])}
         failed = next((r["failed"] for r in made["ours"] + made[name] if "failed" in r), None)
+        for key, side in (("ours", made["ours"]), ("theirs", made[name])):
+            if "failed" not in side[-1]:
+                record |= {key: statistics.median(r["rate"] for r in side)}
+                record |= {f"{key}_{k}": v for k, v in side[-1].items() if k != "rate"}
         if failed is None:
             pairs = list(zip(made["ours"], made[name], strict=True))
             ratios = [ours["rate"] / theirs["rate"] for ours, theirs in pairs]
-            for key, side in (("ours", made["ours"]), ("theirs", made[name])):
-                record |= {key: statistics.median(r["rate"] for r in side)}
-                record |= {f"{key}_{k}": v for k, v in side[-1].items() if k != "rate"}
             record |= {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}
-            record |= {
-                "invalid": made[name][-1].get("invalid"),
-                "memory": pairs[-1][0]["memory"] / pairs[-1][1]["memory"],
-            }
+            record |= {"memory": pairs[-1][0]["memory"] / pairs[-1][1]["memory"]}
+            record |= {"invalid": made[name][-1].get("invalid")}
         records.append(record | {"failed": failed})
     return records
 
@@ -118,16 +117,18 @@ def show(bench: Any, records: list[dict[str, Any]]) -> None:
     about = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.split(":")[1].strip() for line in about if line.startswith("model name")), "")
     table = Table(title=f"{bench.UNIT}; {os.cpu_count()} × {processor or platform.machine()}; {found}")
-    for name in (bench.SIZE, *bench.COLUMNS, "dtype", "against", "ours", "theirs", "ratio", "spread", "memory"):
+    measures = ("dtype", "against", "ours", "theirs", "ratio", "spread", "memory", "invalid")
+    for name in (bench.SIZE, *bench.COLUMNS, *measures):
         table.add_column(name, justify="right")
     for r in records:
         start = [str(r[name]) for name in (bench.SIZE, *bench.COLUMNS)] + [r["dtype"], r["against"]]
         if r["failed"]:
-            table.add_row(*start, "", r["failed"])
+            table.add_row(*start, f"{r['ours']:.3g}" if "ours" in r else "", r["failed"])
             continue
         low, high = r["spread"]
         numbers = [f"{r['ours']:.3g}", f"{r['theirs']:.3g}", f"{r['ratio']:.1f} ×", f"{low:.1f} to {high:.1f}"]
-        table.add_row(*start, *numbers, f"{r['memory']:.2f} ×")
+        invalid = "" if r["invalid"] is None else f"{r['invalid']:.0%}"
+        table.add_row(*start, *numbers, f"{r['memory']:.2f} ×", invalid)
     Console(width=160).print(table)
 
 

@@ -25,8 +25,9 @@ from rayrec.metrics import evaluate
 from rayrec.metrics.choice import choice_metrics
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
-from rayrec.runs import Run, check_claim
+from rayrec.runs import Run, Stopped, check_claim
 from rayrec.storage import Storage
+from rayrec.trainers import last_words
 
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
@@ -50,6 +51,7 @@ def run(config: BaselinesConfig) -> Path | None:
     if config.placement.cluster is not None:
         raise ValueError(f"--cluster {config.placement.cluster}: these models have no estimate. Leave it out.")
     cluster.check_address(config)
+    plan.check_name(config.output.name)
     gpu, data = cluster.has_gpu(config), load(config.data)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
     if (longest := max(config.sequential.top_k)) > len(data.catalogue):
@@ -159,9 +161,15 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
 def _train(
     name: str, config: BaselinesConfig, data: Dataset, work: Run, folder: Path, gpu: bool, features: Any
 ) -> dict:
-    """Train through Ray Train; the model lies in ``folder``, with the validation of every epoch."""
+    """Train through Ray Train; the model lies in ``folder``, with the validation of every epoch.
+
+    Raises:
+        ValueError: a loss was not finite, or no sequence is long enough.
+        Stopped: the workers died more often than allowed.
+    """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.exceptions import RayActorError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings, placement = config.sequential, config.placement
@@ -180,7 +188,7 @@ def _train(
         "threads": placement.threads,
         "gpu": gpu,
     }
-    TorchTrainer(
+    trainer = TorchTrainer(
         _work,
         train_loop_config=task,
         scaling_config=ScalingConfig(num_workers=placement.train_workers, use_gpu=gpu),
@@ -190,9 +198,19 @@ def _train(
             **work.storage.for_ray_train(work.root),
             failure_config=FailureConfig(max_failures=placement.max_deaths),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except (RayActorError, TrainingFailedError) as error:
+        raise Stopped(
+            f"00/{name}: the training workers or Ray Train's controller died ({placement.max_deaths} deaths of workers "
+            f"allowed). {last_words(error)}"
+        ) from error
     work.storage.gather(folder)
-    return read_json(folder / "report.json")
+    report = read_json(folder / "report.json")
+    if "error" in report:
+        raise ValueError(f"00/{name}: {report['error']}")
+    return report
 
 
 def _work(task: dict) -> None:
@@ -222,7 +240,10 @@ def _work(task: dict) -> None:
                 file.write(json.dumps({"epoch": epoch, "loss": loss, "valid_NDCG@10": found}) + "\n")
 
     share = sequential.Share(rank, world, dist.all_reduce)
-    report = sequential.fit(model, sequences, valid, task["seed"], task["how"], share, hear)
+    try:
+        report = sequential.fit(model, sequences, valid, task["seed"], task["how"], share, hear)
+    except (FloatingPointError, ValueError) as error:  # every rank raises it, and would again
+        report = {"error": str(error)}
     if rank == 0:
         sequential.save(model.to("cpu"), folder)
         write_json(folder / "report.json", report)

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +51,8 @@ def check_address(config: AnyConfig) -> None:
     """Refuse an address at which no cluster can be.
 
     Raises:
-        ValueError: ``--address`` or ``RAY_ADDRESS`` is a dashboard's, or nothing answers there.
+        ValueError: ``--address`` or ``RAY_ADDRESS`` is a dashboard's, nothing answers there, or it is ``auto`` and no
+            cluster was made by ``ray start``.
     """
     named = config.placement.address or os.environ.get("RAY_ADDRESS")
     flag = "--address" if config.placement.address else "RAY_ADDRESS"
@@ -58,6 +60,11 @@ def check_address(config: AnyConfig) -> None:
         raise ValueError(
             f"{flag} {named} is a dashboard, wanted HOST:PORT of the cluster itself (`ray start` prints it). To a "
             f"dashboard, submit: ray job submit --address {named} --working-dir . -- python jobs/sprec.py ..."
+        )
+    if named == "auto" and find_address(config) is None:
+        raise ValueError(
+            f"{flag} auto: no cluster made by `ray start` runs on this machine, and another driver's private one is "
+            "not joined. Give HOST:PORT, start one with `ray start --head`, or leave the address out."
         )
     if named and ":" in named and "://" not in named and not _answers(named):
         raise ValueError(
@@ -69,14 +76,16 @@ def check_address(config: AnyConfig) -> None:
 def find_address(config: AnyConfig) -> str | None:
     """The cluster to join: --address, RAY_ADDRESS, or a living one made by ``ray start``; None for one of our own.
 
-    Another driver's private cluster is never joined. ``local``, as Ray has it, is one of our own whatever runs here.
+    Another driver's private cluster is never joined, not by ``auto`` either, with which Ray itself would. ``local``, as
+    Ray has it, is one of our own whatever runs here.
     """
     named = config.placement.address or os.environ.get("RAY_ADDRESS")
-    if named:
+    if named and named != "auto":
         return None if named == "local" else named
-    from ray._private.utils import read_ray_address
-
-    made = read_ray_address()  # written by `ray start` only, and left behind when that cluster is killed
+    # Written by `ray start` only, and left behind when that cluster is killed. Read here: Ray's import takes a second.
+    folder = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
+    file = Path(folder, "ray", "ray_current_cluster")
+    made = file.read_text().strip() if file.exists() else ""
     return made if made and _answers(made) else None
 
 
@@ -92,23 +101,44 @@ def _answers(address: str) -> bool:
 def has_gpu(config: AnyConfig) -> bool:
     """Resolve ``--device`` for a machine or cluster that is not joined yet.
 
+    `auto` is what a cluster has: its head, where a submitted job's driver is, may have no GPU.
+
     Raises:
         ValueError: ``--device gpu`` on one machine without a GPU, or with fewer than the plan takes.
     """
     import torch
 
-    if config.placement.device == "gpu" and not torch.cuda.is_available() and find_address(config) is None:
+    device, address = config.placement.device, find_address(config)
+    if device == "gpu" and not torch.cuda.is_available() and address is None:
         raise ValueError(
             "--device gpu: this machine has no CUDA device. Join a cluster with --address, or --device cpu."
         )
-    gpu = config.placement.device == "gpu" or (config.placement.device == "auto" and torch.cuda.is_available())
+    cards = _cluster_cards(address) if device == "auto" and address else None
+    there = torch.cuda.is_available() if cards is None else cards > 0
+    gpu = device == "gpu" or (device == "auto" and there)
     wanted, found = _cards(config), torch.cuda.device_count()
-    if gpu and found < wanted and find_address(config) is None:
+    if gpu and found < wanted and address is None:
         raise ValueError(
             f"The plan takes {wanted} GPUs, this machine has {found}. Lower --train-workers, "
             "--generators or --tensor-parallel, add --placement shared, or join a cluster with --address."
         )
     return gpu
+
+
+def _cluster_cards(address: str) -> float | None:
+    """GPUs of a cluster that is not joined; None where it does not tell: joining it will say why."""
+    from ray import _raylet
+    from ray.core.generated import gcs_pb2
+    from ray.exceptions import RayError
+
+    if not _answers(address):  # a Ray client's, or no HOST:PORT
+        return None
+    client, alive = getattr(_raylet, "GcsClient"), getattr(gcs_pb2, "GcsNodeInfo").ALIVE  # noqa: B009, not typed
+    try:
+        nodes = client(address=address).get_all_node_info(timeout=10)
+    except RayError:
+        return None
+    return sum(node.resources_total.get("GPU", 0.0) for node in nodes.values() if node.state == alive)
 
 
 def _cards(config: AnyConfig) -> int:

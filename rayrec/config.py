@@ -178,8 +178,9 @@ class EvaluateConfig:
     decode: tuple[Literal["auto", "greedy", "beams", "free_beams", "d3", "score"], ...] = ("greedy",)
     """How lists are made: `greedy` writes one title that is grounded; `beams` takes the best titles of the
     catalogue-constrained beam search; `free_beams` takes the engine's own beam search where it wrote titles; `d3` gives
-    a SASRec a word in `beams`; `auto` is the fastest that is exact, `beams`. With --protocol candidates `greedy` is the
-    candidate that the text names, and `score` ranks the candidates by their probability."""
+    a SASRec a word in `beams`; `auto` is what is exact and, on every hardware measured, the fastest of those: `beams`,
+    or among candidates `score`; the plan names it. With --protocol candidates `greedy` is the candidate that the text
+    names, and `score` ranks the candidates by their probability."""
     d3_alpha: float | None = None
     """Weight of the language model in `d3`, SASRec has the rest; default: the one of 0.1, 0.3, 0.5, 0.7, 0.9 with the
     best NDCG on the validation rows, told with every result."""

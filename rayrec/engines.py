@@ -80,6 +80,7 @@ class VllmEngine:
             "gpu_memory_utilization": 0.45 if placement.placement == "shared" else 0.9,
             "enable_sleep_mode": placement.placement == "shared",
             "enable_lora": self.lora,
+            "load_format": "safetensors",  # by itself vLLM would unpickle a model that comes as *.bin
             **({"max_lora_rank": max(8, model.lora_rank or 0)} if self.lora else {}),
         }
         self.llm = LLM(

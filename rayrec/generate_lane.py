@@ -25,6 +25,7 @@ from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.sequential import item_numbers
 from rayrec.negatives import NEGATIVES, Draw, Sampler, mixture, negative_statistics
+from rayrec.runs import Stopped
 from rayrec.storage import Storage
 
 if TYPE_CHECKING:
@@ -55,10 +56,14 @@ class GenerateLane(Lane):
 
             def fit() -> dict:
                 # It takes no CPU of Ray's count: Ray Data would wait for it.
-                task, storage = ray.remote(_fit_oracle).options(num_cpus=0), self.shared.run.storage
-                report: dict = ray.get(
-                    task.remote(storage, folder, data.train, data.valid, data.catalogue, settings.seed)
-                )
+                options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 3, "max_task_retries": 3}
+                actor: Any = ray.remote(Oracle).options(max_concurrency=2, **options).remote()
+                storage, patience = self.shared.run.storage, self.shared.config.placement.wait_seconds
+                made = actor.fit.remote(storage, folder, data.train, data.valid, data.catalogue, settings.seed)
+                while not ray.wait([made], timeout=patience)[0]:
+                    if not ray.wait([actor.here.remote()], timeout=patience)[0]:
+                        raise Stopped(f"00/oracle: the process that trains it gave no answer for {patience:.0f} s")
+                report: dict = ray.get(made)
                 storage.gather(folder)
                 return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}
 
@@ -95,7 +100,7 @@ class GenerateLane(Lane):
                     tables.append(sampler.finish(part, outputs, catalogue, draw))
                     written = None if sampler.decode == "score" else outputs
                     record = {"kind": "negatives", "phase": name, "iteration": t, "sampler": kind}
-                    records.append(record | negative_statistics(tables[-1], part, catalogue, written))
+                    records.append(record | negative_statistics(tables[-1], part, catalogue, draw.k, written))
                 _write_parts(folder, pa.concat_tables(tables), settings.evaluate.part)
                 return {"records": records}
 
@@ -296,13 +301,19 @@ def _prediction_table(
     return schema.check(pa.table(columns), schema.PREDICTIONS, f"predictions of {policy}")
 
 
-def _fit_oracle(storage: Storage, folder: Path, train: Any, valid: Any, catalogue: Any, seed: int) -> dict:
-    """Train the SASRec, on whatever node."""
-    here = storage.here(folder)
-    here.mkdir(parents=True, exist_ok=True)
-    report = sequential.fit_sasrec(train, valid, catalogue, seed, str(here))
-    storage.keep(here)
-    return report
+class Oracle:
+    """Actor that trains the SASRec, on whatever node, and answers meanwhile."""
+
+    def fit(self, storage: Storage, folder: Path, train: Any, valid: Any, catalogue: Any, seed: int) -> dict:
+        """Train and save it; returns its validation."""
+        here = storage.here(folder)
+        here.mkdir(parents=True, exist_ok=True)
+        report = sequential.fit_sasrec(train, valid, catalogue, seed, str(here))
+        storage.keep(here)
+        return report
+
+    def here(self) -> None:
+        """Answer that the process is alive."""
 
 
 def _write_parts(folder: Path, table: pa.Table, size: int) -> None:

@@ -137,6 +137,16 @@ class _Job:
         return self.given - 1
 
 
+def is_death(error: BaseException) -> bool:
+    """Whether an error says that a generator, and perhaps its node, is gone, and not that a part cannot be answered."""
+    from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+
+    told = error.cause if isinstance(error, RayTaskError) else error
+    # On a GPU vLLM's engine is a process of its own, which its actor outlives.
+    engine = any(kind.__name__ == "EngineDeadError" for kind in type(told).__mro__)
+    return engine or isinstance(told, RayActorError | GetTimeoutError | ObjectLostError)
+
+
 class GeneratorPool:
     """The driver's handle on the actors: parts wait in one queue, each actor is fed by a thread of its own."""
 
@@ -184,26 +194,26 @@ class GeneratorPool:
         and in the actors' threads; ``on_part`` hears how many are done.
         """
         job = _Job((0 if urgent else 1, next(self._order)), Future(), count, part_of, take, on_part)
-        if self.error is not None:
-            job.future.set_exception(self.error)
-            return job.future
-        if not count:
-            job.future.set_result(None)
         with self._ready:
-            self._jobs = [other for other in self._jobs if not other.future.done()] + [job]
-            if count:
+            if self.error is not None:
+                job.future.set_exception(self.error)
+            elif not count:
+                job.future.set_result(None)
+            else:
+                self._jobs = [other for other in self._jobs if not other.future.done()] + [job]
                 heapq.heappush(self._queue, job)
-            self._ready.notify_all()
+                self._ready.notify_all()
         return job.future
 
     def _feed(self, index: int) -> None:
         """Feed one actor: take a part, wait for its answers, replace the actor if it dies."""
-        actor, deaths = None, 0
+        actor, deaths, allowed = None, 0, self.config.placement.max_deaths
         while not self._closed:
             job, i, part = None, 0, None
             try:
                 if actor is None:
-                    actor = self._start(index)
+                    actor = self._actor(index)
+                    self._start(actor, index)
                 with self._ready:
                     while not self._queue and not self._closed:
                         self._ready.wait(1.0)
@@ -215,32 +225,44 @@ class GeneratorPool:
                         heapq.heappop(self._queue)
                 part = job.part_of(i)
                 self._answer(actor, index, part, job, i)
-            except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError) as error:
+            except BaseException as error:  # what is no death is told to whoever waits for the part
+                if not is_death(error):
+                    cause = getattr(error, "cause", None)
+                    return self._fail(cause if isinstance(cause, ConnectionError) else error)
                 deaths, actor = deaths + 1, self._bury(actor)
-                what = f"generator {index} died{f' in {part.phase} part {part.number}' if part else ''}"
+                silent = isinstance(error, self._ray.exceptions.GetTimeoutError)
+                what = f"gave no answer for {self._patience(part):.0f} s" if silent else "died"
+                where = f"in {part.phase} part {part.number}" if part else "at its start"
+                what = f"generator {index} {what} {where} ({deaths} of {allowed} allowed)"
+                if deaths > allowed:
+                    return self._fail(Stopped(f"{what}: {error}"))
+                print(f"{what}: it is replaced", flush=True)
                 if job is not None:
-                    with self._ready:
-                        if not job.waits:
-                            heapq.heappush(self._queue, job)
-                        job.again.append(i)
-                        self._ready.notify_all()
-                print(f"{what} ({deaths} of {self.config.placement.max_deaths} allowed): it is replaced", flush=True)
-                if deaths > self.config.placement.max_deaths:
-                    return self._fail(Stopped(f"{what}, {deaths} times in all: {error}"))
-            except self._ray.exceptions.RayTaskError as error:
-                return self._fail(error.cause if isinstance(error.cause, ConnectionError) else error)
-            except BaseException as error:  # the error is told to whoever waits for the part
-                return self._fail(error)
+                    self._put_back(job, i)
         self._bury(actor)
 
-    def _start(self, index: int) -> Any:
-        begun, actor = time.time(), self._actor(index)
-        facts = self._ray.get(actor.ready.remote(), timeout=self.config.placement.wait_seconds)
+    def _put_back(self, job: _Job, i: int) -> None:
+        """Queue a part again whose actor died."""
+        with self._ready:
+            if self.error is not None:
+                return
+            if not job.waits:
+                heapq.heappush(self._queue, job)
+            job.again.append(i)
+            self._ready.notify_all()
+
+    def _patience(self, part: Part | None) -> float:
+        """Seconds that an answer may take; before a start, a node may have to come first."""
+        placement = self.config.placement
+        return placement.wait_seconds + (0 if part else placement.wait_for_resources)
+
+    def _start(self, actor: Any, index: int) -> None:
+        begun = time.time()
+        facts = self._ray.get(actor.ready.remote(), timeout=self._patience(None))
         self.trace.add("engine", "start", "generators", f"generator {index}", begun, time.time(), **facts)
-        return actor
 
     def _answer(self, actor: Any, index: int, part: Part, job: _Job, i: int) -> None:
-        answers, facts = self._ray.get(actor.answer.remote(part), timeout=self.config.placement.wait_seconds)
+        answers, facts = self._ray.get(actor.answer.remote(part), timeout=self._patience(part))
         begun, end = facts.pop("start"), facts.pop("end")
         self.trace.add(part.phase, "part", "generators", f"generator {index}", begun, end, part=part.number, **facts)
         job.take(i, answers)
@@ -248,8 +270,9 @@ class GeneratorPool:
             job.done += 1
             done = job.done
         job.on_part(done)
-        if done == job.count and not job.future.done():
-            job.future.set_result(None)
+        with self._ready:
+            if done == job.count and not job.future.done():
+                job.future.set_result(None)
 
     def _bury(self, actor: Any) -> None:
         if actor is not None:
@@ -258,13 +281,13 @@ class GeneratorPool:
 
     def _fail(self, error: BaseException) -> None:
         """Tell everybody who waits, now or later: one actor that cannot be had is not made up for by the others."""
-        self.error = error
         with self._ready:
+            self.error = error
             self._queue.clear()
-            waiting, self._jobs = self._jobs, []
-        for job in waiting:
-            if not job.future.done():
-                job.future.set_exception(error)
+            for job in self._jobs:
+                if not job.future.done():
+                    job.future.set_exception(error)
+            self._jobs = []
 
     def close(self, orderly: bool) -> None:
         """End all actors, and wait for that if ``orderly``; parts that wait are dropped."""

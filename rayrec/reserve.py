@@ -68,9 +68,16 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
     Raises:
         ValueError: the cluster has not that much free; the message says what was asked, what is free, and where.
     """
+    import ray
     from ray.util import placement_group, remove_placement_group
 
     placement = config.placement
+    if not gpu and placement.device == "auto" and (cards := ray.cluster_resources().get("GPU", 0)):
+        print(
+            f"warning: --device auto took CPUs, before this cluster told of its {cards:g} GPUs, which this run leaves "
+            "alone. To use them, stop it and add --device gpu.",
+            flush=True,
+        )
     each, one = trainer_bundles(config, gpu), generator_bundles(config, gpu)
     trainers = placement_group(each, strategy="PACK") if train else None
     count = placement.generators if generate else 0

@@ -57,6 +57,8 @@ class Board:
         self.beat: dict[str, Any] = {"time": time.time()}
         self.closed = False
         self.dismissed = False
+        self.there = False
+        """Whether a worker group has come up and lost nobody since."""
         self._news = asyncio.Condition()
 
     async def post(self, phase: Phase, shards: list) -> int:
@@ -72,12 +74,20 @@ class Board:
         await self._tell(lambda: self.phases.__setitem__(number, (self.phases[number][0], shards)))
 
     async def dismiss(self) -> None:
-        """Let the workers end; a new group goes on."""
+        """Let the workers end, those that still come up too; a new group goes on."""
         await self._tell(lambda: setattr(self, "dismissed", True))
+
+    async def open(self) -> None:
+        """Expect a new group."""
+        self.dismissed = self.there = False
+
+    async def lose(self) -> None:
+        """Hear that a worker died: Ray Train makes the group anew."""
+        self.there = False
 
     async def next(self) -> int:
         """Number of the first unfinished phase: where a new worker group goes on."""
-        self.dismissed = False
+        self.there, self.beat = True, {**self.beat, "time": time.time()}
         return len(self.results)
 
     async def take(self, number: int, rank: int, world: int) -> tuple[Phase, Any] | None:
@@ -103,14 +113,14 @@ class Board:
             self.phases[number] = (self.phases[number][0], [])  # lets go of the shards' actor
             await self._tell(lambda: self.results.append(result))
 
-    async def poll(self, number: int, seconds: float) -> tuple[dict | None, dict]:
-        """The result of a phase, or None after ``seconds``, and the last heartbeat."""
+    async def poll(self, number: int, seconds: float) -> tuple[dict | None, dict, bool]:
+        """The result of a phase, or None after ``seconds``, the last heartbeat, and whether a group is there."""
         async with self._news:
             try:
                 await asyncio.wait_for(self._news.wait_for(lambda: len(self.results) > number), seconds)
             except TimeoutError:
-                return None, self.beat
-            return self.results[number], self.beat
+                return None, self.beat, self.there
+            return self.results[number], self.beat, self.there
 
     async def _tell(self, change: Any) -> None:
         async with self._news:
@@ -128,7 +138,10 @@ class TrainGroup:
         self.config, self.work, self.gpu, self.reserved = config, work, gpu, reserved
         # Zero CPUs: the board only waits. It lives on the driver's node, so no other node's loss ends it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board: Any = ray.remote(Board).options(num_cpus=0, max_concurrency=64, scheduling_strategy=here).remote()
+        # Every worker waits here in a call of its own, and the calls of a group that died wait on.
+        calls = config.worker_counts[-1] * (config.placement.max_deaths + 1) + 64
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": calls, "scheduling_strategy": here}
+        self.board: Any = ray.remote(Board).options(**options).remote()
         self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu, "storage": work.storage}
         self._template, self.closed = template, False
         self.counts = config.worker_counts
@@ -143,27 +156,30 @@ class TrainGroup:
 
         An elastic group ends with the first worker that dies, and comes up again in the size that there is room for.
         """
-        import ray
-        from ray.train import TrainingFailedError
+        from ray.exceptions import RayActorError
+        from ray.train import TrainingFailedError, WorkerGroupError
 
-        allowed, deaths = self.config.placement.max_deaths, 0
+        allowed, deaths, found = self.config.placement.max_deaths, 0, 0
         self.reserved.free_trainers()
         while not self.closed:
             try:
-                self.size = self._settle()
-                self._trainer().fit()
-            except (ray.exceptions.RayActorError, TrainingFailedError) as error:  # pyright: ignore[reportAttributeAccessIssue]
-                lost = isinstance(error, TrainingFailedError)
-                if self.closed or (lost and not self.elastic):
-                    self.error = error
+                self.size = 0
+                if found:
+                    self._ask(self.board.open.remote(), "training workers")
+                self.size = found = self._settle()  # after the board is open: who dismisses now means the new group
+                self._trainer(found).fit()
+            except (RayActorError, TrainingFailedError) as error:
+                if self.closed:
                     return
-                deaths += 1
-                who = f"a training worker of {self.size}" if lost else "Ray Train's controller"
+                lost = isinstance(error, TrainingFailedError)
+                # Ray Train has replaced a group of fixed size itself, as often as it may; not while that came up.
+                deaths += allowed + 1 if isinstance(error, WorkerGroupError) and not self.elastic else 1
+                who = f"a training worker of {found}" if lost else "Ray Train's controller"
+                if deaths > allowed:  # told to the lane, which waits for a result that will not come
+                    self.error = Stopped(f"{who} died ({deaths} of {allowed} allowed). {last_words(error)}")
+                    return
                 print(f"{who} died ({deaths} of {allowed} allowed): it is replaced", flush=True)
                 self.reserved.free_orphans()
-                if deaths > allowed:
-                    self.error = error  # told to the lane, which waits for a result that will not come
-                    return
             except BaseException as error:
                 self.error = error
                 return
@@ -189,20 +205,49 @@ class TrainGroup:
 
     def _grow(self) -> None:
         """Before a phase: let a larger group take the place of one that lost workers, where there is room again."""
-        import ray
-
         bigger = [n - self.size for n in self.counts if n > self.size > 0]
         if bigger and room_for_trainers(self.config, self.gpu, bigger, held=self.size, settle=1.0, wait=0.0):
             self.size = 0
-            ray.get(self.board.dismiss.remote())
+            self._ask(self.board.dismiss.remote(), "training workers")
 
     def _dealt(self, phase: Phase) -> list:
-        """Shards of a phase for the group's size, once that is settled."""
+        """Shards of a phase for the group's size, once that is settled.
+
+        Raises:
+            Stopped: it is not for as long as nodes and a silent process are waited for.
+        """
+        begun, patience = time.monotonic(), self._patience(there=False)
         while not self.size and self.error is None and not self.closed:
+            if time.monotonic() - begun > patience:
+                raise Stopped(
+                    f"{phase.name}: for {patience:.0f} s the last training workers have not left, or no new ones came"
+                )
             time.sleep(0.1)
         return shard_rows(phase, self.size or self.counts[0], self._template, self.work.storage)
 
-    def _trainer(self) -> Any:
+    def _patience(self, there: bool) -> float:
+        """Seconds of silence after which a group is given up; before it is there, nodes may have to come."""
+        placement = self.config.placement
+        return placement.wait_seconds + (0 if there else placement.wait_for_resources)
+
+    def _ask(self, answer: Any, what: str) -> Any:
+        """The board's answer.
+
+        Raises:
+            Stopped: it died, or gave none for ``wait_seconds``.
+        """
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError
+
+        patience = self.config.placement.wait_seconds
+        try:
+            return ray.get(answer, timeout=patience)
+        except (RayActorError, GetTimeoutError) as error:
+            silent = isinstance(error, GetTimeoutError)
+            how = f"gave no answer for {patience:.0f} s" if silent else f"died: {error}"
+            raise Stopped(f"{what}: the board, which hands phases to the workers, {how}") from error
+
+    def _trainer(self, size: int) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -212,12 +257,13 @@ class TrainGroup:
         return TorchTrainer(
             work,
             train_loop_config=self.setup,
-            scaling_config=ScalingConfig(num_workers=self.size, use_gpu=self.gpu, resources_per_worker=bundle),
+            scaling_config=ScalingConfig(num_workers=size, use_gpu=self.gpu, resources_per_worker=bundle),
             torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo"),
             run_config=RunConfig(
                 name="train",
                 **self.work.storage.for_ray_train(self.work.root),
                 failure_config=FailureConfig(max_failures=0 if self.elastic else placement.max_deaths),
+                callbacks=[_telling(self.board)],
             ),
         )
 
@@ -226,25 +272,20 @@ class TrainGroup:
 
         Raises:
             FloatingPointError: a loss or gradient was not finite; the message names the examples.
-            Stopped: the worker group died more often than allowed, or was silent for ``wait_seconds``.
+            Stopped: the worker group died more often than allowed, or it or the board was silent for ``wait_seconds``.
         """
-        import ray
-
         if self.elastic:
             self._grow()
         shards = self._dealt(phase)
-        number = ray.get(self.board.post.remote(phase, shards))
+        number = self._ask(self.board.post.remote(phase, shards), phase.name)
         begun = time.time()
         while True:
-            try:
-                result, beat = ray.get(self.board.poll.remote(number, 0.5))
-            except ray.exceptions.RayActorError as error:  # pyright: ignore[reportAttributeAccessIssue]
-                raise Stopped(f"{phase.name}: the board, which hands phases to the workers, died: {error}") from error
+            result, beat, there = self._ask(self.board.poll.remote(number, 0.5), phase.name)
             if result is not None:
                 break
             if self.size not in (0, len(shards)):
                 shards = self._dealt(phase)
-                ray.get(self.board.deal.remote(number, shards))
+                self._ask(self.board.deal.remote(number, shards), phase.name)
                 begun = time.time()
             if self.closed:
                 raise Stopped(f"{phase.name}: stopped")
@@ -253,7 +294,7 @@ class TrainGroup:
             if beat.get("phase") == phase.name:
                 progress(**{k: v for k, v in beat.items() if k not in ("phase", "time")})
             silent = time.time() - max(begun, beat["time"])
-            if silent > self.config.placement.wait_seconds:
+            if silent > self._patience(there and self.size > 0):
                 raise Stopped(f"{phase.name}: no word from the training workers for {silent:.0f} s (last: {beat})")
         if "error" in result:
             raise FloatingPointError(result["error"])
@@ -265,8 +306,26 @@ class TrainGroup:
 
         self.closed = True
         if orderly:
-            ray.get(self.board.close.remote())
+            ray.wait([self.board.close.remote()], timeout=20)  # the run is done, whether or not it answers
             self._thread.join(timeout=20)
+
+
+def last_words(error: BaseException) -> str:
+    """Why training workers died, in at most three lines of theirs, and where they said more."""
+    failures = [*getattr(error, "worker_failures", {}).values()] or [error]
+    said = dict.fromkeys(f"{type(one).__name__}: {(str(one).strip().splitlines() or [''])[-1]}" for one in failures)
+    return f"{'; '.join([*said][:3])}\nThe workers' own logs lie on their nodes, in /tmp/ray/session_latest/logs."
+
+
+def _telling(board: Any) -> Any:
+    """Ray Train's word to the board that a worker died."""
+    from ray.train import UserCallback
+
+    class Telling(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            board.lose.remote()
+
+    return Telling()
 
 
 def shard_rows(phase: Phase, workers: int, template: Template, storage: Storage) -> list:

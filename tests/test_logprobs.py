@@ -123,10 +123,10 @@ def test_nothing_leaks(name: str, budget: int) -> None:
     with torch.no_grad():
         before_BA = lm(pack(rows, budget))
         for b, (prompt, answers) in enumerate(rows):
-            a = len(answers) - 1
-            other = [[(t + 5) % V for t in answer] if i == a else answer for i, answer in enumerate(answers)]
-            moved_BA = lm(pack([*rows[:b], (prompt, other), *rows[b + 1 :]], budget)) != before_BA
-            assert moved_BA.nonzero().tolist() == [[b, a]]
+            for a in range(len(answers)):
+                other = [[(t + 5) % V for t in answer] if i == a else answer for i, answer in enumerate(answers)]
+                moved_BA = lm(pack([*rows[:b], (prompt, other), *rows[b + 1 :]], budget)) != before_BA
+                assert moved_BA.nonzero().tolist() == [[b, a]]
             other = [(t + 5) % V for t in prompt]
             moved_BA = lm(pack([*rows[:b], (other, answers), *rows[b + 1 :]], budget)) != before_BA
             assert set(moved_BA.nonzero()[:, 0].tolist()) == {b}

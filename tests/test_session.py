@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from rayrec.config import Config
 from rayrec.runs import Stopped
-from rayrec.session import ending
+from rayrec.session import Session, ending
+from tests.test_report import EVIL, make_run
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +51,14 @@ def test_our_mistakes_are_traced(error: BaseException, capsys: pytest.CaptureFix
         raise error
     told = capsys.readouterr().err
     assert ended.value.code == 1 and "Traceback" in told and "goes on" not in told
+
+
+def test_samples_that_cannot_be_read_end_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_run(tmp_path / "run", decodes=("greedy",))
+    (root / "02" / "samples.json").write_bytes(b"\xff")
+    (root / "metrics.jsonl").write_text("")
+    finished: Any = SimpleNamespace(work=SimpleNamespace(root=root), config=Config())
+    Session._report(cast("Session", finished))
+    told = "".join(capsys.readouterr().out.split())
+    assert "".join(f"{root}/02/samples.json: not readable".split()) in told and "leftout" in told
+    assert "Iteration1" in told and "Iteration3" in told and EVIL[:8] in told

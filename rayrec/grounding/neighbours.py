@@ -89,15 +89,16 @@ def _by_candidates(queries_QD: torch.Tensor, items_ID: torch.Tensor, k: int) -> 
             best = torch.topk(torch.cat([best, minima], 1), k, dim=1, largest=False).values
             limit = best[:, -1] + slack
             query, group = torch.nonzero(minima <= limit[:, None], as_tuple=True)
+            held = len(query) * _GROUP + sum(len(items) for _, items in kept)
+            if count > 1 and held > _CELLS // 4:  # many as near as each other
+                half = rows.start + count // 2
+                return search(slice(rows.start, half)) + search(slice(half, rows.stop))
             near, column = torch.nonzero(
                 score.view(count, groups, _GROUP)[query, group] <= limit[query, None], as_tuple=True
             )
             query, item = query[near], start + group[near] * _GROUP + column
             inside = item < part.stop
             kept.append((query[inside], item[inside]))
-            if count > 1 and sum(len(items) for _, items in kept) > _CELLS // 16:  # many as near as each other
-                half = rows.start + count // 2
-                return search(slice(rows.start, half)) + search(slice(half, rows.stop))
         query, item = torch.cat([q for q, _ in kept]), torch.cat([i for _, i in kept])
         distance = torch.cat(
             [

@@ -27,7 +27,8 @@ def finish_self_play(
 ) -> pa.Table:
     """Turn what the policy wrote into ``draw.k`` rows of schema.NEGATIVES for each example, drawn once or twice.
 
-    Outputs are taken best first. An output that repeats an earlier one is passed over. One that is empty or equals
+    Outputs are taken best first. One that repeats an earlier one is passed over, but for samples, which are draws from
+    the policy as they are. One that is empty or equals
     the target (``equal_target="next"``) gives way to the next output, and where none is left to a ``random`` item,
     whose row keeps the replaced ``raw``. ``equal_target="drop"`` instead leaves out the pair of an output that equals
     the target: that example then has fewer rows, or none. Places that no output was written for are filled from
@@ -64,7 +65,7 @@ def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Dr
     dropped = 0
     for answer in answers:
         key = fold(answer.text)
-        if key in seen or len(kept) + dropped == draw.k:
+        if (key in seen and sampler != "self_play_sample") or len(kept) + dropped == draw.k:
             continue
         seen.add(key)
         if key == target and draw.equal_target == "drop":

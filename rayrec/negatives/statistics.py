@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 
 def negative_statistics(
-    table: pa.Table, examples: pa.Table, catalogue: Catalogue, outputs: pa.Table | None = None
+    table: pa.Table, examples: pa.Table, catalogue: Catalogue, k: int, outputs: pa.Table | None = None
 ) -> dict[str, Any]:
     """Count what a policy's outputs were and what became of them.
 
     Args:
-        table: rows of schema.NEGATIVES; K is its largest ``k`` plus 1.
+        table: rows of schema.NEGATIVES.
         examples: all the examples that were drawn, those without a row in ``table`` included.
+        k: rejected answers K that each of them was to have.
         outputs: what the policy wrote (see :func:`rayrec.negatives.finish_self_play`); its best K are described.
             Without it (a sampler that asks no policy) the ``raw`` of the rows is, or their ``text`` where null.
 
@@ -32,8 +33,7 @@ def negative_statistics(
         :func:`rayrec.grounding.fold`.
     """
     context = {row["example_id"]: (fold(row["target"]), set(map(fold, row["history"]))) for row in distinct(examples)}
-    places = max(table["k"].to_pylist(), default=0) + 1
-    written = _written(table, outputs, places)
+    written = _written(table, outputs, k)
     known = set(map(fold, catalogue.titles))
     sampler, raw = table["sampler"].to_pylist(), table["raw"].to_pylist()
     return {
@@ -46,7 +46,7 @@ def negative_statistics(
         "distinct": len({text for _, text in written}),
         "random": sampler.count("random"),
         "replaced": sum(name == "random" and text is not None for name, text in zip(sampler, raw, strict=True)),
-        "dropped": places * len(context) - table.num_rows,
+        "dropped": k * len(context) - table.num_rows,
     }
 
 

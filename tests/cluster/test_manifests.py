@@ -108,7 +108,9 @@ def test_ray_up_takes_the_cluster_file(tmp_path: Path) -> None:
     config = manifest("ray-up.yaml")
     validate_config(prepare_config(config))
     starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
-    assert all("RAY_AUTH_MODE=token" in line for line in starts if " start " in line)
+    starts = [line for line in starts if " start " in line]
+    # A submitted `python` is looked for on the PATH that Ray was started with.
+    assert len(starts) == 2 and all(line.startswith("PATH=~/rayrec/bin:$PATH RAY_AUTH_MODE=token ") for line in starts)
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     config["max_worker"] = 3
     with pytest.raises(jsonschema.ValidationError):

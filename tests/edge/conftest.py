@@ -58,14 +58,18 @@ class Command:
             time.sleep(0.05)
         raise AssertionError(f"no {what} in {seconds} s:\n{self.log.read_text()[-4000:]}")
 
-    def until_inside(self, phase: str, seconds: float = 300) -> dict:
-        """Wait until a phase is at work, for some steps, parts or tenths of a second, and is not finished."""
+    def until_inside(self, phase: str, seconds: float = 300, share: float = 0.0) -> dict:
+        """Wait until a phase is at work, for some steps, parts or tenths of a second, and is not finished.
+
+        ``share``: of a training phase's steps, at least so much.
+        """
 
         def inside(trace: dict) -> bool:
             # A killed driver leaves its last words in the trace until the next one has started.
             ours = trace["attempts"][-1]["start"] > self.begun
             running = trace["running"].get(phase, {}) if ours else {}
             begun = running.get("step") or running.get("parts") or time.time() - running.get("started", 1e12) > 0.3
+            begun = begun and running.get("step", 0) >= share * running.get("steps", 0)
             return bool(begun) and not (self.folder / phase / "DONE").exists()
 
         return self.until(inside, f"step inside {phase}", seconds)

@@ -63,3 +63,11 @@ def test_models_are_trained_ranked_and_kept(tmp_path: Path) -> None:
     )
     refused = run_baselines(*args)
     assert refused.returncode == 1 and f"is being written by process {os.getpid()}" in refused.stderr
+
+
+def test_a_loss_that_is_not_finite_is_told_once(tmp_path: Path) -> None:
+    refused = run_baselines("--runs", str(tmp_path), "--name", "b", "--models", "sasrec", "--lr", "1e30")
+    assert refused.returncode == 1 and "Traceback" not in refused.stdout + refused.stderr
+    told = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and told[0].startswith("error: 00/sasrec: Epoch 1: the loss is nan. Lower"), refused.stderr
+    assert not (tmp_path / "b" / "00" / "sasrec" / "DONE").exists()

@@ -56,8 +56,7 @@ CUT_OFF = [
 #: What is run to its end without a break.
 WHOLE = [
     *(Case(name, stage) for name in CASES for stage in (1, 2, 3)),
-    Case("sdpo", 1, lora=4),
-    Case("sdpo", 2, lora=4),
+    *(Case("sdpo", stage, lora=4) for stage in (1, 2, 3)),
     Case("sft", 0),
     Case("sft", 1, lora=4),
     *(Case("sft", stage, dtype="bfloat16") for stage in (0, 2)),

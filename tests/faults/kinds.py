@@ -41,7 +41,9 @@ def kill(word: str) -> Strike:
     """SIGKILL one of these processes."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
-        os.kill(draw.choice(named(word, command.process.pid, *place.roots)), signal.SIGKILL)
+        found = named(word, command.process.pid, *place.roots)
+        place.struck = time.time()
+        os.kill(draw.choice(found), signal.SIGKILL)
 
     return strike
 
@@ -51,6 +53,7 @@ def stop(word: str, seconds: float = 30) -> Strike:
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
         pid = draw.choice(named(word, command.process.pid)) if word else command.process.pid
+        place.struck = time.time()
         os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
         os.kill(pid, signal.SIGCONT)
@@ -162,12 +165,15 @@ def _training_node(place: Place) -> subprocess.Popen:
 
 def lose_node(command: Command, draw: random.Random, place: Place) -> None:
     """SIGKILL all of a node of the cluster."""
-    place.nodes.end(_training_node(place))
+    node = _training_node(place)
+    place.struck = time.time()
+    place.nodes.end(node)
 
 
 def unplug(command: Command, draw: random.Random, place: Place) -> None:
     """Take a node off the network; where there are no namespaces its raylet is stopped, and hears and says nothing."""
     node = _training_node(place)
+    place.struck = time.time()
     place.unplugged |= descendants(node.pid)
     if place.nodes.net:
         place.nodes.net.cut(place.nodes.addresses[node.pid])
@@ -206,6 +212,8 @@ KINDS = {
     "driver told to end": Kind(interrupt),
     "generator stopped for 30 s": Kind(stop("ray::Generator"), GENERATING, by_itself=True),
     "worker stopped for 30 s": Kind(stop("ray::RayTrainWorker"), TRAINING, by_itself=True),
+    "controller stopped for 30 s": Kind(stop("ray::TrainController"), TRAINING, by_itself=True),
+    "board stopped for 30 s": Kind(stop("ray::Board"), TRAINING, by_itself=True),
     "raylet stopped for 30 s": Kind(stop("raylet/raylet"), by_itself=True),
     "driver stopped for 30 s": Kind(stop(""), by_itself=True),
     "file cut short": Kind(truncate),

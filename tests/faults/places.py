@@ -24,6 +24,8 @@ class Place:
         self.runs, self.url, self.env = runs, "", dict(os.environ)
         self.args, self.before, self.roots = list[str](), list[str](), set[int]()
         """Flags of a run here, words before its command, and processes besides the driver that start others for it."""
+        self.struck = 0.0
+        """When the fault struck, in seconds since the epoch."""
         self.unplugged = set[int]()
         """Processes of a node that nobody can reach: they end when their raylet gives up."""
 

@@ -1,0 +1,60 @@
+"""Which cluster a run joins, and whose GPUs `--device auto` means."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rayrec.cluster import check_address, find_address
+from rayrec.methods import parse
+from tests.edge.conftest import ROOT
+
+
+@pytest.mark.parametrize("named", ["--address", "RAY_ADDRESS"])
+def test_auto_is_a_cluster_made_by_ray_start_alone(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.utils import write_ray_address
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "auto" if named == "RAY_ADDRESS" else "elsewhere:1")
+    config = parse("", ["--address", "auto"] if named == "--address" else [])
+    with pytest.raises(ValueError, match=f"{named} auto: no cluster made by `ray start` .* Give HOST:PORT"):
+        check_address(config)
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        write_ray_address(address)  # what `ray start` does
+        check_address(config)
+        assert find_address(config) == address
+    assert find_address(config) is None  # that cluster is gone, its file is not
+    with pytest.raises(ValueError, match=f"{named} auto"):
+        check_address(config)
+
+
+SCRIPT = """
+import os
+from rayrec import cluster  # before Ray
+from rayrec.methods import parse
+from rayrec.reserve import reserve
+import ray
+
+for cards in (0, 2):
+    ray.init(address="local", num_cpus=2, num_gpus=cards, include_dashboard=False, logging_level="ERROR")
+    config = parse("", ["--preset", "toy", "--address", ray.get_runtime_context().gcs_address])
+    print("RESULT", cards, cluster.has_gpu(config))
+    reserve(config, False, train=False)
+    ray.shutdown()
+print("RESULT", cluster._cluster_cards("127.0.0.1:1"), cluster._cluster_cards("somewhere"))
+"""
+
+
+def test_auto_asks_the_cluster_and_not_the_drivers_machine() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    said = [line for line in done.stdout.splitlines() if line.startswith(("RESULT", "warning"))]
+    assert said[:2] == ["RESULT 0 False", "RESULT 2 True"] and said[3:] == ["RESULT None None"], said
+    # What a plan on CPUs is told where GPUs came after it was made.
+    assert said[2].startswith("warning: --device auto took CPUs, before this cluster told of its 2 GPUs")

@@ -1,0 +1,91 @@
+"""The board between the driver and the training workers: many who wait, a dismissal that comes early, silence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rayrec.trainers import Board, Phase
+from tests.edge.conftest import ROOT
+
+PHASE = Phase("p", "sft", "", "", "", 1, 2, 0.0, 0, 0.0, 1)
+
+
+def test_a_group_that_is_dismissed_while_it_comes_up_leaves() -> None:
+    async def story() -> list[Any]:
+        board = Board()
+        await board.post(PHASE, ["shard 0", "shard 1"])
+        await board.dismiss()
+        told = [await board.take(await board.next(), rank, 2) for rank in range(2)]
+        await board.open()
+        there = [(await board.poll(0, 0.01))[2]]
+        told.append((await board.take(await board.next(), 1, 2) or [None])[-1])
+        there.append((await board.poll(0, 0.01))[2])
+        await board.lose()
+        return [*told, *there, (await board.poll(0, 0.01))[2]]
+
+    assert asyncio.run(asyncio.wait_for(story(), 20)) == [None, None, "shard 1", False, True, False]
+
+
+SCRIPT = """
+import json, os, signal, time
+import psutil
+from rayrec import cluster  # before Ray, which else joins whatever cluster it finds
+import ray
+from rayrec.methods import parse
+from rayrec.reserve import Reserved
+from rayrec.runs import Stopped
+from rayrec.storage import Storage
+from rayrec.trainers import Phase, TrainGroup
+
+class Quiet(TrainGroup):
+    '''A group whose workers never come.'''
+    def _fit(self):
+        pass
+
+class Work:
+    storage = Storage("")
+
+def told(ask):
+    try:
+        return ask()
+    except Stopped as error:
+        return str(error)
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+workers = ["--train-workers", "80", "--batch", "80", "--prefer-batch", "80", "--pretrain-batch", "80"]
+config = parse("", ["--preset", "toy", *workers, "--wait-seconds", "3", "--wait-for-resources", "1"])
+group = Quiet(config, "", None, Work(), False, Reserved())
+phase = Phase("01/sft", "sft", "", "", "", 1, 80, 0.0, 0, 0.0, 1)
+waiting = [group.board.take.remote(0, rank, 80) for rank in range(80) for _ in range(3)]
+time.sleep(1)
+out = {"posted": told(lambda: group._ask(group.board.post.remote(phase, [*range(80)]), "01/sft"))}
+out["taken"] = len(ray.get(waiting, timeout=30))
+out["unsettled"] = told(lambda: group._dealt(phase))
+group.size = 80
+group._dealt = lambda phase: [*range(80)]
+out["silent"] = told(lambda: group.run(phase, None))
+board = next(p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Board"))
+board.suspend()
+out["stopped"] = told(lambda: group.run(phase, None))
+board.resume()
+group.close(True)
+print("RESULT", json.dumps(out))
+"""
+
+
+def test_whoever_waits_for_the_board_or_the_workers_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
+    # 240 calls wait at the board, of three groups, two of them dead, and it still takes a phase.
+    assert (out["posted"], out["taken"]) == (0, 240)
+    assert out["unsettled"].startswith("01/sft: for 4 s the last training workers have not left")
+    # 3 s of silence, and 1 s more while no group is there.
+    assert out["silent"].startswith("01/sft: no word from the training workers for 4 s")
+    assert out["stopped"].startswith("01/sft: the board, which hands phases to the workers, gave no answer for 3 s")
