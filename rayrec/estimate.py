@@ -3,8 +3,9 @@
 The cost model, for N weights in blocks of L layers and hidden size H, V words, and rows of T tokens of which A are
 answers:
 
-* A forward pass of a row costs (2 N + 4 L H T) T + 2 V H A operations. Training costs it three times; twice where the
-  base is frozen (adapters); a preference step adds one pass for the reference. Padding adds 15 %.
+* A forward pass of a row costs (2 N + 4 L H T) T + 2 V H A operations, less 2 M for each place of the prompt but its
+  last, with M weights in the last block's MLP, unless activations are made twice. Training costs it three times; twice
+  where the base is frozen (adapters); a preference step adds one pass for the reference. Padding adds 15 %.
 * A step takes the longer of its operations at the devices' training rate and of its gradients' exchange, plus ``step``.
 * A part of prompts takes their forward pass at the generation rate; then for every token of the longest answer the
   longer of its operations and of reading all weights once, plus ``token``.
@@ -83,6 +84,8 @@ class Shape:
     hidden: int
     kv: int
     """Numbers that a token leaves in the key-value cache."""
+    last_mlp: int
+    """Weights of the last block's MLP, which prompts pass by (logprobs.py)."""
     adapters: int
     """Weights of adapters of rank 1 on all linear layers but the head."""
 
@@ -96,6 +99,8 @@ class Shape:
         """Read from the configuration of a folder or hub id alone."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
+
+        from rayrec.logprobs import last_mlp
 
         settings: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
         with torch.device("meta"):
@@ -112,6 +117,7 @@ class Shape:
             tied=tied,
             layers=text.num_hidden_layers,
             hidden=words.shape[1],
+            last_mlp=sum(p.numel() for p in mlp.parameters()) if (mlp := last_mlp(lm)) is not None else 0,
             kv=2 * text.num_hidden_layers * kv_heads * (getattr(text, "head_dim", None) or size),
             adapters=sum(sum(m.weight.shape) for m in linear),
         )
@@ -217,17 +223,23 @@ class _Work:
         cores = self.threads[alone] ** _THREADS if self.device is DEVICES["cpu"] else 1.0
         return peak * share * cores
 
-    def _forward(self, length: float, answers: float) -> float:
-        """Operations of one row's forward pass."""
+    def _forward(self, length: float, answers: float, unread: float = 0.0) -> float:
+        """Operations of one row's forward pass; ``unread`` places predict nothing."""
         shape = self.shape
-        return (2 * shape.blocks + 4 * shape.layers * shape.hidden * length) * length + 2 * shape.words * answers
+        blocks = (2 * shape.blocks + 4 * shape.layers * shape.hidden * length) * length - 2 * shape.last_mlp * unread
+        return blocks + 2 * shape.words * answers
 
-    def _row(self, kind: str) -> tuple[float, float]:
-        """Tokens that a training row puts in, and those that it predicts; an answer's last one is no input."""
+    def _row(self, kind: str) -> tuple[float, float, float]:
+        """Tokens that a training row puts in, those that it predicts, and those that predict none.
+
+        An answer's last one is no input.
+        """
+        prompt, answer = self.tokens.prompt, self.tokens.answer
         if kind == "pretrain":
-            return self.tokens.prompt + self.tokens.answer, self.tokens.prompt + self.tokens.answer
+            return prompt + answer, prompt + answer, 0
         answers = 1 + self.config.train.num_negatives * (kind == "prefer")
-        return self.tokens.prompt + answers * (self.tokens.answer - 1), answers * self.tokens.answer
+        unread = 0 if self.config.train.activation_checkpointing else prompt - 1
+        return prompt + answers * (answer - 1), answers * answer, unread
 
     def seconds(self, phase: PhasePlan) -> float:
         """Seconds of one phase."""
@@ -273,7 +285,7 @@ class _Work:
         rounds = -(-rows // part) / min(placement.generators, -(-rows // part))
         if mode == "score":
             length = prompt + CANDIDATES * self.tokens.answer
-            return rounds * (part * self._forward(length, length - prompt) / rate + self.device.token)
+            return rounds * (part * self._forward(length, length - prompt, prompt - 1) / rate + self.device.token)
         width = evaluate.beam_width if mode in ("beams", "free_beams", "d3") else 1
         token = part * width * self._forward(1, 1) / rate
         weights = shape.parameters * self._bytes / placement.tensor_parallel / self.device.bandwidth
@@ -287,7 +299,7 @@ class _Work:
         held = self.shape.parameters * self._bytes / cut[2] + self.trained * self._bytes / cut[1]
         held += self.trained * (8 if self._bytes == 4 else 12) / cut[0]
         batch = max(train.batch, train.prefer_batch) // workers
-        length, answers = self._row("prefer" if train.prefer and train.iterations else "sft")
+        length, answers, _ = self._row("prefer" if train.prefer and train.iterations else "sft")
         # 34 H bytes in half precision for a token and layer (Korthikanti et al. 2022, without the scores).
         kept = 17 * self._bytes * self.shape.hidden * (1 if train.activation_checkpointing else self.shape.layers)
         kept += self._bytes * self.shape.hidden * self.shape.layers * train.activation_checkpointing

@@ -141,6 +141,12 @@ class PackedLM(nn.Module):
         return cells.index_put((packed.answer_N, packed.offset_N), logprob_N).sum(1).view(B, A)
 
 
+def last_mlp(lm: Any) -> nn.Module | None:
+    """Return the part of the last block that works place by place; None where a model does not call it ``mlp``."""
+    blocks = getattr(lm.base_model, "layers", None) or getattr(lm.base_model, "h", None)
+    return getattr(blocks[-1], "mlp", None) if blocks else None
+
+
 @contextmanager
 def _last_mlp_at(packed: Packed, lm: Any) -> Iterator[None]:
     """Let the last block's MLP see only the places that the head reads: what it gives elsewhere reaches no answer.
@@ -148,9 +154,7 @@ def _last_mlp_at(packed: Packed, lm: Any) -> Iterator[None]:
     In prompts of 140 tokens with sixteen titles of 10 these are half of all places. Blocks without a module ``mlp`` are
     left as they are.
     """
-    decoder = None if lm is None else lm.base_model
-    blocks = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
-    mlp = getattr(blocks[-1], "mlp", None) if blocks else None
+    mlp = None if lm is None else last_mlp(lm)
     if mlp is None:
         yield
         return
