@@ -142,30 +142,32 @@ def methods(rows: Sequence[Row], k: int) -> str:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         points = [(row, row[f"NDCG@{k}"], row[f"DivRatio@{k}"]) for row in rows]
-        points = [(row, x, y) for row, x, y in points if None not in (x["value"], y["value"])]
-        front = sorted((x["value"], y["value"]) for row, x, y in points if row["pareto"])
+        points = [one for one in points if None not in (one[1]["value"], one[2]["value"])]
+        points.sort(key=lambda one: -one[2]["value"])  # the names stand in the order of the points' heights
+        shown = [one for one in points if one[0]["method"] != "Popular"] or points
+        front = sorted((x["value"], y["value"]) for row, x, y in shown if row["pareto"])
         axes.plot(*zip(*front, strict=True), color=QUIET, linewidth=0.8, linestyle="--", label="Pareto front")
-        for number_, (row, x, y) in enumerate(points):
-            colour, marker = SERIES[number_ % len(SERIES)]
+        for number_, (row, x, y) in enumerate(shown):
+            (colour, _), (_, marker) = (SERIES[i % len(SERIES)] for i in (number_, number_ + number_ // len(SERIES)))
             spans: dict[str, Any] = {
                 f"{axis}err": [[one["value"] - one["low"]], [one["high"] - one["value"]]]
                 for axis, one in (("x", x), ("y", y))
                 if one["low"] is not None
             }
-            axes.errorbar(x["value"], y["value"], **spans, color=colour, marker=marker, markersize=5, linewidth=0.7)
-            place = (x["value"], y["value"])
-            axes.annotate(row["method"], place, (6, 5), textcoords="offset points", color=colour, fontsize=7.5)
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 0.7}
+            axes.errorbar(x["value"], y["value"], **spans, **look, label=row["method"])
         axes.set(xlabel=f"NDCG@{k}  ↑", ylabel=f"DivRatio@{k}  ↑")
-        axes.set_xlim(left=0)
-        heights = [y["value"] for _, _, y in points if y["value"] > 0]
+        heights = [y["value"] for _, _, y in shown if y["value"] > 0]
         if heights and max(heights) > 8 * min(heights):  # else all but the most diverse lie on one line
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
-        else:
-            axes.set_ylim(bottom=0)
-        legend(figure, axes.get_legend_handles_labels()[0])
+        for _, x, y in (one for one in points if one not in shown):  # far from the others, which would lie in a heap
+            where = f"Popular ({x['value']:.3f}, {y['value']:.3f})"
+            axes.text(0.01, 0.02, where, transform=axes.transAxes, color=QUIET, fontsize=7)
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles, names, loc="upper right", bbox_to_anchor=(1, 0.95), borderaxespad=0)
 
-    return draw((10, 4.6), paint, (0.55, 0.4, 0.3, 0.45))
+    return draw((10, 4.6), paint, (0.65, 0.2, 1.6, 0.45))
 
 
 def effect(rows: Sequence[Row], setting: str, k: int) -> str:
@@ -231,4 +233,4 @@ def genre_bars(gaps: Mapping[str, Mapping[str, float]], k: int) -> str:
         handles, _ = axes.get_legend_handles_labels()
         legend(figure, handles)
 
-    return draw((10, 3.4), paint, (0.55, 0.3, 0.1, 0.5))
+    return draw((10, 3.6), paint, (0.75, 0.3, 0.1, 0.7))
