@@ -99,7 +99,12 @@ def main() -> int:
     parser.add_argument("--k", type=int, help="length of the lists in the tables; default: 5, of candidates 1")
     parser.add_argument("--runs", default="runs", help="a folder; a comparison reads all its cells")
     parser.add_argument("--name", default="comparison", help="folder of the cells and the tables, in --runs")
-    parser.add_argument("--at-once", type=int, default=1, help="cells at once; each reserves its own resources")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        help="cells at once, each of which reserves its own resources. Default: as many as the cluster has room for, or "
+        "one",
+    )
     args, rest = parser.parse_known_args()
     try:
         rest, methods = settle(args, rest)
@@ -181,8 +186,8 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
         raise ValueError(f"--against {args.against} is not compared. Name one of {names}.")
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"--seeds {args.seeds} has one twice. Name each once.")
-    if args.at_once < 1:
-        raise ValueError(f"--at-once is {args.at_once}, wanted at least 1. The default is 1.")
+    if args.at_once is not None and args.at_once < 1:
+        raise ValueError(f"--at-once is {args.at_once}, wanted at least 1. Without it the cluster's room decides.")
     for row in rows:
         config = plan.resolve(parse("", cell_args(args, row, args.seeds[0], rest)))
         if row.method in BASELINES:
@@ -223,9 +228,17 @@ def plans(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Pa
 
 
 def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> dict[str, str]:
-    """Do every cell, seed by seed, so that methods share the first training; returns what failed, with its words."""
+    """Do every cell; returns what failed, with its words.
+
+    Where several run at once, --against comes before the others of its seed, which share its first training.
+    """
+    from rayrec.cluster import runs_at_once
     from rayrec.comparison import account, finished_phases
 
+    at_once = args.at_once or runs_at_once(parse("", cell_args(args, rows[0], args.seeds[0], rest)))
+    cells = [(seed, row) for seed in args.seeds for row in rows]
+    first = next((row for row in rows if row.method == args.against), rows[0])
+    rounds = [cells] if at_once == 1 else [[c for c in cells if (c[1] == first) == now] for now in (True, False)]
     folder.mkdir(parents=True, exist_ok=True)
     record, lock, failed = folder / "cells.json", threading.Lock(), {}
     facts = json.loads(record.read_text()) if record.exists() else {}
@@ -252,11 +265,11 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
             failed[name] = lines[-1] if lines else f"exit {process.returncode}"
             print(f"{time.strftime('%X')}  {name} failed: {failed[name]} (see {log.name})", flush=True)
 
-    with ThreadPoolExecutor(args.at_once) as pool:
-        cells = [pool.submit(do, seed, row) for seed in args.seeds for row in rows]
+    with ThreadPoolExecutor(at_once) as pool:
         try:
-            for cell in cells:
-                cell.result()
+            for some in rounds:
+                for cell in [pool.submit(do, seed, row) for seed, row in some]:
+                    cell.result()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in running:  # each ends its own cluster, and goes on with the next start

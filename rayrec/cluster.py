@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,20 +114,30 @@ def has_gpu(config: AnyConfig) -> bool:
         raise ValueError(
             "--device gpu: this machine has no CUDA device. Join a cluster with --address, or --device cpu."
         )
-    cards = _cluster_cards(address) if device == "auto" and address else None
-    there = torch.cuda.is_available() if cards is None else cards > 0
+    found = _resources(address) if device == "auto" and address else None
+    there = torch.cuda.is_available() if found is None else found["GPU"] > 0
     gpu = device == "gpu" or (device == "auto" and there)
-    wanted, found = _cards(config), torch.cuda.device_count()
-    if gpu and found < wanted and address is None:
+    wanted, here = _wanted(config, True), torch.cuda.device_count()
+    if gpu and here < (cards := math.ceil(wanted["GPU"])) and address is None:
         raise ValueError(
-            f"The plan takes {wanted} GPUs, this machine has {found}. Lower --train-workers, "
+            f"The plan takes {cards} GPUs, this machine has {here}. Lower --train-workers, "
             "--generators or --tensor-parallel, add --placement shared, or join a cluster with --address."
         )
     return gpu
 
 
-def _cluster_cards(address: str) -> float | None:
-    """GPUs of a cluster that is not joined; None where it does not tell: joining it will say why."""
+def runs_at_once(config: AnyConfig) -> int:
+    """For how many runs like this one the cluster has room, by its totals; 1 where there is none to join."""
+    address = find_address(config)
+    found = _resources(address) if address else None
+    if found is None:
+        return 1
+    wanted = _wanted(config, has_gpu(config))
+    return max(1, min(int(found[name] // amount) for name, amount in wanted.items()))
+
+
+def _resources(address: str) -> Counter[str] | None:
+    """What a cluster that is not joined has in all; None where it does not tell: joining it will say why."""
     from ray import _raylet
     from ray.core.generated import gcs_pb2
     from ray.exceptions import RayError
@@ -138,15 +149,21 @@ def _cluster_cards(address: str) -> float | None:
         nodes = client(address=address).get_all_node_info(timeout=10)
     except RayError:
         return None
-    return sum(node.resources_total.get("GPU", 0.0) for node in nodes.values() if node.state == alive)
+    total = Counter[str]()
+    for node in nodes.values():
+        total.update(node.resources_total if node.state == alive else {})
+    return total
 
 
-def _cards(config: AnyConfig) -> int:
-    """GPUs that trainers and generators take."""
-    bundles = (
-        reserve.trainer_bundles(config, True) + reserve.generator_bundles(config, True) * config.placement.generators
-    )
-    return math.ceil(sum(bundle["GPU"] for bundle in bundles))
+def _wanted(config: AnyConfig, gpu: bool) -> Counter[str]:
+    """What trainers and generators take in all."""
+    wanted = Counter[str]()
+    for bundle in [
+        *reserve.trainer_bundles(config, gpu),
+        *reserve.generator_bundles(config, gpu) * config.placement.generators,
+    ]:
+        wanted.update(bundle)  # pyright: ignore[reportArgumentType], halves of cards too
+    return wanted
 
 
 def connect(config: AnyConfig) -> bool:

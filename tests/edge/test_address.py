@@ -42,12 +42,12 @@ from rayrec.reserve import reserve
 import ray
 
 for cards in (0, 2):
-    ray.init(address="local", num_cpus=2, num_gpus=cards, include_dashboard=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=6, num_gpus=cards, include_dashboard=False, logging_level="ERROR")
     config = parse("", ["--preset", "toy", "--address", ray.get_runtime_context().gcs_address])
-    print("RESULT", cards, cluster.has_gpu(config))
+    print("RESULT", cards, cluster.has_gpu(config), cluster.runs_at_once(config))
     reserve(config, False, train=False)
     ray.shutdown()
-print("RESULT", cluster._cluster_cards("127.0.0.1:1"), cluster._cluster_cards("somewhere"))
+print("RESULT", cluster._resources("127.0.0.1:1"), cluster._resources("somewhere"))
 """
 
 
@@ -55,6 +55,6 @@ def test_auto_asks_the_cluster_and_not_the_drivers_machine() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     said = [line for line in done.stdout.splitlines() if line.startswith(("RESULT", "warning"))]
-    assert said[:2] == ["RESULT 0 False", "RESULT 2 True"] and said[3:] == ["RESULT None None"], said
+    assert said[:2] == ["RESULT 0 False 3", "RESULT 2 True 1"] and said[3:] == ["RESULT None None"], said
     # What a plan on CPUs is told where GPUs came after it was made.
     assert said[2].startswith("warning: --device auto took CPUs, before this cluster told of its 2 GPUs")
