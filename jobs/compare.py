@@ -102,8 +102,7 @@ def main() -> int:
     parser.add_argument(
         "--at-once",
         type=int,
-        help="cells at once, each of which reserves its own resources. Default: those that the cluster has room for, or "
-        "one",
+        help="cells at once, each with resources of its own. Default: as many as the cluster has room for, or one",
     )
     args, rest = parser.parse_known_args()
     try:
