@@ -15,7 +15,7 @@ from rayrec.methods import parse
 
 
 def main() -> None:
-    args = sys.argv[1:]
+    args = [word for arg in sys.argv[1:] for word in (arg.split("=", 1) if arg.startswith("--policy=") else [arg])]
     asked = {"-h", "--help"} & set(args)
     if "--policy" not in args[:-1] and not asked:
         sys.exit("error: --policy is missing. Name a Hugging Face folder or a hub id.")
