@@ -77,6 +77,8 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     tuning = rows_to_tune(config, data)
     embedder = make_embedder(config, data)
     base, template = make_base(config, data, scratch)
+    if engine == "vllm" and not gpu and config.placement.cluster is None:
+        check_heads(config.model.model, base)
     tokens = plan.check_lengths(config, data, tuning, template)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, sum(map(len, data.evaluated.values())))
@@ -258,6 +260,21 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     if config.model.item_vectors:
         template.show_items(data.catalogue.titles, vocabulary(name))
     return base, template
+
+
+def check_heads(model: str, base: Path) -> None:
+    """Refuse what vLLM would stop at in the first part, with a page of its own words.
+
+    Raises:
+        ValueError: heads that are too small for vLLM on a CPU.
+    """
+    from rayrec.models.policy import head_size
+
+    if (found := head_size(str(base))) < 32:
+        raise ValueError(
+            f"--model {model}: an attention head has {found} numbers, and vLLM on a CPU wants 32 or more. Add --engine "
+            "torch."
+        )
 
 
 def keep_base(work: Run, base: Path) -> Path:

@@ -48,6 +48,9 @@ def write_models(root: Path) -> None:
     (adapter / "adapter_config.json").write_text("{}")
     nameless = Path(shutil.copytree(root / "model", root / "nameless"))
     (nameless / "config.json").write_text("{}")
+    small = Path(shutil.copytree(root / "model", root / "small"))
+    settings = json.loads((small / "config.json").read_text()) | {"head_dim": 16}
+    (small / "config.json").write_text(json.dumps(settings))
     foreign = Path(shutil.copytree(root / "model", root / "foreign"))
     settings = json.loads((foreign / "config.json").read_text())
     (foreign / "config.json").write_text(json.dumps(settings | {"vocab_size": 50}))
@@ -236,6 +239,10 @@ CASES = {
     "titles that are one to the model": (
         ["--data", "{root}/forms", "--model", "{root}/lower", "--template", "compact"],
         ["'Film 0 (1970)' and 'FILM 0 (1970)' are the same tokens", "Rename one"],
+    ),
+    "heads too small for vllm": (
+        ["--model", "{root}/small", "--engine", "vllm", "--device", "cpu"],
+        ["an attention head has 16 numbers", "wants 32 or more", "--engine torch"],
     ),
     "another model's tokenizer": (["--model", "{root}/foreign"], ["the tokenizer writes", "the model knows 50"]),
     "a setting of another loss": (["--tau", "1"], ["--objective dpo has no --tau", "it has --beta"]),

@@ -129,6 +129,12 @@ def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -
         return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
 
 
+def head_size(path: str | Path) -> int:
+    """Return the numbers of an attention head."""
+    text = AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config()
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
 def without_dropout(model: Any) -> Any:
     """Return ``model`` with all its dropout off: only adapters have some, in SFT (METHODS section 4)."""
     for module in model.modules():

@@ -69,7 +69,7 @@ class Command:
             ours = trace["attempts"][-1]["start"] > self.begun
             running = trace["running"].get(phase, {}) if ours else {}
             begun = running.get("step") or running.get("parts") or time.time() - running.get("started", 1e12) > 0.3
-            begun = begun and running.get("step", 0) >= share * running.get("steps", 0)
+            begun = begun and (not share or running.get("step", 0) >= share * running.get("steps", 1e12))
             return bool(begun) and not (self.folder / phase / "DONE").exists()
 
         return self.until(inside, f"step inside {phase}", seconds)

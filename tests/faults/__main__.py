@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rayrec.folders import damage
 from tests.edge.conftest import Command, alive, contents, descendants, gone, read_trace, title
-from tests.faults.kinds import KINDS, Kind
+from tests.faults.kinds import KINDS, TRAINING, Kind
 from tests.faults.places import Place, place_of
 
 #: More rows than the tests have, so that every phase lasts long enough to be seen at work.
@@ -59,7 +59,8 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
     started: set[int] = set()
     try:
         try:
-            state = command.until_inside(phase, share=draw.uniform(0, 0.6))["running"][phase]
+            share = draw.uniform(0, 0.6) if phase.split("/")[1] in TRAINING else 0.0
+            state = command.until_inside(phase, share=share)["running"][phase]
         except AssertionError as error:
             raise Missed(str(error)) from error
         started = working()
