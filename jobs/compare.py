@@ -5,8 +5,9 @@
     python jobs/compare.py --data DIR --preset table2 --lr 1e-4          # any flag of jobs/sprec.py holds for all cells
     python jobs/compare.py --data DIR --methods BIGRec SPRec --vary num-negatives 1 3 8
 
-The preset recpo also sets --history 20 --ratings --split leave_last_two, as the paper has it, where the command does
-not name these; sdpo takes MoRec along with --embedder-path, and ChatRec with --endpoint and --served.
+The preset recpo also sets --history 20 --ratings --split leave_last_two, as the paper has it, and --max-length 1024,
+where the command does not name these; sdpo takes MoRec along with --embedder-path, and ChatRec with --endpoint and
+--served.
 
 The same command again does what is left, and rewrites the table, comparison.json, comparison.csv and comparison.html.
 """
@@ -40,7 +41,13 @@ PRESETS = {
 #: The settings of those tables, unless the command names them.
 SETTINGS = {
     "sdpo": {"--protocol": ["candidates"]},
-    "recpo": {"--protocol": ["candidates"], "--history": ["20"], "--ratings": [], "--split": ["leave_last_two"]},
+    "recpo": {
+        "--protocol": ["candidates"],
+        "--history": ["20"],
+        "--ratings": [],
+        "--split": ["leave_last_two"],
+        "--max-length": ["1024"],
+    },
 }
 #: Flags of jobs/sprec.py that every cell has of its own, and what to say instead.
 OWN = {"--seed": "--seeds 0 1 2", "--method": "--methods BIGRec SPRec"}
