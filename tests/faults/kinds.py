@@ -6,6 +6,7 @@ given again; either way it ends with the files and metrics of an undisturbed run
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -148,8 +149,12 @@ def cut_off(command: Command, draw: random.Random, place: Place) -> None:
 
 
 def lose_machine(command: Command, draw: random.Random, place: Place) -> None:
-    """The driver dies with all that its machine had; the next command is given on another one."""
+    """The driver dies with all that its machine had and ran; the next command is given on another one."""
+    there = descendants(command.process.pid)
     command.kill()
+    for pid in there:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     place.move()
 
 
