@@ -226,11 +226,11 @@ def command(args: argparse.Namespace, row: Row, seed: int, rest: list[str], fold
 
 def plans(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> int:
     """Print the plan of every method's first cell; the exit status of the first that has none, else 0."""
-    status = 0
+    codes = []
     for row in rows:
         print(f"\n{row.label}, the first of {len(args.seeds)} seeds", flush=True)
-        status = status or subprocess.run(command(args, row, args.seeds[0], rest, folder), check=False).returncode
-    return status
+        codes.append(subprocess.run(command(args, row, args.seeds[0], rest, folder), check=False).returncode)
+    return next(filter(None, codes), 0)
 
 
 def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> dict[str, str]:

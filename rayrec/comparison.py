@@ -6,8 +6,7 @@ jackknife over users, and the spread over seeds stands apart, since three seeds 
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from rayrec.folders import read_json
 from rayrec.methods import BASELINES
-from rayrec.metrics import div_ratio_without, per_row
+from rayrec.metrics import div_ratio_without, or_ratio_without, per_row
 from rayrec.statistics import bootstrap_means, holm, jackknife, paired_bootstrap
 
 #: Metrics with an interval from the rows; the others are means over seeds.
@@ -214,26 +213,6 @@ def _values(members: list[Cell], names: list[tuple[str, int]]) -> np.ndarray:
 
 def _users(members: list[Cell]) -> list[str]:
     return [user for c in members for user in c.users]
-
-
-def or_ratio_without(predictions: pa.Table, users: list[str], k: int) -> np.ndarray:
-    """ORRatio@k without the rows of each user in turn, (U,), sorted by user; NaN where nothing is left.
-
-    Only items of the user lose occurrences, so the three most frequent of the rest are among as many of the most
-    frequent of all as the user has items, and three more.
-    """
-    own: dict[str, Counter[str]] = {user: Counter() for user in sorted(set(users))}
-    for user, titles in zip(users, predictions["titles"].to_pylist(), strict=True):
-        own[user].update(titles[:k])
-    returned = Counter[str]()
-    for counts in own.values():
-        returned.update(counts)
-    order, everything, made = returned.most_common(), returned.total(), []
-    for counts in own.values():
-        top = heapq.nlargest(3, (n - counts[title] for title, n in order[: len(counts) + 3]))
-        left = everything - counts.total()
-        made.append(sum(top) / left if left else np.nan)
-    return np.array(made)
 
 
 #: Metrics of all lists at once, and what gives them without each user.

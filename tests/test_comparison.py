@@ -21,10 +21,11 @@ import pytest
 import tyro
 
 from rayrec import comparison_page
-from rayrec.comparison import Cell, account, compare, finished_phases, or_ratio_without, pareto, read_cell
+from rayrec.comparison import Cell, account, compare, finished_phases, pareto, read_cell
 from rayrec.config import BaselinesConfig
 from rayrec.data import schema
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
+from rayrec.metrics import or_ratio_without
 from rayrec.published import published
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from rayrec.metrics.div_ratio import div_ratio, div_ratio_without
 from rayrec.metrics.genre_unfairness import dgu, genre_share, mgu
 from rayrec.metrics.hit_ratio import hit_ratio, hits
 from rayrec.metrics.ndcg import gains, ndcg
-from rayrec.metrics.or_ratio import or_ratio
+from rayrec.metrics.or_ratio import or_ratio, or_ratio_without
 from rayrec.metrics.outcome import Outcome, histories, outcome, ranks
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ METRICS: dict[str, Callable[[Outcome, int], float | None]] = {
     "DGU": dgu,
 }
 
-__all__ = ["METRICS", "div_ratio_without", "evaluate", "per_row"]
+__all__ = ["METRICS", "div_ratio_without", "evaluate", "or_ratio_without", "per_row"]
 
 
 def evaluate(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, top_k: tuple[int, ...]) -> dict[str, Any]:
