@@ -24,8 +24,8 @@ def or_ratio_without(predictions: pa.Table, users: list[str], k: int) -> np.ndar
     """ORRatio@k without the rows of each user in turn, (U,), sorted by user; for :func:`rayrec.statistics.jackknife`.
 
     ``users`` names the user of each of the N rows. Only items of the user lose occurrences, so the three most frequent
-    of the rest are among as many of the most frequent of all as the user has items, and three more. NaN where nothing is
-    left.
+    of the rest are among as many of the most frequent of all as the user has items, and three more. NaN where nothing
+    is left.
     """
     own: dict[str, Counter[str]] = {user: Counter() for user in sorted(set(users))}
     for user, titles in zip(users, predictions["titles"].to_pylist(), strict=True):
