@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import socket
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,9 +83,10 @@ def find_address(config: AnyConfig) -> str | None:
     named = config.placement.address or os.environ.get("RAY_ADDRESS")
     if named and named != "auto":
         return None if named == "local" else named
-    from ray._private.utils import read_ray_address
-
-    made = read_ray_address()  # written by `ray start` only, and left behind when that cluster is killed
+    # Written by `ray start` only, and left behind when that cluster is killed. Read here: Ray's import takes a second.
+    folder = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
+    file = Path(folder, "ray", "ray_current_cluster")
+    made = file.read_text().strip() if file.exists() else ""
     return made if made and _answers(made) else None
 
 
