@@ -133,12 +133,17 @@ class PackedLM(nn.Module):
                 position_ids=packed.positions_RT,
                 use_cache=False,
             )[0]
-        hidden_NH = hidden_RTH.flatten(0, 1).index_select(0, packed.source_N)
+        hidden_NH = take_rows(hidden_RTH.flatten(0, 1), packed.source_N)
         logprob_N = token_logprobs(lm.get_output_embeddings(), hidden_NH, packed.target_N)
         # Every token has its own cell, so the sum has one order and no answer can touch another.
         B, A = packed.lengths_BA.shape
         cells = logprob_N.new_zeros(B * A, int(packed.lengths_BA.max()))
         return cells.index_put((packed.answer_N, packed.offset_N), logprob_N).sum(1).view(B, A)
+
+
+def take_rows(values_PH: Tensor, places_N: Tensor) -> Tensor:
+    """Return the rows of ``values_PH`` at ``places_N``: index_select, whose backward pass on a CPU takes far longer."""
+    return nn.functional.embedding(places_N, values_PH)
 
 
 def last_mlp(lm: Any) -> nn.Module | None:
@@ -161,7 +166,7 @@ def _last_mlp_at(packed: Packed, lm: Any) -> Iterator[None]:
     read_U, (R, T) = packed.source_N.unique(), packed.ids_RT.shape
 
     def narrow(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].flatten(0, 1).index_select(0, read_U)[None], *args[1:])
+        return (take_rows(args[0].flatten(0, 1), read_U)[None], *args[1:])
 
     def widen(_: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
         made_1UH, *more = (output,) if isinstance(output, Tensor) else output
