@@ -307,18 +307,18 @@ class SequentialConfig:
         "caser",
     )
     """What is trained and ranked; `morec` reads its item vectors from an embedder."""
-    hidden: int = 64
+    hidden: int = 128
     """Size of an item's vector."""
     dropout: float = 0.5
     lr: float = 1e-3
     weight_decay: float = 0.0
-    batch: int = 256
+    batch: int = 64
     """Pieces of sequences of an optimiser step, whatever the number of workers."""
-    epochs: int = 200
+    epochs: int = 56
     """Most epochs."""
-    patience: int = 10
+    patience: int = 4
     """Epochs without a better validation NDCG@10, over the whole catalogue, after which training stops."""
-    lr_drops: int = 0
+    lr_drops: int = 1
     """Times that it first goes on from the best state instead, at a tenth of the learning rate."""
     sampled: int = 0
     """Wrong items in the loss, drawn for each step; 0: the whole catalogue."""
