@@ -2,7 +2,7 @@
 
     python jobs/compare.py --data DIR --methods BIGRec S-DPO SPRec --seeds 0 1 2
     python jobs/compare.py --data DIR --preset table2 --scale toy
-    python jobs/compare.py --data DIR --preset table2 --iterations 3       # any flag of jobs/sprec.py holds for all cells
+    python jobs/compare.py --data DIR --preset table2 --iterations 3   # any flag of jobs/sprec.py holds for all cells
     python jobs/compare.py --data DIR --methods BIGRec SPRec --vary num-negatives 1 3 8
 
 The preset recpo also sets --history 20 --ratings --split leave_last_two, as the paper has it, and --max-length 1024,

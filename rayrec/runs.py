@@ -12,6 +12,7 @@ import platform
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -45,6 +46,8 @@ def versions() -> dict[str, str]:
 
 #: What every event of a trace says.
 _EVENT = {"name", "cat", "ph", "ts", "dur", "pid", "args"}
+#: Parts of a phase that a trace lists; the others are counted, so that millions of rows take no more room than these.
+LISTED_PARTS = 1000
 
 
 class Trace:
@@ -54,9 +57,10 @@ class Trace:
     """
 
     def __init__(self, path: Path):
-        self._path, self._lock, self._written = path, threading.Lock(), 0.0
+        self._path, self._lock, self._written, self._took = path, threading.Lock(), 0.0, 0.0
         self._events, self._attempts = self._former()
         self._open: dict[str, dict] = {}
+        self._parts: Counter[str] = Counter()
 
     def _former(self) -> tuple[list[dict], list[dict]]:
         """Events and attempts of earlier starts; a file that is no trace of ours is set aside."""
@@ -84,6 +88,9 @@ class Trace:
         """Add a finished event; ``start`` and ``end`` in seconds since the epoch."""
         event = {"name": name, "cat": category, "ph": "X", "ts": round(start * 1e6), "dur": round((end - start) * 1e6)}
         with self._lock:
+            self._parts[name] += category == "part"
+            if category == "part" and self._parts[name] > LISTED_PARTS:
+                return
             self._events.append({**event, "pid": lane, "tid": who, "args": facts})
         self.flush(every=1.0)
 
@@ -102,6 +109,8 @@ class Trace:
         yield facts
         with self._lock:
             self._open.pop(name, None)
+            unlisted = {n: c - LISTED_PARTS for n, c in self._parts.items() if n.startswith(name) and c > LISTED_PARTS}
+            facts |= {"unlisted_parts": unlisted} if unlisted else {}
         self.add(name, "phase", lane, "lane", start, time.time(), **facts)
         self.flush()
 
@@ -120,11 +129,11 @@ class Trace:
             return {e["name"]: e["args"][name] for e in self._events if name in e["args"]}
 
     def flush(self, every: float = 0.0) -> None:
-        """Write ``trace.json`` unless it was written less than ``every`` seconds ago."""
+        """Write ``trace.json`` unless it was written less than ``every`` seconds, or 20 times what that took, ago."""
         with self._lock:
-            if time.monotonic() - self._written < every:
+            begun = time.monotonic()
+            if every and begun - self._written < max(every, min(20 * self._took, 10.0)):
                 return
-            self._written = time.monotonic()
             write_json(
                 self._path,
                 {
@@ -134,6 +143,8 @@ class Trace:
                     "displayTimeUnit": "ms",
                 },
             )
+            self._written = time.monotonic()
+            self._took = self._written - begun
 
 
 #: What a start that was killed at once leaves of ``Run._claim``.

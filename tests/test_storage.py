@@ -17,7 +17,7 @@ from rayrec import checkpoint, storage
 from rayrec.folders import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
 from rayrec.methods import parse
 from rayrec.plan import resolve
-from rayrec.runs import Run, Stopped
+from rayrec.runs import LISTED_PARTS, Run, Stopped, Trace
 from rayrec.storage import Storage
 
 
@@ -360,6 +360,19 @@ def test_a_broken_record_is_told_with_what_helps(tmp_path: Path, text: bytes) ->
         assert "same command" not in str(error.value)
     shutil.rmtree(root)
     assert open_run(str(tmp_path)).root == root
+
+
+def test_a_trace_lists_so_many_parts_and_counts_the_others(tmp_path: Path) -> None:
+    trace, count = Trace(tmp_path / "trace.json"), LISTED_PARTS + 7
+    with trace.phase("01/negatives", "generators"):
+        for part in range(count):
+            trace.add("01/negatives/self_play", "part", "generators", "generator 0", part, part + 1, part=part)
+    with trace.phase("01/sft", "trainers"):
+        pass
+    events = read_json(tmp_path / "trace.json")["traceEvents"]
+    assert [e["args"]["part"] for e in events if e["cat"] == "part"] == list(range(LISTED_PARTS))
+    told = {e["name"]: e["args"] for e in events if e["cat"] == "phase"}
+    assert told == {"01/negatives": {"unlisted_parts": {"01/negatives/self_play": 7}}, "01/sft": {}}
 
 
 @pytest.mark.parametrize("text", [b"{", b"3", b"\xff", b'{"traceEvents": [{"cat": "phase"}], "attempts": []}'])
