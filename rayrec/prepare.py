@@ -66,6 +66,11 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     cluster.check_address(config)
     tracking.check(config.output.track)
     gpu, engine = config.placement.cluster is None and cluster.has_gpu(config), choose_engine(config)
+    if (cards := config.placement.tensor_parallel) > 1 and not (engine == "vllm" and (gpu or config.placement.cluster)):
+        raise ValueError(
+            f"--tensor-parallel {cards} spreads vLLM's model over GPUs, and this plan has the engine {engine} on "
+            f"{'GPUs' if gpu else 'CPUs'}. Leave it out, or take --engine vllm --device gpu."
+        )
     data = load(config.data)
     # What `auto` meant is recorded and hashed, not the word.
     config = dataclasses.replace(

@@ -115,6 +115,10 @@ CASES = {
         ["--data", "{root}/films", "--source", "movielens"],
         ["not there", "wants ['ratings.csv', 'movies.csv']", "Try --source auto"],
     ),
+    "tensor parallel on a CPU": (
+        ["--tensor-parallel", "2", "--device", "cpu"],
+        ["--tensor-parallel 2 spreads vLLM's model over GPUs", "on CPUs", "Leave it out"],
+    ),
     "no data": (["--source", "csv"], ["--data is missing", "reads files", "Add --data"]),
     "two data": (
         ["--source", "synthetic", "--data", "{root}/films"],
