@@ -21,6 +21,7 @@ from rayrec.data import Dataset, load, schema
 from rayrec.data.candidates import touched
 from rayrec.folders import read_json, write_json
 from rayrec.grounding import EMBEDDERS
+from rayrec.lease import Lease
 from rayrec.metrics import evaluate
 from rayrec.metrics.choice import choice_metrics
 from rayrec.models import sequential
@@ -67,6 +68,8 @@ def run(config: BaselinesConfig) -> Path | None:
         return None
     processes = cluster.Processes(root / ".processes.json")
     processes.end_former()
+    lease = Lease(storage, root)
+    lease.check()
     storage.pull(root)
     work = Run(storage, root, config, data.content_hash)
     processes.record()
@@ -75,13 +78,15 @@ def run(config: BaselinesConfig) -> Path | None:
     phases = [f"00/{model}" for model in config.sequential.models]
     left = [phase for phase in phases if not work.done(phase)]
     work.trace.attempt(left=left)
-    if set(left) - {"00/popular"}:
-        cluster.connect(config)
-        reserve.reserve(config, gpu, generate=False).free_trainers()
-        processes.record()
-    for phase in left:
-        _make(phase, config, data, work, gpu, features)
-        processes.record()
+    with lease:
+        if set(left) - {"00/popular"}:
+            cluster.connect(config)
+            reserve.reserve(config, gpu, generate=False).free_trainers()
+            processes.record()
+        for phase in left:
+            lease.check_held()
+            _make(phase, config, data, work, gpu, features)
+            processes.record()
     processes.forget()
     records, seconds = work.write_metrics(phases), work.trace.facts("seconds")
     console.print_iteration_table([r | {"seconds": seconds.get(r["phase"])} for r in records])

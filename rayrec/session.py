@@ -27,6 +27,7 @@ from rayrec.folders import read_json, write_json
 from rayrec.generate_lane import GenerateLane
 from rayrec.generators import GeneratorPool
 from rayrec.lanes import Lane, Once, Policy, Shared
+from rayrec.lease import Lease
 from rayrec.prepare import Prepared, keep_base, prepare
 from rayrec.report import best_policy, build_report, read_samples
 from rayrec.runs import Run, Stopped, check_claim
@@ -103,6 +104,7 @@ def run(config: Config) -> Path | None:
             console.print_plan(ready.shown)
             return None
         cluster.Processes(ready.root / ".processes.json").end_former()
+        Lease(storage, ready.root).check()
         storage.pull(ready.root)
         work = Run(storage, ready.root, ready.config, ready.data.content_hash, ready.model_hash)
         if ready.config.model.model == "tiny":
@@ -132,6 +134,7 @@ class Session:
         self.processes = cluster.Processes(work.root / ".processes.json")
         self.group = Once(lambda: TrainGroup(config, base, ready.template, work, ready.gpu, self.reserved))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
+        self.lease = Lease(work.storage, work.root)
         self.tracker = Tracker(work.root, config.output.track, to_dict(config))
 
     def run(self) -> None:
@@ -140,7 +143,7 @@ class Session:
         self.work.trace.attempt(left=left, sequential=self.config.placement.sequential)
         lanes: tuple[TrainLane, GenerateLane] | None = None
         finished = False
-        with console.LaneProgress() as progress:
+        with console.LaneProgress() as progress, self.lease:
             try:
                 self.processes.record()
                 if left:
@@ -194,6 +197,7 @@ class Session:
         """Wait for all, in short waits so that signals are heard, and raise the first error."""
         open_: set[Future] = set(futures)
         while open_:
+            self.lease.check_held()
             done, open_ = wait(open_, timeout=0.5, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()

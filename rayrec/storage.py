@@ -32,8 +32,10 @@ _OPTIONS = {"region", "endpoint_override", "scheme", "allow_bucket_creation"}
 _PARTIAL = ".partial"
 #: Folder of a run that Ray Train writes into.
 RAY_TRAIN = ".ray_train"
+#: The sign of life of a run's driver.
+DRIVER = ".driver.json"
 #: What a copy holds besides the run's files.
-_OWN = (".processes.json", RAY_TRAIN)
+_OWN = (".processes.json", DRIVER, RAY_TRAIN)
 
 
 class Storage:

@@ -1,0 +1,86 @@
+"""Two drivers on two machines: one writes, the other is told; a dead one is succeeded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rayrec import lease
+from rayrec.folders import read_json
+from rayrec.lease import Lease
+from rayrec.runs import Stopped
+from rayrec.storage import DRIVER, Storage
+
+
+@pytest.fixture(params=["folder", "store"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / "copies"))
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "SILENCE", 0.5)
+    return Storage(str(tmp_path / "runs") if request.param == "folder" else (tmp_path / "runs").as_uri())
+
+
+def on(host: str, storage: Storage) -> Lease:
+    made = Lease(storage, storage.root / "run")
+    made._me["host"] = host
+    return made
+
+
+def sign(storage: Storage) -> Path:
+    """Where all machines see it."""
+    return Path(storage.url.removeprefix("file://") or storage.root) / "run" / DRIVER
+
+
+def test_a_driver_on_another_machine_is_heard(storage: Storage) -> None:
+    with on("one", storage):
+        with pytest.raises(ValueError, match=r"run is being written by process \d+ on one\. Wait .* another --name"):
+            on("two", storage).check()
+        begun = time.monotonic()
+        on("one", storage).check()  # process ids tell of drivers on this machine
+        assert time.monotonic() - begun < 0.4
+    assert not sign(storage).exists()
+    on("two", storage).check()
+
+
+def test_a_dead_driver_is_succeeded(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    dead = on("one", storage)
+    dead._say(7)
+    on("two", storage).check()
+    assert "on one: listening for" in capsys.readouterr().out
+    with on("two", storage):
+        assert read_json(sign(storage))["host"] == "two"
+
+
+def test_a_driver_that_was_cut_off_stops_and_leaves_the_other_alone(storage: Storage) -> None:
+    first = on("one", storage)
+    with first:
+        second = on("two", storage)
+        with second:
+            for _ in range(100):
+                time.sleep(0.05)
+                if first._lost or second._lost:
+                    break
+            one, other = (first, second) if first._lost else (second, first)
+            with pytest.raises(Stopped, match=rf"is being written by process \d+ on {other._me['host']} now"):
+                one.check_held()
+            other.check_held()
+            one.__exit__()
+            assert read_json(sign(storage))["token"] == other._me["token"]
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"host": "one"}'])
+def test_a_sign_that_cannot_be_read_is_none(storage: Storage, text: str) -> None:
+    sign(storage).parent.mkdir(parents=True)
+    sign(storage).write_text(text)
+    on("two", storage).check()
+
+
+def test_a_storage_that_takes_nothing_does_not_stop_the_thread(storage: Storage) -> None:
+    sign(storage).parent.parent.mkdir(parents=True, exist_ok=True)
+    sign(storage).parent.write_text("no folder")
+    with on("one", storage):
+        time.sleep(0.2)
+        assert sum(thread.name == "lease" for thread in threading.enumerate()) == 1
