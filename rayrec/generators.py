@@ -72,7 +72,10 @@ class Generator:
 
     def ready(self) -> dict:
         """Facts about the engine, once it is up."""
-        return {"pid": os.getpid(), "engine": type(self.engine).__name__}
+        import ray
+
+        nodes = [ray.util.get_node_ip_address()]
+        return {"pid": os.getpid(), "engine": type(self.engine).__name__, "nodes": nodes}
 
     def answer(self, part: Part) -> tuple[list[list[Answer]], dict]:
         """Answers to the prompts of a part, best first (scored ones as given), and facts for the trace."""

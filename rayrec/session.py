@@ -33,7 +33,7 @@ from rayrec.report import best_policy, build_report, read_samples
 from rayrec.runs import Run, Stopped, check_claim
 from rayrec.selfplay import self_play
 from rayrec.storage import Storage
-from rayrec.timeline import by_iteration, spans
+from rayrec.timeline import by_iteration, placed, spans
 from rayrec.tracking import Tracker
 from rayrec.train_lane import TrainLane
 from rayrec.trainers import TrainGroup
@@ -224,7 +224,10 @@ class Session:
                 self.work.prune(phase.name)
 
     def _report(self) -> None:
-        times = by_iteration(spans(read_json(self.work.root / "trace.json")["traceEvents"]))
+        events = read_json(self.work.root / "trace.json")["traceEvents"]
+        for who, nodes in placed(events).items():
+            console.log("placement", f"{who} on {', '.join(nodes)}")
+        times = by_iteration(spans(events))
         rows = [r for r in read_records(self.work.root) if r["kind"] in ("evaluation", "baseline")]
         for row in rows:
             seconds, overlap = times.get(row["iteration"], (None, None))

@@ -113,6 +113,15 @@ def overlap(phases: Sequence[Span]) -> Overlap:
     return Overlap(working, together, total / working if working else 0.0)
 
 
+def placed(events: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return {lane: addresses of the nodes that its processes were on}, in the order of their first work."""
+    found: dict[str, dict[str, None]] = {}
+    for event in events:
+        for node in event["args"].get("nodes", ()):
+            found.setdefault(event["pid"], {})[node] = None
+    return {lane: list(nodes) for lane, nodes in sorted(found.items())}
+
+
 def by_iteration(phases: Sequence[Span]) -> dict[int, tuple[float, float]]:
     """Return {iteration: (wall seconds, lanes at work)} from the first start to the last end of its phases `NN/...`.
 

@@ -37,6 +37,8 @@ def work(setup: dict) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if setup["gpu"] else "cpu")
     rank, board = train.get_context().get_world_rank(), setup["board"]
     worker = Worker(setup, rank, train.get_context().get_world_size())
+    nodes = [""] * worker.world
+    torch.distributed.all_gather_object(nodes, ray.util.get_node_ip_address())
     number: int = ray.get(board.next.remote())
     while (task := ray.get(board.take.remote(number, rank, worker.world))) is not None:
         phase, shard = task
@@ -44,6 +46,7 @@ def work(setup: dict) -> None:
         worker.report = board.report.remote if rank == 0 else (lambda **facts: None)
         try:
             result = worker.run(phase, shard)
+            result["facts"]["nodes"] = nodes
         except FloatingPointError as error:  # every rank raises it: the loss is summed over all
             result = {"error": str(error)}
         torch.distributed.barrier()  # no rank asks for the next phase before this one's files are written

@@ -17,7 +17,7 @@ import pytest
 from rayrec import figures
 from rayrec.config import Config, to_dict
 from rayrec.report import best_policy, build_report, last_policy
-from rayrec.timeline import by_iteration, overlap, spans, waits
+from rayrec.timeline import by_iteration, overlap, placed, spans, waits
 
 EVIL = "<script>alert('x')</script> & \"Friends\" (1999)"
 GENRES = [
@@ -317,6 +317,11 @@ def test_waits_and_overlap_by_hand() -> None:
     late = spans([*events, lane("00/evaluate", "generators", 105, 112)])  # 12 s, of which 7 s beside the trainers
     assert by_iteration(late)[0] == (12.0, pytest.approx((12 + 7) / 12))
     assert overlap([]).lanes == 0.0
+    works = [("trainers", ["a", "b"]), ("generators", ["c"]), ("trainers", ["b", "d"]), ("trainers", [])]
+    assert placed([{"pid": lane, "args": {"nodes": nodes} if nodes else {}} for lane, nodes in works]) == {
+        "generators": ["c"],
+        "trainers": ["a", "b", "d"],
+    }
     with pytest.raises(ValueError, match="needs name, pid, ts and dur"):
         spans([{"cat": "phase", "name": "x"}])
 

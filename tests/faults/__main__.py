@@ -2,7 +2,8 @@
 
 Prints a row for each and writes them all: ``kind``, ``moment`` (the phase that it struck and how far that was),
 ``seconds`` from the strike until that phase was finished, ``landed`` if the phase was running, ``identical`` to the
-undisturbed run, ``left`` where a process lived 15 s longer than it should. Ends with 1 unless every fault landed, every
+undisturbed run, ``left`` where a process, or a placement group of a cluster, was there 15 s longer than
+it should. Ends with 1 unless every fault landed, every
 run ended identical and nothing was left. With ``--runs`` the same command again makes good what FILE lacks of this
 seed, and what missed its phase.
 """
@@ -79,7 +80,7 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         seconds = time.monotonic() - begun
         started |= working()
         command.wait()
-        ended = gone(started - place.unplugged) and ended
+        ended = gone(started - place.unplugged) and not place.groups() and ended
         same = contents(command.folder) == contents(wanted)
         same &= not any(damage(done.parent) for done in command.folder.glob("*/*/DONE"))
         same &= (command.folder / "metrics.jsonl").read_bytes() == (wanted / "metrics.jsonl").read_bytes()

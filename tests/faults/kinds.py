@@ -158,26 +158,34 @@ def lose_machine(command: Command, draw: random.Random, place: Place) -> None:
     place.move()
 
 
-def _training_node(place: Place) -> subprocess.Popen:
-    """A node that a training worker is on."""
+def _node_of(place: Place, word: str) -> subprocess.Popen:
+    """A node that an actor with ``word`` in its title is on."""
 
     def busy() -> list[subprocess.Popen]:
-        nodes = place.nodes.trainers
-        return [node for node in nodes if any("RayTrainWorker" in title(pid) for pid in descendants(node.pid))]
+        nodes = [node for node in place.nodes.processes if node.poll() is None]
+        return [node for node in nodes if any(word in title(pid) for pid in descendants(node.pid))]
 
-    return patiently(busy, "node with a training worker")[0]
+    return patiently(busy, f"node with {word}")[0]
 
 
 def lose_node(command: Command, draw: random.Random, place: Place) -> None:
-    """SIGKILL all of a node of the cluster."""
-    node = _training_node(place)
+    """SIGKILL all of a training worker's node; another one is free."""
+    node = _node_of(place, "ray::RayTrainWorker")
     place.struck = time.time()
     place.nodes.end(node)
 
 
+def lose_generators_node(command: Command, draw: random.Random, place: Place) -> None:
+    """SIGKILL all of the generator's node, the only one; another one comes a little later."""
+    node = _node_of(place, "ray::Generator")
+    place.struck = time.time()
+    place.nodes.end(node)
+    place.roots.add(place.nodes.add("generator").pid)
+
+
 def unplug(command: Command, draw: random.Random, place: Place) -> None:
     """Take a node off the network; where there are no namespaces its raylet is stopped, and hears and says nothing."""
-    node = _training_node(place)
+    node = _node_of(place, "ray::RayTrainWorker")
     place.struck = time.time()
     place.unplugged |= descendants(node.pid)
     if place.nodes.net:
@@ -231,6 +239,7 @@ KINDS = {
     "machine lost": Kind(lose_machine, place="store"),
     "controller killed on a cluster": Kind(kill("ray::TrainController"), TRAINING, by_itself=True, place="cluster"),
     "node lost": Kind(lose_node, TRAINING, by_itself=True, place="cluster"),
+    "generator's node lost": Kind(lose_generators_node, GENERATING, by_itself=True, place="cluster"),
     "node unplugged": Kind(unplug, TRAINING, by_itself=True, place="cluster"),
     "job supervisor killed": Kind(kill_supervisor, place="submitted"),
 }

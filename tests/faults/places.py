@@ -16,6 +16,19 @@ from pathlib import Path
 
 from tests.edge.network import RAY, Network, Nodes, network
 
+#: Prints the ids of placement groups that are there, once there are none or 15 s are over.
+_GROUPS = """
+import sys, time, ray
+from ray.util import placement_group_table
+ray.init(address=sys.argv[1], log_to_driver=False)
+deadline = time.monotonic() + 15
+while left := [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]:
+    if time.monotonic() > deadline:
+        break
+    time.sleep(0.5)
+print(*left)
+"""
+
 
 class Place:
     """A folder for logs and runs or, with ``url``, an object store and the driver's copies of what is in it."""
@@ -75,6 +88,19 @@ class Place:
         self.before = [RAY, "job", "submit", "--working-dir", "."]
         self.before += ["--runtime-env-json", '{"excludes": [".venv", ".git", "runs"]}', "--"]
         self.roots = {node.pid for node in self.nodes.processes}
+
+    def groups(self) -> list[str]:
+        """Placement groups that a joined cluster still holds, after up to 15 s; a run's own cluster is gone with it."""
+        if not self.roots:
+            return []
+        told = subprocess.run(
+            [sys.executable, "-c", _GROUPS, self.nodes.address],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return told.stdout.splitlines()[-1].split()
 
     def move(self) -> None:
         """Go to a machine that has no copy of anything."""
