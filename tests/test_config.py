@@ -224,8 +224,8 @@ FLOORS = {
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
     4: "baselines chat checkpoint cluster comparison comparison_page console engines estimate figures generate_lane "
-    "generators folders lanes lease page plan prepare published report reserve runs selfplay session shelf storage timeline "
-    "tracking train_lane trainers worker",
+    "generators folders lanes lease page plan prepare published report reserve runs selfplay session shelf storage "
+    "timeline tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}
