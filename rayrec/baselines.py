@@ -7,6 +7,7 @@ Lists are made twice: of all items, as those of a language model, and without wh
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from pathlib import Path
@@ -134,7 +135,7 @@ def _features(settings: SequentialConfig, data: Dataset) -> Any:
 def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bool, features: Any) -> None:
     """Train one model and write its lists and metrics."""
     name, settings = phase.split("/")[1], config.sequential
-    rows, k = pa.concat_tables([data.valid, data.test]), max(settings.top_k)
+    rows, k = pa.concat_tables(data.evaluated.values()), max(settings.top_k)
     folder, begun, report = work.begin(phase), time.time(), {}
     with work.trace.phase(phase, "baselines") as facts:
         if name == "popular" and config.data.protocol == "candidates":
@@ -152,11 +153,13 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
         for place, (titles, logprobs) in made.items():
             tables.append(_table(rows, name, place, titles, logprobs))
             base = {"kind": "baseline", "model": NAMES[name], "phase": phase, "iteration": 0, "decode": place}
-            for split, part, start in (("test", data.test, len(data.valid)), ("valid", data.valid, 0)):
-                found = evaluate(tables[-1].slice(start, len(part)), part, data.catalogue, settings.top_k)
-                if place == "score":
-                    found |= choice_metrics(tables[-1].slice(start, len(part)), part)
+            ends = itertools.accumulate(map(len, data.evaluated.values()))
+            for (split, part), end in zip(data.evaluated.items(), ends, strict=True):
+                own = tables[-1].slice(end - len(part), len(part))
+                found = evaluate(own, part, data.catalogue, settings.top_k)
+                found |= choice_metrics(own, part) if place == "score" else {}
                 records.append({**base, "split": split, **report, **found})
+            records.sort(key=lambda record: record["split"] != "test")  # they come first
         pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
         facts["seconds"] = time.time() - begun
     work.finish(phase, {"records": records})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,15 @@ def test_popular_alone_needs_no_cluster_and_ranks_candidates(tmp_path: Path) -> 
     args = ["--history", "10", "--test-rows", "200", "--valid-rows", "50", "--models", "popular"]
     folder = run(tyro.cli(BaselinesConfig, args=[*args, "--protocol", "candidates", "--runs", str(tmp_path)]))
     assert folder is not None
-    text = (folder / "metrics.jsonl").read_text()
-    assert '"ValidRatio": 1.0' in text and '"decode": "score"' in text
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["split"] for record in records] == ["test", "valid", "adherence"]
+    assert all(record["ValidRatio"] == 1 and record["decode"] == "score" for record in records[:2])
+    data = load(DataConfig(history=10, protocol="candidates", test_rows=200, valid_rows=50))
+    rows, titles = data.evaluated["adherence"].to_pylist(), data.catalogue.titles
+    count = dict(zip(titles, data.catalogue.popularity, strict=True))
+    first = [max(row["candidates"], key=lambda title: (count[title], title != row["target"])) for row in rows]
+    share = sum(one == row["target"] for one, row in zip(first, rows, strict=True)) / len(rows)
+    assert records[2]["AdherenceRate"] == pytest.approx(share, abs=0.02)  # equal counts have an order of their own
 
 
 def test_a_baseline_has_the_rows_of_the_language_models() -> None:
