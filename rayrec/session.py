@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -225,8 +226,9 @@ class Session:
 
     def _report(self) -> None:
         events = read_json(self.work.root / "trace.json")["traceEvents"]
-        for who, nodes in placed(events).items():
-            console.log("placement", f"{who} on {', '.join(nodes)}")
+        lanes = placed(events)
+        for lane, nodes in lanes.items() if len({*itertools.chain(*lanes.values())}) > 1 else ():
+            console.log("placement", f"{lane} on {', '.join(nodes)}")
         times = by_iteration(spans(events))
         rows = [r for r in read_records(self.work.root) if r["kind"] in ("evaluation", "baseline")]
         for row in rows:
