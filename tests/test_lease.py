@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,9 @@ import pytest
 from rayrec import lease
 from rayrec.folders import read_json
 from rayrec.lease import Lease
+from rayrec.methods import parse
 from rayrec.runs import Stopped
+from rayrec.session import run
 from rayrec.storage import DRIVER, Storage
 
 
@@ -84,3 +90,23 @@ def test_a_storage_that_takes_nothing_does_not_stop_the_thread(storage: Storage)
     with on("one", storage):
         time.sleep(0.2)
         assert sum(thread.name == "lease" for thread in threading.enumerate()) == 1
+
+
+#: Holds the run of a folder until it is told to end.
+HOLD = "import sys, pathlib; from rayrec import lease, storage; folder = pathlib.Path(sys.argv[1])\n"
+HOLD += "with lease.Lease(storage.Storage(str(folder.parent)), folder): print('held', flush=True); sys.stdin.read()"
+
+
+def test_the_command_is_refused_while_a_process_of_another_host_name_has_the_run(tmp_path: Path) -> None:
+    elsewhere = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*elsewhere, "true"], capture_output=True).returncode:
+        warnings.warn("no host name of its own allowed here: another machine is not played", stacklevel=1)
+        return
+    command = [*elsewhere, sys.executable, "-c", HOLD, str(tmp_path / "runs" / "mine")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin and other.stdout and other.stdout.readline() == "held\n"
+        args = ["--preset", "toy", "--runs", str(tmp_path / "runs"), "--name", "mine"]
+        with pytest.raises(ValueError, match=rf"mine is being written by process {other.pid} on elsewhere\. Wait"):
+            run(parse("", args))
+        other.stdin.close()
+    assert not (tmp_path / "runs" / "mine" / "config.json").exists()
