@@ -136,6 +136,8 @@ def decodes(method: str, protocol: str, chosen: Sequence[str] = ()) -> tuple[str
     return tuple(chosen) or (("score", "greedy") if protocol == "candidates" else ("beams",))
 
 
+#: How S-DPO and RecPO train their baselines (METHODS section 7). jobs/baselines.py alone takes longer for more.
+_PUBLISHED = {"hidden": 64, "batch": 256, "epochs": 200, "patience": 10, "lr_drops": 0}
 #: Settings of a language model's run that one of a baseline refuses: it trains in a group of fixed size.
 _NOT_BASELINE = ("max_train_workers", "cluster")
 
@@ -147,7 +149,7 @@ def baseline_args(config: Config, model: str) -> list[str]:
         ValueError: ``morec`` without an embedder to read titles with.
     """
     evaluate, output = config.evaluate, config.output
-    found: dict[str, Any] = {"models": model, "top_k": evaluate.top_k}
+    found: dict[str, Any] = {"models": model, "top_k": evaluate.top_k, **_PUBLISHED}
     for group in (config.data, config.placement):
         found |= {f.name: getattr(group, f.name) for f in dataclasses.fields(group) if f.name not in _NOT_BASELINE}
     found |= {"on_existing": output.on_existing, "dry_run": output.dry_run}

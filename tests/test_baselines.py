@@ -65,6 +65,7 @@ def test_a_baseline_has_the_rows_of_the_language_models() -> None:
     config = parse("", ["--test-rows", "77", "--seed", "3", "--protocol", "candidates", "--top-k", "1", "5"])
     made = tyro.cli(BaselinesConfig, args=baseline_args(config, "caser"))
     assert made.data == config.data and made.sequential.models == ("caser",) and made.sequential.top_k == (1, 5)
+    assert (made.sequential.hidden, made.sequential.batch) == (64, 256)  # as S-DPO and RecPO have them
 
 
 def test_lists_leave_out_what_was_met_or_hold_the_candidates(tmp_path: Path) -> None:
