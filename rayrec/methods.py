@@ -54,9 +54,12 @@ def _recpo(margin: str) -> dict[str, dict[str, Any]]:
     }
 
 
-#: The methods of the papers as settings (METHODS sections 2 to 4), by --method. ``offline`` methods tune once, against
-#: the first SFT, on all the rows of the iterations that they stand for.
-METHODS: dict[str, dict[str, dict[str, Any]]] = {
+#: TALLRec's adapters and their training, but for their place: it has them on q and v alone.
+_TALLREC = {"model": {"lora_rank": 8, "lora_alpha": 16}, "train": {"first_lr": 1e-4, "batch": 128}}
+#: The methods of the papers as settings (METHODS sections 2 to 4 and 7), by --method. ``offline`` methods tune once,
+#: against the first SFT, on all the rows of the iterations that they stand for. ``adapters`` are settings for models
+#: that get some; the tiny one is trained whole.
+METHODS: dict[str, dict[str, Any]] = {
     "zero-shot": {"train": {"first_rows": 0, "iterations": 0}},
     "ChatRec": {
         "train": {"first_rows": 0, "iterations": 0},
@@ -69,16 +72,19 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"protocol": "candidates", "ask": "liking"},
         "train": {"iterations": 0},
         "evaluate": {"decode": ("score",)},
+        "adapters": _TALLREC,
     },
     "TALLRec-generate": {
         "data": {"protocol": "candidates", "ask": "title_by_liking"},
         "train": {"iterations": 0},
         "evaluate": {"decode": ("greedy",)},
+        "adapters": _TALLREC,
     },
     "LLaRA": {
         "data": {"protocol": "candidates"},
         "model": {"item_vectors": True, "lora_dropout": 0.1},
         "train": {"iterations": 0, "schedule": "cosine"},
+        "adapters": {"model": {"lora_rank": 8}, "train": {"first_lr": 5e-4, "first_epochs": 5, "batch": 128}},
     },
     "RW": {"train": {"iterations": 0, "reweight": "genre"}},
     "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}},
@@ -169,9 +175,11 @@ def baseline_args(config: Config, model: str) -> list[str]:
     return args
 
 
-def with_method(config: Config, method: str) -> Config:
-    """The configuration with the settings of one of :data:`METHODS`."""
+def with_method(config: Config, method: str, model: str) -> Config:
+    """The configuration with the settings of one of :data:`METHODS` for ``model``."""
     groups = dict(METHODS[method])
+    for group, settings in groups.pop("adapters", {}).items():
+        groups[group] = groups.get(group, {}) | (settings if model != "tiny" else {})
     if groups.pop("offline", None) is not None:
         train = config.train
         once = {"iterations": 1, "sft": False, "rows_per_iteration": train.iterations * train.rows_per_iteration}
@@ -212,7 +220,10 @@ def parse(description: str, args: list[str] | None = None) -> Config:
         budget.add_argument("--rows-per-iteration", type=int)
         given, rest = budget.parse_known_args(rest)
         train = dataclasses.replace(default.train, **vars(given))
-        default = with_method(dataclasses.replace(default, train=train), chosen.method)
+        named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        named.add_argument("--model", default=default.model.model)
+        model = named.parse_known_args(rest)[0].model
+        default = with_method(dataclasses.replace(default, train=train), chosen.method, model)
     note = f"{description}\nPresets: --preset {{{','.join(PRESETS)}}} sets the defaults of all flags below, and\n"
     note += f"--method {{{','.join(METHODS)}}} those of a published method."
     return tyro.cli(Config, args=rest, default=default, description=note)

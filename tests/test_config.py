@@ -117,6 +117,12 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         "RosePO-popular": (1, once, "p", "rosepo", 0.1, ("popular", 1)),
         "RosePO-semantic": (1, once, "p", "rosepo", 0.1, ("semantic", 1)),
     }
+    for method, wanted in (("LLaRA", (8, 32, 5e-4, 5, 128)), ("TALLRec", (8, 16, 1e-4, 1, 128))):
+        tuned = parse("", ["--method", method, "--model", "some/model"])
+        model, train = tuned.model, tuned.train
+        assert (model.lora_rank, model.lora_alpha, train.first_lr, train.first_epochs, train.batch) == wanted
+        tiny = parse("", ["--method", method])
+        assert (tiny.model.lora_rank, tiny.train.batch) == (None, 64)
     margins = {name: METHODS[name]["loss"]["margin"] for name in METHODS if name.startswith("RecPO")}
     assert margins == {"RecPO": "ratio", "RecPO-log-ratio": "log_ratio", "RecPO-log-diff": "log_diff"}
     for method, wanted in (("BIGRec", (0, 64)), ("S-DPO", (1, 4 * 64)), ("SPRec", (4, 64))):
