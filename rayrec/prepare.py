@@ -262,6 +262,7 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     template = make_template(
         form, tokenizer, config.data.protocol == "candidates", config.data.ratings, config.data.ask
     )
+    template.seed = config.data.seed
     if config.model.item_vectors:
         template.show_items(data.catalogue.titles, vocabulary(name))
     return base, template

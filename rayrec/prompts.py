@@ -64,13 +64,14 @@ class Template:
     """One prompt form, bound to a tokenizer; make it with :func:`make_template`. It can be pickled.
 
     A prompt is ``before``, then every title of the history followed by ``separator``, in protocol B ``middle`` and the
-    candidates in the same way, then ``after``. Where there are several frames the example's id chooses one, so a row is
-    put in the same words in training and in evaluation.
+    candidates in the same way, then ``after``. Where there are several frames ``seed`` and the example's id choose one, so a
+    row is put in the same words in training and in evaluation.
     """
 
     def __init__(self, tokenizer: Tokenizer, eos_id: int, frames: list[Frame], separator: list[int], rated: bool):
         self.tokenizer, self.eos_id = tokenizer, eos_id
         self.frames, self.separator, self.rated = frames, separator, rated
+        self.seed = 0
         self._cache: dict[str, list[int]] = {}
         self._items: dict[str, int] = {}
         self._no_item: list[int] = []
@@ -93,7 +94,7 @@ class Template:
         made = []
         for row in rows.select(names).to_pylist():
             ratings, candidates = row.get("history_ratings") if self.rated else None, row.get("candidates")
-            frame = seed_of("prompt", row["example_id"]) % len(self.frames) if len(self.frames) > 1 else 0
+            frame = seed_of(self.seed, "prompt", row["example_id"]) % len(self.frames) if len(self.frames) > 1 else 0
             made.append(self.prompt_ids(row["history"], ratings, candidates, frame))
         return made
 

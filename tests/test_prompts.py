@@ -119,7 +119,7 @@ def test_names() -> None:
         make_template("poem", TOKENIZER)
 
 
-def test_candidates_stand_after_the_history_in_words_that_the_id_chooses() -> None:
+def test_candidates_stand_after_the_history_in_words_that_seed_and_id_choose() -> None:
     template = make_template("chat", TOKENIZER, candidates=True, rated=True)
     assert len(template.frames) == len(CHOICES) > 1
     rows = [
@@ -133,6 +133,8 @@ def test_candidates_stand_after_the_history_in_words_that_the_id_chooses() -> No
     assert asked == template.prompts(pa.Table.from_pylist(rows)) and asked[::-1] == template.prompts(
         pa.Table.from_pylist(rows[::-1])
     )
+    template.seed = 1
+    assert asked != template.prompts(pa.Table.from_pylist(rows))
 
 
 def test_compact_candidates_are_set_off_from_the_history() -> None:
