@@ -64,8 +64,8 @@ class Template:
     """One prompt form, bound to a tokenizer; make it with :func:`make_template`. It can be pickled.
 
     A prompt is ``before``, then every title of the history followed by ``separator``, in protocol B ``middle`` and the
-    candidates in the same way, then ``after``. Where there are several frames ``seed`` and the example's id choose one, so a
-    row is put in the same words in training and in evaluation.
+    candidates in the same way, then ``after``. Where there are several frames ``seed`` and the example's id choose one,
+    so a row is put in the same words in training and in evaluation.
     """
 
     def __init__(self, tokenizer: Tokenizer, eos_id: int, frames: list[Frame], separator: list[int], rated: bool):
