@@ -228,6 +228,8 @@ class PlacementConfig:
     """NODESxDEVICESxKIND, such as 8x8xH100: `--dry-run` tells what the run would take there."""
     checkpoint_steps: int = 200
     """Optimiser steps between the checkpoints that a training phase goes on from when it is cut short; 0: none."""
+    checkpoint_seconds: float = 30.0
+    """The same for the answered parts of a generation phase, in seconds."""
     train_resource: str | None = None
     """Custom Ray resource of which every training worker takes 1: what nodes that carry it are for."""
     generate_resource: str | None = None

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec import shelf
+from rayrec import kept_parts, shelf
 from rayrec.data import schema
 from rayrec.data.candidates import touched
 from rayrec.data.likings import NO, YES, one_by_one
-from rayrec.folders import read_json
+from rayrec.folders import MANIFEST, read_json
 from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists
+from rayrec.kept_parts import KeptParts
 from rayrec.lanes import Lane, Policy, Shared
 from rayrec.metrics import evaluate
 from rayrec.metrics.choice import choice_metrics
@@ -102,6 +103,7 @@ class GenerateLane(Lane):
                     record = {"kind": "negatives", "phase": name, "iteration": t, "sampler": kind}
                     records.append(record | negative_statistics(tables[-1], part, catalogue, draw.k, written))
                 _write_parts(folder, pa.concat_tables(tables), settings.evaluate.part)
+                kept_parts.clear(folder, self.shared.run.storage)
                 return {"records": records}
 
             folder = self.phase(name, self._parts_of(rows), "parts", write)
@@ -151,6 +153,7 @@ class GenerateLane(Lane):
                     record |= {"alpha": alpha} if decode == "d3" else {}
                     records += self._scored(record, tables[-1])
                 pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
+                kept_parts.clear(folder, self.shared.run.storage)
                 return {"records": records}
 
             total = self._parts_of(examples) * len(settings.decode)
@@ -219,8 +222,10 @@ class GenerateLane(Lane):
         from rayrec.generators import Answer, Guide, Part
 
         template, size, catalogue = self.shared.template, self.shared.config.evaluate.part, self.shared.data.catalogue
-        none = _prediction_table(rows.slice(0, 0), policy.version, decode, [], [], [])
-        made = [none] * self._parts_of(rows)
+        phase = "/".join(name.split("/")[:2])
+        kept = self._kept(phase, name, policy, rows, [decode, n, guide and guide[1]])
+        made = kept.load()
+        open_ = [i for i in range(self._parts_of(rows)) if i not in made]
 
         def part_of(i: int) -> Part:
             own = slice(i * size, (i + 1) * size)
@@ -244,13 +249,26 @@ class GenerateLane(Lane):
             texts = choices[own] if choices else [[answer.text for answer in one] for one in answers]
             logprobs = [[answer.logprob for answer in one] for one in answers]
             some = rows.slice(own.start, size)
-            made[i] = _prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
+            outputs = _prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
+            kept.add(i, outputs)
+            made[i] = outputs
 
         def hear(done: int) -> None:
-            self._hear("/".join(name.split("/")[:2]), done)
+            self._hear(phase, self._parts_of(rows) - len(open_) + done)
 
-        self._pool().submit(len(made), part_of, take, urgent, hear).result()
-        return pa.concat_tables([none, *made]).combine_chunks()
+        self._pool().submit(
+            len(open_), lambda j: part_of(open_[j]), lambda j, answers: take(open_[j], answers), urgent, hear
+        ).result()
+        none = _prediction_table(rows.slice(0, 0), policy.version, decode, [], [], [])
+        return pa.concat_tables([none, *(made[i] for i in sorted(made))]).combine_chunks()
+
+    def _kept(self, phase: str, name: str, policy: Policy, rows: pa.Table, asked: list[Any]) -> KeptParts:
+        """What is there of a request; the run's settings and data are those of every attempt."""
+        run, manifest = self.shared.run, policy.folder.parent / MANIFEST
+        deciding = {"name": name, "policy": manifest.read_text() if manifest.exists() else policy.version}
+        deciding |= {"asked": asked, "rows": rows["example_id"].to_pylist(), "part": self.shared.config.evaluate.part}
+        every = self.shared.config.placement.checkpoint_seconds
+        return KeptParts(run.folder(phase), shelf.name_of(deciding), run.storage, every)
 
     def _likings(self, name: str, policy: Policy, rows: pa.Table) -> pa.Table:
         """Every candidate with log p(Yes) − log p(No), each asked about alone (TALLRec)."""

@@ -83,7 +83,7 @@ _NOT_NEGATIVE = {
     "model": "lora_rank lora_dropout",
     "train": "iterations first_rows row_tokens warmup_steps weight_decay",
     "evaluate": "popularity_gamma",
-    "placement": "max_deaths checkpoint_steps wait_for_resources",
+    "placement": "max_deaths checkpoint_steps checkpoint_seconds wait_for_resources",
 }
 
 

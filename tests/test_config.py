@@ -40,7 +40,8 @@ FLAGS = """
 --part
 --train-workers --max-train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential
 --threads --address --cluster
---checkpoint-steps --train-resource --generate-resource --wait-for-resources --max-deaths --wait-seconds
+--checkpoint-steps --checkpoint-seconds
+--train-resource --generate-resource --wait-for-resources --max-deaths --wait-seconds
 --runs --name --on-existing --keep --share --no-share --track --dry-run --no-dry-run
 --help --preset --method
 """
@@ -230,8 +231,8 @@ FLOORS = {
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
     4: "baselines chat checkpoint cluster comparison comparison_page console engines estimate figures generate_lane "
-    "generators folders lanes lease page plan prepare published report reserve runs selfplay session shelf storage "
-    "timeline tracking train_lane trainers worker",
+    "generators folders kept_parts lanes lease page plan prepare published report reserve runs selfplay session shelf "
+    "storage timeline tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}

@@ -112,3 +112,21 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     assert {e["name"]: e["args"].get("resumed_at") for e in read_trace(folder)["traceEvents"]}["02/prefer"] >= 5
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
+
+
+def test_generation_goes_on_with_the_parts_that_are_left(runs: Path, overlapped: Path) -> None:
+    args = ("--method", "BIGRec", "--test-rows", "1000", "--decode", "greedy", "beams", "--checkpoint-seconds", "0.05")
+    command = Command(runs, "cut short", *args)
+    evaluate = command.folder / "00" / "evaluate"
+    command.until(lambda trace: len(list(evaluate.glob(f"{CHECKPOINT}/*/DONE"))) >= 3, "kept parts")
+    command.kill()
+    assert not (evaluate / "DONE").exists()
+    kept = [file.parent for file in evaluate.glob(f"{CHECKPOINT}/*/DONE")]
+    had = {(one.name[:8], number) for one in kept for number in pq.read_table(one / "outputs.parquet")["part"].to_pylist()}
+    folder = Command(runs, "cut short", *args).wait()
+    trace = read_trace(folder)
+    last = [e for e in trace["traceEvents"] if e["ts"] > trace["attempts"][-1]["start"] * 1e6 and e["cat"] == "part"]
+    asked = [(e["name"], e["args"]["part"]) for e in last]
+    assert len(had) >= 3 and len(asked) == len({*asked}) == 2 * 17 - len(had)
+    assert not (evaluate / CHECKPOINT).exists()
+    assert contents(folder) == contents(Command(runs, "whole", *args).wait())
