@@ -14,7 +14,7 @@ from typing import Any
 
 #: Name of the manifest.
 MANIFEST = "DONE"
-#: Folder inside a phase's that holds what an unfinished training phase goes on from, each in a folder of its own.
+#: Folder inside a phase's that holds what an unfinished phase goes on from, in folders of their own.
 CHECKPOINT = "checkpoint"
 
 
