@@ -103,7 +103,7 @@ def adherence_rows(
     """Return up to ``count`` rows whose candidates hold all of the user's next titles, two or more of them liked.
 
     The target is the liked title that comes first: choosing it adheres to the user's order of preference (RecPO D.4).
-    ``test`` holds all test windows (schema.EXAMPLES); rows are drawn with ``seed``, and keep the order.
+    ``test`` holds all test windows (schema.EXAMPLES), those of a user in their order; rows are drawn with ``seed``.
     """
     of_user: dict[str, list[dict]] = defaultdict(list)
     for row in test.to_pylist():

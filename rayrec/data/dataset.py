@@ -169,7 +169,9 @@ def load(config: DataConfig) -> Dataset:
         train = with_candidates(train, touched(train), catalogue, config.seed)
         met = touched(*every)
         valid, test = (with_candidates(rows, met, catalogue, config.seed) for rows in (valid, test))
-        adherence = adherence_rows(every[2], met, catalogue, config.seed, config.test_rows)
+        # Where a user has one test row, the validation row before it is the last one that two titles come after.
+        later = pa.concat_tables(every[1:]) if config.split == "leave_last_two" else every[2]
+        adherence = adherence_rows(later, met, catalogue, config.seed, config.test_rows)
         adherence = adherence if len(adherence) else None
     counts |= {"valid": len(valid), "test": len(test)}
     digest = content_hash(catalogue.to_table(), train, valid, test)

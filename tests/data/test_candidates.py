@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayrec.data import schema
+from rayrec.config import DataConfig
+from rayrec.data import load, schema
 from rayrec.data.candidates import CANDIDATES, adherence_rows, candidates, touched
 from rayrec.data.catalogue import Catalogue
 from rayrec.seeds import seed_of
@@ -118,3 +119,19 @@ def test_adherence_rows_list_what_comes_next_and_ask_for_the_first_that_is_liked
     assert len(adherence_rows(test, {}, CATALOGUE, 0, 1)) == 1 and not len(
         adherence_rows(test.slice(2), {}, CATALOGUE, 0, 9)
     )
+
+
+def test_a_user_with_one_test_row_adheres_from_the_validation_row_on() -> None:
+    settings = DataConfig(protocol="candidates", split="leave_last_two", test_rows=10**9, valid_rows=10**9)
+    data = load(settings)
+    last = {row["user"]: row for row in data.test.to_pylist()}
+    wanted = {
+        f"adherence-{row['example_id']}": {row["target"], last[row["user"]]["target"]}
+        for row in data.valid.to_pylist()
+        if min(row["target_rating"], last[row["user"]]["target_rating"]) >= 4
+    }
+    assert data.adherence is not None and len(wanted) > 20
+    made = {row["example_id"]: row for row in data.adherence.to_pylist()}
+    history = {f"adherence-{row['example_id']}": {*row["history"]} for row in data.valid.to_pylist()}
+    assert made.keys() == {name for name in wanted if len(wanted[name]) == 2 and not wanted[name] & history[name]}
+    assert all(wanted[name] <= set(row["candidates"]) and row["target"] in wanted[name] for name, row in made.items())

@@ -121,8 +121,8 @@ def test_generation_goes_on_with_the_parts_that_are_left(runs: Path, overlapped:
     command.until(lambda trace: len(list(evaluate.glob(f"{CHECKPOINT}/*/DONE"))) >= 3, "kept parts")
     command.kill()
     assert not (evaluate / "DONE").exists()
-    kept = [file.parent for file in evaluate.glob(f"{CHECKPOINT}/*/DONE")]
-    had = {(one.name[:8], number) for one in kept for number in pq.read_table(one / "outputs.parquet")["part"].to_pylist()}
+    kept = [file.with_name("outputs.parquet") for file in evaluate.glob(f"{CHECKPOINT}/*/DONE")]
+    had = {(one.parent.name[:8], number) for one in kept for number in pq.read_table(one)["part"].to_pylist()}
     folder = Command(runs, "cut short", *args).wait()
     trace = read_trace(folder)
     last = [e for e in trace["traceEvents"] if e["ts"] > trace["attempts"][-1]["start"] * 1e6 and e["cat"] == "part"]
