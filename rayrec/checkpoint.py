@@ -28,10 +28,10 @@ def folder_of(out: str) -> Path:
     return Path(out).parent / CHECKPOINT
 
 
-def clear(out: str, storage: Storage) -> None:
-    """Remove the checkpoints of a phase that has ended."""
-    storage.remove(folder_of(out))
-    shutil.rmtree(folder_of(out), ignore_errors=True)
+def clear(phase: Path, storage: Storage) -> None:
+    """Remove the checkpoints in the folder of a phase that has ended."""
+    storage.remove(phase / CHECKPOINT)
+    shutil.rmtree(phase / CHECKPOINT, ignore_errors=True)
 
 
 def clear_copies(folder: Path, storage: Storage) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec import kept_parts, shelf
+from rayrec import checkpoint, shelf
 from rayrec.data import schema
 from rayrec.data.candidates import touched
 from rayrec.data.likings import NO, YES, one_by_one
@@ -103,7 +103,7 @@ class GenerateLane(Lane):
                     record = {"kind": "negatives", "phase": name, "iteration": t, "sampler": kind}
                     records.append(record | negative_statistics(tables[-1], part, catalogue, draw.k, written))
                 _write_parts(folder, pa.concat_tables(tables), settings.evaluate.part)
-                kept_parts.clear(folder, self.shared.run.storage)
+                checkpoint.clear(folder, self.shared.run.storage)
                 return {"records": records}
 
             folder = self.phase(name, self._parts_of(rows), "parts", write)
@@ -153,7 +153,7 @@ class GenerateLane(Lane):
                     record |= {"alpha": alpha} if decode == "d3" else {}
                     records += self._scored(record, tables[-1])
                 pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
-                kept_parts.clear(folder, self.shared.run.storage)
+                checkpoint.clear(folder, self.shared.run.storage)
                 return {"records": records}
 
             total = self._parts_of(examples) * len(settings.decode)

@@ -58,9 +58,3 @@ class KeptParts:
         pq.write_table(pa.concat_tables(new), made / _FILE)
         seal(made, CHECKPOINT, {"key": self.key})
         self.storage.keep(made)
-
-
-def clear(phase: Path, storage: Storage) -> None:
-    """Remove what is kept of a phase that has come to its end."""
-    storage.remove(phase / CHECKPOINT)
-    shutil.rmtree(phase / CHECKPOINT, ignore_errors=True)

@@ -126,7 +126,7 @@ class TrainLane(Lane):
             def fit() -> dict:
                 keyed = dataclasses.replace(phase, key=key)
                 result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
-                checkpoint.clear(phase.out, storage)
+                checkpoint.clear(folder, storage)
                 facts.update(result["facts"])
                 first, last = result["steps"][0], result["steps"][-1]
                 record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
@@ -144,7 +144,7 @@ class TrainLane(Lane):
                 return metrics
 
             metrics = shelf.take_or_make(self.shared.run.root, folder, deciding, facts, fit_here)
-            checkpoint.clear(phase.out, storage)  # of an earlier attempt, where the phase was taken
+            checkpoint.clear(folder, storage)  # of an earlier attempt, where the phase was taken
             return metrics
 
         return Policy(name, self.phase(name, steps, "steps", make) / "policy")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from rayrec import checkpoint
 from rayrec.data import schema
 from rayrec.folders import CHECKPOINT
-from rayrec.kept_parts import KeptParts, clear
+from rayrec.kept_parts import KeptParts
 from rayrec.storage import Storage
 
 
@@ -46,7 +47,7 @@ def test_parts_are_kept_under_their_key_until_the_phase_ends(
     damaged.write_bytes(damaged.read_bytes()[:-1])
     if not storage.url:  # a store gives the file again
         assert KeptParts(there, "one" * 8, elsewhere, every=0).load().keys() == {3, 7}
-    clear(there, elsewhere)
+    checkpoint.clear(there, elsewhere)
     assert KeptParts(there, "one" * 8, elsewhere, every=0).load() == {}
 
 

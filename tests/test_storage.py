@@ -214,7 +214,7 @@ def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monk
     run.storage.keep(state)
     assert found("a fourth worker", "other rows") == 0
     elsewhere(tmp_path, monkeypatch, "driver")
-    checkpoint.clear(str(driver / "policy"), run.storage)
+    checkpoint.clear(driver, run.storage)
     assert found("a fifth worker", "other rows") == 0
 
 
@@ -231,7 +231,7 @@ def test_a_checkpoint_on_disk_counts_until_the_next_is_sealed(tmp_path: Path, mo
     run.begin("01/sft")
     checkpoint.clear_copies(folder, run.storage)  # there is no other
     assert [path.name for path in folder.iterdir()] == ["10"]
-    checkpoint.clear(str(run.folder("01/sft") / "policy"), run.storage)
+    checkpoint.clear(run.folder("01/sft"), run.storage)
     assert not folder.exists()
 
 
