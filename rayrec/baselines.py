@@ -7,7 +7,6 @@ Lists are made twice: of all items, as those of a language model, and without wh
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import time
 from pathlib import Path
@@ -23,8 +22,7 @@ from rayrec.data.candidates import touched
 from rayrec.folders import read_json, write_json
 from rayrec.grounding import EMBEDDERS
 from rayrec.lease import Lease
-from rayrec.metrics import evaluate
-from rayrec.metrics.choice import choice_metrics
+from rayrec.metrics import evaluate_splits
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.runs import Run, Stopped, check_claim
@@ -153,13 +151,9 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
         for place, (titles, logprobs) in made.items():
             tables.append(_table(rows, name, place, titles, logprobs))
             base = {"kind": "baseline", "model": NAMES[name], "phase": phase, "iteration": 0, "decode": place}
-            ends = itertools.accumulate(map(len, data.evaluated.values()))
-            for (split, part), end in zip(data.evaluated.items(), ends, strict=True):
-                own = tables[-1].slice(end - len(part), len(part))
-                found = evaluate(own, part, data.catalogue, settings.top_k)
-                found |= choice_metrics(own, part) if place == "score" else {}
-                records.append({**base, "split": split, **report, **found})
-            records.sort(key=lambda record: record["split"] != "test")  # they come first
+            found = evaluate_splits(tables[-1], data.evaluated, data.catalogue, settings.top_k, place == "score")
+            records += [{**base, **report, **one} for one in found]
+        records.sort(key=lambda record: record["split"] != "test")  # they come first
         pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
         facts["seconds"] = time.time() - begun
     work.finish(phase, {"records": records})

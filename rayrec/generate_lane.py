@@ -20,8 +20,7 @@ from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists
 from rayrec.kept_parts import KeptParts
 from rayrec.lanes import Lane, Policy, Shared
-from rayrec.metrics import evaluate
-from rayrec.metrics.choice import choice_metrics
+from rayrec.metrics import evaluate, evaluate_splits
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.sequential import item_numbers
@@ -184,17 +183,8 @@ class GenerateLane(Lane):
     def _scored(self, record: dict, predictions: pa.Table) -> list[dict]:
         """The metrics of each split, test first."""
         data, top_k = self.shared.data, self.shared.config.evaluate.top_k
-        start, halves = 0, {}
-        for split, examples in data.evaluated.items():
-            halves[split] = predictions.slice(start, len(examples)), examples
-            start += len(examples)
-        records = []
-        for split in sorted(halves, key=lambda split: split != "test"):
-            made, examples = halves[split]
-            records.append({**record, "split": split, **evaluate(made, examples, data.catalogue, top_k)})
-            if self._chooses:
-                records[-1] |= {"protocol": "candidates", **choice_metrics(made, examples)}
-        return records
+        found = evaluate_splits(predictions, data.evaluated, data.catalogue, top_k, self._chooses)
+        return [record | one | ({"protocol": "candidates"} if self._chooses else {}) for one in found]
 
     @property
     def _chooses(self) -> bool:
@@ -219,7 +209,7 @@ class GenerateLane(Lane):
 
         ``guide``: folder of a SASRec that has its word, and the weight of the policy beside it.
         """
-        from rayrec.generators import Answer, Guide, Part
+        from rayrec.generators import Guide, Part
 
         template, size, catalogue = self.shared.template, self.shared.config.evaluate.part, self.shared.data.catalogue
         phase = "/".join(name.split("/")[:2])
@@ -244,21 +234,13 @@ class GenerateLane(Lane):
                 Guide(*guide, tuple(items)) if guide else None,
             )
 
-        def take(i: int, answers: list[list[Answer]]) -> None:
-            own = slice(i * size, (i + 1) * size)
+        for done, (j, answers) in enumerate(self._pool().ask(len(open_), lambda j: part_of(open_[j]), urgent), 1):
+            some, own = rows.slice(open_[j] * size, size), slice(open_[j] * size, (open_[j] + 1) * size)
             texts = choices[own] if choices else [[answer.text for answer in one] for one in answers]
             logprobs = [[answer.logprob for answer in one] for one in answers]
-            some = rows.slice(own.start, size)
-            outputs = _prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
-            kept.add(i, outputs)
-            made[i] = outputs
-
-        def hear(done: int) -> None:
+            made[open_[j]] = _prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
+            kept.add(open_[j], made[open_[j]])
             self._hear(phase, self._parts_of(rows) - len(open_) + done)
-
-        self._pool().submit(
-            len(open_), lambda j: part_of(open_[j]), lambda j, answers: take(open_[j], answers), urgent, hear
-        ).result()
         none = _prediction_table(rows.slice(0, 0), policy.version, decode, [], [], [])
         return pa.concat_tables([none, *(made[i] for i in sorted(made))]).combine_chunks()
 

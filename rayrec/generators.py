@@ -12,17 +12,24 @@ import dataclasses
 import heapq
 import itertools
 import os
+import queue
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from rayrec.engines import BeamEngine, Guide, Mode, Setup, TorchEngine, VllmEngine
 from rayrec.reserve import Reserved, generator_bundles
 from rayrec.runs import Stopped
 from rayrec.seeds import seed_of
+
+#: Seconds between two looks at actors that may be silent.
+_LOOK = 1.0
+#: Seconds between two looks for a new phase while some actors are free and others work.
+_GLANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -117,15 +124,13 @@ class _Job:
 
     place: tuple[int, int]
     """Where it stands in the queue."""
-    future: Future = field(compare=False)
     count: int = field(compare=False)
     part_of: Callable[[int], Part] = field(compare=False)
-    take: Callable[[int, list[list[Answer]]], None] = field(compare=False)
-    on_part: Callable[[int], None] = field(compare=False)
+    answered: SimpleQueue[tuple[int, Any] | BaseException] = field(compare=False, default_factory=SimpleQueue)
+    """Parts with their answers, or why there are no more, for whoever asked."""
     given: int = field(default=0, compare=False)
     again: list[int] = field(default_factory=list, compare=False)
     """Parts whose actor died."""
-    done: int = field(default=0, compare=False)
 
     @property
     def waits(self) -> bool:
@@ -140,6 +145,21 @@ class _Job:
         return self.given - 1
 
 
+@dataclass(eq=False)
+class _Seat:
+    """The place of one generator: its actor of the moment, and what that is asked for."""
+
+    index: int
+    deaths: int = 0
+    actor: Any = None
+    job: _Job | None = None
+    """None while the actor starts or is free."""
+    number: int = 0
+    part: Part | None = None
+    since: float = 0.0
+    """When it was last asked for something, of ``time.monotonic``."""
+
+
 def is_death(error: BaseException) -> bool:
     """Whether an error says that a generator, and perhaps its node, is gone, and not that a part cannot be answered."""
     from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
@@ -151,7 +171,11 @@ def is_death(error: BaseException) -> bool:
 
 
 class GeneratorPool:
-    """The driver's handle on the actors: parts wait in one queue, each actor is fed by a thread of its own."""
+    """The driver's handle on the actors: one thread feeds all of them from one queue of parts.
+
+    That thread alone knows who is asked for what. It hears of phases, of answers and of deaths by one queue, and tells
+    whoever waits for a phase by the phase's own.
+    """
 
     def __init__(self, setup: Setup, trace: Any, reserved: Reserved):
         import ray
@@ -159,16 +183,16 @@ class GeneratorPool:
         self.config, self.trace, self._ray, self._gpu = setup.config, trace, ray, setup.gpu
         self._reserved = reserved
         self._setup = ray.put(setup)
+        self._seats = [_Seat(index) for index in range(setup.config.placement.generators)]
+        self._free: deque[_Seat] = deque()
         self._queue: list[_Job] = []
-        self._order, self._ready, self._closed = itertools.count(), threading.Condition(), False
-        self._jobs: list[_Job] = []
+        self._order = itertools.count()
+        self._asked: dict[Any, _Seat] = {}
+        self._news: SimpleQueue[_Job | None] = SimpleQueue()
+        self._lock, self._jobs, self._closed = threading.Lock(), list[_Job](), False
         self.error: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=self._feed, args=(i,), name=f"generator-{i}", daemon=True)
-            for i in range(setup.config.placement.generators)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._run, name="generators", daemon=True)
+        self._thread.start()
 
     def _actor(self, index: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -183,99 +207,137 @@ class GeneratorPool:
         )
         return self._ray.remote(Generator).options(scheduling_strategy=room, **options).remote(self._setup)
 
-    def submit(
-        self,
-        count: int,
-        part_of: Callable[[int], Part],
-        take: Callable[[int, list[list[Answer]]], None],
-        urgent: bool = False,
-        on_part: Callable[[int], None] = lambda done: None,
-    ) -> Future:
-        """Queue the ``count`` parts of one phase; the future is done when all are. Urgent ones go first.
+    def ask(
+        self, count: int, part_of: Callable[[int], Part], urgent: bool = False
+    ) -> Iterator[tuple[int, list[list[Answer]]]]:
+        """Yield the number and the answers of each of the ``count`` parts of one phase, in the order of their coming.
 
-        ``part_of(i)`` is asked for a part when an actor is free, and ``take(i, answers)`` gets its answers, in no order
-        and in the actors' threads; ``on_part`` hears how many are done.
+        ``part_of(i)`` is asked for a part when an actor is free, in the pool's thread. Urgent phases go first.
+
+        Raises:
+            Stopped: a generator died more often than allowed, or the pool was closed.
+            ray.exceptions.RayTaskError: what a part ended with, for every phase that waits.
         """
-        job = _Job((0 if urgent else 1, next(self._order)), Future(), count, part_of, take, on_part)
-        with self._ready:
+        job = _Job((0 if urgent else 1, next(self._order)), count, part_of)
+        with self._lock:
             if self.error is not None:
-                job.future.set_exception(self.error)
-            elif not count:
-                job.future.set_result(None)
-            else:
-                self._jobs = [other for other in self._jobs if not other.future.done()] + [job]
-                heapq.heappush(self._queue, job)
-                self._ready.notify_all()
-        return job.future
+                raise self.error
+            self._jobs.append(job)
+        self._news.put(job)
+        for _ in range(count):
+            told = job.answered.get()
+            if isinstance(told, BaseException):
+                raise told
+            yield told
+        with self._lock:
+            self._jobs = [other for other in self._jobs if other is not job]
 
-    def _feed(self, index: int) -> None:
-        """Feed one actor: take a part, wait for its answers, replace the actor if it dies."""
-        actor, deaths, allowed = None, 0, self.config.placement.max_deaths
-        while not self._closed:
-            job, i, part = None, 0, None
-            try:
-                if actor is None:
-                    actor = self._actor(index)
-                    self._start(actor, index)
-                with self._ready:
-                    while not self._queue and not self._closed:
-                        self._ready.wait(1.0)
-                    if self._closed:
-                        break
-                    job = self._queue[0]
-                    i = job.next()
-                    if not job.waits:
-                        heapq.heappop(self._queue)
-                part = job.part_of(i)
-                self._answer(actor, index, part, job, i)
-            except BaseException as error:  # what is no death is told to whoever waits for the part
-                if not is_death(error):
-                    cause = getattr(error, "cause", None)
-                    return self._fail(cause if isinstance(cause, ConnectionError) else error)
-                deaths, actor = deaths + 1, self._bury(actor)
-                silent = isinstance(error, self._ray.exceptions.GetTimeoutError)
-                what = f"gave no answer for {self._patience(part):.0f} s" if silent else "died"
-                where = f"in {part.phase} part {part.number}" if part else "at its start"
-                what = f"generator {index} {what} {where} ({deaths} of {allowed} allowed)"
-                if deaths > allowed:
-                    return self._fail(Stopped(f"{what}: {error}"))
-                print(f"{what}: it is replaced", flush=True)
-                if job is not None:
-                    self._put_back(job, i)
-        self._bury(actor)
+    def _run(self) -> None:
+        """Start the actors, and feed whoever is free, until the pool is closed."""
+        try:
+            for seat in self._seats:
+                self._open(seat)
+            looked = time.monotonic()
+            while not self._closed:
+                self._hear_askers()
+                for seat, answer in self._answers():
+                    self._hear(seat, answer)
+                if time.monotonic() - looked > _LOOK:
+                    self._look()
+                    looked = time.monotonic()
+        except BaseException as error:  # what is no death is told to whoever waits for a part
+            cause = getattr(error, "cause", None)
+            self._fail(cause if isinstance(cause, ConnectionError) else error)
+        for seat in self._seats:
+            self._bury(seat.actor)
 
-    def _put_back(self, job: _Job, i: int) -> None:
-        """Queue a part again whose actor died."""
-        with self._ready:
-            if self.error is not None:
-                return
+    def _hear_askers(self) -> None:
+        """Queue new phases; wait for one if no actor has anything to do."""
+        with contextlib.suppress(queue.Empty):
+            job = self._news.get(block=not self._asked, timeout=_LOOK)
+            if job is not None:
+                self._line_up(job)
+        self._feed()
+
+    def _answers(self) -> list[tuple[_Seat, Any]]:
+        """The actors that have answered, waited for if there is none yet."""
+        open_ = list(self._asked)
+        ready, _ = self._ray.wait(open_, num_returns=len(open_), timeout=0) if open_ else ([], [])
+        if open_ and not ready:
+            ready, _ = self._ray.wait(open_, timeout=_GLANCE if self._free else _LOOK)
+        return [(self._asked.pop(answer), answer) for answer in ready]
+
+    def _line_up(self, job: _Job) -> None:
+        if job.waits and job not in self._queue:
+            heapq.heappush(self._queue, job)
+
+    def _open(self, seat: _Seat) -> None:
+        """Start the actor of a seat."""
+        seat.actor = self._actor(seat.index)
+        self._expect(seat, seat.actor.ready.remote())
+
+    def _feed(self) -> None:
+        """Give the parts that come next to the actors that are free."""
+        while self._free and self._queue:
+            seat, job = self._free.popleft(), self._queue[0]
+            seat.job, seat.number = job, job.next()
             if not job.waits:
-                heapq.heappush(self._queue, job)
-            job.again.append(i)
-            self._ready.notify_all()
+                heapq.heappop(self._queue)
+            seat.part = job.part_of(seat.number)
+            self._expect(seat, seat.actor.answer.remote(seat.part))
 
-    def _patience(self, part: Part | None) -> float:
-        """Seconds that an answer may take; before a start, a node may have to come first."""
-        placement = self.config.placement
-        return placement.wait_seconds + (0 if part else placement.wait_for_resources)
+    def _expect(self, seat: _Seat, answer: Any) -> None:
+        self._asked[answer], seat.since = seat, time.monotonic()
 
-    def _start(self, actor: Any, index: int) -> None:
-        begun = time.time()
-        facts = self._ray.get(actor.ready.remote(), timeout=self._patience(None))
-        self.trace.add("engine", "start", "generators", f"generator {index}", begun, time.time(), **facts)
-
-    def _answer(self, actor: Any, index: int, part: Part, job: _Job, i: int) -> None:
-        answers, facts = self._ray.get(actor.answer.remote(part), timeout=self._patience(part))
+    def _hear(self, seat: _Seat, answer: Any) -> None:
+        """Take what an actor answers, once it has its next part; replace the actor if it died."""
+        try:
+            answered = self._ray.get(answer, timeout=self.config.placement.wait_seconds)
+        except BaseException as error:
+            if not is_death(error):
+                raise
+            return self._replace(seat, "died", error)
+        job, number, part, since = seat.job, seat.number, seat.part, seat.since
+        seat.job = seat.part = None
+        self._free.append(seat)
+        self._feed()
+        who = f"generator {seat.index}"
+        if job is None or part is None:
+            now = time.time()
+            self.trace.add("engine", "start", "generators", who, now - (time.monotonic() - since), now, **answered)
+            return
+        answers, facts = answered
         begun, end = facts.pop("start"), facts.pop("end")
-        self.trace.add(part.phase, "part", "generators", f"generator {index}", begun, end, part=part.number, **facts)
-        job.take(i, answers)
-        with self._ready:
-            job.done += 1
-            done = job.done
-        job.on_part(done)
-        with self._ready:
-            if done == job.count and not job.future.done():
-                job.future.set_result(None)
+        self.trace.add(part.phase, "part", "generators", who, begun, end, part=part.number, **facts)
+        job.answered.put((number, answers))
+
+    def _look(self) -> None:
+        """Give up the actors that have been silent for too long; before a start, a node may have to come first."""
+        placement = self.config.placement
+        for answer, seat in list(self._asked.items()):
+            patience = placement.wait_seconds + (0 if seat.part else placement.wait_for_resources)
+            if time.monotonic() - seat.since > patience:
+                del self._asked[answer]
+                self._replace(seat, f"gave no answer for {patience:.0f} s", "")
+
+    def _replace(self, seat: _Seat, what: str, error: object) -> None:
+        """Put a new actor on a seat, and its part back into the queue.
+
+        Raises:
+            Stopped: this seat has had all the actors that it may have.
+        """
+        self._bury(seat.actor)
+        seat.deaths, allowed = seat.deaths + 1, self.config.placement.max_deaths
+        where = f"in {seat.part.phase} part {seat.part.number}" if seat.part else "at its start"
+        what = f"generator {seat.index} {what} {where} ({seat.deaths} of {allowed} allowed)"
+        if seat.deaths > allowed:
+            raise Stopped(f"{what}: {error}" if error else what)
+        print(f"{what}: it is replaced", flush=True)
+        if seat.job is not None:
+            seat.job.again.append(seat.number)
+            self._line_up(seat.job)
+        seat.job = seat.part = None
+        self._open(seat)
 
     def _bury(self, actor: Any) -> None:
         if actor is not None:
@@ -284,19 +346,16 @@ class GeneratorPool:
 
     def _fail(self, error: BaseException) -> None:
         """Tell everybody who waits, now or later: one actor that cannot be had is not made up for by the others."""
-        with self._ready:
-            self.error = error
-            self._queue.clear()
+        with self._lock:
+            self.error = self.error or error
             for job in self._jobs:
-                if not job.future.done():
-                    job.future.set_exception(error)
+                job.answered.put(error)
             self._jobs = []
 
     def close(self, orderly: bool) -> None:
         """End all actors, and wait for that if ``orderly``; parts that wait are dropped."""
-        with self._ready:
-            self._closed = True
-            self._ready.notify_all()
+        self._closed = True
         self._fail(Stopped("stopped"))
-        for thread in self._threads if orderly else ():
-            thread.join(timeout=5)
+        self._news.put(None)
+        if orderly:
+            self._thread.join(timeout=5)

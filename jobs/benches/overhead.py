@@ -83,14 +83,14 @@ def ours(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str
     config = Config()
     config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, generators=logical))
     setup: Any = SimpleNamespace(config=config, gpu=False)
-    trace, got = Trace(Path(scratch) / "trace.json"), []
+    trace = Trace(Path(scratch) / "trace.json")
     pool = Pool(setup, trace, None)  # pyright: ignore[reportArgumentType]
-    pool.submit(logical, part_of, lambda i, answers: None).result()  # all are up
+    _ = list(pool.ask(logical, part_of))  # all are up
     before, begun = reset_peak(), time.perf_counter()
-    pool.submit(count, part_of, lambda i, answers: got.append(len(answers))).result()
+    got = sum(len(answers) for _, answers in pool.ask(count, part_of))
     seconds = time.perf_counter() - begun
     pool.close(True)
-    return {"rate": count / seconds, "memory": max(1, peak() - before), "answers": sum(got)}
+    return {"rate": count / seconds, "memory": max(1, peak() - before), "answers": got}
 
 
 def bare(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str) -> dict[str, Any]:

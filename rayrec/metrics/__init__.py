@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from rayrec.metrics.choice import choice_metrics
 from rayrec.metrics.div_ratio import div_ratio, div_ratio_without
 from rayrec.metrics.genre_unfairness import dgu, genre_share, mgu
 from rayrec.metrics.hit_ratio import hit_ratio, hits
@@ -30,7 +31,7 @@ METRICS: dict[str, Callable[[Outcome, int], float | None]] = {
     "DGU": dgu,
 }
 
-__all__ = ["METRICS", "div_ratio_without", "evaluate", "or_ratio_without", "per_row"]
+__all__ = ["METRICS", "div_ratio_without", "evaluate", "evaluate_splits", "or_ratio_without", "per_row"]
 
 
 def evaluate(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, top_k: tuple[int, ...]) -> dict[str, Any]:
@@ -71,6 +72,22 @@ def evaluate(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, to
         "history_no_genre": int(result.history_I[lacks_I].sum()),
         "genres": genres,
     }
+
+
+def evaluate_splits(
+    predictions: pa.Table, splits: dict[str, pa.Table], catalogue: Catalogue, top_k: tuple[int, ...], chosen: bool
+) -> list[dict[str, Any]]:
+    """Compute the metrics of each split, test first, from the predictions of all: the rows of one after another's.
+
+    ``chosen``: the lists are choices from candidates, whose metrics of their own are added.
+    """
+    start, records = 0, []
+    for split, examples in splits.items():
+        own = predictions.slice(start, len(examples))
+        start += len(examples)
+        found = evaluate(own, examples, catalogue, top_k)
+        records.append({"split": split, **found, **(choice_metrics(own, examples) if chosen else {})})
+    return sorted(records, key=lambda record: record["split"] != "test")
 
 
 def per_row(predictions: pa.Table, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -60,10 +60,7 @@ setup = Setup(config, Storage(""), "", None, (), False, "torch", 1)
 pool = GeneratorPool(setup, Trace(), reserve(config, False, train=False))
 
 def ask(phase, count):
-    made = {}
-    part_of = lambda i: Part(phase, i, "1", "", (), "greedy")
-    pool.submit(count, part_of, made.__setitem__).result(60)
-    return made
+    return dict(pool.ask(count, lambda i: Part(phase, i, "1", "", (), "greedy")))
 
 out = {"made": sorted(ask("01/negatives", 5))}
 for when in ("then", "later"):
