@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from rayrec import checkpoint, shelf
 from rayrec.data import schema
 from rayrec.data.candidates import touched
 from rayrec.data.likings import NO, YES, one_by_one
+from rayrec.data.preferences import distinct
 from rayrec.folders import MANIFEST, read_json
 from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists
@@ -29,8 +30,11 @@ from rayrec.runs import Stopped
 from rayrec.storage import Storage
 
 if TYPE_CHECKING:
+    from rayrec.data.catalogue import Catalogue
     from rayrec.engines import Mode
 
+#: Rows that lie in the driver as objects at a time.
+_SLICE = 8192
 #: Weights of the language model that D3 chooses from on the validation rows.
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -78,7 +82,7 @@ class GenerateLane(Lane):
         """Rejected answers of iteration ``t`` from π_θt, the policy at its start; the future holds the table."""
         settings, train, name = self.shared.config, self.shared.config.train, f"{t:02d}/negatives"
         catalogue, seed = self.shared.data.catalogue, self.shared.config.data.seed
-        shares = mixture.parse(train.negatives)
+        shares, rows = mixture.parse(train.negatives), distinct(rows)
 
         def make(current: Policy) -> pa.Table:
             draw = Draw(
@@ -97,10 +101,10 @@ class GenerateLane(Lane):
                 for kind, numbers in mixture.assign(rows["example_id"].to_pylist(), shares, seed, t).items():
                     part, sampler = rows.take(numbers), NEGATIVES[kind]
                     outputs = self._asked(f"{name}/{kind}", current, part, sampler, draw)
-                    tables.append(sampler.finish(part, outputs, catalogue, draw))
-                    written = None if sampler.decode == "score" else outputs
+                    finished = list(_finished(part, outputs, sampler, catalogue, draw))
+                    tables += [made for made, _, _ in finished]
                     record = {"kind": "negatives", "phase": name, "iteration": t, "sampler": kind}
-                    records.append(record | negative_statistics(tables[-1], part, catalogue, draw.k, written))
+                    records.append(record | negative_statistics(finished, catalogue, draw.k))
                 _write_parts(folder, pa.concat_tables(tables), settings.evaluate.part)
                 checkpoint.clear(folder, self.shared.run.storage)
                 return {"records": records}
@@ -299,6 +303,15 @@ def _prediction_table(
         "titles": pa.array(titles, schema.PREDICTIONS.field("titles").type),
     }
     return schema.check(pa.table(columns), schema.PREDICTIONS, f"predictions of {policy}")
+
+
+def _finished(
+    rows: pa.Table, outputs: pa.Table | None, sampler: Sampler, catalogue: Catalogue, draw: Draw
+) -> Iterator[tuple[pa.Table, pa.Table, pa.Table | None]]:
+    """Rejected answers, their rows and what was written for these, a slice at a time: as objects they are large."""
+    for start in range(0, len(rows), _SLICE):
+        some, own = rows.slice(start, _SLICE), None if outputs is None else outputs.slice(start, _SLICE)
+        yield sampler.finish(some, own, catalogue, draw), some, None if sampler.decode == "score" else own
 
 
 class Oracle:

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayrec.data import schema
 from rayrec.seeds import seed_of
@@ -45,16 +46,29 @@ def pair_up(examples: pa.Table, negatives: pa.Table) -> pa.Table:
 
     Examples without a rejected answer are left out; the caller counts them (``len(examples) - len(result)``).
     """
-    rejected: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    policy: dict[str, str] = {}
-    for row in negatives.select(["example_id", "policy", "k", "text"]).to_pylist():
-        rejected[row["example_id"]].append((row["k"], row["text"]))
-        policy[row["example_id"]] = row["policy"]
-    ids = examples.column("example_id").to_pylist()
-    kept = [i for i, example in enumerate(ids) if example in rejected]
-    texts = [[text for _, text in sorted(rejected[ids[i]])] for i in kept]
-    made_by = pa.array([policy[ids[i]] for i in kept], pa.string())
-    return _base(examples.take(kept), made_by, pa.array(texts, schema.PREFERENCES.field("rejected").type))
+    ids = negatives["example_id"].unique()
+    owner = _places(negatives["example_id"], ids)
+    order = np.lexsort((negatives["k"].to_numpy(), owner))
+    ends = np.cumsum(np.bincount(owner, minlength=len(ids)))
+    texts = negatives["text"].combine_chunks().take(order)
+    lists = pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), texts)
+    place = _places(examples["example_id"], ids)
+    kept = np.flatnonzero(place >= 0)
+    of_example = place[kept]
+    policy = negatives["policy"].take(order[ends[of_example] - 1])
+    return _base(examples.take(kept), policy, lists.take(of_example).cast(schema.PREFERENCES.field("rejected").type))
+
+
+def _places(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
+    """Where each value stands in ``among``, (N,) int64; -1 where it does not."""
+    return pc.fill_null(pc.call_function("index_in", [values], pc.SetLookupOptions(among)), -1).to_numpy().astype(int)
+
+
+def distinct(rows: pa.Table) -> pa.Table:
+    """Every example once, in the order in which they come first: a draw longer than the split holds some twice."""
+    numbers = rows["example_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    _, first = np.unique(numbers, return_index=True)
+    return rows if len(first) == len(rows) else rows.take(first)  # examples are numbered as they come
 
 
 def with_neighbours(rows: pa.Table) -> pa.Table:

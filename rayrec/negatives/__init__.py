@@ -38,7 +38,7 @@ class Sampler(NamedTuple):
     """How rejected answers are made, and what the policy is asked for that."""
 
     finish: Callable[[pa.Table, pa.Table | None, Catalogue, Draw], pa.Table]
-    """(examples, outputs, catalogue, draw): rows of schema.NEGATIVES."""
+    """(examples, each once, outputs, catalogue, draw): rows of schema.NEGATIVES, the same however it is divided."""
     decode: Literal["greedy", "sample", "free_beams", "score"] | None = None
     """How the policy answers; None: it is not asked."""
     answers: Callable[[int], int] = _one

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from rayrec.data.candidates import candidates
-from rayrec.negatives.draw import Draw, distinct, table
+from rayrec.negatives.draw import Draw, contexts, table
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -26,7 +26,7 @@ def candidates_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Ca
     """Return the first ``draw.k`` wrong candidates, in their random order, of each example (S-DPO, RecPO)."""
     lists = dict(zip(examples["example_id"].to_pylist(), candidate_lists(examples, catalogue, draw), strict=True))
     rows = []
-    for example in distinct(examples):
+    for example in contexts(examples):
         wrong = [title for title in lists[example["example_id"]] if title != example["target"]]
         rows += [
             draw.row(example["example_id"], k, "candidates", title, None, None)
@@ -44,7 +44,7 @@ def self_hard_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cat
     assert outputs is not None, "the policy scores the candidates first"
     scored = {row["example_id"]: row for row in outputs.select(["example_id", "texts", "logprobs"]).to_pylist()}
     rows = []
-    for example in distinct(examples):
+    for example in contexts(examples):
         row = scored[example["example_id"]]
         wrong = [p for p in zip(row["texts"], row["logprobs"], strict=True) if p[0] != example["target"]]
         best = sorted(wrong, key=lambda pair: -pair[1])  # stable: the candidates' order breaks ties

@@ -42,10 +42,9 @@ class Draw:
         return dict(zip(names, (example_id, self.policy, k, sampler, text, raw, logprob), strict=True))
 
 
-def distinct(examples: pa.Table) -> list[dict]:
-    """Return id, history and target of every example once: a draw longer than the split holds examples twice."""
-    rows = examples.select(["example_id", "history", "target"]).to_pylist()
-    return list({row["example_id"]: row for row in rows}.values())
+def contexts(examples: pa.Table) -> list[dict]:
+    """Return id, history and target of every example."""
+    return examples.select(["example_id", "history", "target"]).to_pylist()
 
 
 def table(rows: list[dict]) -> pa.Table:

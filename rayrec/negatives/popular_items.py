@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from rayrec.negatives.draw import Draw, distinct, table
+from rayrec.negatives.draw import Draw, contexts, table
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -24,7 +24,7 @@ def popular_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catal
     # Adding Gumbel noise to log p and taking the largest is drawing in proportion to p without replacement.
     log_I = np.where(catalogue.popularity > 0, np.log(np.maximum(catalogue.popularity, 1)), -1e3)
     rows = []
-    for example in distinct(examples):
+    for example in contexts(examples):
         key_I = log_I + draw.generator(example["example_id"]).gumbel(size=len(log_I))
         taken = [catalogue.index[t] for t in (*example["history"], example["target"]) if t in catalogue.index]
         key_I[taken] = -np.inf

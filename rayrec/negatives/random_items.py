@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from rayrec.negatives.draw import Draw, distinct, table
+from rayrec.negatives.draw import Draw, contexts, table
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def random_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
     """Return ``draw.k`` rows of schema.NEGATIVES for each example; ``outputs`` is not read."""
     rows = []
-    for example in distinct(examples):
+    for example in contexts(examples):
         titles = random_negatives(**example, catalogue=catalogue, draw=draw)
         rows += [draw.row(example["example_id"], k, "random", title, None, None) for k, title in enumerate(titles)]
     return table(rows)

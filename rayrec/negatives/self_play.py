@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 
 from rayrec.grounding import fold, ground
-from rayrec.negatives.draw import Draw, distinct, table
+from rayrec.negatives.draw import Draw, contexts, table
 from rayrec.negatives.random_items import random_negatives
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 def finish_self_play(
     examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw, sampler: str = "self_play"
 ) -> pa.Table:
-    """Turn what the policy wrote into ``draw.k`` rows of schema.NEGATIVES for each example, drawn once or twice.
+    """Turn what the policy wrote into ``draw.k`` rows of schema.NEGATIVES for each example.
 
     Outputs are taken best first. One that repeats an earlier one is passed over, but for samples, which are draws from
     the policy as they are. One that is empty or equals
@@ -48,7 +48,7 @@ def finish_self_play(
         raise ValueError(f"Found no output for {len(missing)} examples, the first {missing[0]}. Generate them again.")
     grounded = _grounded([text for row in written.values() for text in row["texts"]], catalogue, draw)
     rows = []
-    for example in distinct(examples):
+    for example in contexts(examples):
         row = written[example["example_id"]]
         answers = [
             Answer(text, grounded.get(text) or text, logprob)

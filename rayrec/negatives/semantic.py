@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from rayrec.grounding import Embedder
-from rayrec.negatives.draw import Draw, distinct, table
+from rayrec.negatives.draw import Draw, contexts, table
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -29,7 +29,7 @@ def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cata
     """
     if draw.similar is None:
         raise ValueError("semantic negatives compare titles, but found no embedder. Name one with --embedder sentence.")
-    rows, kept = [], distinct(examples)
+    rows, kept = [], contexts(examples)
     item_IH = _unit(draw.similar, tuple(catalogue.titles))
     words = sorted({title for example in kept for title in example["history"]})
     word_WH, place = _unit(draw.similar, tuple(words)), {title: i for i, title in enumerate(words)}

@@ -57,9 +57,3 @@ def test_rows_follow_the_schema(catalogue, examples):
     assert table.schema == schema.NEGATIVES
     assert table["k"].to_pylist() == [0, 1] * 4
     assert set(table["sampler"].to_pylist()) == {"random"} and set(table["raw"].to_pylist()) == {None}
-
-
-def test_an_example_drawn_twice_has_its_rows_once(catalogue, examples):
-    draw = Draw(2, 0, 0, "p")
-    twice = random_table(examples.take([0, 1, 2, 3, 0]), None, catalogue, draw)
-    assert twice.equals(random_table(examples, None, catalogue, draw))

@@ -58,7 +58,7 @@ def test_negatives_are_distinct_items_outside_history_and_target(many: Catalogue
         assert set(texts) <= set(NAMES)
     apart = pa.concat_tables([NEGATIVES[name].finish(rows.slice(i, 1), None, many, draw) for i in range(16)])
     assert apart.to_pylist() == table.to_pylist()
-    assert negative_statistics(table, rows, many, 3)["in_catalogue"] == 1
+    assert negative_statistics([(table, rows, None)], many, 3)["in_catalogue"] == 1
 
 
 def test_popular_follows_popularity(many: Catalogue) -> None:

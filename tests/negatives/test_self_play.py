@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
 from rayrec.data import schema
@@ -41,7 +42,7 @@ def test_dropped_pairs_leave_no_row(catalogue, examples, outputs):
     wrote = outputs(["D", "H"], ["H"], ["F"], [""])
     table = finish_self_play(examples, wrote, catalogue, Draw(1, 0, 0, "p", equal_target="drop"))
     assert [(row["example_id"], row["sampler"]) for row in table.to_pylist()] == [("e1", "self_play"), ("e3", "random")]
-    assert negative_statistics(table, examples, catalogue, 1, wrote) == {
+    assert negative_statistics([(table, examples, wrote)], catalogue, 1) == {
         "rows": 2,
         "outputs": 4,  # the best of each example: D, H, F and the empty one
         "equal_target": 2 / 4,
@@ -63,7 +64,7 @@ def test_repeated_outputs_count_once_and_open_places_are_filled(catalogue, examp
     assert [(row["sampler"], row["raw"]) for row in second] == [("self_play", "H"), ("random", "E"), ("random", None)]
     assert all(len({row["text"] for row in _rows(table, f"e{i}")}) == 3 for i in range(4))
     assert [row["k"] for row in table.to_pylist()] == [0, 1, 2] * 4
-    found = negative_statistics(table, examples, catalogue, 3, wrote)
+    found = negative_statistics([(table, examples, wrote)], catalogue, 3)
     # The best three of each: H H G, H E, H, A B C. Of these 9 E equals its target and A B C are in the history.
     assert (found["outputs"], found["equal_target"], found["in_history"], found["distinct"]) == (9, 1 / 9, 3 / 9, 6)
     assert (found["random"], found["replaced"], found["dropped"]) == (4, 1, 0)
@@ -73,9 +74,9 @@ def test_drop_leaves_the_place_of_the_target_empty(catalogue, examples, outputs)
     wrote = outputs(["D", "H", "G"], ["H", "G"], ["H", "G"], ["H", "F"])
     table = finish_self_play(examples, wrote, catalogue, Draw(2, 0, 0, "p", equal_target="drop"))
     assert [(row["k"], row["text"]) for row in _rows(table, "e0")] == [(0, "H")]
-    assert negative_statistics(table, examples, catalogue, 2, wrote)["dropped"] == 1
+    assert negative_statistics([(table, examples, wrote)], catalogue, 2)["dropped"] == 1
     every = finish_self_play(examples, outputs(*[[t, "H"] for t in "DEFG"]), catalogue, Draw(2, 0, 0, "p", "drop"))
-    found = negative_statistics(every, examples, catalogue, 2, outputs(*[[t, "H"] for t in "DEFG"]))
+    found = negative_statistics([(every, examples, outputs(*[[t, "H"] for t in "DEFG"]))], catalogue, 2)
     assert (found["outputs"], found["dropped"], len(every)) == (8, 4, 4)
 
 
@@ -100,9 +101,13 @@ def test_grounding_replaces_text_and_keeps_raw(catalogue, examples, outputs):
 
 def test_the_result_does_not_depend_on_the_partition(catalogue, examples, outputs):
     wrote, draw = outputs(["D"], ["E"], ["H"], [""]), Draw(2, 5, 1, "p")
-    whole = finish_self_play(examples, wrote, catalogue, draw).to_pylist()
-    parts = [finish_self_play(examples.slice(i, 2), wrote.slice(i, 2), catalogue, draw).to_pylist() for i in (0, 2)]
-    assert parts[0] + parts[1] == whole
+    whole = finish_self_play(examples, wrote, catalogue, draw)
+    halves = [(examples.slice(i, 2), wrote.slice(i, 2)) for i in (0, 2)]
+    parts = [(finish_self_play(*half, catalogue, draw), *half) for half in halves]
+    assert pa.concat_tables([made for made, _, _ in parts]).equals(whole)
+    found = negative_statistics(parts, catalogue, 2)
+    assert found == negative_statistics([(whole, examples, wrote)], catalogue, 2)
+    assert (found["outputs"], found["equal_target"], found["empty"], found["distinct"]) == (4, 2 / 4, 1 / 4, 4)
 
 
 def test_examples_without_output_are_refused(catalogue, examples, outputs):
@@ -112,7 +117,7 @@ def test_examples_without_output_are_refused(catalogue, examples, outputs):
 
 def test_statistics_without_outputs_describe_the_rows(catalogue, examples, outputs):
     table = finish_self_play(examples, outputs(["D"], ["A"], ["H"], ["Ghost"]), catalogue, Draw(1, 0, 0, "p"))
-    found = negative_statistics(table, examples, catalogue, 1)
+    found = negative_statistics([(table, examples, None)], catalogue, 1)
     assert (found["equal_target"], found["in_catalogue"], found["in_history"]) == (1 / 4, 3 / 4, 1 / 4)
-    nothing = negative_statistics(table.slice(0, 0), examples.slice(0, 0), catalogue, 1)
+    nothing = negative_statistics([(table.slice(0, 0), examples.slice(0, 0), None)], catalogue, 1)
     assert (nothing["rows"], nothing["equal_target"], nothing["dropped"]) == (0, None, 0)
