@@ -126,7 +126,7 @@ def show(bench: Any, records: list[dict[str, Any]]) -> None:
             table.add_row(*start, f"{r['ours']:.3g}" if "ours" in r else "", r["failed"])
             continue
         low, high = r["spread"]
-        numbers = [f"{r['ours']:.3g}", f"{r['theirs']:.3g}", f"{r['ratio']:.1f} ×", f"{low:.1f} to {high:.1f}"]
+        numbers = [f"{r['ours']:.3g}", f"{r['theirs']:.3g}", f"{r['ratio']:.3g} ×", f"{low:.3g} to {high:.3g}"]
         invalid = "" if r["invalid"] is None else f"{r['invalid']:.0%}"
         table.add_row(*start, *numbers, f"{r['memory']:.2f} ×", invalid)
     Console(width=160).print(table)

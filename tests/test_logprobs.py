@@ -116,10 +116,11 @@ def test_packed_equals_plain(name: str, lora: bool) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("budget", [0, 1000])
-def test_nothing_leaks(name: str, budget: int) -> None:
+def test_nothing_leaks(name: str, lora: bool, budget: int) -> None:
     """Another answer's tokens, or another example's, do not move a log-probability by one bit."""
-    lm, rows = PackedLM(model(name)), batch(seed=3)
+    lm, rows = PackedLM(model(name, lora)), batch(seed=3)
     with torch.no_grad():
         before_BA = lm(pack(rows, budget))
         for b, (prompt, answers) in enumerate(rows):

@@ -16,13 +16,16 @@ from safetensors.torch import load_file
 
 from rayrec.config import ModelConfig
 from rayrec.data import preferences, schema
+from rayrec.folders import read_json
 from rayrec.models import item_vectors, sequential
 from rayrec.models.policy import load_base, load_tokenizer
 from rayrec.models.tiny import make_tiny
 from rayrec.objectives import Pairs, make_objective
 from rayrec.prompts import make_template
 from tests.edge.conftest import ROOT
+from tests.edge.exactness_program import STAGES
 from tests.edge.worker_program import BATCH, CASES, CUT_OFF, LR, STEPS, Case, settings
+from tests.test_logprobs import CONFIGS
 
 TITLES = [f"The {word} of {name}" for word in ("Night", "Return", "Last Day") for name in ("Ann", "Bob", "Eve Smith")]
 
@@ -36,24 +39,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "oracle").mkdir()
     sequential.save(sequential.build("sasrec", {"items": len(TITLES), "length": 4, "hidden": 8}, 0), root / "oracle")
     for world in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-        log = (root / f"log{world}").open("w")
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.edge.worker_program", str(root), str(rank), str(world)],
-                cwd=ROOT,
-                env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-                stdout=log,
-                stderr=log,
-            )
-            for rank in range(world)
-        ]
-        codes = [process.wait(300) for process in processes]
-        assert codes == [0] * world, (root / f"log{world}").read_text()[-3000:]
+        start("worker_program", root, world)
     return root
+
+
+def start(program: str, root: Path, world: int) -> None:
+    """Run one of the programs beside this file in ``world`` processes, to its end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    log = (root / f"log{world}").open("w")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"tests.edge.{program}", str(root), str(rank), str(world)],
+            cwd=ROOT,
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+        for rank in range(world)
+    ]
+    codes = [process.wait(300) for process in processes]
+    assert codes == [0] * world, (root / f"log{world}").read_text()[-3000:]
 
 
 def rows() -> pa.Table:
@@ -135,6 +143,15 @@ def test_every_stage_and_number_of_workers_is_the_plain_loop(trained: Path, case
             # AdamW divides by the root of tiny squared gradients, so rounding is seen in the weights that hardly move.
             errors = torch.cat([(found[name] - wanted[name]).abs().flatten() for name in found])
             assert float(errors.mean()) < 1e-5 * LR / 1e-3 and float(errors.max()) < 0.3 * moved, (world, stage)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_architecture_is_exact_under_every_stage(tmp_path: Path, world: int) -> None:
+    start("exactness_program", tmp_path, world)
+    found = read_json(tmp_path / f"exact{world}.json")
+    assert len(found) == len(CONFIGS) * 2 * len(STAGES)
+    for case, apart in found.items():
+        assert apart["logprobs"] <= 1e-5 and apart["gradients"] <= 1e-5, (case, apart)
 
 
 def test_adapters_end_alike_under_stages_and_workers(trained: Path) -> None:

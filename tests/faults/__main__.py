@@ -110,7 +110,7 @@ def main() -> int:
     kinds = [given.kinds[number % len(given.kinds)] for number in range(given.faults)]
     records: list[dict] = json.loads(given.json.read_text()) if given.runs and given.json.exists() else []
     records = [r for r in records if r["landed"] and r["number"] < given.faults]
-    records = [r for r in records if (r["seed"], r["kind"]) == (given.seed, kinds[r["number"]])]
+    records = [r for r in records if (r.get("seed"), r["kind"]) == (given.seed, kinds[r["number"]])]
     for number in sorted({*range(given.faults)} - {record["number"] for record in records}):
         name = kinds[number]
         kind, draw = KINDS[name], random.Random(f"{given.seed}/{number}")
