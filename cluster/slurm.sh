@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# One run on a Slurm cluster: sbatch cluster/slurm.sh --preset paper --data /shared/data/Goodreads --name goodreads
+# One run on a Slurm cluster: sbatch cluster/slurm.sh --preset paper --data /shared/Goodreads --name goodreads
 #SBATCH --job-name=rayrec
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-task=8
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
-# Preempted or out of time: Slurm queues the same job again, and the run goes on at its first unfinished phase.
+# Slurm queues the job again when it is preempted or loses a node; out of time it would be over, so two minutes before
+# that the trap below asks for the same. The run goes on where it was.
 #SBATCH --requeue
-#SBATCH --signal=TERM@120
+#SBATCH --signal=B:USR1@120
 #SBATCH --output=rayrec-%j.log
+#SBATCH --open-mode=append
 set -euo pipefail
 
 : "${SHARED:=/shared}" "${VENV:=$SHARED/rayrec/.venv}" "${PORT:=6379}"
@@ -20,10 +22,13 @@ head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-addres
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$SHARED/.ray-token-$SLURM_JOB_ID"
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-ib0}" RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 cd "$SHARED/rayrec"
 srun --kill-on-bad-exit=1 "$VENV/bin/ray" symmetric-run \
   --address "$head_ip:$PORT" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "$SLURM_GPUS_ON_NODE" \
-  -- "$VENV/bin/python" jobs/sprec.py --runs "$SHARED/runs" "$@"
+  -- "$VENV/bin/python" jobs/sprec.py --runs "$SHARED/runs" "$@" &
+# A trap waits for a command in the foreground, and ends a `wait`: the second one has the job's own end.
+wait $! || wait $!

@@ -7,7 +7,21 @@
     python jobs/bench.py preference --quick --json out.json
 
 Every contender runs in a process of its own, in turn, several rounds long; a ratio is the median over the rounds, its
-spread the smallest and the largest.
+spread the smallest and the largest. Who breaks or passes --limit is not run again, and the row says why.
+
+--json writes a record for every row. It has all the fields of its bench, None where there is no value:
+
+    k, users (preference); width, titles, prompts (decode); items, queries (ground);
+    rows, what, logical, processes (overhead); dtype
+                        the setting
+    against             trl, trl_cached; vllm, hf, vllm_choice; faiss, numpy; ray
+    rounds              how often it was measured
+    ours, theirs        the median rates, in the unit that the table's title names
+    ratio, spread       ours / theirs: the median over the rounds, and the smallest and the largest
+    memory              peak memory in the last round, ours / theirs
+    invalid             share of the rival's answers that are no title
+    failed              why there is no ratio, such as "did not finish in 900 s"
+    ours_*, theirs_*    of each side's last round: memory in bytes, failed, and what FACTS of the bench names
 """
 
 from __future__ import annotations
@@ -17,6 +31,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,6 +41,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BENCHES = ("preference", "decode", "ground", "overhead")
+SIDES = ("ours", "theirs")
+MEASURES = (*SIDES, "ratio", "spread", "memory", "invalid")
 
 
 def main() -> None:
@@ -37,7 +54,7 @@ def main() -> None:
     parser.add_argument("--against", nargs="+", help="only these contenders")
     parser.add_argument("--sizes", nargs="+", type=int, help="only these K, beam widths or items")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), help="only these precisions")
-    parser.add_argument("--limit", type=float, default=900, help="seconds that one measurement may take")
+    parser.add_argument("--limit", type=float, default=900, help="seconds that one process may take, start included")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -60,7 +77,8 @@ def cases(bench: Any, args: argparse.Namespace, scratch: Path) -> list[tuple[dic
     found = bench.cases(args.quick, scratch)
     found = [(s, r) for s, r in found if not args.sizes or s[bench.SIZE] in args.sizes]
     found = [(s, r) for s, r in found if not args.dtype or s["dtype"] in args.dtype]
-    return [(s, [name for name in r if not args.against or name in args.against]) for s, r in found]
+    found = [(s, [name for name in r if not args.against or name in args.against]) for s, r in found]
+    return [(s, r) for s, r in found if r]
 
 
 def compare(bench: Any, args: argparse.Namespace, setting: dict[str, Any], rivals: list[str]) -> list[dict[str, Any]]:
@@ -71,22 +89,25 @@ def compare(bench: Any, args: argparse.Namespace, setting: dict[str, Any], rival
             if not results or "failed" not in results[-1]:
                 results.append(run_one(args, setting, name))
                 print(f"{setting} {name}: {results[-1]}", flush=True)
-    records = []
-    for name in rivals:
-        record = {**bench.shown(setting), "against": name, "rounds": len(made[name])}
-        failed = next((r["failed"] for r in made["ours"] + made[name] if "failed" in r), None)
-        for key, side in (("ours", made["ours"]), ("theirs", made[name])):
-            if "failed" not in side[-1]:
-                record |= {key: statistics.median(r["rate"] for r in side)}
-                record |= {f"{key}_{k}": v for k, v in side[-1].items() if k != "rate"}
-        if failed is None:
-            pairs = list(zip(made["ours"], made[name], strict=True))
-            ratios = [ours["rate"] / theirs["rate"] for ours, theirs in pairs]
-            record |= {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}
-            record |= {"memory": pairs[-1][0]["memory"] / pairs[-1][1]["memory"]}
-            record |= {"invalid": made[name][-1].get("invalid")}
-        records.append(record | {"failed": failed})
-    return records
+    return [record_of(bench, setting, name, made["ours"], made[name]) for name in rivals]
+
+
+def record_of(bench: Any, setting: dict[str, Any], name: str, ours: list[dict], theirs: list[dict]) -> dict[str, Any]:
+    """What --json writes of one rival, from the results of every round."""
+    shown = bench.shown(setting)
+    facts = [f"{side}_{fact}" for side in SIDES for fact in ("memory", *bench.FACTS, "failed")]
+    record: dict[str, Any] = dict.fromkeys((*shown, "against", "rounds", *MEASURES, "failed", *facts))
+    record |= {**shown, "against": name, "rounds": len(theirs)}
+    for side, results in zip(SIDES, (ours, theirs), strict=True):
+        record |= {f"{side}_{fact}": value for fact, value in results[-1].items() if fact != "rate"}
+        if "failed" not in results[-1]:
+            record[side] = statistics.median(r["rate"] for r in results)
+    record |= {"invalid": record.get("theirs_invalid"), "failed": record["ours_failed"] or record["theirs_failed"]}
+    if record["failed"] is None:
+        ratios = [one["rate"] / other["rate"] for one, other in zip(ours, theirs, strict=True)]
+        record |= {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}
+        record |= {"memory": record["ours_memory"] / record["theirs_memory"]}
+    return record
 
 
 def run_one(args: argparse.Namespace, setting: dict[str, Any], contender: str) -> dict[str, Any]:
@@ -98,10 +119,10 @@ def run_one(args: argparse.Namespace, setting: dict[str, Any], contender: str) -
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=args.limit)
     except subprocess.TimeoutExpired:
         return {"failed": f"did not finish in {args.limit:g} s"}
+    if done.returncode < 0:
+        return {"failed": f"ended by {signal.Signals(-done.returncode).name}"}
     if done.returncode:
-        return {
-            "failed": done.stderr.strip().splitlines()[-1][-300:] if done.stderr.strip() else "ended without a word"
-        }
+        return {"failed": (done.stderr.strip() or "ended without a word").splitlines()[-1][-300:]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -117,19 +138,26 @@ def show(bench: Any, records: list[dict[str, Any]]) -> None:
     about = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.split(":")[1].strip() for line in about if line.startswith("model name")), "")
     table = Table(title=f"{bench.UNIT}; {os.cpu_count()} × {processor or platform.machine()}; {found}")
-    measures = ("dtype", "against", "ours", "theirs", "ratio", "spread", "memory", "invalid")
-    for name in (bench.SIZE, *bench.COLUMNS, *measures):
+    setting = (bench.SIZE, *bench.COLUMNS, "dtype", "against")
+    pairs = {"memory": ("MB", 1e6), **{name: (name, 1.0) for name in bench.PAIRS}}
+    for name in (*setting, *MEASURES, *(f"{name}\nours : theirs" for name, _ in pairs.values())):
         table.add_column(name, justify="right")
     for r in records:
-        start = [str(r[name]) for name in (bench.SIZE, *bench.COLUMNS)] + [r["dtype"], r["against"]]
-        if r["failed"]:
-            table.add_row(*start, f"{r['ours']:.3g}" if "ours" in r else "", r["failed"])
-            continue
-        low, high = r["spread"]
-        numbers = [f"{r['ours']:.3g}", f"{r['theirs']:.3g}", f"{r['ratio']:.3g} ×", f"{low:.3g} to {high:.3g}"]
+        rates = [r[f"{side}_failed"] or number(r[side]) for side in SIDES]
+        ratios = ["", "", ""]
+        if r["failed"] is None:
+            ratios = [f"{r['ratio']:.3g} ×", "{:.3g} to {:.3g}".format(*r["spread"]), f"{r['memory']:.2f} ×"]
         invalid = "" if r["invalid"] is None else f"{r['invalid']:.0%}"
-        table.add_row(*start, *numbers, f"{r['memory']:.2f} ×", invalid)
+        both = [" : ".join(number(r[f"{side}_{name}"], unit) for side in SIDES) for name, (_, unit) in pairs.items()]
+        table.add_row(*(str(r[name]) for name in setting), *rates, *ratios, invalid, *both)
     Console(width=160).print(table)
+
+
+def number(value: float | None, unit: float = 1.0) -> str:
+    """To three digits, or to the point."""
+    if value is None:
+        return "–"
+    return f"{value / unit:,.0f}" if value / unit >= 100 else f"{value / unit:.3g}"
 
 
 if __name__ == "__main__":

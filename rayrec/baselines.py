@@ -27,7 +27,7 @@ from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.runs import Run, Stopped, check_claim
 from rayrec.storage import Storage
-from rayrec.trainers import last_words
+from rayrec.trainers import backends, last_words
 
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
@@ -194,7 +194,7 @@ def _train(
         _work,
         train_loop_config=task,
         scaling_config=ScalingConfig(num_workers=placement.train_workers, use_gpu=gpu),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(backend=backends(gpu)),
         run_config=RunConfig(
             name=f"train-{name}",
             **work.storage.for_ray_train(work.root),

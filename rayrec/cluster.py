@@ -99,22 +99,30 @@ def _answers(address: str) -> bool:
         return False
 
 
+def deaths() -> tuple[type[BaseException], ...]:
+    """Errors that tell of an actor that is gone: it died, memory ran out on its node, or no node can hold it now."""
+    from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
+
+    return RayActorError, OutOfMemoryError, ActorUnschedulableError
+
+
 def has_gpu(config: AnyConfig) -> bool:
     """Resolve ``--device`` for a machine or cluster that is not joined yet.
 
     `auto` is what a cluster has: its head, where a submitted job's driver is, may have no GPU.
 
     Raises:
-        ValueError: ``--device gpu`` on one machine without a GPU, or with fewer than the plan takes.
+        ValueError: ``--device gpu`` on one machine without a GPU, or with fewer than the plan takes, or a cluster that
+            wants another token.
     """
     import torch
 
     device, address = config.placement.device, find_address(config)
+    found = _resources(address) if address else None
     if device == "gpu" and not torch.cuda.is_available() and address is None:
         raise ValueError(
             "--device gpu: this machine has no CUDA device. Join a cluster with --address, or --device cpu."
         )
-    found = _resources(address) if device == "auto" and address else None
     there = torch.cuda.is_available() if found is None else found["GPU"] > 0
     gpu = device == "gpu" or (device == "auto" and there)
     wanted, here = _wanted(config, True), torch.cuda.device_count()
@@ -137,16 +145,27 @@ def runs_at_once(config: AnyConfig) -> int:
 
 
 def _resources(address: str) -> Counter[str] | None:
-    """What a cluster that is not joined has in all; None where it does not tell: joining it will say why."""
+    """What a cluster that is not joined has in all; None where it does not tell: joining it will say why.
+
+    Raises:
+        ValueError: it has another token than this process.
+    """
     from ray import _raylet
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.core.generated import gcs_pb2
-    from ray.exceptions import RayError
+    from ray.exceptions import AuthenticationError, RayError
 
     if not _answers(address):  # a Ray client's, or no HOST:PORT
         return None
     client, alive = getattr(_raylet, "GcsClient"), getattr(gcs_pb2, "GcsNodeInfo").ALIVE  # noqa: B009, not typed
     try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one a client would end the process
         nodes = client(address=address).get_all_node_info(timeout=10)
+    except AuthenticationError as error:
+        raise ValueError(
+            f"The cluster at {address} cannot be joined: {error.message}. Set RAY_AUTH_MODE=token, and its token in "
+            "RAY_AUTH_TOKEN or the path of a file with it in RAY_AUTH_TOKEN_PATH."
+        ) from error
     except RayError:
         return None
     total = Counter[str]()

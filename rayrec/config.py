@@ -104,9 +104,10 @@ class TrainConfig:
     """Rows whose target is rated lower are left out of SFT and preference steps (RecPO takes 4); they are counted."""
     reweight: Literal["none", "genre"] = "none"
     """Weights of examples in SFT and preference steps: `genre` evens out what histories and targets hold (RW)."""
-    negatives: tuple[str, ...] = ("self_play",)
+    negatives: tuple[str, ...] = ()
     """Where the rejected answers come from: one of self_play, self_play_sample, self_play_beam, random, candidates,
-    popular, semantic, self_hard; or a mixture such as `self_play:0.75 random:0.25`."""
+    popular, semantic, self_hard; or a mixture such as `self_play:0.75 random:0.25`. Default: self_play, and with
+    `--protocol candidates` candidates."""
     num_negatives: int = 1
     """Rejected answers K of an example."""
     equal_target: Literal["next", "drop"] = "next"
@@ -123,6 +124,8 @@ class TrainConfig:
     """Global batch of the SFT phases, whatever the number of workers."""
     prefer_batch: int = 32
     """Global batch of the preference phases."""
+    prefer_epochs: int = 1
+    """Epochs of the preference step of an iteration."""
     micro_batch: int = 16
     """Examples that one worker computes at once; the rest is gradient accumulation."""
     row_tokens: int = 0
@@ -229,7 +232,8 @@ class PlacementConfig:
     checkpoint_steps: int = 200
     """Optimiser steps between the checkpoints that a training phase goes on from when it is cut short; 0: none."""
     checkpoint_seconds: float = 30.0
-    """The same for the answered parts of a generation phase, in seconds."""
+    """Seconds after which a phase has something new to go on from, 0: never: the answered parts of generation, and of
+    training a checkpoint besides those of --checkpoint-steps, unless they take more than a twentieth of its time."""
     train_resource: str | None = None
     """Custom Ray resource of which every training worker takes 1: what nodes that carry it are for."""
     generate_resource: str | None = None
@@ -237,7 +241,8 @@ class PlacementConfig:
     wait_for_resources: float = 0.0
     """Seconds to wait until the cluster has room for the plan, where nodes come when they are asked for."""
     max_deaths: int = 3
-    """Times that a worker group, or one part, may die before the run stops."""
+    """Times that training workers may die in one phase, and generators of one part or at their start, before the run
+    stops."""
     wait_seconds: float = 600.0
     """Longest silence of any process before it is taken for dead."""
 

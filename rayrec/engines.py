@@ -139,10 +139,12 @@ class VllmEngine:
         return [[(list(o.token_ids), float(o.cumulative_logprob or 0.0)) for o in out.outputs] for out in outputs]
 
     def sleep(self) -> None:
-        self.llm.sleep(level=1)
+        if self.gpu:
+            self.llm.sleep(level=1)
 
     def wake(self) -> None:
-        self.llm.wake_up()
+        if self.gpu:
+            self.llm.wake_up()
 
 
 def _whole(folder: str) -> str:

@@ -320,7 +320,7 @@ class _Work:
         steps = sum(phase.steps for phase in phases if phase.makes_policy)
         asked = sum(phase.rows for phase in phases if not phase.makes_policy)
         policy = self.trained * (4 if rank else self._bytes)
-        trained = sum(p.rows * self._row(p.kind)[0] for p in phases if p.makes_policy)
+        trained = sum(p.rows * p.epochs * self._row(p.kind)[0] for p in phases if p.makes_policy)
         return {
             "gradients": steps * self._exchanged(),
             "policies": policy * generators * sum(p.kind in ("negatives", "evaluate") for p in phases),

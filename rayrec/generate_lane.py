@@ -26,6 +26,7 @@ from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.sequential import item_numbers
 from rayrec.negatives import NEGATIVES, Draw, Sampler, mixture, negative_statistics
+from rayrec.pair_scores import later_titles
 from rayrec.runs import Stopped
 from rayrec.storage import Storage
 
@@ -93,6 +94,7 @@ class GenerateLane(Lane):
                 train.equal_target,
                 embedder=self.embedder if train.ground else None,
                 touched=self.touched,
+                later=later_titles(self.shared.data.train) if train.target != "next" else {},
                 similar=self.embedder,
             )
 

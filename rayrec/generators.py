@@ -15,12 +15,13 @@ import os
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+from rayrec import cluster
 from rayrec.engines import BeamEngine, Guide, Mode, Setup, TorchEngine, VllmEngine
 from rayrec.reserve import Reserved, generator_bundles
 from rayrec.runs import Stopped
@@ -28,6 +29,10 @@ from rayrec.seeds import seed_of
 
 #: Seconds between two looks at actors that may be silent.
 _LOOK = 1.0
+#: Seconds of silence after which a generator is first told of.
+_WORD = 60.0
+#: Seconds in which an answer that is there must be here.
+_FETCH = 30.0
 #: Seconds between two looks for a new phase while some actors are free and others work.
 _GLANCE = 0.05
 
@@ -76,6 +81,7 @@ class Generator:
         self.engine = engines[setup.engine](setup)
         self.beams = BeamEngine(setup)
         self.versions: dict[int, str] = {}
+        self.sleeps = False
 
     def ready(self) -> dict:
         """Facts about the engine, once it is up."""
@@ -91,6 +97,9 @@ class Generator:
         from rayrec.models import opens
 
         begun = time.time()
+        if self.sleeps:
+            self.engine.wake()
+            self.sleeps = False
         engine = self.beams if part.mode in ("beams", "d3", "score") else self.engine
         if self.versions.get(id(engine)) != part.version:
             engine.load(part.version, str(self.storage.fetch(part.folder)))
@@ -110,12 +119,9 @@ class Generator:
         return made, {**facts, "tokens": sum(len(ids) for one in answers for ids, _ in one)}
 
     def sleep(self) -> None:
-        """Give the card's memory to training (``--placement shared``)."""
+        """Give the card's memory to training until the next part (``--placement shared``)."""
         self.engine.sleep()
-
-    def wake(self) -> None:
-        """Take the memory back."""
-        self.engine.wake()
+        self.sleeps = True
 
 
 @dataclass(order=True)
@@ -131,6 +137,8 @@ class _Job:
     given: int = field(default=0, compare=False)
     again: list[int] = field(default_factory=list, compare=False)
     """Parts whose actor died."""
+    deaths: Counter[int] = field(default_factory=Counter, compare=False)
+    """How many died of a part."""
 
     @property
     def waits(self) -> bool:
@@ -150,24 +158,32 @@ class _Seat:
     """The place of one generator: its actor of the moment, and what that is asked for."""
 
     index: int
-    deaths: int = 0
     actor: Any = None
+    deaths: int = 0
+    """Actors in turn that answered nothing."""
     job: _Job | None = None
     """None while the actor starts or is free."""
     number: int = 0
     part: Part | None = None
     since: float = 0.0
     """When it was last asked for something, of ``time.monotonic``."""
+    word: float = 0.0
+    """Seconds of silence after which that is told."""
+
+    @property
+    def where(self) -> str:
+        """What the actor is at."""
+        return f"in {self.part.phase} part {self.part.number}" if self.part else "at its start"
 
 
 def is_death(error: BaseException) -> bool:
     """Whether an error says that a generator, and perhaps its node, is gone, and not that a part cannot be answered."""
-    from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+    from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 
     told = error.cause if isinstance(error, RayTaskError) else error
     # On a GPU vLLM's engine is a process of its own, which its actor outlives.
     engine = any(kind.__name__ == "EngineDeadError" for kind in type(told).__mro__)
-    return engine or isinstance(told, RayActorError | GetTimeoutError | ObjectLostError)
+    return engine or isinstance(told, (*cluster.deaths(), GetTimeoutError, ObjectLostError))
 
 
 class GeneratorPool:
@@ -186,8 +202,9 @@ class GeneratorPool:
         self._seats = [_Seat(index) for index in range(setup.config.placement.generators)]
         self._free: deque[_Seat] = deque()
         self._queue: list[_Job] = []
-        self._order = itertools.count()
+        self._order, self._takes_turns = itertools.count(), setup.config.placement.placement == "shared"
         self._asked: dict[Any, _Seat] = {}
+        self._wakes = False
         self._news: SimpleQueue[_Job | None] = SimpleQueue()
         self._lock, self._jobs, self._closed = threading.Lock(), list[_Job](), False
         self.error: BaseException | None = None
@@ -224,13 +241,15 @@ class GeneratorPool:
                 raise self.error
             self._jobs.append(job)
         self._news.put(job)
-        for _ in range(count):
-            told = job.answered.get()
-            if isinstance(told, BaseException):
-                raise told
-            yield told
-        with self._lock:
-            self._jobs = [other for other in self._jobs if other is not job]
+        try:
+            for _ in range(count):
+                told = job.answered.get()
+                if isinstance(told, BaseException):
+                    raise told
+                yield told
+        finally:
+            with self._lock:
+                self._jobs = [other for other in self._jobs if other is not job]
 
     def _run(self) -> None:
         """Start the actors, and feed whoever is free, until the pool is closed."""
@@ -242,12 +261,13 @@ class GeneratorPool:
                 self._hear_askers()
                 for seat, answer in self._answers():
                     self._hear(seat, answer)
+                self._rest()
                 if time.monotonic() - looked > _LOOK:
                     self._look()
                     looked = time.monotonic()
         except BaseException as error:  # what is no death is told to whoever waits for a part
-            cause = getattr(error, "cause", None)
-            self._fail(cause if isinstance(cause, ConnectionError) else error)
+            cause = getattr(error, "cause", None)  # of the storage's troubles the user hears as of the driver's own
+            self._fail(cause if isinstance(cause, OSError | Stopped) else error)
         for seat in self._seats:
             self._bury(seat.actor)
 
@@ -267,6 +287,13 @@ class GeneratorPool:
             ready, _ = self._ray.wait(open_, timeout=_GLANCE if self._free else _LOOK)
         return [(self._asked.pop(answer), answer) for answer in ready]
 
+    def _rest(self) -> None:
+        """Where training and generation take turns on a card, leave it once nothing is asked for."""
+        if self._wakes and self._takes_turns and not self._asked and not self._queue:
+            self._wakes = False
+            for seat in self._seats:
+                seat.actor.sleep.remote()
+
     def _line_up(self, job: _Job) -> None:
         if job.waits and job not in self._queue:
             heapq.heappush(self._queue, job)
@@ -283,20 +310,22 @@ class GeneratorPool:
             seat.job, seat.number = job, job.next()
             if not job.waits:
                 heapq.heappop(self._queue)
-            seat.part = job.part_of(seat.number)
-            self._expect(seat, seat.actor.answer.remote(seat.part))
+            part = job.part_of(seat.number)
+            seat.part = dataclasses.replace(part, prompts=(), choices=(), guide=None)  # Ray holds what is on the way
+            self._expect(seat, seat.actor.answer.remote(part))
 
     def _expect(self, seat: _Seat, answer: Any) -> None:
-        self._asked[answer], seat.since = seat, time.monotonic()
+        self._asked[answer], seat.since, seat.word, self._wakes = seat, time.monotonic(), _WORD, True
 
     def _hear(self, seat: _Seat, answer: Any) -> None:
         """Take what an actor answers, once it has its next part; replace the actor if it died."""
         try:
-            answered = self._ray.get(answer, timeout=self.config.placement.wait_seconds)
+            answered = self._ray.get(answer, timeout=_FETCH)
         except BaseException as error:
             if not is_death(error):
                 raise
             return self._replace(seat, "died", error)
+        seat.deaths = 0 if seat.part else seat.deaths
         job, number, part, since = seat.job, seat.number, seat.part, seat.since
         seat.job = seat.part = None
         self._free.append(seat)
@@ -312,25 +341,32 @@ class GeneratorPool:
         job.answered.put((number, answers))
 
     def _look(self) -> None:
-        """Give up the actors that have been silent for too long; before a start, a node may have to come first."""
+        """Tell of the actors that are silent, and give them up after too long; at first a node may have to come."""
         placement = self.config.placement
         for answer, seat in list(self._asked.items()):
             patience = placement.wait_seconds + (0 if seat.part else placement.wait_for_resources)
-            if time.monotonic() - seat.since > patience:
+            silent = time.monotonic() - seat.since
+            if silent > patience and not self._ray.wait([answer], timeout=0)[0]:  # this process may have stood still
                 del self._asked[answer]
                 self._replace(seat, f"gave no answer for {patience:.0f} s", "")
+            elif silent > seat.word:
+                print(f"generator {seat.index} has been {seat.where} for {silent:.0f} s", flush=True)
+                seat.word *= 2
 
     def _replace(self, seat: _Seat, what: str, error: object) -> None:
         """Put a new actor on a seat, and its part back into the queue.
 
         Raises:
-            Stopped: this seat has had all the actors that it may have.
+            Stopped: too many died of this part, or in turn on this seat without an answer.
         """
         self._bury(seat.actor)
-        seat.deaths, allowed = seat.deaths + 1, self.config.placement.max_deaths
-        where = f"in {seat.part.phase} part {seat.part.number}" if seat.part else "at its start"
-        what = f"generator {seat.index} {what} {where} ({seat.deaths} of {allowed} allowed)"
-        if seat.deaths > allowed:
+        seat.deaths += 1
+        deaths, allowed = seat.deaths, self.config.placement.max_deaths
+        if seat.job is not None:
+            seat.job.deaths[seat.number] += 1
+            deaths = max(deaths, seat.job.deaths[seat.number])
+        what = f"generator {seat.index} {what} {seat.where} ({deaths} of {allowed} allowed)"
+        if deaths > allowed:
             raise Stopped(f"{what}: {error}" if error else what)
         print(f"{what}: it is replaced", flush=True)
         if seat.job is not None:

@@ -45,12 +45,18 @@ PRESETS = {
 }
 
 
+#: The preference step of S-DPO (appendix B.3) and of RecPO (D.3); the schedule is that of their first SFT too. RecPO
+#: prints no number of epochs. Their warm-up, 5 % of the steps, has no setting.
+_PREFERENCE = {"lr": 1e-5, "prefer_batch": 128, "schedule": "cosine"}
+
+
 def _recpo(margin: str) -> dict[str, dict[str, Any]]:
     """RecPO with one of the margins of its table 2."""
     return {
         "loss": {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": margin},
         "train": {"negatives": ("candidates",), "num_negatives": 3, "target": "utility", "min_rating": 4.0},
         "offline": {},
+        "adapters": {"train": _PREFERENCE},
     }
 
 
@@ -58,7 +64,8 @@ def _recpo(margin: str) -> dict[str, dict[str, Any]]:
 _TALLREC = {"model": {"lora_rank": 8, "lora_alpha": 16}, "train": {"first_lr": 1e-4, "batch": 128}}
 #: The methods of the papers as settings (METHODS sections 2 to 4 and 7), by --method. ``offline`` methods tune once,
 #: against the first SFT, on all the rows of the iterations that they stand for. ``adapters`` are settings for models
-#: that get some; the tiny one is trained whole.
+#: that get some; the tiny one is trained whole. What a method does not set is the run's: the number of rows, the
+#: first SFT of preference methods, on which they are compared, and the protocol of those that work in both.
 METHODS: dict[str, dict[str, Any]] = {
     "zero-shot": {"train": {"first_rows": 0, "iterations": 0}},
     "ChatRec": {
@@ -87,17 +94,18 @@ METHODS: dict[str, dict[str, Any]] = {
         "adapters": {"model": {"lora_rank": 8}, "train": {"first_lr": 5e-4, "first_epochs": 5, "batch": 128}},
     },
     "RW": {"train": {"iterations": 0, "reweight": "genre"}},
-    "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}},
-    "SPRec-noSFT": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"sft": False}},
+    "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("self_play",)}},
+    "SPRec-noSFT": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("self_play",), "sft": False}},
     "SPRec-noDPO": {"train": {"prefer": False}},
     "SPRec-RN": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("random",)}},
-    "SPIN": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"sft": False}},
+    "SPIN": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("self_play",), "sft": False}},
     "DPO": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("random",)}, "offline": {}},
     "SimPO": {"loss": {"objective": "simpo"}, "train": {"negatives": ("random",)}, "offline": {}},
     "S-DPO": {
         "loss": {"objective": "sdpo", "beta": 1.0},
         "train": {"negatives": ("candidates",), "num_negatives": 3},
         "offline": {},
+        "adapters": {"train": _PREFERENCE | {"prefer_epochs": 3}},
     },
     "DMPO": {"loss": {"objective": "dmpo"}, "train": {"negatives": ("random",), "num_negatives": 3}, "offline": {}},
     "RecPO": _recpo("ratio"),
@@ -225,5 +233,7 @@ def parse(description: str, args: list[str] | None = None) -> Config:
         model = named.parse_known_args(rest)[0].model
         default = with_method(dataclasses.replace(default, train=train), chosen.method, model)
     note = f"{description}\nPresets: --preset {{{','.join(PRESETS)}}} sets the defaults of all flags below, and\n"
-    note += f"--method {{{','.join(METHODS)}}} those of a published method."
+    note += f"--method {{{','.join(METHODS)}}} those of a published method.\n"
+    note += "The number of rows, the first SFT of preference methods and the protocol (but for TALLRec and LLaRA) stay "
+    note += "those of the run."
     return tyro.cli(Config, args=rest, default=default, description=note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,21 +29,34 @@ def ahead(train: pa.Table, reach: int = NEVER[1] - 1, best: bool = False) -> Ahe
     Only the training split is read, so the last examples of a user see fewer. A missing rating counts as 3. Of an item
     that comes again the first time counts, or with ``best`` that of the largest s/√d, as :func:`retarget` chooses it.
     """
-    columns = train.select(["example_id", "user", "timestamp", "target", "target_rating"]).to_pylist()
-    of_user: dict[str, list[dict]] = defaultdict(list)
-    for row in sorted(columns, key=lambda row: row["timestamp"]):  # stable: the order of the rows breaks ties
-        of_user[row["user"]].append(row)
+    ids, titles = train["example_id"].to_pylist(), [fold(title) for title in train["target"].to_pylist()]
+    ratings = train["target_rating"].to_pylist()
     found: dict[str, dict[str, tuple[float, int]]] = {}
-    for rows in of_user.values():
-        for i, row in enumerate(rows):
-            items: dict[str, tuple[float, int]] = {}
-            for distance, later in enumerate(rows[i : i + reach], start=1):
-                rating = NEVER[0] if later["target_rating"] is None else later["target_rating"]
-                known = items.setdefault(fold(later["target"]), (rating, distance))
-                if best and rating / distance**0.5 > known[0] / known[1] ** 0.5:
-                    items[fold(later["target"])] = (rating, distance)
-            found[row["example_id"]] = items
+    for row, coming in _coming(train, reach):
+        items: dict[str, tuple[float, int]] = {}
+        for distance, i in enumerate(coming, start=1):
+            rating = NEVER[0] if ratings[i] is None else ratings[i]
+            known = items.setdefault(titles[i], (rating, distance))
+            if best and rating / distance**0.5 > known[0] / known[1] ** 0.5:
+                items[titles[i]] = (rating, distance)
+        found[ids[row]] = items
     return found
+
+
+def later_titles(train: pa.Table, reach: int = NEVER[1] - 1) -> dict[str, list[str]]:
+    """The ``reach`` titles that follow each training example's history, by example id, its own target first."""
+    ids, titles = train["example_id"].to_pylist(), train["target"].to_pylist()
+    return {ids[row]: [titles[i] for i in coming] for row, coming in _coming(train, reach)}
+
+
+def _coming(train: pa.Table, reach: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield every row number with those of its user's next ``reach`` rows in the order of time, itself first."""
+    of_user: dict[str, list[int]] = defaultdict(list)
+    users, times = train["user"].to_pylist(), train["timestamp"].to_pylist()
+    for i in sorted(range(len(train)), key=lambda i: times[i]):  # stable: the order of the rows breaks ties
+        of_user[users[i]].append(i)
+    for rows in of_user.values():
+        yield from ((row, rows[place : place + reach]) for place, row in enumerate(rows))
 
 
 def retarget(train: pa.Table, how: str, least: float, reach: int = NEVER[1] - 1) -> tuple[pa.Table, list[list[str]]]:
@@ -52,22 +65,16 @@ def retarget(train: pa.Table, how: str, least: float, reach: int = NEVER[1] - 1)
     ``how`` is `utility`, the largest s/√d (the nearer one of equals), or `nearest`, the first rated ``least`` or more;
     where there is none the row keeps its target. Returns the rows and, for each, all the titles that came next.
     """
-    of_user: dict[str, list[int]] = defaultdict(list)
-    users, times = train["user"].to_pylist(), train["timestamp"].to_pylist()
-    for i in sorted(range(len(train)), key=lambda i: times[i]):  # stable: the order of the rows breaks ties
-        of_user[users[i]].append(i)
     titles, ratings = train["target"].to_pylist(), train["target_rating"].to_pylist()
     worth = [NEVER[0] if rating is None else rating for rating in ratings]
     chosen, later = list(range(len(train))), [[] for _ in range(len(train))]
-    for rows in of_user.values():
-        for place, i in enumerate(rows):
-            ahead_ = rows[place : place + reach]
-            later[i] = [titles[j] for j in ahead_]
-            if how == "utility":
-                chosen[i] = max(range(len(ahead_)), key=lambda d: worth[ahead_[d]] / (d + 1) ** 0.5)
-            else:
-                chosen[i] = next((d for d, j in enumerate(ahead_) if worth[j] >= least), 0)
-            chosen[i] = ahead_[chosen[i]]
+    for row, coming in _coming(train, reach):
+        later[row] = [titles[i] for i in coming]
+        if how == "utility":
+            place = max(range(len(coming)), key=lambda d: worth[coming[d]] / (d + 1) ** 0.5)
+        else:
+            place = next((d for d, i in enumerate(coming) if worth[i] >= least), 0)
+        chosen[row] = coming[place]
     for name in ("target", "target_rating"):
         at = train.column_names.index(name)
         train = train.set_column(at, train.schema.field(at), train[name].take(pa.array(chosen)))
@@ -83,9 +90,13 @@ def with_utilities(rows: pa.Table, known: Ahead) -> pa.Table:
     return _set(rows, "scores", scores)
 
 
-def unordered(rows: pa.Table) -> int:
-    """Number of pairs in which the rejected item is worth as much as the chosen one, or more: `odpo` drops them."""
-    return sum(score >= scores[0] for scores in rows["scores"].to_pylist() for score in scores[1:])
+def ordered(rows: pa.Table) -> tuple[pa.Table, int]:
+    """The rows with a rejected item that is worth less than the chosen one, and the number of all other pairs.
+
+    `odpo` drops these pairs; a row without any other would stay in the mean of its batch as a 0.
+    """
+    worth = [[score < scores[0] for score in scores[1:]] for scores in rows["scores"].to_pylist()]
+    return rows.filter(pa.array([any(one) for one in worth], pa.bool_())), sum(one.count(False) for one in worth)
 
 
 def with_doubts(rows: pa.Table, oracle: Path, catalogue: Catalogue, embedder: Embedder) -> pa.Table:

@@ -66,7 +66,8 @@ def phases(config: Config, evaluated: int) -> list[PhasePlan]:
             plan.append(PhasePlan(f"{t:02d}/sft", "sft", start, rows, -(-rows // train.batch)))
             start = (f"{t:02d}/sft",)
         if train.prefer:
-            plan.append(PhasePlan(f"{t:02d}/prefer", "prefer", start, rows, -(-rows // train.prefer_batch)))
+            steps = -(-rows * train.prefer_epochs // train.prefer_batch)
+            plan.append(PhasePlan(f"{t:02d}/prefer", "prefer", start, rows, steps, train.prefer_epochs))
             start = (f"{t:02d}/prefer",)
         plan.append(PhasePlan(f"{t:02d}/evaluate", "evaluate", start, evaluated))
     return plan
@@ -75,7 +76,8 @@ def phases(config: Config, evaluated: int) -> list[PhasePlan]:
 #: Settings that must be above 0, and settings that must be 0 or more, by group.
 _POSITIVE = {
     "model": "lora_alpha max_length max_new_tokens tiny_hidden tiny_layers pretrain_steps pretrain_batch pretrain_lr",
-    "train": "first_epochs first_lr rows_per_iteration num_negatives min_rating lr batch prefer_batch micro_batch clip",
+    "train": "first_epochs first_lr rows_per_iteration num_negatives min_rating lr batch prefer_batch prefer_epochs "
+    "micro_batch clip",
     "evaluate": "beam_width top_k part",
     "placement": "train_workers generators tensor_parallel threads wait_seconds",
 }
@@ -93,6 +95,9 @@ def resolve(config: Config) -> Config:
     Raises:
         ValueError: a setting that is out of range or at odds with another.
     """
+    chooses = config.data.protocol == "candidates"
+    negatives = config.train.negatives or ("candidates" if chooses else "self_play",)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, negatives=negatives))
     model, placement = config.model, config.placement
     _check_ranges(config)
     _check_names(config)
@@ -101,7 +106,7 @@ def resolve(config: Config) -> Config:
         model = dataclasses.replace(model, lora_rank=0 if model.model == "tiny" else 16)
     if placement.placement == "shared":
         placement = dataclasses.replace(placement, sequential=True)
-    exact = "score" if config.data.protocol == "candidates" else "beams"
+    exact = "score" if chooses else "beams"
     decode = tuple(dict.fromkeys(exact if mode == "auto" else mode for mode in config.evaluate.decode))
     evaluate = dataclasses.replace(config.evaluate, decode=decode)
     return dataclasses.replace(config, model=model, loss=_loss(config), evaluate=evaluate, placement=placement)

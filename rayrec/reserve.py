@@ -142,25 +142,34 @@ def _room_for_data(wanted: list[Bundle]) -> bool:
 
 
 def _shortage(wanted: Iterable[Bundle], config: AnyConfig) -> str:
-    """What is asked for, what is free, and on which nodes."""
+    """What the plan asks for, what is free, and on which nodes."""
+    placement, (asked, free) = config.placement, _asked_and_free([{"CPU": 1.0}, *wanted])
+    return (
+        f"The plan asks for {asked} ({placement.train_workers} training workers, {placement.generators} generators, "
+        f"one CPU for Ray Data); {free}\n"
+        "Lower --train-workers, --generators or --tensor-parallel, add nodes, or wait for them with "
+        "--wait-for-resources SECONDS."
+    )
+
+
+def trainers_shortage(config: AnyConfig, gpu: bool, workers: int) -> str:
+    """What training workers that did not come up ask for, what is free, and on which nodes."""
+    asked, free = _asked_and_free(trainer_bundles(config, gpu)[:1] * workers)
+    return f"{workers} training workers ask for {asked}; {free}"
+
+
+def _asked_and_free(bundles: Iterable[Bundle]) -> tuple[str, str]:
     import ray
     from ray._private.state import available_resources_per_node
 
-    asked: Counter[str] = Counter({"CPU": 1})
-    for bundle in wanted:
-        asked.update(bundle)
+    asked = Counter[str]()
+    for bundle in bundles:
+        asked.update(bundle)  # pyright: ignore[reportArgumentType], halves of cards too
     alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     free = available_resources_per_node()
     lines = []
     for identity, node in alive.items():
         parts = [f"{free.get(identity, {}).get(n, 0):g} of {node['Resources'].get(n, 0):g} {n}" for n in asked]
         lines.append(f"\n  {node['NodeManagerAddress']} ({identity[:8]}): {', '.join(parts)} free")
-    placement = config.placement
     shape = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
-    return (
-        f"The plan asks for {shape} ({placement.train_workers} training workers, {placement.generators} generators, "
-        f"one CPU for Ray Data); the cluster's {len(alive)} nodes have, with what this run holds already:"
-        f"{''.join(lines)}\n"
-        "Lower --train-workers, --generators or --tensor-parallel, add nodes, or wait for them with "
-        "--wait-for-resources SECONDS."
-    )
+    return shape, f"the cluster's {len(alive)} nodes have, beside what this run holds already:{''.join(lines)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import itertools
 import json
 import os
@@ -33,7 +32,7 @@ from rayrec.prepare import Prepared, keep_base, prepare
 from rayrec.report import best_policy, build_report, read_samples
 from rayrec.runs import Run, Stopped, check_claim
 from rayrec.selfplay import self_play
-from rayrec.storage import Storage
+from rayrec.storage import TROUBLES, Storage
 from rayrec.timeline import by_iteration, placed, spans
 from rayrec.tracking import Tracker
 from rayrec.train_lane import TrainLane
@@ -47,8 +46,6 @@ def command(config: Config) -> None:
 
 
 _GO_ON = "The same command goes on at the first unfinished phase."
-#: A storage that is full, read-only, out of quota, failing or gone.
-_STORAGE = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}
 
 
 def _logs() -> str:
@@ -72,7 +69,7 @@ def ending() -> Iterator[None]:
     except KeyboardInterrupt:
         code = 130
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno in _STORAGE:
+        if isinstance(error, OSError) and error.errno in TROUBLES:
             print(f"error: {error}. Nothing that was finished is lost. {_GO_ON}", file=sys.stderr)
         else:
             traceback.print_exc()

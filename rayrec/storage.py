@@ -7,6 +7,7 @@ is up, which goes last; a copy is checked against it. For a plain folder nothing
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -23,6 +24,8 @@ from rayrec.runs import Stopped
 
 T = TypeVar("T")
 
+#: Numbers of errors of a storage that is full, read-only, out of quota, failing or gone.
+TROUBLES = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}
 #: Tries, the first pause between them, and how long they go on in all; seconds. A client that hears nothing takes a
 #: minute and a half for one.
 _TRIES, _PAUSE, _PATIENCE = 5, 0.5, 90.0

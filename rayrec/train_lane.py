@@ -63,10 +63,16 @@ class TrainLane(Lane):
 
         def make(start: Policy, rejected: pa.Table, judge: Path | None) -> Policy:
             table = self._scored(preferences.pair_up(rows, rejected), judge)
-            counts = {"left_out": len(rows) - len(table)}
+            counts = {}
             if self.shared.config.loss.objective == "odpo":
-                counts["unordered"] = pair_scores.unordered(table)
-            table = preferences.arrange(table, train.prefer_batch, 1, seed, name)
+                table, counts["unordered"] = pair_scores.ordered(table)
+                if counts["unordered"] and not len(table):
+                    raise ValueError(
+                        f"{name}: none of {counts['unordered']} pairs has a chosen title that is worth more than the "
+                        "rejected one, and odpo learns from no other. Take other --negatives, or another --objective."
+                    )
+            counts["left_out"] = len(rows) - len(table)
+            table = preferences.arrange(table, train.prefer_batch, train.prefer_epochs, seed, name)
             if self.shared.config.loss.objective == "kto":
                 table = preferences.with_neighbours(table)
             self._sample(table, t)

@@ -11,15 +11,17 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from rayrec import cluster
 from rayrec.config import Config
 from rayrec.prompts import Template
-from rayrec.reserve import Reserved, room_for_trainers, trainer_bundles
+from rayrec.reserve import Reserved, room_for_trainers, trainer_bundles, trainers_shortage
 from rayrec.runs import Run, Stopped
 from rayrec.storage import Storage
 
@@ -59,6 +61,9 @@ class Board:
         self.dismissed = False
         self.there = False
         """Whether a worker group has come up and lost nobody since."""
+        self.deaths, self.words = 0, ""
+        """Workers that died since a phase was finished, and what was last said of one."""
+        self._waiting: dict[int, object] = {}
         self._news = asyncio.Condition()
 
     async def post(self, phase: Phase, shards: list) -> int:
@@ -81,9 +86,9 @@ class Board:
         """Expect a new group."""
         self.dismissed = self.there = False
 
-    async def lose(self) -> None:
+    async def lose(self, words: str) -> None:
         """Hear that a worker died: Ray Train makes the group anew."""
-        self.there = False
+        self.there, self.deaths, self.words = False, self.deaths + 1, words
 
     async def next(self) -> int:
         """Number of the first unfinished phase: where a new worker group goes on."""
@@ -92,35 +97,38 @@ class Board:
 
     async def take(self, number: int, rank: int, world: int) -> tuple[Phase, Any] | None:
         """Wait for a phase dealt to ``world`` workers and return it with this one's shard; None if they are to end."""
+        mine = self._waiting[rank] = object()
+
+        def over() -> bool:  # a worker that died still waits here until another one has its rank
+            return self.closed or self.dismissed or self._waiting[rank] is not mine
+
         async with self._news:
+            self._news.notify_all()
             await self._news.wait_for(
-                lambda: (
-                    self.closed
-                    or self.dismissed
-                    or (len(self.phases) > number and len(self.phases[number][1]) == world)
-                )
+                lambda: over() or (len(self.phases) > number and len(self.phases[number][1]) == world)
             )
-            over = self.closed or self.dismissed
-            return None if over else (self.phases[number][0], self.phases[number][1][rank])
+            return None if over() else (self.phases[number][0], self.phases[number][1][rank])
 
     async def report(self, **facts: Any) -> None:
         """Heartbeat of a running phase, from rank 0."""
         self.beat = {"time": time.time(), **facts}
 
     async def finish(self, number: int, result: dict) -> None:
-        """Take the result of a phase: its metrics, or ``error``."""
+        """Take the result of a phase: its metrics, the ``error`` in its numbers, or what ``stopped`` the storage."""
         if number == len(self.results):
+            self.deaths = 0
             self.phases[number] = (self.phases[number][0], [])  # lets go of the shards' actor
             await self._tell(lambda: self.results.append(result))
 
-    async def poll(self, number: int, seconds: float) -> tuple[dict | None, dict, bool]:
-        """The result of a phase, or None after ``seconds``, the last heartbeat, and whether a group is there."""
+    async def poll(self, number: int, seconds: float) -> tuple[dict | None, dict, bool, int, str]:
+        """The result of a phase, or None after ``seconds``; the last heartbeat, whether a group is there, how many
+        workers died since a phase was finished, and what was said of the last."""
         async with self._news:
             try:
                 await asyncio.wait_for(self._news.wait_for(lambda: len(self.results) > number), seconds)
             except TimeoutError:
-                return None, self.beat, self.there
-            return self.results[number], self.beat, self.there
+                return None, self.beat, self.there, self.deaths, self.words
+            return self.results[number], self.beat, self.there, 0, ""
 
     async def _tell(self, change: Any) -> None:
         async with self._news:
@@ -138,13 +146,15 @@ class TrainGroup:
         self.config, self.work, self.gpu, self.reserved = config, work, gpu, reserved
         # Zero CPUs: the board only waits. It lives on the driver's node, so no other node's loss ends it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # Every worker waits here in a call of its own, and the calls of a group that died wait on.
-        calls = config.worker_counts[-1] * (config.placement.max_deaths + 1) + 64
+        # Every worker waits here in a call of its own, and that of one that died ends when another has its rank.
+        calls = 2 * config.worker_counts[-1] + 64
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": calls, "scheduling_strategy": here}
         self.board: Any = ray.remote(Board).options(**options).remote()
         self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu, "storage": work.storage}
         self._template, self.closed = template, False
         self.counts = config.worker_counts
+        self.deaths = 0
+        """How often Ray Train's run ended since a phase was finished."""
         self.size = 0
         """Workers of the group that is there or comes up; 0 while that is not settled."""
         self.error: BaseException | None = None
@@ -156,10 +166,9 @@ class TrainGroup:
 
         An elastic group ends with the first worker that dies, and comes up again in the size that there is room for.
         """
-        from ray.exceptions import RayActorError
-        from ray.train import TrainingFailedError, WorkerGroupError
+        from ray.train import TrainingFailedError
 
-        allowed, deaths, found = self.config.placement.max_deaths, 0, 0
+        found = 0
         self.reserved.free_trainers()
         while not self.closed:
             try:
@@ -168,21 +177,26 @@ class TrainGroup:
                     self._ask(self.board.open.remote(), "training workers")
                 self.size = found = self._settle()  # after the board is open: who dismisses now means the new group
                 self._trainer(found).fit()
-            except (RayActorError, TrainingFailedError) as error:
+            except (*cluster.deaths(), TrainingFailedError) as error:
                 if self.closed:
                     return
-                lost = isinstance(error, TrainingFailedError)
-                # Ray Train has replaced a group of fixed size itself, as often as it may; not while that came up.
-                deaths += allowed + 1 if isinstance(error, WorkerGroupError) and not self.elastic else 1
-                who = f"a training worker of {found}" if lost else "Ray Train's controller"
-                if deaths > allowed:  # told to the lane, which waits for a result that will not come
-                    self.error = Stopped(f"{who} died ({deaths} of {allowed} allowed). {last_words(error)}")
+                self.deaths += 1
+                who = "a training worker" if isinstance(error, TrainingFailedError) else "Ray Train's controller"
+                if self._counted(f"{who} of {found}", self.deaths, last_words(error)):
                     return
-                print(f"{who} died ({deaths} of {allowed} allowed): it is replaced", flush=True)
                 self.reserved.free_orphans()
             except BaseException as error:
                 self.error = error
                 return
+
+    def _counted(self, who: str, deaths: int, words: str) -> bool:
+        """Tell of a death; whether it was one too many, which the lane hears that waits for a result."""
+        allowed = self.config.placement.max_deaths
+        if deaths > allowed:
+            self.error = Stopped(f"{who} died ({deaths} of {allowed} allowed). {words}")
+        else:
+            print(f"{who} died ({deaths} of {allowed} allowed): it is replaced", flush=True)
+        return deaths > allowed
 
     @property
     def elastic(self) -> bool:
@@ -237,12 +251,12 @@ class TrainGroup:
             Stopped: it died, or gave none for ``wait_seconds``.
         """
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError
+        from ray.exceptions import GetTimeoutError
 
         patience = self.config.placement.wait_seconds
         try:
             return ray.get(answer, timeout=patience)
-        except (RayActorError, GetTimeoutError) as error:
+        except (*cluster.deaths(), GetTimeoutError) as error:
             silent = isinstance(error, GetTimeoutError)
             how = f"gave no answer for {patience:.0f} s" if silent else f"died: {error}"
             raise Stopped(f"{what}: the board, which hands phases to the workers, {how}") from error
@@ -253,16 +267,17 @@ class TrainGroup:
 
         from rayrec.worker import work
 
-        placement, (bundle, *_) = self.config.placement, trainer_bundles(self.config, self.gpu)
+        bundle, *_ = trainer_bundles(self.config, self.gpu)
         return TorchTrainer(
             work,
             train_loop_config=self.setup,
             scaling_config=ScalingConfig(num_workers=size, use_gpu=self.gpu, resources_per_worker=bundle),
-            torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo"),
+            torch_config=TorchConfig(backend=backends(self.gpu)),
             run_config=RunConfig(
                 name="train",
                 **self.work.storage.for_ray_train(self.work.root),
-                failure_config=FailureConfig(max_failures=0 if self.elastic else placement.max_deaths),
+                # A group of fixed size is made anew by Ray Train, as often as run() allows.
+                failure_config=FailureConfig(max_failures=0 if self.elastic else -1),
                 callbacks=[_telling(self.board)],
             ),
         )
@@ -272,17 +287,22 @@ class TrainGroup:
 
         Raises:
             FloatingPointError: a loss or gradient was not finite; the message names the examples.
-            Stopped: the worker group died more often than allowed, or it or the board was silent for ``wait_seconds``.
+            Stopped: the storage failed a worker, the worker group died more often than allowed, or it or the board was
+                silent for ``wait_seconds``.
         """
         if self.elastic:
             self._grow()
         shards = self._dealt(phase)
         number = self._ask(self.board.post.remote(phase, shards), phase.name)
-        begun = time.time()
+        begun, told = time.time(), 0
         while True:
-            result, beat, there = self._ask(self.board.poll.remote(number, 0.5), phase.name)
+            result, beat, there, deaths, words = self._ask(self.board.poll.remote(number, 0.5), phase.name)
             if result is not None:
+                self.deaths = 0
                 break
+            if deaths > told and not self.elastic:
+                self._counted(f"{phase.name}: a training worker of {self.size}", deaths, words)
+            told = deaths
             if self.size not in (0, len(shards)):
                 shards = self._dealt(phase)
                 self._ask(self.board.deal.remote(number, shards), phase.name)
@@ -295,7 +315,12 @@ class TrainGroup:
                 progress(**{k: v for k, v in beat.items() if k not in ("phase", "time")})
             silent = time.time() - max(begun, beat["time"])
             if silent > self._patience(there and self.size > 0):
-                raise Stopped(f"{phase.name}: no word from the training workers for {silent:.0f} s (last: {beat})")
+                room = "" if there else ". " + trainers_shortage(self.config, self.gpu, self.size or self.counts[0])
+                raise Stopped(
+                    f"{phase.name}: no word from the training workers for {silent:.0f} s (last: {beat}){room}"
+                )
+        if "stopped" in result:
+            raise Stopped(f"{phase.name}: {result['stopped']}")
         if "error" in result:
             raise FloatingPointError(result["error"])
         return result
@@ -310,9 +335,18 @@ class TrainGroup:
             self._thread.join(timeout=20)
 
 
+def backends(gpu: bool) -> str:
+    """What a group's workers talk by: NCCL has no sums of what lies on CPUs, and those of the losses do."""
+    return "cpu:gloo,cuda:nccl" if gpu else "gloo"
+
+
 def last_words(error: BaseException) -> str:
     """Why training workers died, in at most three lines of theirs, and where they said more."""
-    failures = [*getattr(error, "worker_failures", {}).values()] or [error]
+    return words_of([*getattr(error, "worker_failures", {}).values()] or [error])
+
+
+def words_of(failures: Iterable[BaseException]) -> str:
+    """The same, from what each of them ended with."""
     said = dict.fromkeys(f"{type(one).__name__}: {(str(one).strip().splitlines() or [''])[-1]}" for one in failures)
     return f"{'; '.join([*said][:3])}\nThe workers' own logs lie on their nodes, in /tmp/ray/session_latest/logs."
 
@@ -323,7 +357,7 @@ def _telling(board: Any) -> Any:
 
     class Telling(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            board.lose.remote()
+            board.lose.remote(words_of(worker_exceptions.values()))
 
     return Telling()
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from rayrec import checkpoint
 from rayrec.config import Config
+from rayrec.runs import Stopped
 from rayrec.seeds import seed_of
-from rayrec.storage import Storage
+from rayrec.storage import TROUBLES, Storage
 from rayrec.trainers import Phase
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
@@ -49,6 +50,11 @@ def work(setup: dict) -> None:
             result["facts"]["nodes"] = nodes
         except FloatingPointError as error:  # every rank raises it: the loss is summed over all
             result = {"error": str(error)}
+        except (Stopped, OSError) as error:
+            if isinstance(error, Stopped) or error.errno in TROUBLES:
+                # The storage has been asked often enough: another group would only ask it again.
+                ray.get(board.finish.remote(number, {"stopped": str(error)}))
+            raise
         torch.distributed.barrier()  # no rank asks for the next phase before this one's files are written
         if rank == 0:
             ray.get(board.finish.remote(number, result))
@@ -216,6 +222,7 @@ class Worker:
         import torch
 
         folder, every = checkpoint.folder_of(phase.out), self.config.placement.checkpoint_steps
+        self.saved, self.took = time.monotonic(), 0.0
         if done:
             checkpoint.restore(folder, len(done), engine, self._whole)
         records = list(done)
@@ -227,8 +234,11 @@ class Worker:
                 self._set_baseline(engine, phase, rows)
             engine.train()
             records.append(self._step(engine, phase, len(records), rows, loss, count))
-            if every and len(records) % every == 0 and len(records) < phase.steps:
+            if len(records) < phase.steps and (self.late or (every and len(records) % every == 0)):
+                begun = time.monotonic()
                 checkpoint.save(folder, phase.key, records, engine, self.rank, self.storage)
+                self.saved = time.monotonic()
+                self.took = self.saved - begun
         return records
 
     def _remember_reference(self, engine: Any, phase: Phase, steps: list[list[dict]]) -> None:
@@ -287,8 +297,12 @@ class Worker:
             # DeepSpeed averages over workers and micro-batches; the share is already of the global batch.
             engine.backward(share * self.world * self._accumulation(phase))
             engine.step()
-        values = torch.stack(list(sums.values()))
+        # Rank 0 says with the sums whether a checkpoint is due: one that costs at most a twentieth of the time.
+        seconds, since = self.config.placement.checkpoint_seconds, time.monotonic() - self.saved
+        late = self.rank == 0 and seconds > 0 and max(seconds, 20 * self.took) < since
+        values = torch.stack([*sums.values(), torch.tensor(float(late), dtype=torch.float64)])
         dist.all_reduce(values)
+        self.late = bool(values[-1])
         norm = float(engine.get_global_grad_norm() or 0.0)
         if not math.isfinite(values[0]) or not math.isfinite(norm):
             ids = [row["example_id"] for row in rows]
@@ -297,7 +311,7 @@ class Worker:
                 f"this phase is kept. Its examples: {ids[:16]}. Lower --lr, or look at these rows."
             )
         self.report(phase=phase.name, step=number + 1, steps=phase.steps, loss=float(values[0]))
-        record = {name: float(v) for name, v in zip(sums, values, strict=True)}
+        record = {name: float(v) for name, v in zip(sums, values[:-1], strict=True)}
         return {"step": number + 1, **record, "grad_norm": norm, "lr": rate}
 
     def _micro(self, phase: Phase, rows: list[dict]) -> Iterator[list[dict]]:

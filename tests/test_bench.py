@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SIDES = {f"{side}{what}" for side in ("ours", "theirs") for what in ("", "_memory", "_failed")}
+FIELDS = {"dtype", "against", "rounds", "ratio", "spread", "memory", "invalid", "failed", *SIDES}
 
 
 def bench(tmp_path: Path, *args: str) -> list[dict]:
@@ -29,10 +31,15 @@ def bench(tmp_path: Path, *args: str) -> list[dict]:
     return json.loads((tmp_path / "out.json").read_text())
 
 
+def fields(*setting: str, facts: tuple[str, ...]) -> set[str]:
+    return {*FIELDS, *setting, *(f"{side}_{fact}" for side in ("ours", "theirs") for fact in facts)}
+
+
 def test_preference_steps_end_with_the_loss_of_trl(tmp_path: Path) -> None:
     records = bench(tmp_path, "preference", "--against", "trl")
     assert [record["against"] for record in records] == ["trl"]
     for record in records:
+        assert set(record) == fields("k", "users", facts=("tokens_per_user", "loss"))
         assert record["failed"] is None and record["ratio"] > 0 and record["memory"] < 1
         assert record["ours_loss"] == pytest.approx(record["theirs_loss"], abs=1e-4)
         assert record["ours_loss"] < math.log(2) - 1e-6  # the second step has learnt from the first
@@ -41,18 +48,33 @@ def test_preference_steps_end_with_the_loss_of_trl(tmp_path: Path) -> None:
 
 def test_constrained_beams_are_titles(tmp_path: Path) -> None:
     (record,) = bench(tmp_path, "decode")
+    facts = ("invalid", "trie_seconds", "trie_bytes")
+    assert set(record) == fields("width", "titles", "prompts", facts=facts)
     assert record["failed"] is None and record["against"] == "hf" and record["width"] == 4
-    assert record["ours_invalid"] == 0 < record["theirs_invalid"] and record["ratio"] > 0
+    assert record["ours_invalid"] == 0 < record["theirs_invalid"] == record["invalid"] and record["ratio"] > 0
 
 
 def test_the_nearest_items_are_those_of_faiss_and_numpy(tmp_path: Path) -> None:
     records = bench(tmp_path, "ground")
     assert [record["against"] for record in records] == ["faiss", "numpy"]
     for record in records:
+        assert set(record) == fields("items", "queries", facts=("lists",))
         assert record["failed"] is None and record["ours_lists"] == record["theirs_lists"] > 0
 
 
+def test_who_passes_the_limit_has_a_record_that_says_so(tmp_path: Path) -> None:
+    records = bench(tmp_path, "ground", "--limit", "0.1")
+    assert [record["against"] for record in records] == ["faiss", "numpy"]
+    for record in records:
+        assert set(record) == fields("items", "queries", facts=("lists",))
+        assert record["failed"] == record["theirs_failed"] == "did not finish in 0.1 s"
+        assert record["items"] == 2000 and record["ours"] is record["theirs"] is record["ratio"] is None
+
+
 def test_the_pool_answers_as_many_as_bare_calls(tmp_path: Path) -> None:
-    (record,) = bench(tmp_path, "overhead")
-    assert record["failed"] is None and record["against"] == "ray"
-    assert record["ours_answers"] == record["theirs_answers"] == 6400
+    parts, board = bench(tmp_path, "overhead")
+    for record in (parts, board):
+        assert set(record) == fields("what", "rows", "logical", "processes", facts=("answers",))
+        assert record["failed"] is None and record["against"] == "ray"
+        assert record["ours_answers"] == record["theirs_answers"] == record["rows"]
+    assert (parts["what"], board["what"]) == ("parts", "board")

@@ -34,7 +34,7 @@ FLAGS = """
 --negatives --num-negatives
 --equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
 --row-tokens --activation-checkpointing --no-activation-checkpointing
---warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
+--prefer-epochs --warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
 --decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --endpoint --served
 --part
@@ -94,9 +94,9 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         "ChatRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "BIGRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "D3": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
-        "TALLRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
-        "TALLRec-generate": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
-        "LLaRA": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "TALLRec": (0, 2048, "sp", "dpo", 0.1, ("candidates", 1)),
+        "TALLRec-generate": (0, 2048, "sp", "dpo", 0.1, ("candidates", 1)),
+        "LLaRA": (0, 2048, "sp", "dpo", 0.1, ("candidates", 1)),
         "RW": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec": (3, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "SPRec-noSFT": (3, 2048, "p", "dpo", 0.1, ("self_play", 1)),
@@ -124,6 +124,14 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         assert (model.lora_rank, model.lora_alpha, train.first_lr, train.first_epochs, train.batch) == wanted
         tiny = parse("", ["--method", method])
         assert (tiny.model.lora_rank, tiny.train.batch) == (None, 64)
+    # S-DPO B.3 and RecPO D.3, which prints no number of epochs: the preference step alone.
+    published = {"S-DPO": (1e-5, 128, 3, "cosine"), "RecPO": (1e-5, 128, 1, "cosine"), "DPO": (2e-5, 32, 1, "linear")}
+    for method, wanted in published.items():
+        train = parse("", ["--method", method, "--model", "some/model"]).train
+        assert (train.lr, train.prefer_batch, train.prefer_epochs, train.schedule) == wanted
+        assert (train.first_lr, train.first_epochs, train.batch) == (3e-4, 1, 64)
+        train = parse("", ["--method", method]).train
+        assert (train.lr, train.prefer_batch, train.prefer_epochs, train.schedule) == published["DPO"]
     margins = {name: METHODS[name]["loss"]["margin"] for name in METHODS if name.startswith("RecPO")}
     assert margins == {"RecPO": "ratio", "RecPO-log-ratio": "log_ratio", "RecPO-log-diff": "log_diff"}
     for method, wanted in (("BIGRec", (0, 64)), ("S-DPO", (1, 4 * 64)), ("SPRec", (4, 64))):
@@ -133,20 +141,38 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
     assert (config.train.num_negatives, config.train.rows_per_iteration) == (5, 2 * 128)
 
 
+def test_negatives_are_the_protocols_own_unless_they_are_named() -> None:
+    def negatives(*args: str) -> tuple[str, ...]:
+        return plan.resolve(parse("", list(args))).train.negatives
+
+    choosing = ("--protocol", "candidates")
+    assert (negatives(), negatives(*choosing)) == (("self_play",), ("candidates",))
+    assert negatives(*choosing, "--negatives", "random") == ("random",)
+    for method in ("SPRec", "SPRec-noSFT", "SPIN"):
+        assert negatives("--method", method, *choosing) == ("self_play",)
+    left_out, named = (plan.resolve(parse("", args)) for args in ([], ["--negatives", "self_play"]))
+    assert result_hash(left_out, "content") == result_hash(named, "content")
+
+
+def test_epochs_of_the_preference_step_are_planned() -> None:
+    config = plan.resolve(parse("", ["--iterations", "1", "--rows-per-iteration", "50", "--prefer-epochs", "3"]))
+    found = {phase.kind: phase for phase in plan.phases(config, 10) if phase.name.startswith("01/")}
+    assert (found["prefer"].rows, found["prefer"].epochs, found["prefer"].steps) == (50, 3, 5)  # 150 of 32
+    assert (found["sft"].epochs, found["negatives"].rows) == (1, 50)
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         ("--beta 0", "--objective dpo: Found beta = 0"),
         ("--objective sdpo --beta -1", "--objective sdpo: Found beta = -1"),
         ("--tau 1", "--objective dpo has no --tau; it has --beta"),
-        ("--objective kto --lambda-u 0", "lambda_u = 0"),
+        ("--protocol candidates --num-negatives 20", "--negatives candidates has 19 wrong candidates"),
         ("--objective kto --smoothing sasrec", "--objective kto cannot smooth labels"),
         ("--objective rosepo --smoothing none", "rosepo without smoothing is dpo"),
-        ("--objective recpo --lam -1", "lam = -1"),
         ("--negatives semantic", "--negatives semantic compares titles by a sentence embedder"),
         ("--negatives candidates --num-negatives 20", "19 wrong candidates"),
         ("--negatives self_play:0.5 random:0.4", "sum"),
-        ("--negatives self_pray", "self_pray"),
         ("--num-negatives 0", "--num-negatives is 0"),
         ("--min-rating 0", "--min-rating is 0"),
     ],

@@ -1,6 +1,7 @@
 """The cost model's terms are those of torch's own counting and of known models; its lanes are the loop's."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,25 @@ from rayrec.methods import parse
 from rayrec.models.policy import load_base
 from rayrec.models.tiny import make_tiny
 from rayrec.plan import Lengths
+from tests.test_refusals import command
 
 TOKENS = Lengths(prompt=120, answer=10, longest=24, changed_titles=0)
 
 
 @pytest.fixture(scope="module")
-def big(tmp_path_factory: pytest.TempPathFactory) -> Shape:
-    """Llama-3.2-1B, of which only the settings are there."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama-3.2-1B, of which only the settings and another tokenizer are there."""
     folder = tmp_path_factory.mktemp("big")
+    make_tiny(["Heat (1995)"], ModelConfig(), folder, 0)
+    (folder / "model.safetensors").unlink()
     sizes = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True}
     LlamaConfig(**sizes, **heads).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def big(folder: Path) -> Shape:
     return Shape.of(str(folder))
 
 
@@ -117,3 +126,21 @@ def test_a_plan_that_does_not_fit_is_refused(big: Shape) -> None:
         of(paper(cluster="1x4xH100"), big)
     with pytest.raises(ValueError, match="--dry-run"):
         plan.resolve(parse("", ["--cluster", "1x4xH100"]))
+
+
+def test_a_dry_run_tells_what_a_cluster_would_take(folder: Path, tmp_path: Path) -> None:
+    given = ["--preset", "paper", "--model", str(folder), "--dry-run", "--cluster", "8x8xH100"]
+    done = command(*given, "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    told, n = " ".join(done.stdout.split()), r"([\d.]+)"
+    spans = rf"iteration 0 in {n} min, each further one in {n} s, in all {n} min"
+    times = re.search(f"8 of 64 devices of 8x8xH100: {spans}", told)
+    needs = re.search(rf"of a device's 74.5 GiB: trainer {n} GiB, generator {n} GiB moved", told)
+    assert times and needs, told
+    assert 60 * float(times[3]) == pytest.approx(60 * float(times[1]) + 5 * float(times[2]), abs=60)
+    assert all(2 * 1_235_814_400 / 2**30 < float(held) < 74.5 for held in needs.groups())
+    # Four trainers ring 96 times with gradients of two bytes; four generators are handed two policies of four bytes.
+    gradients, policies = 96 * 2 * 3 * 2 * 11_272_192 / 2**30, 4 * 2 * 4 * 11_272_192 / 2**20
+    assert f"moved in an iteration: gradients {gradients:.1f} GiB, policies {policies:.1f} MiB, rows" in told
+    assert "01/prefer 2,048 1 64" in told
+    assert done.stdout.endswith("False\n") and not (tmp_path / "runs").exists()  # no Ray, and nothing written

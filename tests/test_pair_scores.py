@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +16,22 @@ import torch
 
 from rayrec import pair_scores
 from rayrec.data import preferences, schema
-from rayrec.data.candidates import CANDIDATES, candidates
+from rayrec.data.candidates import CANDIDATES, candidates, touched
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.windows import cut
+from rayrec.generate_lane import GenerateLane
 from rayrec.grounding import TitleEmbedder, fold
+from rayrec.lanes import Policy, Shared
+from rayrec.methods import parse
 from rayrec.models import sequential
+from rayrec.plan import resolve
+from rayrec.runs import Run
+from rayrec.storage import Storage
+from rayrec.train_lane import TrainLane
 
 TITLES = [f"Film {i}" for i in range(30)]
+#: What fills the lists of candidates.
+NEVER_MET = [f"Other {i}" for i in range(30)]
 
 
 def interactions() -> pa.Table:
@@ -66,7 +79,7 @@ def test_utilities_are_rating_over_root_of_distance(train: pa.Table) -> None:
     scored = pair_scores.with_utilities(pairs, pair_scores.ahead(train))
     wanted = [first["target_rating"], later["target_rating"] / math.sqrt(2), 3 / math.sqrt(11)]
     assert scored["scores"].to_pylist()[0] == pytest.approx(wanted)
-    assert pair_scores.unordered(scored) == sum(score >= wanted[0] for score in wanted[1:]) > 0
+    assert pair_scores.ordered(scored)[1] == sum(score >= wanted[0] for score in wanted[1:]) > 0
     rows = preferences.arrange(scored, 4, 1, 0, "t")
     assert rows.schema == schema.PREFERENCES and rows["scores"].to_pylist() == scored["scores"].to_pylist() * 4
 
@@ -133,3 +146,71 @@ def test_candidates_of_a_training_row_may_list_what_came_next() -> None:
         listed = candidates({**row, "timestamp": time}, met, catalogue, 0, also=later)
         places.add((listed.index("Film 4"), listed.index("Film 5")))
     assert len(places) > 25  # neither stands in a place of its own
+
+
+class Quiet:
+    """No progress is shown."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: None
+
+
+def lane_inputs(tmp_path: Path, train: pa.Table, *args: str) -> tuple[Shared, Policy]:
+    """What a lane of a run on ``train`` knows, and a policy."""
+    config, storage = resolve(parse("", list(args))), Storage(str(tmp_path))
+    data: Any = SimpleNamespace(train=train, catalogue=Catalogue.from_items([*TITLES, *NEVER_MET], [[]] * 60))
+    run = Run(storage, storage.root / "mine", config, "data")
+    return Shared(config, data, run, None, 1, 1, lambda *args: None, Quiet()), Policy("00/sft", tmp_path)
+
+
+def test_margins_of_recpo_differ_among_the_negatives_of_a_prompt_without_candidates(
+    train: pa.Table, tmp_path: Path
+) -> None:
+    """One of the user's own later films keeps its φ, all others have that of s = 3 and d = 11 (METHODS section 2)."""
+    shared, policy = lane_inputs(tmp_path, train, "--method", "RecPO", "--num-negatives", str(CANDIDATES - 1))
+    rows, later = pair_scores.retarget(train, "utility", 4)
+    lane = GenerateLane(shared, lambda: None, TitleEmbedder(TITLES))
+    table = lane.negatives(policy, rows, 1).result()
+    lane.close()
+    assert rows["candidates"].null_count == len(rows)
+    pairs = pair_scores.with_utilities(preferences.pair_up(rows, table), pair_scores.ahead(train, best=True))
+    met, varied = touched(train), 0
+    for row, example, coming in zip(pairs.to_pylist(), train.to_pylist(), later, strict=True):
+        n, start = example["timestamp"] // 100, 5 * ("ann", "bob").index(example["user"])
+        own = {f"Film {(start + m) % 30}": (m % 5 + 1) / (m - n + 1) ** 0.5 for m in range(n, n + len(coming))}
+        phi = dict(zip(row["rejected"], row["scores"][1:], strict=True))
+        assert own.keys() - {row["chosen"], *row["history"]} == phi.keys() & met[example["user"]]
+        assert phi == pytest.approx({title: own.get(title, 3 / math.sqrt(11)) for title in phi})
+        varied += len(set(phi.values())) > 2
+    assert varied > len(pairs) / 2
+
+
+def preferred(tmp_path: Path, train: pa.Table, rejected: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """The rows that a preference step by ODPO, of three epochs, trains on, and its counts."""
+    args = ["--objective", "odpo", "--prefer-batch", "4", "--prefer-epochs", "3"]
+    shared, policy = lane_inputs(tmp_path, train, *args)
+    shared.run.begin("01/prefer")
+    future: Future = Future()
+    future.set_result(rejected)
+    lane = TrainLane(shared, lambda: None, policy)
+    cast("Any", lane)._train = lambda *found: (found[3], found[7])
+    made = lane.prefer(policy, train, future, None, 1)
+    lane.close()
+    return made.result()
+
+
+def test_odpo_leaves_out_what_has_no_ordered_pair(train: pa.Table, tmp_path: Path) -> None:
+    ids, titles, ratings = (train[name].to_pylist() for name in ("example_id", "target", "target_rating"))
+    best, worst = ratings.index(5), ratings.index(1)
+    user = train["user"].to_pylist()
+    other = next(i for i in range(worst + 1, len(train)) if user[i] == user[worst])  # worth 2/√2, more than 1
+    texts: list[list[str]] = [[] for _ in ids]
+    texts[best], texts[worst] = ["Other 0", "Other 1"], [titles[other]]
+    rows, counts = preferred(tmp_path, train, negatives(train, *texts))
+    assert rows["example_id"].to_pylist() == [ids[best]] * 4 and rows["weight"].to_pylist() == [1, 1, 1, 0]
+    assert counts == {"unordered": 1, "left_out": len(train) - 1}
+    texts[best] = []
+    with pytest.raises(ValueError, match=r"01/prefer: none of 1 pairs .* worth more .* Take other --negatives"):
+        preferred(tmp_path, train, negatives(train, *texts))
+    with pytest.raises(ValueError, match="01/prefer: there is no row to train on"):
+        preferred(tmp_path, train, negatives(train))

@@ -210,6 +210,10 @@ CASES = {
         ["--data", "{root}/unrated", "--objective", "recpo"],
         ["--objective recpo reads ratings", "the source csv has none", "Take data with ratings"],
     ),
+    "no ratings for odpo": (
+        ["--data", "{root}/unrated", "--objective", "odpo"],
+        ["--objective odpo reads ratings", "the source csv has none", "Take data with ratings"],
+    ),
     "no ratings for a limit": (["--data", "{root}/unrated", "--min-rating", "4"], ["--min-rating 4 reads ratings"]),
     "no genres for RW": (["--data", "{root}/plain", "--method", "RW"], ["--reweight genre", "no genre", "with genres"]),
     "chat without an endpoint": (["--engine", "chat"], ["--engine chat, --endpoint URL and --served NAME go together"]),
@@ -251,7 +255,37 @@ CASES = {
     "another model's tokenizer": (["--model", "{root}/foreign"], ["the tokenizer writes", "the model knows 50"]),
     "a setting of another loss": (["--tau", "1"], ["--objective dpo has no --tau", "it has --beta"]),
     "beta 0": (["--beta", "0"], ["--objective dpo: Found beta = 0.0", "a finite number > 0"]),
+    "beta below 0": (["--beta", "-1"], ["--objective dpo: Found beta = -1.0", "a finite number > 0"]),
     "beta nan": (["--beta", "nan"], ["--objective dpo: Found beta = nan", "a finite number > 0"]),
+    "gamma below 0": (
+        ["--objective", "simpo", "--gamma", "-1"],
+        ["--objective simpo: Found gamma = -1.0", "a finite number >= 0"],
+    ),
+    "lam below 0": (
+        ["--objective", "recpo", "--lam", "-1"],
+        ["--objective recpo: Found lam = -1.0", "a finite number >= 0"],
+    ),
+    "tau 0": (["--objective", "ipo", "--tau", "0"], ["--objective ipo: Found tau = 0.0", "a finite number > 0"]),
+    "alpha of cpo": (
+        ["--objective", "cpo", "--alpha", "inf"],
+        ["--objective cpo: Found alpha = inf", "a finite number >= 0"],
+    ),
+    "alpha of odpo": (
+        ["--objective", "odpo", "--alpha", "0"],
+        ["--objective odpo: Found alpha = 0.0", "a finite number > 0"],
+    ),
+    "lambda_d": (
+        ["--objective", "kto", "--lambda-d", "-1"],
+        ["--objective kto: Found lambda_d = -1.0", "a finite number > 0"],
+    ),
+    "lambda_u": (
+        ["--objective", "kto", "--lambda-u", "0"],
+        ["--objective kto: Found lambda_u = 0.0", "a finite number > 0"],
+    ),
+    "unknown negatives": (
+        ["--negatives", "self_pray"],
+        ["--negatives self_pray: found no sampler 'self_pray'", "Choose from self_play, self_play_sample"],
+    ),
     "too small for candidates": (["--negatives", "candidates"], ["30 items", "wanted 20 candidates", "more data"]),
     "shares": (["--negatives", "random:0.5", "popular:0.4"], ["sum to 1, found 0.9"]),
     "semantic by title": (["--negatives", "semantic"], ["sentence embedder", "Add --embedder sentence"]),
@@ -283,7 +317,7 @@ CASES = {
     "seed": (["--seed", "-1"], ["--seed is -1", "wanted at least", "0"]),
 }
 
-ABOVE_0 = """min-rating lr first-lr clip batch prefer-batch micro-batch first-epochs rows-per-iteration
+ABOVE_0 = """min-rating lr first-lr clip batch prefer-batch prefer-epochs micro-batch first-epochs rows-per-iteration
 num-negatives max-length max-new-tokens pretrain-steps pretrain-batch pretrain-lr tiny-layers lora-alpha top-k
 beam-width part train-workers generators tensor-parallel threads wait-seconds"""
 FROM_0 = "iterations first-rows row-tokens warmup-steps max-deaths lora-rank weight-decay popularity-gamma"
@@ -314,7 +348,7 @@ def test_a_number_out_of_range_is_refused(root: Path, tmp_path: Path, flag: str,
 def dry_run(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """The plan as it is printed, on one line."""
     given = [arg.format(root=root) for arg in args]
-    given += [] if "--data" in given else ["--data", str(root / "films")]
+    given += [] if {"--data", "--source"} & {*given} else ["--data", str(root / "films")]
     capsys.readouterr()
     assert run(parse("", ["--runs", str(tmp_path / "runs"), "--dry-run", *given])) is None
     assert not ray_is_up()
@@ -332,6 +366,12 @@ def test_after_a_refusal_the_corrected_command_has_its_plan(
 def test_equal_titles_are_one_item_and_told(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = dry_run(root, tmp_path, capsys, "--data", "{root}/twice")
     assert "item rows read 31" in told and "duplicate titles 1" in told and "catalogue 30" in told
+
+
+def test_the_plan_names_what_auto_decodes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--source", "synthetic", "--preset", "toy", "--decode", "auto", "greedy"]
+    assert "decode beams greedy" in dry_run(root, tmp_path, capsys, *given)
+    assert "decode score greedy" in dry_run(root, tmp_path, capsys, *given, "--protocol", "candidates")
 
 
 def test_titles_that_the_tokenizer_changes_are_told(
@@ -462,6 +502,7 @@ def test_a_read_only_mount_is_refused(root: Path, tmp_path: Path) -> None:
         (["--betta", "1"], "--betta"),
         (["--objective", "dpoo"], "dpoo"),
         (["--preset", "huge"], "huge"),
+        (["--method", "SPReck"], "SPReck"),
         (["--iterations", "two"], "two"),
         (["stray"], "stray"),
     ],
@@ -483,5 +524,9 @@ def test_no_check_changes_a_setting() -> None:
     """``resolve`` only fills what was left open."""
     config = parse("", [])
     loss = dataclasses.replace(config.loss, beta=0.1, smoothing="none")
-    filled = dataclasses.replace(config, model=dataclasses.replace(config.model, lora_rank=0), loss=loss)
+    model, train = (
+        dataclasses.replace(config.model, lora_rank=0),
+        dataclasses.replace(config.train, negatives=("self_play",)),
+    )
+    filled = dataclasses.replace(config, model=model, train=train, loss=loss)
     assert plan.resolve(config) == filled == plan.resolve(filled)

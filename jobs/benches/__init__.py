@@ -1,4 +1,8 @@
-"""What `jobs/bench.py` measures: modules with PACKAGES, SIZE, COLUMNS, UNIT, `cases`, `shown` and `measure`."""
+"""What `jobs/bench.py` measures: modules with `cases`, `shown` and `measure`, and for its table and records:
+
+PACKAGES, whose versions are printed, and UNIT of the rates; SIZE and COLUMNS of the setting; FACTS, what `measure`
+returns besides ``rate`` and ``memory``, and PAIRS, those of them that are printed.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 from benches import peak, reset_peak
 
 PACKAGES, SIZE, COLUMNS, UNIT = ("faiss-cpu", "numpy"), "items", ("queries",), "queries per second"
+FACTS, PAIRS = ("lists",), ()
 DIMENSIONS, TOP = 384, 20
 
 

@@ -1,7 +1,8 @@
 """What rayrec adds to Ray: parts of prompts through the generators' pool, against bare calls of the same actors.
 
 The engine writes one title at once. 1,000 logical generators live in at most 16 processes; a part has 64 prompts of 120
-tokens, made when it is asked for. ``memory`` is what the driver takes from the first part on.
+tokens, made when it is asked for. ``board`` is the reports of training steps that the trainers' board takes in, against
+an actor that does nothing with them; its rows are reports. ``memory`` is what the driver takes from the first call on.
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from benches import peak, reset_peak
 
-PACKAGES, SIZE, COLUMNS, UNIT = ("ray",), "rows", ("logical", "processes"), "parts of 64 prompts per second"
+PACKAGES, SIZE, COLUMNS = ("ray",), "rows", ("what", "logical", "processes")
+UNIT, FACTS, PAIRS = "parts of 64 prompts, or reports, per second", ("answers",), ()
 SIZE_OF_PART, TOKENS = 64, 120
 
 
 def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
-    plan = [(6400, 8, 2)] if quick else [(10**4, 1000, 16), (10**5, 1000, 16), (10**6, 1000, 16)]
-    names = ("rows", "logical", "processes")
+    plan = [*(("parts", rows, 1000, 16) for rows in (10**4, 10**5, 10**6, 10**7)), ("board", 10**5, 1000, 1)]
+    if quick:
+        plan = [("parts", 6400, 8, 2), ("board", 1000, 8, 1)]
+    names = ("what", "rows", "logical", "processes")
     return [({**dict(zip(names, one, strict=True)), "dtype": "", "scratch": str(scratch)}, ["ray"]) for one in plan]
 
 
@@ -43,14 +49,34 @@ class NoOp:
         return made, {"start": now, "end": now, "generator_pid": os.getpid(), "tokens": 0}
 
 
-def measure(contender: str, rows: int, logical: int, processes: int, dtype: str, scratch: str) -> dict[str, Any]:
-    """Parts per second, the driver's memory from the first part on, and how many answers came."""
+class Silent:
+    """A board that does nothing with a report."""
+
+    def report(self, **facts: Any) -> None:
+        pass
+
+
+def measure(
+    contender: str, what: str, rows: int, logical: int, processes: int, dtype: str, scratch: str
+) -> dict[str, Any]:
+    """Parts or reports per second, the driver's memory from the first on, and how many answers came."""
+    import ray
+
+    runtime = {"env_vars": {"PYTHONPATH": os.pathsep.join(os.sys.path)}}  # pyright: ignore[reportAttributeAccessIssue]
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime)
+    try:
+        if what == "board":
+            return board(contender, rows, logical)
+        return parts(contender, rows // SIZE_OF_PART, logical, processes, scratch)
+    finally:
+        ray.shutdown()
+
+
+def parts(contender: str, count: int, logical: int, processes: int, scratch: str) -> dict[str, Any]:
     import ray
 
     from rayrec.generators import Part
 
-    runtime = {"env_vars": {"PYTHONPATH": os.pathsep.join(os.sys.path)}}  # pyright: ignore[reportAttributeAccessIssue]
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime)
     engine: Any = ray.remote(NoOp)
     actors = [engine.options(num_cpus=0, max_concurrency=2).remote() for _ in range(min(processes, logical))]
     ray.get([actor.ready.remote() for actor in actors])
@@ -59,10 +85,31 @@ def measure(contender: str, rows: int, logical: int, processes: int, dtype: str,
         prompts = tuple(tuple(range(i + row, i + row + TOKENS)) for row in range(SIZE_OF_PART))
         return Part("00/evaluate/beams", i, "00/sft", scratch, prompts, "beams", 10)
 
-    try:
-        return {"ours": ours, "ray": bare}[contender](actors, part_of, rows // SIZE_OF_PART, logical, scratch)
-    finally:
-        ray.shutdown()
+    return {"ours": ours, "ray": bare}[contender](actors, part_of, count, logical, scratch)
+
+
+def timed(count: int, warm: int, answers: Callable[[int], Iterator[list]]) -> dict[str, Any]:
+    """Take ``answers(count)`` as they come and keep none, once ``warm`` of them have come."""
+    before = reset_peak()
+    for _ in answers(warm):
+        pass
+    begun = time.perf_counter()
+    got = sum(map(len, answers(count)))
+    seconds = time.perf_counter() - begun
+    return {"rate": count / seconds, "memory": max(1, peak() - before), "answers": got}
+
+
+def in_flight(call: Callable[[int], Any], count: int, most: int) -> Iterator[Any]:
+    """Answers of ``count`` calls in turn, at most ``most`` of them on the way."""
+    import ray
+
+    open_: deque[Any] = deque()
+    for i in range(count):
+        if len(open_) == most:
+            yield ray.get(open_.popleft())
+        open_.append(call(i))
+    while open_:
+        yield ray.get(open_.popleft())
 
 
 def ours(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str) -> dict[str, Any]:
@@ -85,28 +132,31 @@ def ours(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str
     setup: Any = SimpleNamespace(config=config, gpu=False)
     trace = Trace(Path(scratch) / "trace.json")
     pool = Pool(setup, trace, None)  # pyright: ignore[reportArgumentType]
-    _ = list(pool.ask(logical, part_of))  # all are up
-    before, begun = reset_peak(), time.perf_counter()
-    got = sum(len(answers) for _, answers in pool.ask(count, part_of))
-    seconds = time.perf_counter() - begun
+    found = timed(count, logical, lambda n: (answers for _, answers in pool.ask(n, part_of)))
     pool.close(True)
-    return {"rate": count / seconds, "memory": max(1, peak() - before), "answers": got}
+    return found
 
 
 def bare(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str) -> dict[str, Any]:
     """As few words as Ray lets one write: a call for every part, ``logical`` of them on the way."""
+
+    def call(i: int) -> Any:
+        return actors[i % len(actors)].answer.remote(part_of(i))
+
+    return timed(count, logical, lambda n: (answers for answers, _ in in_flight(call, n, logical)))
+
+
+def board(contender: str, count: int, most: int) -> dict[str, Any]:
+    """Reports as the first training worker makes them after each step, ``most`` of them on the way."""
     import ray
 
-    for i in range(logical):
-        ray.get(actors[i % len(actors)].answer.remote(part_of(i)))
-    before, begun = reset_peak(), time.perf_counter()
-    open_, got = [], 0
-    for i in range(count):
-        if len(open_) == logical:
-            answers, _ = ray.get(open_.pop(0))
-            got += len(answers)
-        open_.append(actors[i % len(actors)].answer.remote(part_of(i)))
-    for answers, _ in ray.get(open_):
-        got += len(answers)
-    seconds = time.perf_counter() - begun
-    return {"rate": count / seconds, "memory": max(1, peak() - before), "answers": got}
+    from rayrec.trainers import Board
+
+    # As many calls at once as TrainGroup allows two workers.
+    kind, calls = (Board, 68) if contender == "ours" else (Silent, 1)
+    actor: Any = ray.remote(kind).options(num_cpus=0, max_concurrency=calls).remote()
+
+    def call(i: int) -> Any:
+        return actor.report.remote(phase="00/prefer", step=i + 1, steps=count, loss=0.5)
+
+    return timed(count, most, lambda n: ([answer] for answer in in_flight(call, n, most)))

@@ -1,6 +1,8 @@
 """The preference step: prompts computed once for all answers, against TRL's DPOTrainer on chosen-rejected pairs.
 
 Same weights, rows, order, batches of users, AdamW, clipping and DPO loss, in float32; the last loss must agree.
+``memory`` is the peak RSS less the RSS with the models loaded: no weights are in it, those of TRL's second model, its
+reference, neither.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 from benches import peak, reset_peak
 
 PACKAGES, SIZE, COLUMNS, UNIT = ("trl",), "k", (), "users per second, reference pass included"
+FACTS, PAIRS = ("tokens_per_user", "loss"), ("tokens_per_user",)
 BATCH, MICRO, LR, BETA = 16, 4, 1e-4, 0.1
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from rayrec.data.candidates import candidates
+from rayrec.data.candidates import with_candidates
 from rayrec.negatives.draw import Draw, contexts, table
 
 if TYPE_CHECKING:
@@ -17,9 +17,8 @@ def candidate_lists(examples: pa.Table, catalogue: Catalogue, draw: Draw) -> lis
     """Return the candidates of each row, the target among them: those of its prompt, where it lists some."""
     if not examples["candidates"].null_count:
         return examples["candidates"].to_pylist()
-    columns = ["example_id", "user", "timestamp", "history", "target"]
-    rows = examples.select(columns).to_pylist()
-    return [candidates(row, draw.touched.get(row["user"], frozenset()), catalogue, draw.seed) for row in rows]
+    later = [draw.later.get(example, ()) for example in examples["example_id"].to_pylist()]
+    return with_candidates(examples, draw.touched, catalogue, draw.seed, later)["candidates"].to_pylist()
 
 
 def candidates_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:

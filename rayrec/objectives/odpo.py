@@ -35,7 +35,7 @@ class Odpo:
         positive("alpha", self.alpha)
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        """Return ``loss_B``; 0 for an example without an ordered pair."""
+        """Return ``loss_B``; 0 for an example without an ordered pair, which the caller leaves out."""
         mask_BK = ordered(pairs)
         offset_BK = self.alpha * mask_out(gaps(pairs), mask_BK, 1.0).log()
         return Dpo(self.beta)(replace(pairs, margin_BK=offset_BK, mask_BK=mask_BK))

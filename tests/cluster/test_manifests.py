@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,8 @@ def strict(schema: Any) -> Any:
 
 
 def manifest(name: str) -> dict:
-    return yaml.safe_load((CLUSTER / name).read_text())
+    """The first document of a file."""
+    return next(yaml.safe_load_all((CLUSTER / name).read_text()))
 
 
 def checked(found: dict) -> None:
@@ -75,9 +79,11 @@ def test_tokens_are_asked_for_and_nothing_is_open_to_the_world(spec: dict) -> No
 
 @pytest.mark.parametrize("spec", specs(), ids=["raycluster", "rayjob"])
 def test_every_node_sees_the_shared_folder(spec: dict) -> None:
-    claim = manifest("storage.yaml")["metadata"]["name"]
-    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
-        pod = group["template"]["spec"]
+    storage, copying = yaml.safe_load_all((CLUSTER / "storage.yaml").read_text())
+    claim, (user,) = storage["metadata"]["name"], re.findall(r"--uid (\d+)", (CLUSTER / "Dockerfile").read_text())
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    for pod in [copying["spec"], *(group["template"]["spec"] for group in groups)]:
+        assert pod["securityContext"]["fsGroup"] == int(user)
         claims = {v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim", {}).get("claimName") == claim}
         (container,) = pod["containers"]
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
@@ -100,6 +106,13 @@ def test_the_job_is_a_command_that_we_understand() -> None:
     )
     assert config.placement.train_workers + config.placement.generators * config.placement.tensor_parallel <= cards
     assert config.output.runs is not None and config.output.runs.startswith("/shared/")
+
+
+def test_the_commands_to_copy_are_understood() -> None:
+    found = re.findall(r"jobs/sprec\.py ([^'`|\n]+)", (CLUSTER / "README.md").read_text())
+    assert len(found) == 4
+    for words in found:
+        resolve(parse("", words.split()))
 
 
 def test_ray_up_takes_the_cluster_file(tmp_path: Path) -> None:
@@ -129,8 +142,40 @@ def test_the_slurm_script_gives_ray_what_it_takes() -> None:
     given = symmetric_run.make_context("_", list(start), resilient_parsing=True).params
     assert given["address"] == "2:2" and given["min_nodes"] == 2
     assert curate_and_validate_ray_start_args(start) == ["--num-cpus", "2", "--num-gpus", "2"]
-    assert entry[1] == "jobs/sprec.py" and entry[-1] == "2"  # what the user adds comes last
-    resolve(parse("", entry[2:-1]))
+    assert entry[1] == "jobs/sprec.py" and entry[-2:] == ["2", "&"]  # what the user adds comes last
+    resolve(parse("", entry[2:-2]))
+
+
+STUBS = {
+    "scontrol": 'if [ "$1" = show ]; then echo node1; else echo "$@" > requeued; touch end; fi',
+    "srun": """case "$*" in *hostname*) echo 10.0.0.1; exit;; esac
+touch begun; until [ -e end ]; do sleep 0.02; done; exit 7""",
+}
+
+
+@pytest.mark.parametrize("warned", [True, False])
+def test_a_slurm_job_that_is_nearly_out_of_time_is_queued_again(tmp_path: Path, warned: bool) -> None:
+    (tmp_path / "rayrec").mkdir()
+    for name, does in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    given = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "1"}
+    given |= {"SLURM_GPUS_ON_NODE": "0", "SHARED": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job = subprocess.Popen(["bash", str(CLUSTER / "slurm.sh")], env=os.environ | given)
+    begun, token = tmp_path / "rayrec" / "begun", tmp_path / ".ray-token-42"
+    deadline = time.monotonic() + 10
+    while not begun.exists():
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    assert len(token.read_text()) == 64 and token.stat().st_mode & 0o77 == 0
+    if warned:
+        job.send_signal(signal.SIGUSR1)
+    else:
+        (tmp_path / "rayrec" / "end").touch()
+    assert job.wait(10) == 7  # the run's own
+    assert not token.exists()
+    requeued = tmp_path / "rayrec" / "requeued"
+    assert requeued.read_text() == "requeue 42\n" if warned else not requeued.exists()
 
 
 def test_the_image_copies_what_there_is() -> None:

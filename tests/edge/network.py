@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -41,10 +42,11 @@ class Network:
         _ip("address", "add", f"{self.address}/24", "dev", self.bridge)
         _ip("link", "set", self.bridge, "up")
 
-    def add(self) -> tuple[str, list[str]]:
+    def add(self, *hidden: Path) -> tuple[str, list[str]]:
         """Make a namespace; its address, and the words before a command that is to run in it.
 
-        What such a command does not share with others are the network and Ray's folder of sockets and logs.
+        What such a command does not share with others are the network and Ray's folder of sockets and logs; the folders
+        ``hidden`` are empty to it.
         """
         number = len(self.names) + 2
         name, address, near = f"{self.bridge}n{number}", f"{self.subnet}.{number}", f"{self.bridge}v{number}"
@@ -55,7 +57,8 @@ class Network:
         for device in (["address", "add", f"{address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
             _ip("-n", name, *device)
         _ip("-n", name, "link", "set", "lo", "up")
-        inside = 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec "$@"'
+        own = shlex.join(["/tmp/ray", *map(str, hidden)])
+        inside = f'for own in {own}; do mkdir -p "$own" && mount -t tmpfs none "$own" || exit; done; exec "$@"'
         return address, ["ip", "netns", "exec", name, "sh", "-c", inside, "node"]
 
     def cut(self, address: str) -> None:
@@ -88,12 +91,14 @@ def network() -> Network | None:
 class Nodes:
     """A head, whose one CPU is for Ray Data, and nodes that carry custom resources; they share a store, no folder.
 
-    The driver has its copies of runs in ``folder/copies``, each node in a folder of its own.
+    The driver has its copies of runs in ``copies``, each node in a folder of its own, and where they have namespaces
+    no node sees the driver's.
     """
 
     def __init__(self, folder: Path, store: dict[str, str], net: Network | None, head_cpus: int = 1):
         (folder / "token").write_text(secrets.token_hex(32))
-        self.env = {**os.environ, **store, "RAYREC_COPIES": str(folder / "copies")}
+        self.copies = folder / "copies"
+        self.env = {**os.environ, **store, "RAYREC_COPIES": str(self.copies)}
         self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"
         self.env.pop("RAY_ADDRESS", None)
@@ -108,7 +113,7 @@ class Nodes:
 
     def add(self, resource: str) -> subprocess.Popen:
         """Start a node that carries one of ``resource``."""
-        address, words = self.net.add() if self.net else ("127.0.0.1", [])
+        address, words = self.net.add(self.copies) if self.net else ("127.0.0.1", [])
         where = [f"--address={self.address}", f"--node-ip-address={address}"]
         made = self._start(words, *where, "--num-cpus=2", f"--resources={json.dumps({resource: 1})}")
         self.addresses[made.pid] = address

@@ -15,7 +15,7 @@ import json, os, sys, time
 from pathlib import Path
 from rayrec import cluster, generators  # before Ray, which else joins whatever cluster it finds
 import ray
-from ray.exceptions import ObjectFreedError, ObjectLostError
+from ray.exceptions import ActorUnschedulableError, ObjectFreedError, ObjectLostError, OutOfMemoryError
 from rayrec.engines import Setup
 from rayrec.generators import GeneratorPool, Part, is_death
 from rayrec.methods import parse
@@ -39,6 +39,10 @@ class Written:
         file.touch()
         return first
     def answer(self, part):
+        if part.phase == "full":
+            raise OSError(28, "No space left on device")
+        if part.phase == "deadly":
+            os._exit(1)
         if part.number == 1 and self.once("engine"):
             raise EngineDeadError
         if part.number == 2 and self.once("silence"):
@@ -48,6 +52,8 @@ class Written:
         if part.phase == "wrong":
             raise ArithmeticError("part is wrong")
         return [[part.number]], {"start": 0.0, "end": 0.0}
+    def sleep(self):
+        self.once("slept")
 
 class Trace:
     def add(self, *args, **facts):
@@ -55,22 +61,36 @@ class Trace:
 
 generators.Generator = Written
 ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-config = parse("", ["--preset", "toy", "--generators", "2", "--wait-seconds", "4", "--wait-for-resources", "60"])
+flags = ["--generators", "2", "--wait-seconds", "4", "--wait-for-resources", "60", "--placement", "shared"]
+config = parse("", ["--preset", "toy", *flags])
 setup = Setup(config, Storage(""), "", None, (), False, "torch", 1)
-pool = GeneratorPool(setup, Trace(), reserve(config, False, train=False))
+generators._WORD = 1.0
+reserved = reserve(config, False, train=False)
 
 def ask(phase, count):
     return dict(pool.ask(count, lambda i: Part(phase, i, "1", "", (), "greedy")))
 
-out = {"made": sorted(ask("01/negatives", 5))}
-for when in ("then", "later"):
+def told(phase, count):
     try:
-        ask("wrong", 2)
+        ask(phase, count)
     except BaseException as error:
-        out[when] = type(error).__name__
-lost = ObjectLostError("00" * 28, "", ""), ObjectFreedError("00" * 28, "", "")
-out["deaths"] = [is_death(error) for error in (*lost, ValueError(), ConnectionError())]
+        return f"{type(error).__name__}: {error}"
+
+pool = GeneratorPool(setup, Trace(), reserved)
+out = {"made": sorted(ask("01/negatives", 5))}
+time.sleep(1.5)
+out["slept"] = (folder / "slept").exists()
+out["then"], out["later"] = told("wrong", 2), told("wrong", 2)
 pool.close(orderly=True)
+pool = GeneratorPool(setup, Trace(), reserved)
+out["full"] = told("full", 1)
+pool.close(orderly=True)
+pool = GeneratorPool(setup, Trace(), reserved)
+out["deadly"] = told("deadly", 1)
+pool.close(orderly=True)
+lost = ObjectLostError("00" * 28, "", ""), ObjectFreedError("00" * 28, "", "")
+gone = OutOfMemoryError(""), ActorUnschedulableError("")
+out["deaths"] = [is_death(error) for error in (*lost, *gone, ValueError(), ConnectionError())]
 print("RESULT", json.dumps(out))
 """
 
@@ -87,12 +107,20 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
     assert out["made"] == [0, 1, 2, 3, 4]
-    said = [line.split(" (")[0].split(" ", 2)[2] for line in done.stdout.splitlines() if "it is replaced" in line]
-    assert sorted(said) == [
+    said = [line.split(" ", 2)[2] for line in done.stdout.splitlines() if "it is replaced" in line]
+    assert sorted(line.split(" (")[0] for line in said if "01/negatives" in line) == [
         "died in 01/negatives part 1",
         "died in 01/negatives part 3",
         "gave no answer for 4 s in 01/negatives part 2",
     ]
+    assert "has been in 01/negatives part 2 for 1 s" in done.stdout.replace("for 2 s", "for 1 s")
+    assert out["slept"]  # the pool had nothing to do, and its cards are shared with training
     # A part that cannot be answered is no death, and whoever asks afterwards hears of it too.
-    assert out["then"] == out["later"] == "RayTaskError(ArithmeticError)"
-    assert out["deaths"] == [True, True, False, False]
+    assert out["then"] == out["later"] and out["then"].startswith("RayTaskError(ArithmeticError)")
+    assert out["full"] == "OSError: [Errno 28] No space left on device"
+    # A part that kills whoever has it ends the run, whichever seats it comes to.
+    assert [line.split("(")[1] for line in said if "deadly" in line] == [
+        f"{n} of 3 allowed): it is replaced" for n in (1, 2, 3)
+    ]
+    assert out["deadly"].split("(")[0].endswith("died in deadly part 0 ") and "(4 of 3 allowed)" in out["deadly"]
+    assert out["deaths"] == [True, True, True, True, False, False]

@@ -31,6 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     command += [f"--dashboard-agent-listen-port={agent}"]
     head = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     env["RAY_API_SERVER_ADDRESS"], env["HEAD"] = f"http://127.0.0.1:{dashboard}", str(head.pid)
+    env["GCS"] = f"127.0.0.1:{gcs}"
     try:
         deadline = time.monotonic() + 90
         while subprocess.run([RAY, "job", "list"], env=env, capture_output=True, timeout=60).returncode:
@@ -73,3 +74,29 @@ def test_a_submitted_job_runs_stops_and_resumes(cluster: dict[str, str], runs: P
     done = submit(cluster, *small)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "succeeded" in done.stdout and (runs / "job" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "InvalidAuthToken"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, "InvalidAuthToken"),
+        ({"RAY_AUTH_MODE": "token"}, "no authentication token was found"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"}, "/nowhere"),
+    ],
+    ids=["no mode", "another", "none", "no file"],
+)
+def test_a_driver_without_the_token_is_told_in_seconds(
+    cluster: dict[str, str], tmp_path: Path, given: dict[str, str], says: str
+) -> None:
+    env = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH_")} | {"HOME": str(tmp_path)}
+    command = [sys.executable, "jobs/sprec.py", *TOY, "--runs", str(tmp_path / "runs"), "--address", cluster["GCS"]]
+    begun = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=env | given, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and time.monotonic() - begun < 15
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith(f"error: The cluster at {cluster['GCS']} cannot be joined: ") and says in told
+    assert told.endswith(
+        "Set RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN or the path of a file with it in RAY_AUTH_TOKEN_PATH."
+    )
+    assert not (tmp_path / "runs").exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from moto.server import ThreadedMotoServer
 
 from rayrec.folders import damage
 from rayrec.storage import Storage
-from tests.edge.conftest import Command, contents, descendants, read_trace
+from tests.edge.conftest import Command, contents, descendants, read_trace, title
 from tests.edge.network import Nodes, network
 
 
@@ -38,6 +40,12 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         server.stop()
         if net:
             net.close()
+
+
+def ray_logs(node: subprocess.Popen) -> Path:
+    """The folder of logs of a node's Ray, as the node itself sees it."""
+    (session,) = set(re.findall(r"--session_dir=(\S+)", " ".join(map(title, descendants(node.pid)))))
+    return Path(f"/proc/{node.pid}/root{session}/logs")
 
 
 def test_a_sequential_run_that_loses_a_node_is_bit_identical(
@@ -80,7 +88,7 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
 
-    # Nothing but the store is needed: another machine has the whole run from it, and no key is in it.
+    # Nothing but the store is needed: another machine has the whole run from it.
     monkeypatch.setenv("RAYREC_COPIES", str(nodes.folder / "another machine"))
     elsewhere = Storage(url)
     elsewhere.pull(elsewhere.root / "nodes")
@@ -88,8 +96,20 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(
     assert all(not damage(done.parent) for done in elsewhere.root.glob("nodes/*/*/DONE"))
     for name in ("metrics.jsonl", "report.html", "trace.json", "config.json", "plan.json", "01/samples.json"):
         assert (elsewhere.root / "nodes" / name).read_bytes() == (folder / name).read_bytes()
-        assert "s3cret" not in (folder / name).read_text()
     assert len(list(nodes.folder.glob("node-*/*/nodes/01/prefer/policy"))) >= 1
+    living = [node for node in nodes.processes if node.poll() is None]
+    # Nothing was read from the driver's copy either: no other machine has it.
+    if nodes.net:
+        assert not any([*Path(f"/proc/{node.pid}/root{nodes.copies}").iterdir()] for node in living[1:])
+
+    # The copies of the run, here and on the nodes, what was said, and Ray's logs.
+    token = Path(nodes.env["RAY_AUTH_TOKEN_PATH"])
+    places = [nodes.folder, *map(ray_logs, living)]
+    files = [file for place in places for file in place.rglob("*") if file.is_file() and file != token]
+    assert {place for place in places for file in files if place in file.parents} == {*places}
+    secrets = [nodes.env["AWS_SECRET_ACCESS_KEY"].encode(), token.read_bytes()]
+    told = {file: file.read_bytes() for file in [command.log, *files]}
+    assert not [file for file, said in told.items() if any(secret in said for secret in secrets)]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def test_a_group_that_is_dismissed_while_it_comes_up_leaves() -> None:
         there = [(await board.poll(0, 0.01))[2]]
         told.append((await board.take(await board.next(), 1, 2) or [None])[-1])
         there.append((await board.poll(0, 0.01))[2])
-        await board.lose()
+        await board.lose("")
         return [*told, *there, (await board.poll(0, 0.01))[2]]
 
     assert asyncio.run(asyncio.wait_for(story(), 20)) == [None, None, "shard 1", False, True, False]

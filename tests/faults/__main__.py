@@ -65,15 +65,16 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         except AssertionError as error:
             raise Missed(str(error)) from error
         started = working()
+        ours = {pid for pid in started if any(word in title(pid) for word in OURS)}
         landed = not (command.folder / phase / "DONE").exists()
         begun, place.struck = time.monotonic(), time.time()
         kind.strike(command, draw, place)
         if not kind.by_itself:
             landed &= command.process.wait(120) != 0  # a job that ended well had not been hit
-            ended = gone(started)  # what a killed driver leaves is ended by the next start, by its id
+            ended = gone(ours)
             command = start()
             command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
-            ended = ended or gone(started, 1)
+            ended &= gone(started, 1)  # what else there was of a killed driver's cluster, the next start ends by its id
         else:
             if not (command.folder / phase / "DONE").exists():  # a run may end during a strike of half a minute
                 command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
