@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,7 +19,10 @@ from rayrec.data.likings import one_by_one
 from rayrec.negatives import NEGATIVES, mixture
 from rayrec.objectives import SMOOTHED, make_objective
 
-#: Device bytes that one parameter needs in a policy folder, for the disk estimate.
+if TYPE_CHECKING:
+    from rayrec.estimate import Shape
+
+#: Bytes that one parameter needs in a policy folder, for the disk estimate.
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -356,13 +359,14 @@ def describe(
     data: Dataset,
     plan: Iterable[PhasePlan],
     tokens: Lengths,
-    parameters: int,
+    shape: Shape,
     **resources: Any,
 ) -> dict[str, Any]:
     """The plan as a person reads it (``plan.json``, ``--dry-run``)."""
     train, model = config.train, config.model
-    trained = parameters if not model.lora_rank else 0
-    per_policy = trained * _BYTES[train.dtype]
+    rank = model.lora_rank or 0
+    whole = not rank or resources["device"] == "cpu"  # there a policy has its merged weights beside its adapters
+    per_policy = 4 * rank * shape.adapters + whole * shape.parameters * _BYTES[train.dtype]
     rows = []
     for phase in plan:
         length = tokens.prompt + tokens.answer
@@ -379,7 +383,7 @@ def describe(
             "titles_changed_by_tokenizer": tokens.changed_titles,
         },
         "phases": rows,
-        "model": {"name": model.model, "parameters": parameters, "lora_rank": model.lora_rank},
+        "model": {"name": model.model, "parameters": shape.parameters, "lora_rank": model.lora_rank},
         "resources": resources,
         "disk_bytes": per_policy * sum(p.makes_policy for p in plan),
     }

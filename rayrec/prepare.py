@@ -101,7 +101,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     }
     root = run_folder(config)
     shape = estimate.Shape.of(str(base))
-    shown = plan.describe(config, data, phases, tokens, shape.parameters, **resources)
+    shown = plan.describe(config, data, phases, tokens, shape, **resources)
     if placement.cluster:
         found = estimate.estimate(config, phases, tokens, shape, len(data.valid))
         times = found.pop("seconds")
