@@ -189,8 +189,8 @@ def is_death(error: BaseException) -> bool:
 class GeneratorPool:
     """The driver's handle on the actors: one thread feeds all of them from one queue of parts.
 
-    That thread alone knows who is asked for what. It hears of phases, of answers and of deaths by one queue, and tells
-    whoever waits for a phase by the phase's own.
+    That thread alone knows who is asked for what. It hears of phases by one queue, and tells whoever waits for a phase
+    by the phase's own.
     """
 
     def __init__(self, setup: Setup, trace: Any, reserved: Reserved):
