@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from rayrec import cluster, console, plan, reserve
 from rayrec.config import BaselinesConfig, SequentialConfig
 from rayrec.data import Dataset, load, schema
-from rayrec.data.candidates import touched
+from rayrec.data.met import Met
 from rayrec.folders import read_json, write_json
 from rayrec.grounding import EMBEDDERS
 from rayrec.lease import Lease
@@ -140,7 +140,7 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
             titles = popular_choices(rows, data.catalogue, k)
             made = {"score": (titles, [[] for _ in titles])}
         elif name == "popular":
-            met = touched(data.train)
+            met = Met(data.train)
             lists = {"unmasked": popular_lists(rows, data.catalogue, k, [()] * len(rows))}
             lists["masked"] = popular_lists(rows, data.catalogue, k, _met(rows, met))
             made = {place: (titles, [[] for _ in titles]) for place, titles in lists.items()}
@@ -254,7 +254,7 @@ def _work(task: dict) -> None:
         dist.barrier()
 
 
-def _met(rows: pa.Table, met: dict[str, frozenset[str]]) -> list[set[str]]:
+def _met(rows: pa.Table, met: Met) -> list[set[str]]:
     """What each row's user met before: in training, and in the row's history."""
     users, histories = rows["user"].to_pylist(), rows["history"].to_pylist()
     return [{*met.get(user, ()), *history} for user, history in zip(users, histories, strict=True)]
@@ -266,7 +266,7 @@ def _rank(folder: Path, data: Dataset, rows: pa.Table, k: int) -> dict[str, tupl
     histories = sequential.item_numbers(rows["history"].to_pylist(), catalogue)
     if not rows["candidates"].null_count:
         return {"score": _choices(model, histories, rows, data, k)}
-    met = sequential.item_numbers(_met(rows, touched(data.train)), catalogue)
+    met = sequential.item_numbers(_met(rows, Met(data.train)), catalogue)
     made = {}
     for place in ("unmasked", "masked"):
         items, logprobs = sequential.top_lists(model, histories, k, met if place == "masked" else None)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec import checkpoint, shelf
-from rayrec.data import schema
-from rayrec.data.candidates import touched
+from rayrec.data import content_hash, schema
+from rayrec.data.candidates import Also
 from rayrec.data.likings import NO, YES, one_by_one
+from rayrec.data.mapped import SLICE, each, mapped, slices, take
+from rayrec.data.met import Met
 from rayrec.data.preferences import distinct
 from rayrec.folders import MANIFEST, read_json
 from rayrec.grounding import Embedder, ground
@@ -26,7 +31,7 @@ from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.sequential import item_numbers
 from rayrec.negatives import NEGATIVES, Draw, Sampler, mixture, negative_statistics
-from rayrec.pair_scores import later_titles
+from rayrec.pair_scores import Ahead
 from rayrec.runs import Stopped
 from rayrec.storage import Storage
 
@@ -34,8 +39,8 @@ if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
     from rayrec.engines import Mode
 
-#: Rows that lie in the driver as objects at a time.
-_SLICE = 8192
+#: Rejected answers, the rows that they are for, and what was written for these.
+Finished = tuple[pa.Table, pa.Table, pa.Table | None]
 #: Weights of the language model that D3 chooses from on the validation rows.
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -80,12 +85,15 @@ class GenerateLane(Lane):
         return self.submit(lambda: self.phase("00/oracle", 1, "models", write))
 
     def negatives(self, policy: Future | Policy, rows: pa.Table, t: int) -> Future:
-        """Rejected answers of iteration ``t`` from π_θt, the policy at its start; the future holds the table."""
-        settings, train, name = self.shared.config, self.shared.config.train, f"{t:02d}/negatives"
+        """Rejected answers of iteration ``t`` from π_θt, the policy at its start.
+
+        The future holds them (schema.NEGATIVES) table by table, one for each slice of the distinct rows.
+        """
+        train, name = self.shared.config.train, f"{t:02d}/negatives"
         catalogue, seed = self.shared.data.catalogue, self.shared.config.data.seed
         shares, rows = mixture.parse(train.negatives), distinct(rows)
 
-        def make(current: Policy) -> pa.Table:
+        def make(current: Policy) -> Iterable[pa.Table]:
             draw = Draw(
                 train.num_negatives,
                 seed,
@@ -94,38 +102,46 @@ class GenerateLane(Lane):
                 train.equal_target,
                 embedder=self.embedder if train.ground else None,
                 touched=self.touched,
-                later=later_titles(self.shared.data.train) if train.target != "next" else {},
+                later=self.later,
                 similar=self.embedder,
             )
 
             def write(folder: Path, facts: dict) -> dict:
-                tables, records = [], []
-                for kind, numbers in mixture.assign(rows["example_id"].to_pylist(), shares, seed, t).items():
-                    part, sampler = rows.take(numbers), NEGATIVES[kind]
+                records = []
+                for kind, numbers in mixture.assign(rows, shares, seed, t).items():
+                    part, sampler = take(rows, numbers) if len(shares) > 1 else rows, NEGATIVES[kind]
                     outputs = self._asked(f"{name}/{kind}", current, part, sampler, draw)
-                    finished = list(_finished(part, outputs, sampler, catalogue, draw))
-                    tables += [made for made, _, _ in finished]
+                    borders = np.searchsorted(numbers, np.arange(0, len(rows) + SLICE, SLICE))
+                    finished = _finished(part, borders, outputs, sampler, catalogue, draw)
+                    written = (_write(folder / f"part-{number:05d}-{kind}.parquet", one) for number, one in finished)
                     record = {"kind": "negatives", "phase": name, "iteration": t, "sampler": kind}
-                    records.append(record | negative_statistics(finished, catalogue, draw.k))
-                _write_parts(folder, pa.concat_tables(tables), settings.evaluate.part)
+                    records.append(record | negative_statistics(written, catalogue, draw.k))
                 checkpoint.clear(folder, self.shared.run.storage)
                 return {"records": records}
 
             folder = self.phase(name, self._parts_of(rows), "parts", write)
-            return schema.check(pq.read_table(sorted(folder.glob("part-*.parquet"))), schema.NEGATIVES, name)
+            files = [sorted(folder.glob(f"part-{number:05d}-*.parquet")) for number in range(-(-len(rows) // SLICE))]
+            return (schema.check(pq.read_table(some), schema.NEGATIVES, name) for some in files)
 
         return self.submit(make, policy)
 
     @cached_property
-    def touched(self) -> dict[str, frozenset[str]]:
+    def touched(self) -> Met:
         """Titles that each user met in the training split."""
-        return touched(self.shared.data.train)
+        return Met(self.shared.data.train)
+
+    @cached_property
+    def later(self) -> Also | None:
+        """Titles that came next, where prompts are asked for the best of them and list none (RecPO)."""
+        lists = self._chooses or self.shared.config.train.target == "next"
+        return None if lists else Ahead(self.shared.data.train).titles
 
     def _asked(self, name: str, policy: Policy, rows: pa.Table, sampler: Sampler, draw: Draw) -> pa.Table | None:
         """What the policy says for a sampler: texts of its own, or the log-probabilities of given titles."""
         if sampler.decode is None:
             return None
-        choices = sampler.choices(rows, self.shared.data.catalogue, draw) if sampler.choices else None
+        catalogue, lists = self.shared.data.catalogue, sampler.choices
+        choices = None if lists is None else lambda some: lists(some, catalogue, draw)
         return self._outputs(name, policy, rows, sampler.decode, sampler.answers(draw.k), choices, urgent=True)
 
     def evaluate(self, policy: Future | Policy, oracle: Future | None, t: int) -> Future:
@@ -141,7 +157,7 @@ class GenerateLane(Lane):
                 kind = decode if alpha is None else f"{decode}-{alpha:g}"
                 if data_config.ask == "liking":
                     return self._predictions(self._likings(f"{name}/{kind}", current, rows), rows, decode)
-                choices = rows["candidates"].to_pylist() if decode == "score" else None
+                choices = _candidates if decode == "score" else None
                 outputs = self._outputs(f"{name}/{kind}", current, rows, decode, width, choices, guide=guide)
                 return self._predictions(outputs, rows, decode)
 
@@ -157,7 +173,7 @@ class GenerateLane(Lane):
                     record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
                     record |= {"alpha": alpha} if decode == "d3" else {}
                     records += self._scored(record, tables[-1])
-                pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
+                pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet", row_group_size=SLICE)
                 checkpoint.clear(folder, self.shared.run.storage)
                 return {"records": records}
 
@@ -178,9 +194,14 @@ class GenerateLane(Lane):
         examples = pa.concat_tables(data.evaluated.values())
 
         def write(folder: Path, facts: dict) -> dict:
-            lists = (popular_choices if self._chooses else popular_lists)(examples, data.catalogue, k)
-            predictions = _prediction_table(examples, "popular", "popular", [[]] * len(lists), [[]] * len(lists), lists)
-            pq.write_table(predictions, folder / "predictions.parquet")
+            choose = popular_choices if self._chooses else popular_lists
+
+            def listed(some: pa.Table) -> pa.Table:
+                none: list[list] = [[]] * len(some)
+                return _prediction_table(some, "popular", "popular", none, none, choose(some, data.catalogue, k))
+
+            predictions = each(examples, listed)
+            pq.write_table(predictions, folder / "predictions.parquet", row_group_size=SLICE)
             record = {"kind": "baseline", "model": "Popular", "phase": "00/baseline", "iteration": 0}
             return {"records": self._scored(record, predictions)}
 
@@ -207,26 +228,28 @@ class GenerateLane(Lane):
         rows: pa.Table,
         decode: Mode,
         n: int,
-        choices: list[list[str]] | None = None,
+        choices: Callable[[pa.Table], list[list[str]]] | None = None,
         urgent: bool = False,
         guide: tuple[str, float] | None = None,
     ) -> pa.Table:
         """What the policy writes for every row, or how it scores its ``choices``: schema.PREDICTIONS without titles.
 
+        Rows go out and answers come in part by part, and are written in order.
         ``guide``: folder of a SASRec that has its word, and the weight of the policy beside it.
         """
         from rayrec.generators import Guide, Part
 
         template, size, catalogue = self.shared.template, self.shared.config.evaluate.part, self.shared.data.catalogue
         phase = "/".join(name.split("/")[:2])
-        kept = self._kept(phase, name, policy, rows, [decode, n, guide and guide[1]])
+        kept, total = self._kept(phase, name, policy, rows, [decode, n, guide and guide[1]]), self._parts_of(rows)
         made = kept.load()
-        open_ = [i for i in range(self._parts_of(rows)) if i not in made]
+        open_ = [i for i in range(total) if i not in made]
+        asked: dict[int, list[list[str]]] = {}
 
         def part_of(i: int) -> Part:
-            own = slice(i * size, (i + 1) * size)
-            some = rows.slice(own.start, size)
-            given = [tuple(tuple(template.scored_ids(title)) for title in one) for one in (choices or [])[own]]
+            some = rows.slice(i * size, size)
+            asked[i] = choices(some) if choices else []
+            given = [tuple(tuple(template.scored_ids(title)) for title in one) for one in asked[i]]
             items = item_numbers(some["history"].to_pylist(), catalogue) if guide else []
             return Part(
                 name,
@@ -240,33 +263,40 @@ class GenerateLane(Lane):
                 Guide(*guide, tuple(items)) if guide else None,
             )
 
-        for done, (j, answers) in enumerate(self._pool().ask(len(open_), lambda j: part_of(open_[j]), urgent), 1):
-            some, own = rows.slice(open_[j] * size, size), slice(open_[j] * size, (open_[j] + 1) * size)
-            texts = choices[own] if choices else [[answer.text for answer in one] for one in answers]
-            logprobs = [[answer.logprob for answer in one] for one in answers]
-            made[open_[j]] = _prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
-            kept.add(open_[j], made[open_[j]])
-            self._hear(phase, self._parts_of(rows) - len(open_) + done)
-        none = _prediction_table(rows.slice(0, 0), policy.version, decode, [], [], [])
-        return pa.concat_tables([none, *(made[i] for i in sorted(made))]).combine_chunks()
+        def answered() -> Iterator[tuple[int, pa.Table]]:
+            for done, (j, answers) in enumerate(self._pool().ask(len(open_), lambda j: part_of(open_[j]), urgent), 1):
+                i, given = open_[j], asked.pop(open_[j])
+                texts = given if choices else [[answer.text for answer in one] for one in answers]
+                logprobs = [[answer.logprob for answer in one] for one in answers]
+                some = rows.slice(i * size, size)
+                table = _prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
+                kept.add(i, table)
+                self._hear(phase, total - len(open_) + done)
+                yield i, table
+
+        return mapped(_in_order(total, made, answered()), schema.PREDICTIONS)
 
     def _kept(self, phase: str, name: str, policy: Policy, rows: pa.Table, asked: list[Any]) -> KeptParts:
         """What is there of a request; the run's settings and data are those of every attempt."""
         run, manifest = self.shared.run, policy.folder.parent / MANIFEST
         deciding = {"name": name, "policy": manifest.read_text() if manifest.exists() else policy.version}
-        deciding |= {"asked": asked, "rows": rows["example_id"].to_pylist(), "part": self.shared.config.evaluate.part}
+        ids = content_hash(rows.select(["example_id"]))
+        deciding |= {"asked": asked, "rows": ids, "part": self.shared.config.evaluate.part}
         every = self.shared.config.placement.checkpoint_seconds
         return KeptParts(run.folder(phase), shelf.name_of(deciding), run.storage, every)
 
     def _likings(self, name: str, policy: Policy, rows: pa.Table) -> pa.Table:
         """Every candidate with log p(Yes) − log p(No), each asked about alone (TALLRec)."""
         asked = one_by_one(rows)
-        outputs = self._outputs(name, policy, asked, "score", 2, [[YES, NO]] * len(asked))
-        odds = iter([yes - no for yes, no in outputs["logprobs"].to_pylist()])
-        texts = rows["candidates"].to_pylist()
-        return _prediction_table(
-            rows, policy.version, "score", texts, [[next(odds) for _ in one] for one in texts], [[]] * len(texts)
-        )
+        outputs = self._outputs(name, policy, asked, "score", 2, lambda some: [[YES, NO]] * len(some))
+        odds = (yes - no for some in slices(outputs) for yes, no in some["logprobs"].to_pylist())
+
+        def joined(some: pa.Table) -> pa.Table:
+            texts = _candidates(some)
+            logprobs = [[next(odds) for _ in one] for one in texts]
+            return _prediction_table(some, policy.version, "score", texts, logprobs, [[]] * len(texts))
+
+        return each(rows, joined)
 
     def _hear(self, name: str, done: int) -> None:
         self.shared.run.trace.progress(name, parts=done)
@@ -278,18 +308,39 @@ class GenerateLane(Lane):
         Among candidates, greedy text is the one title that it names, and scored ones are ranked.
         """
         settings, catalogue = self.shared.config.evaluate, self.shared.data.catalogue
-        texts, k = outputs["texts"].to_pylist(), max(settings.top_k)
-        if self._chooses:
-            lists = [
-                [title for title in one if title in catalogue.index][:k] for one in chosen_lists(outputs, examples)
-            ]
-        elif decode == "greedy":
-            first = [one[0] if one else "" for one in texts]
-            lists = ground(first, catalogue, self.embedder, k, settings.popularity_gamma)
-        else:
-            lists = [[t for t in dict.fromkeys(one) if t in catalogue.index][:k] for one in texts]
-        at = outputs.column_names.index("titles")
-        return outputs.set_column(at, "titles", pa.array(lists, schema.PREDICTIONS.field("titles").type))
+        k = max(settings.top_k)
+
+        def listed(some: pa.Table, asked: pa.Table) -> pa.Table:
+            texts = some["texts"].to_pylist()
+            if self._chooses:
+                lists = [[title for title in one if title in catalogue.index][:k] for one in chosen_lists(some, asked)]
+            elif decode == "greedy":
+                first = [one[0] if one else "" for one in texts]
+                lists = ground(first, catalogue, self.embedder, k, settings.popularity_gamma)
+            else:
+                lists = [[t for t in dict.fromkeys(one) if t in catalogue.index][:k] for one in texts]
+            at, field = outputs.column_names.index("titles"), schema.PREDICTIONS.field("titles")
+            return some.set_column(at, field, pa.array(lists, field.type))
+
+        return mapped(map(listed, slices(outputs), slices(examples)), schema.PREDICTIONS)
+
+
+def _candidates(rows: pa.Table) -> list[list[str]]:
+    return rows["candidates"].to_pylist()
+
+
+def _in_order(total: int, made: Mapping[int, pa.Table], answered: Iterator[tuple[int, pa.Table]]) -> Iterator[pa.Table]:
+    """The parts 0 to ``total``, those that are ``made`` and those that are answered in any order."""
+    waiting: dict[int, pa.Table] = {}
+    for i in range(total):
+        if i in made:
+            yield made[i]
+            continue
+        while i not in waiting:
+            number, table = next(answered)
+            waiting[number] = table
+        yield waiting.pop(i)
+    deque(answered, maxlen=0)  # nothing is left, but it is told so
 
 
 def _prediction_table(
@@ -308,12 +359,13 @@ def _prediction_table(
 
 
 def _finished(
-    rows: pa.Table, outputs: pa.Table | None, sampler: Sampler, catalogue: Catalogue, draw: Draw
-) -> Iterator[tuple[pa.Table, pa.Table, pa.Table | None]]:
-    """Rejected answers, their rows and what was written for these, a slice at a time: as objects they are large."""
-    for start in range(0, len(rows), _SLICE):
-        some, own = rows.slice(start, _SLICE), None if outputs is None else outputs.slice(start, _SLICE)
-        yield sampler.finish(some, own, catalogue, draw), some, None if sampler.decode == "score" else own
+    rows: pa.Table, borders: np.ndarray, outputs: pa.Table | None, sampler: Sampler, catalogue: Catalogue, draw: Draw
+) -> Iterator[tuple[int, Finished]]:
+    """Rejected answers, their rows and what was written for these; ``borders``: where slices of all rows end."""
+    for number, (start, end) in enumerate(itertools.pairwise(borders.tolist())):
+        if end > start:
+            some, own = rows.slice(start, end - start), None if outputs is None else outputs.slice(start, end - start)
+            yield number, (sampler.finish(some, own, catalogue, draw), some, None if sampler.decode == "score" else own)
 
 
 class Oracle:
@@ -331,6 +383,6 @@ class Oracle:
         """Answer that the process is alive."""
 
 
-def _write_parts(folder: Path, table: pa.Table, size: int) -> None:
-    for number, start in enumerate(range(0, max(len(table), 1), size)):
-        pq.write_table(table.slice(start, size), folder / f"part-{number:05d}.parquet")
+def _write(path: Path, finished: Finished) -> Finished:
+    pq.write_table(finished[0], path)
+    return finished

@@ -9,16 +9,44 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec.data import schema
+from rayrec.data.mapped import SLICE, mapped
 from rayrec.folders import CHECKPOINT, damage, read_json, seal
 from rayrec.storage import Storage
 
 _FILE, _NUMBER = "outputs.parquet", pa.field("part", pa.int32(), nullable=False)
+
+
+#: Outputs of a part, and the part's number.
+_KEPT = schema.PREDICTIONS.append(_NUMBER)
+
+
+class Parts(Mapping[int, pa.Table]):
+    """Outputs (schema.PREDICTIONS) by the number of their part, from tables of them that have a column ``part``."""
+
+    def __init__(self, tables: Iterable[pa.Table]):
+        self._rows = mapped(tables, _KEPT)
+        number = self._rows[_NUMBER.name].to_numpy()
+        starts = np.flatnonzero(np.diff(number, prepend=-1))  # the rows of a part lie together
+        self._places = dict(
+            zip(number[starts].tolist(), zip(starts, np.diff(starts, append=len(number)), strict=True), strict=True)
+        )
+
+    def __getitem__(self, number: int) -> pa.Table:
+        return self._rows.slice(*self._places[number]).drop_columns(_NUMBER.name)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class KeptParts:
@@ -29,18 +57,20 @@ class KeptParts:
         self._lock, self._since = threading.Lock(), time.monotonic()
         self._new: list[pa.Table] = []
 
-    def load(self) -> dict[int, pa.Table]:
+    def load(self) -> Parts:
         """Return the parts that an earlier attempt has kept; what is damaged or of another key is left out."""
-        found: dict[int, pa.Table] = {}
-        for folder in self.storage.finished_in(self.folder):
-            self.storage.fetch_sound(folder)
-            if damage(folder) or read_json(folder / "metrics.json")["key"] != self.key:
-                continue
-            table = pq.read_table(folder / _FILE)
-            outputs = schema.check(table.drop_columns(_NUMBER.name), schema.PREDICTIONS, str(folder))
-            numbers = table[_NUMBER.name].to_numpy()
-            found |= {number: outputs.filter(pa.array(numbers == number)) for number in map(int, set(numbers))}
-        return found
+
+        def sound() -> Iterator[Path]:
+            for folder in self.storage.finished_in(self.folder):
+                self.storage.fetch_sound(folder)
+                if not damage(folder) and read_json(folder / "metrics.json")["key"] == self.key:
+                    yield folder
+
+        return Parts(
+            _checked(batch, folder)
+            for folder in sound()
+            for batch in pq.ParquetFile(folder / _FILE).iter_batches(SLICE)
+        )
 
     def add(self, number: int, outputs: pa.Table) -> None:
         """Take an answered part; every now and then, keep what was taken."""
@@ -58,3 +88,7 @@ class KeptParts:
         pq.write_table(pa.concat_tables(new), made / _FILE)
         seal(made, CHECKPOINT, {"key": self.key})
         self.storage.keep(made)
+
+
+def _checked(batch: pa.RecordBatch, folder: Path) -> pa.Table:
+    return schema.check(pa.Table.from_batches([batch]), _KEPT, str(folder))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from rayrec.data import schema
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.mapped import each, take
 from rayrec.grounding import Embedder, fold, ground
 from rayrec.models import sequential
 from rayrec.objectives.recpo import utility
@@ -19,75 +19,85 @@ from rayrec.objectives.rosepo import oracle_smoothing
 #: RecPO's rating and distance of an item that the user never came to.
 NEVER = (3.0, 11)
 
-#: For an example id, the rating and the distance of what its user came to next, by folded title; its own target first.
-Ahead = Mapping[str, Mapping[str, tuple[float, int]]]
 
+class Ahead:
+    """What each user came to next: for a row of ``train`` (schema.EXAMPLES) its target and those of the rows after it.
 
-def ahead(train: pa.Table, reach: int = NEVER[1] - 1, best: bool = False) -> Ahead:
-    """Ratings and distances (1 is the very next) of the ``reach`` items that follow each training example's history.
-
-    Only the training split is read, so the last examples of a user see fewer. A missing rating counts as 3. Of an item
-    that comes again the first time counts, or with ``best`` that of the largest s/√d, as :func:`retarget` chooses it.
+    These are ``reach`` titles, or fewer: only the training split is read. Rows have a column ``number``, their place in
+    ``train``.
     """
-    ids, titles = train["example_id"].to_pylist(), [fold(title) for title in train["target"].to_pylist()]
-    ratings = train["target_rating"].to_pylist()
-    found: dict[str, dict[str, tuple[float, int]]] = {}
-    for row, coming in _coming(train, reach):
-        items: dict[str, tuple[float, int]] = {}
-        for distance, i in enumerate(coming, start=1):
-            rating = NEVER[0] if ratings[i] is None else ratings[i]
-            known = items.setdefault(titles[i], (rating, distance))
-            if best and rating / distance**0.5 > known[0] / known[1] ** 0.5:
-                items[titles[i]] = (rating, distance)
-        found[ids[row]] = items
-    return found
+
+    def __init__(self, train: pa.Table, reach: int = NEVER[1] - 1):
+        self._rows, self.reach = train.select(["target", "target_rating"]), reach
+        users = train["user"].dictionary_encode().unify_dictionaries().combine_chunks().indices.to_numpy()
+        order = np.lexsort((train["timestamp"].to_numpy(), users))  # stable: the order of the rows breaks ties
+        self._next = np.full(len(train), -1)
+        same = users[order[1:]] == users[order[:-1]]
+        self._next[order[:-1][same]] = order[1:][same]
+
+    def of(self, rows: pa.Table) -> list[list[tuple[str, float]]]:
+        """Titles and ratings of what came next, by row; a missing rating counts as 3."""
+        number, found = rows["number"].to_numpy(), []
+        for _ in range(self.reach):
+            known = take(self._rows, np.maximum(number, 0))
+            ratings = [NEVER[0] if rating is None else rating for rating in known["target_rating"].to_pylist()]
+            found.append(zip(number.tolist(), known["target"].to_pylist(), ratings, strict=True))
+            number = np.where(number < 0, -1, self._next[number])
+        return [[(title, rating) for i, title, rating in one if i >= 0] for one in zip(*found, strict=True)]
+
+    def titles(self, rows: pa.Table) -> list[list[str]]:
+        """The titles alone."""
+        return [[title for title, _ in one] for one in self.of(rows)]
+
+    def places(self, rows: pa.Table, best: bool = False) -> list[dict[str, tuple[float, int]]]:
+        """Rating and distance (1 is the very next) of every title, folded, by row.
+
+        Of an item that comes again the first time counts, or with ``best`` that of the largest s/√d, as
+        :func:`retarget` chooses it.
+        """
+        found = []
+        for coming in self.of(rows):
+            items: dict[str, tuple[float, int]] = {}
+            for distance, (title, rating) in enumerate(coming, start=1):
+                known = items.setdefault(fold(title), (rating, distance))
+                if best and rating / distance**0.5 > known[0] / known[1] ** 0.5:
+                    items[fold(title)] = (rating, distance)
+            found.append(items)
+        return found
 
 
-def later_titles(train: pa.Table, reach: int = NEVER[1] - 1) -> dict[str, list[str]]:
-    """The ``reach`` titles that follow each training example's history, by example id, its own target first."""
-    ids, titles = train["example_id"].to_pylist(), train["target"].to_pylist()
-    return {ids[row]: [titles[i] for i in coming] for row, coming in _coming(train, reach)}
-
-
-def _coming(train: pa.Table, reach: int) -> Iterator[tuple[int, list[int]]]:
-    """Yield every row number with those of its user's next ``reach`` rows in the order of time, itself first."""
-    of_user: dict[str, list[int]] = defaultdict(list)
-    users, times = train["user"].to_pylist(), train["timestamp"].to_pylist()
-    for i in sorted(range(len(train)), key=lambda i: times[i]):  # stable: the order of the rows breaks ties
-        of_user[users[i]].append(i)
-    for rows in of_user.values():
-        yield from ((row, rows[place : place + reach]) for place, row in enumerate(rows))
-
-
-def retarget(train: pa.Table, how: str, least: float, reach: int = NEVER[1] - 1) -> tuple[pa.Table, list[list[str]]]:
-    """Ask each row of ``train`` (schema.EXAMPLES) for the best of its user's next ``reach`` titles (RecPO section 3).
+def retarget(rows: pa.Table, ahead: Ahead, how: str, least: float) -> pa.Table:
+    """Ask each row (schema.EXAMPLES and ``number``) for the best of its user's next titles (RecPO section 3).
 
     ``how`` is `utility`, the largest s/√d (the nearer one of equals), or `nearest`, the first rated ``least`` or more;
-    where there is none the row keeps its target. Returns the rows and, for each, all the titles that came next.
+    where there is none the row keeps its target.
     """
-    titles, ratings = train["target"].to_pylist(), train["target_rating"].to_pylist()
-    worth = [NEVER[0] if rating is None else rating for rating in ratings]
-    chosen, later = list(range(len(train))), [[] for _ in range(len(train))]
-    for row, coming in _coming(train, reach):
-        later[row] = [titles[i] for i in coming]
-        if how == "utility":
-            place = max(range(len(coming)), key=lambda d: worth[coming[d]] / (d + 1) ** 0.5)
-        else:
-            place = next((d for d, i in enumerate(coming) if worth[i] >= least), 0)
-        chosen[row] = coming[place]
-    for name in ("target", "target_rating"):
-        at = train.column_names.index(name)
-        train = train.set_column(at, train.schema.field(at), train[name].take(pa.array(chosen)))
-    return train, later
+
+    def asked(some: pa.Table) -> pa.Table:
+        chosen = []
+        for coming in ahead.of(some):
+            if how == "utility":
+                place = max(range(len(coming)), key=lambda d: coming[d][1] / (d + 1) ** 0.5)
+            else:
+                place = next((d for d, (_, rating) in enumerate(coming) if rating >= least), 0)
+            chosen.append(coming[place])
+        for name, values in zip(("target", "target_rating"), zip(*chosen, strict=True), strict=False):
+            at = some.column_names.index(name)
+            some = some.set_column(at, some.schema.field(at), pa.array(values, some.schema.field(at).type))
+        return some
+
+    return each(rows, asked)
 
 
-def with_utilities(rows: pa.Table, known: Ahead) -> pa.Table:
+def with_utilities(rows: pa.Table, ahead: Ahead, best: bool = False) -> pa.Table:
     """Fill ``scores`` with φ(s, d) = s/√d (RecPO section 3) of the chosen and then of the rejected answers."""
-    pairs = rows.select(["example_id", "chosen", "rejected"]).to_pylist()
-    titles = [[fold(title) for title in (row["chosen"], *row["rejected"])] for row in pairs]
-    places = [[known[row["example_id"]].get(t, NEVER) for t in one] for row, one in zip(pairs, titles, strict=True)]
-    scores = [utility(*torch.tensor(one, dtype=torch.float32).T).tolist() for one in places]
-    return _set(rows, "scores", scores)
+
+    def scored(some: pa.Table) -> pa.Table:
+        pairs = zip(some["chosen"].to_pylist(), some["rejected"].to_pylist(), ahead.places(some, best), strict=True)
+        places = [[known.get(fold(t), NEVER) for t in (chosen, *rejected)] for chosen, rejected, known in pairs]
+        return _set(some, "scores", [utility(*torch.tensor(one, dtype=torch.float32).T).tolist() for one in places])
+
+    return each(rows, scored)
 
 
 def ordered(rows: pa.Table) -> tuple[pa.Table, int]:
@@ -95,8 +105,15 @@ def ordered(rows: pa.Table) -> tuple[pa.Table, int]:
 
     `odpo` drops these pairs; a row without any other would stay in the mean of its batch as a 0.
     """
-    worth = [[score < scores[0] for score in scores[1:]] for scores in rows["scores"].to_pylist()]
-    return rows.filter(pa.array([any(one) for one in worth], pa.bool_())), sum(one.count(False) for one in worth)
+    dropped = 0
+
+    def kept(some: pa.Table) -> pa.Table:
+        nonlocal dropped
+        worth = [[score < scores[0] for score in scores[1:]] for scores in some["scores"].to_pylist()]
+        dropped += sum(one.count(False) for one in worth)
+        return some.filter(pa.array([any(one) for one in worth], pa.bool_()))
+
+    return each(rows, kept), dropped
 
 
 def with_doubts(rows: pa.Table, oracle: Path, catalogue: Catalogue, embedder: Embedder) -> pa.Table:
@@ -104,22 +121,26 @@ def with_doubts(rows: pa.Table, oracle: Path, catalogue: Catalogue, embedder: Em
 
     A rejected text outside the catalogue is judged as its nearest title.
     """
-    pairs = rows.select(["history", "chosen", "rejected"]).to_pylist()
-    texts = list(dict.fromkeys(text for row in pairs for text in (row["chosen"], *row["rejected"])))
-    away = [text for text in texts if text not in catalogue.index]
-    nearest = ground(away, catalogue, embedder, k=1)
-    item = {text: catalogue.index[text] for text in texts if text in catalogue.index}
-    item |= {text: catalogue.index[titles[0]] for text, titles in zip(away, nearest, strict=True) if titles}
-    model, doubts = sequential.load(oracle), []
-    histories = sequential.item_numbers([row["history"] for row in pairs], catalogue)
-    for start in range(0, len(pairs), 256):
-        score_BI = sequential.scores(model, histories[start : start + 256])
-        for row, score_I in zip(pairs[start : start + 256], score_BI, strict=True):
-            places = [item.get(text) for text in (row["chosen"], *row["rejected"])]
-            # Nothing is known of a text of white space, nor, then, of its pair.
-            score_A = torch.stack([score_I[i] if i is not None else score_I.new_tensor(-torch.inf) for i in places])
-            doubts.append(oracle_smoothing(score_A[:1], score_A[None, 1:])[0].nan_to_num(0.0).tolist())
-    return _set(rows, "smoothing", doubts)
+    model = sequential.load(oracle)
+
+    def doubted(some: pa.Table) -> pa.Table:
+        pairs = some.select(["history", "chosen", "rejected"]).to_pylist()
+        texts = list(dict.fromkeys(text for row in pairs for text in (row["chosen"], *row["rejected"])))
+        away = [text for text in texts if text not in catalogue.index]
+        nearest, doubts = ground(away, catalogue, embedder, k=1), []
+        item = {text: catalogue.index[text] for text in texts if text in catalogue.index}
+        item |= {text: catalogue.index[titles[0]] for text, titles in zip(away, nearest, strict=True) if titles}
+        histories = sequential.item_numbers([row["history"] for row in pairs], catalogue)
+        for start in range(0, len(pairs), 256):
+            score_BI = sequential.scores(model, histories[start : start + 256])
+            for row, score_I in zip(pairs[start : start + 256], score_BI, strict=True):
+                places = [item.get(text) for text in (row["chosen"], *row["rejected"])]
+                # Nothing is known of a text of white space, nor, then, of its pair.
+                score_A = torch.stack([score_I[i] if i is not None else score_I.new_tensor(-torch.inf) for i in places])
+                doubts.append(oracle_smoothing(score_A[:1], score_A[None, 1:])[0].nan_to_num(0.0).tolist())
+        return _set(some, "smoothing", doubts)
+
+    return each(rows, doubted)
 
 
 def _set(rows: pa.Table, name: str, values: list[list[float]]) -> pa.Table:

@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from rayrec.config import Config, LossConfig
 from rayrec.data import Dataset
-from rayrec.data.candidates import CANDIDATES, touched
+from rayrec.data.candidates import CANDIDATES
 from rayrec.data.likings import one_by_one
+from rayrec.data.mapped import SLICE, slices
+from rayrec.data.met import Met
 from rayrec.negatives import NEGATIVES, mixture
 from rayrec.objectives import SMOOTHED, make_objective
 
@@ -292,7 +294,7 @@ def check_data(config: Config, data: Dataset) -> None:
         )
     free = items - config.data.history - 1
     if {"candidates", "self_hard"} & mixture.parse(config.train.negatives).keys():
-        most = max(map(len, touched(data.train).values()))
+        most = Met(data.train).most
         if items - most < CANDIDATES:
             raise ValueError(
                 f"--negatives candidates: the catalogue has {items} items and a user touched {most} of them, wanted "
@@ -324,7 +326,8 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
     if config.data.ask == "liking":
         read = (tuning, *map(one_by_one, data.evaluated.values()))
     tables = {id(table): table for table in read}.values()
-    targets = (title for table in tables for title in table["target"].to_pylist())
+    parts = [some for table in tables for some in slices(table)]
+    targets = (title for some in parts for title in some["target"].to_pylist())
     written: dict[tuple[int, ...], str] = {}
     for title in data.catalogue.titles:
         if (other := written.setdefault(tuple(template.answer_ids(title)), title)) != title:
@@ -341,7 +344,7 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
             f"{longest}: it could never be generated. "
             f"Take --max-new-tokens {answers[longest_title]} or more."
         )
-    prompts = np.array([len(prompt) for table in tables for prompt in template.prompts(table)])
+    prompts = np.fromiter((len(prompt) for some in parts for prompt in template.prompts(some)), np.int32)
     room = config.model.max_length - longest
     if int(prompts.max()) > room:
         raise ValueError(
@@ -401,4 +404,4 @@ def write_inputs(folder: Path, data: Dataset) -> None:
         tables["rejected.parquet"] = data.rejected
     (folder / "examples").mkdir(exist_ok=True)
     for name, table in tables.items():
-        pq.write_table(table, folder / name)
+        pq.write_table(table, folder / name, row_group_size=SLICE)

@@ -19,12 +19,15 @@ from rayrec import cluster, estimate, plan, tracking
 from rayrec.chat import check_endpoint
 from rayrec.config import Config
 from rayrec.data import Dataset, load
-from rayrec.data.candidates import touched, with_candidates
+from rayrec.data.candidates import with_candidates
+from rayrec.data.dataset import numbered
 from rayrec.data.likings import liking_rows
+from rayrec.data.mapped import take
+from rayrec.data.met import Met
 from rayrec.data.reweight import by_genre
 from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
 from rayrec.objectives import SCORED
-from rayrec.pair_scores import retarget
+from rayrec.pair_scores import Ahead, retarget
 from rayrec.prompts import Template, make_template, resolve_template
 from rayrec.runs import Run
 from rayrec.storage import Storage
@@ -128,7 +131,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
 def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
     """The training rows of SFT and preference phases: all, or those whose target is rated ``--min-rating`` or more.
 
-    With ``--reweight`` they have a column ``weight``.
+    Questions about likings are numbered anew. With ``--reweight`` rows have a column ``weight``.
 
     Raises:
         ValueError: ratings or genres are asked for and the data has none, or no row is left.
@@ -145,7 +148,7 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
         raise ValueError(f"--ratings: the source {data.source} has none. Take data with ratings, or leave this out.")
     rows = _retargeted(config, data, rated)
     ratings = rows["target_rating"].to_numpy()
-    rows = rows if low is None else rows.filter(pa.array(ratings >= low))
+    rows = rows if low is None else take(rows, np.flatnonzero(ratings >= low))
     if not len(rows):
         raise ValueError(f"--min-rating {low:g}: none of {len(ratings)} training rows is rated so high. Lower it.")
     if config.loss.objective == "recpo" and (low_ := np.nanmin(data.train["target_rating"].to_numpy())) <= 0:
@@ -165,7 +168,7 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
                 f"number below 0. Add --min-rating {most - 1:g}, or --margin ratio."
             )
     if config.data.ask == "liking":
-        return liking_rows(rows, touched(data.train), data.catalogue, config.data.seed)
+        return numbered(liking_rows(rows, Met(data.train), data.catalogue, config.data.seed))
     if config.train.reweight == "genre":
         rows = rows.append_column("weight", pa.array(by_genre(rows, data.catalogue).astype(np.float32)))
     return rows
@@ -179,9 +182,10 @@ def _retargeted(config: Config, data: Dataset, rated: bool) -> pa.Table:
     if not rated or low is None:
         missing = f"the source {data.source} has no ratings" if not rated else "--min-rating is missing"
         raise ValueError(f"--target {how} reads ratings, and {missing}. Add --min-rating 4, or take --target next.")
-    rows, later = retarget(data.train, how, low)
+    ahead = Ahead(data.train)
+    rows = retarget(data.train, ahead, how, low)
     if config.data.protocol == "candidates":
-        rows = with_candidates(rows, touched(data.train), data.catalogue, config.data.seed, later)
+        rows = with_candidates(rows, Met(data.train), data.catalogue, config.data.seed, ahead.titles)
     return rows
 
 

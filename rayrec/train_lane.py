@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from rayrec import checkpoint, pair_scores, shelf
 from rayrec.data import preferences
+from rayrec.data.mapped import SLICE
 from rayrec.folders import write_json
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import Lane, Policy, Shared
@@ -61,8 +62,8 @@ class TrainLane(Lane):
         """The preference step of iteration ``t``; its reference is ``policy``, frozen. ``oracle`` smooths, if asked."""
         train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/prefer"
 
-        def make(start: Policy, rejected: pa.Table, judge: Path | None) -> Policy:
-            table = self._scored(preferences.pair_up(rows, rejected), judge)
+        def make(start: Policy, rejected: Iterable[pa.Table], judge: Path | None) -> Policy:
+            table = self._scored(preferences.pairs(rows, rejected), judge)
             counts = {}
             if self.shared.config.loss.objective == "odpo":
                 table, counts["unordered"] = pair_scores.ordered(table)
@@ -85,7 +86,7 @@ class TrainLane(Lane):
         catalogue = self.shared.data.catalogue
         if self.shared.config.loss.objective in SCORED:
             best = self.shared.config.train.target != "next"
-            table = pair_scores.with_utilities(table, pair_scores.ahead(self.shared.data.train, best=best))
+            table = pair_scores.with_utilities(table, pair_scores.Ahead(self.shared.data.train), best)
         if judge is not None and self.shared.config.loss.smoothing != "none":
             table = pair_scores.with_doubts(table, judge, catalogue, TitleEmbedder(catalogue.titles))
         return table
@@ -110,7 +111,7 @@ class TrainLane(Lane):
 
         def make(folder: Path, facts: dict) -> dict:
             rows = folder / "rows.parquet"
-            pq.write_table(table, rows)
+            pq.write_table(table, rows, row_group_size=SLICE)
             phase = Phase(
                 name=name,
                 kind=kind,

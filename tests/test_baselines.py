@@ -11,7 +11,7 @@ import tyro
 from rayrec.baselines import _rank, run
 from rayrec.config import BaselinesConfig, DataConfig
 from rayrec.data import load
-from rayrec.data.candidates import touched
+from rayrec.data.met import Met
 from rayrec.methods import baseline_args, parse
 from rayrec.models import sequential
 from tests.conftest import DATA
@@ -74,7 +74,7 @@ def test_lists_leave_out_what_was_met_or_hold_the_candidates(tmp_path: Path) -> 
         sequential.save(sequential.build("gru4rec", {"items": len(data.catalogue), "hidden": 8}, 0), tmp_path)
         made, rows = _rank(tmp_path, data, data.test, 10), data.test.to_pylist()
         if protocol == "open":
-            met = touched(data.train)
+            met = Met(data.train)
             for row, titles in zip(rows, made["masked"][0], strict=True):
                 assert len(titles) == 10 and not set(titles) & {*row["history"], *met.get(row["user"], ())}
             assert made["masked"][0] != made["unmasked"][0]

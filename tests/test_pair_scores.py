@@ -16,8 +16,9 @@ import torch
 
 from rayrec import pair_scores
 from rayrec.data import preferences, schema
-from rayrec.data.candidates import CANDIDATES, candidates, touched
+from rayrec.data.candidates import CANDIDATES, candidates
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.met import Met
 from rayrec.data.windows import cut
 from rayrec.generate_lane import GenerateLane
 from rayrec.grounding import TitleEmbedder, fold
@@ -46,7 +47,11 @@ def interactions() -> pa.Table:
 
 @pytest.fixture(scope="module")
 def train() -> pa.Table:
-    return cut(interactions(), 10).splits["train"]
+    return numbered(cut(interactions(), 10).splits["train"])
+
+
+def numbered(rows: pa.Table) -> pa.Table:
+    return rows.append_column("number", pa.array(range(len(rows))))
 
 
 def negatives(train: pa.Table, *texts: list[str]) -> pa.Table:
@@ -59,16 +64,16 @@ def negatives(train: pa.Table, *texts: list[str]) -> pa.Table:
 
 
 def test_ahead_is_what_the_user_came_to_next_in_training(train: pa.Table) -> None:
-    known = pair_scores.ahead(train)
+    known = pair_scores.Ahead(train).places(train)
     last = len(train) // 2  # windows of each user
-    for row in train.to_pylist():
+    for row, found in zip(train.to_pylist(), known, strict=True):
         u = ("ann", "bob").index(row["user"])
         n = row["timestamp"] // 100
         expected = {
             f"Film {(5 * u + m) % 30}".casefold(): (float(m % 5 + 1), m - n + 1)
             for m in range(n, min(n + 10, 10 + last))
         }
-        assert {title.casefold(): place for title, place in known[row["example_id"]].items()} == expected
+        assert {title.casefold(): place for title, place in found.items()} == expected
 
 
 def test_utilities_are_rating_over_root_of_distance(train: pa.Table) -> None:
@@ -76,7 +81,7 @@ def test_utilities_are_rating_over_root_of_distance(train: pa.Table) -> None:
     later = next(r for r in train.to_pylist() if r["user"] == first["user"] and r["timestamp"] > first["timestamp"])
     pairs = preferences.pair_up(train, negatives(train, [later["target"], "Never met"]))
     assert len(pairs) == 1  # the others have no rejected answer
-    scored = pair_scores.with_utilities(pairs, pair_scores.ahead(train))
+    scored = pair_scores.with_utilities(pairs, pair_scores.Ahead(train))
     wanted = [first["target_rating"], later["target_rating"] / math.sqrt(2), 3 / math.sqrt(11)]
     assert scored["scores"].to_pylist()[0] == pytest.approx(wanted)
     assert pair_scores.ordered(scored)[1] == sum(score >= wanted[0] for score in wanted[1:]) > 0
@@ -107,8 +112,9 @@ def test_doubts_are_the_oracles_and_strange_text_is_its_nearest_title(train: pa.
 
 def test_targets_are_the_best_of_what_came_next(train: pa.Table) -> None:
     """RecPO section 3 by brute force, for ann: film n is rated n % 5 + 1."""
-    best, later = pair_scores.retarget(train, "utility", 4)
-    nearest, _ = pair_scores.retarget(train, "nearest", 4)
+    ahead = pair_scores.Ahead(train)
+    best, nearest = (pair_scores.retarget(train, ahead, how, 4) for how in ("utility", "nearest"))
+    later = ahead.titles(train)
     last = 10 + len(train) // 2
     for row, near, titles in zip(best.to_pylist(), nearest.to_pylist(), later, strict=True):
         u, n = ("ann", "bob").index(row["user"]), row["timestamp"] // 100
@@ -126,11 +132,12 @@ def test_a_title_that_comes_again_has_the_place_for_which_it_was_chosen() -> Non
     met[14] = met[12]
     stars = {12: 1.0, 14: 5.0}
     rows = [{"user": "u", "title": t, "rating": stars.get(n, 1.5), "timestamp": n} for n, t in enumerate(met)]
-    train = cut(pa.Table.from_pylist(rows, schema=schema.INTERACTIONS), 10).splits["train"]
-    best, _ = pair_scores.retarget(train, "utility", 4)
+    train = numbered(cut(pa.Table.from_pylist(rows, schema=schema.INTERACTIONS), 10).splits["train"])
+    ahead = pair_scores.Ahead(train)
+    best = pair_scores.retarget(train, ahead, "utility", 4)
     row, title = best.slice(2, 1).to_pylist()[0], fold("Film 12")
     assert (train["target_rating"][2].as_py(), row["target_rating"]) == (1.0, 5.0)
-    first, chosen = (pair_scores.ahead(train, best=flag)[row["example_id"]][title] for flag in (False, True))
+    first, chosen = (ahead.places(train, best=flag)[row["number"]][title] for flag in (False, True))
     assert (first, chosen) == ((1.0, 1), (5.0, 3))
 
 
@@ -168,13 +175,14 @@ def test_margins_of_recpo_differ_among_the_negatives_of_a_prompt_without_candida
 ) -> None:
     """One of the user's own later films keeps its φ, all others have that of s = 3 and d = 11 (METHODS section 2)."""
     shared, policy = lane_inputs(tmp_path, train, "--method", "RecPO", "--num-negatives", str(CANDIDATES - 1))
-    rows, later = pair_scores.retarget(train, "utility", 4)
+    ahead = pair_scores.Ahead(train)
+    rows, later = pair_scores.retarget(train, ahead, "utility", 4), ahead.titles(train)
     lane = GenerateLane(shared, lambda: None, TitleEmbedder(TITLES))
     table = lane.negatives(policy, rows, 1).result()
     lane.close()
     assert rows["candidates"].null_count == len(rows)
-    pairs = pair_scores.with_utilities(preferences.pair_up(rows, table), pair_scores.ahead(train, best=True))
-    met, varied = touched(train), 0
+    pairs = pair_scores.with_utilities(preferences.pairs(rows, table), ahead, best=True)
+    met, varied = Met(train), 0
     for row, example, coming in zip(pairs.to_pylist(), train.to_pylist(), later, strict=True):
         n, start = example["timestamp"] // 100, 5 * ("ann", "bob").index(example["user"])
         own = {f"Film {(start + m) % 30}": (m % 5 + 1) / (m - n + 1) ** 0.5 for m in range(n, n + len(coming))}
@@ -191,7 +199,7 @@ def preferred(tmp_path: Path, train: pa.Table, rejected: pa.Table) -> tuple[pa.T
     shared, policy = lane_inputs(tmp_path, train, *args)
     shared.run.begin("01/prefer")
     future: Future = Future()
-    future.set_result(rejected)
+    future.set_result([rejected])
     lane = TrainLane(shared, lambda: None, policy)
     cast("Any", lane)._train = lambda *found: (found[3], found[7])
     made = lane.prefer(policy, train, future, None, 1)

@@ -1,5 +1,5 @@
 """Floor 1: raw files in, typed tables of examples out."""
 
-from rayrec.data.dataset import Dataset, load
+from rayrec.data.dataset import Dataset, content_hash, load
 
-__all__ = ["Dataset", "load"]
+__all__ = ["Dataset", "content_hash", "load"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from rayrec.data.mapped import each
 from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -21,14 +22,8 @@ LIKED, DISLIKED = 4.0, 2.0
 #: Later titles of a user that RecPO looks at.
 REACH = 10
 
-
-def touched(*tables: pa.Table) -> dict[str, frozenset[str]]:
-    """Titles that each user met, in histories and targets of the rows (schema.EXAMPLES)."""
-    met: dict[str, set[str]] = defaultdict(set)
-    for rows in tables:
-        for row in rows.select(["user", "history", "target"]).to_pylist():
-            met[row["user"]].update(row["history"], (row["target"],))
-    return {user: frozenset(titles) for user, titles in met.items()}
+#: From rows, wrong titles that each of them lists whether met or not.
+Also = Callable[[pa.Table], Sequence[Sequence[str]]]
 
 
 def with_candidates(
@@ -36,23 +31,32 @@ def with_candidates(
     met: Mapping[str, Collection[str]],
     catalogue: Catalogue,
     seed: int,
-    also: Sequence[Sequence[str]] | None = None,
+    also: Also | None = None,
 ) -> pa.Table:
     """Fill the ``candidates`` of every row (schema.EXAMPLES); ``met`` by user, and by row what is listed ``also``.
 
     Raises:
         ValueError: a user met so many items that too few are left.
     """
-    columns = ["example_id", "user", "timestamp", "history", "target"]
-    listed = rows.select(columns).to_pylist()
-    more = also or [()] * len(listed)
-    lists = [
+
+    def filled(some: pa.Table) -> pa.Table:
+        at = some.column_names.index("candidates")
+        field = some.schema.field(at)
+        return some.set_column(at, field, pa.array(candidate_lists(some, met, catalogue, seed, also), field.type))
+
+    return each(rows, filled)
+
+
+def candidate_lists(
+    rows: pa.Table, met: Mapping[str, Collection[str]], catalogue: Catalogue, seed: int, also: Also | None = None
+) -> list[list[str]]:
+    """The :func:`candidates` of every row."""
+    listed = rows.select(["example_id", "user", "timestamp", "history", "target"]).to_pylist()
+    more = also(rows) if also else [()] * len(listed)
+    return [
         candidates(row, met.get(row["user"], ()), catalogue, seed, also=extra)
         for row, extra in zip(listed, more, strict=True)
     ]
-    at = rows.column_names.index("candidates")
-    field = rows.schema.field(at)
-    return rows.set_column(at, field, pa.array(lists, field.type))
 
 
 def candidates(
@@ -122,4 +126,7 @@ def adherence_rows(
     draw = np.random.default_rng(seed_of(seed, "adherence"))
     kept = np.sort(draw.permutation(len(found))[:count])
     table = pa.Table.from_pylist([found[i][0] for i in kept], schema=test.schema)
-    return with_candidates(table, met, catalogue, seed, [found[i][1] for i in kept])
+    coming = {found[i][0]["example_id"]: found[i][1] for i in kept}
+    return with_candidates(
+        table, met, catalogue, seed, lambda some: [coming[name] for name in some["example_id"].to_pylist()]
+    )

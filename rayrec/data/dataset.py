@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayrec.config import DataConfig
 from rayrec.data import synthetic, windows
-from rayrec.data.candidates import adherence_rows, touched, with_candidates
+from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.mapped import slices, take
+from rayrec.data.met import Met
 from rayrec.data.sources import SOURCES, detect
 from rayrec.data.sources.reading import Raw, Truth
 
@@ -23,6 +27,7 @@ from rayrec.data.sources.reading import Raw, Truth
 class Dataset:
     """Checked data: ``train`` whole, ``valid`` and ``test`` the seeded samples, all three by ``schema.EXAMPLES``.
 
+    ``train`` also has a column ``number``, the place of the row, which whatever is taken from it keeps.
     ``rejected`` holds the bad rows (``reading.REJECTED``), ``counts`` what became of every row, ``content_hash`` is the
     sha256 of catalogue and examples whatever their path, ``truth`` the distribution behind synthetic data, else None.
     """
@@ -46,20 +51,37 @@ class Dataset:
         return {"valid": self.valid, "test": self.test, **extra}
 
 
-def _digest(sha: hashlib._Hash, column: pl.Series) -> None:
+#: A column, read from its beginning, a slice at a time.
+_Column = Callable[[], Iterator[pl.Series]]
+
+
+def _digest(sha: hashlib._Hash, column: _Column) -> None:
     """Feed the values of a column: Arrow's own bytes also hold chunk borders, offsets and what lies behind nulls."""
-    sha.update(len(column).to_bytes(8, "little"))
-    sha.update(np.packbits(column.is_null().to_numpy()).tobytes())
-    column = column.drop_nulls()
-    if column.dtype == pl.List:
-        lengths = column.list.len()
-        sha.update(lengths.to_numpy().tobytes())
-        _digest(sha, column.filter(lengths > 0).explode())
-    elif column.dtype == pl.String:
-        sha.update(column.str.len_bytes().to_numpy().tobytes())
-        sha.update("".join(column).encode())
+    sha.update(sum(map(len, column())).to_bytes(8, "little"))
+    left = np.zeros(0, bool)
+    for some in column():
+        left = np.concatenate([left, some.is_null().to_numpy()])
+        whole = len(left) // 8 * 8
+        sha.update(np.packbits(left[:whole]).tobytes())
+        left = left[whole:]
+    sha.update(np.packbits(left).tobytes())
+
+    def values() -> Iterator[pl.Series]:
+        return (some.drop_nulls() for some in column())
+
+    kind = next(column(), pl.Series(dtype=pl.Int64)).dtype
+    if kind == pl.List:
+        for some in values():
+            sha.update(some.list.len().to_numpy().tobytes())
+        _digest(sha, lambda: (some.filter(some.list.len() > 0).explode() for some in values()))
+    elif kind == pl.String:
+        for some in values():
+            sha.update(some.str.len_bytes().to_numpy().tobytes())
+        for some in values():
+            sha.update("".join(some).encode())
     else:
-        sha.update(column.to_numpy().tobytes())
+        for some in values():
+            sha.update(some.to_numpy().tobytes())
 
 
 def content_hash(*tables: pa.Table) -> str:
@@ -67,8 +89,9 @@ def content_hash(*tables: pa.Table) -> str:
     sha = hashlib.sha256()
     for table in tables:
         sha.update(repr((table.column_names, sorted((table.schema.metadata or {}).items()))).encode())
-        for column in table.columns:
-            _digest(sha, pl.Series(column))
+        for name in table.column_names:
+            only = table.select([name])
+            _digest(sha, lambda only=only: (pl.Series(some.column(0)) for some in slices(only)))
     return sha.hexdigest()
 
 
@@ -76,7 +99,7 @@ def _sample(table: pa.Table, rows: int, seed: int, salt: int) -> pa.Table:
     """Draw without replacement and keep the order; ``salt`` makes the draws of the splits independent."""
     if len(table) <= rows:
         return table
-    return table.take(np.sort(np.random.default_rng((seed, salt)).choice(len(table), rows, replace=False)))
+    return take(table, np.sort(np.random.default_rng((seed, salt)).choice(len(table), rows, replace=False)))
 
 
 def _reject(raw: Raw, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:
@@ -135,13 +158,24 @@ def _cut(raw: Raw, config: DataConfig, source: str) -> windows.Windows:
 
 def _outside(cut: windows.Windows, catalogue: Catalogue) -> dict[str, int]:
     """Count titles that the examples name and the catalogue lacks, and items that training never shows."""
-    every = pl.DataFrame(pl.from_arrow(pa.concat_tables(cut.splits.values())))
-    known = pl.Series(catalogue.titles).implode()
+    known, targets, histories = pa.array(catalogue.titles), 0, 0
+
+    def outside(titles: pa.Array) -> int:
+        return len(titles) - pc.call_function("is_in", [titles], pc.SetLookupOptions(known)).true_count
+
+    for some in slices(pa.concat_tables(cut.splits.values())):
+        targets += outside(some["target"].combine_chunks())
+        histories += outside(some["history"].combine_chunks().flatten())
     return {
-        "targets_outside_catalogue": int((~every["target"].is_in(known)).sum()),
-        "history_titles_outside_catalogue": int((~every["history"].explode().is_in(known)).sum()),
+        "targets_outside_catalogue": targets,
+        "history_titles_outside_catalogue": histories,
         "items_never_in_training": int((catalogue.popularity == 0).sum()),
     }
+
+
+def numbered(rows: pa.Table) -> pa.Table:
+    """The rows with a column ``number``, the place of each."""
+    return rows.append_column("number", pa.array(np.arange(len(rows))))
 
 
 def load(config: DataConfig) -> Dataset:
@@ -166,8 +200,8 @@ def load(config: DataConfig) -> Dataset:
     valid, test = _sample(valid, config.valid_rows, config.seed, 1), _sample(test, config.test_rows, config.seed, 2)
     if config.protocol == "candidates":
         # A training row knows what its user met in training, an evaluated row all that its user ever met.
-        train = with_candidates(train, touched(train), catalogue, config.seed)
-        met = touched(*every)
+        train = with_candidates(train, Met(train), catalogue, config.seed)
+        met = Met(*every)
         valid, test = (with_candidates(rows, met, catalogue, config.seed) for rows in (valid, test))
         # Where a user has one test row, the validation row before it is the last one that two titles come after.
         later = pa.concat_tables(every[1:]) if config.split == "leave_last_two" else every[2]
@@ -175,4 +209,5 @@ def load(config: DataConfig) -> Dataset:
         adherence = adherence if len(adherence) else None
     counts |= {"valid": len(valid), "test": len(test)}
     digest = content_hash(catalogue.to_table(), train, valid, test)
+    train = numbered(train)
     return Dataset(catalogue, train, valid, test, rejected, counts, digest, source, raw.truth, adherence)

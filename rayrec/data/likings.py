@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayrec.data import schema
+from rayrec.data.mapped import each
 from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -26,25 +27,35 @@ def liking_rows(rows: pa.Table, met: Mapping[str, Collection[str]], catalogue: C
     Where the target is rated, it is asked about, and liked above 3. Without a rating it is liked, and a second question
     is about a title that the user never ``met``, drawn with ``seed``.
     """
-    made = []
-    for row in rows.to_pylist():
-        rating, title = row["target_rating"], row["target"]
-        liked = rating is None or rating > MIDDLE
-        made.append(row | {"candidates": [title], "target": YES if liked else NO})
-        if rating is None:
-            draw = np.random.default_rng(seed_of(seed, "liking", row["example_id"]))
-            known = {*met.get(row["user"], ()), *row["history"], title}
-            while (other := catalogue.titles[int(draw.integers(len(catalogue)))]) in known:
-                if len(known) >= len(catalogue):
-                    raise ValueError(f"User {row['user']} met the whole catalogue. Take a larger one, or rated data.")
-            made.append(row | {"example_id": f"{row['example_id']}-no", "candidates": [other], "target": NO})
-    return pa.Table.from_pylist(made, schema=schema.EXAMPLES)
+
+    def asked(some: pa.Table) -> pa.Table:
+        made = []
+        for row in some.to_pylist():
+            rating, title = row["target_rating"], row["target"]
+            liked = rating is None or rating > MIDDLE
+            made.append(row | {"candidates": [title], "target": YES if liked else NO})
+            if rating is None:
+                draw = np.random.default_rng(seed_of(seed, "liking", row["example_id"]))
+                known = {*met.get(row["user"], ()), *row["history"], title}
+                while (other := catalogue.titles[int(draw.integers(len(catalogue)))]) in known:
+                    if len(known) >= len(catalogue):
+                        raise ValueError(
+                            f"User {row['user']} met the whole catalogue. Take a larger one, or rated data."
+                        )
+                made.append(row | {"example_id": f"{row['example_id']}-no", "candidates": [other], "target": NO})
+        return pa.Table.from_pylist(made, schema=schema.EXAMPLES)
+
+    return each(rows, asked)
 
 
 def one_by_one(rows: pa.Table) -> pa.Table:
     """Return every row (schema.EXAMPLES) once for each of its candidates, with that one alone."""
-    lists = rows["candidates"].to_pylist()
-    table = rows.take(np.repeat(np.arange(len(rows)), list(map(len, lists))))
-    at = table.column_names.index("candidates")
-    field = table.schema.field(at)
-    return table.set_column(at, field, pa.array([[title] for one in lists for title in one], field.type))
+
+    def spread(some: pa.Table) -> pa.Table:
+        lists = some["candidates"].to_pylist()
+        table = some.take(np.repeat(np.arange(len(some)), list(map(len, lists))))
+        at = table.column_names.index("candidates")
+        field = table.schema.field(at)
+        return table.set_column(at, field, pa.array([[title] for one in lists for title in one], field.type))
+
+    return each(rows, spread)

@@ -5,13 +5,14 @@ Every row carries its ``step`` and ``slot``; the number of workers appears nowhe
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayrec.data import schema
+from rayrec.data.mapped import each, mapped, slices, take
 from rayrec.seeds import seed_of
 
 #: Columns that only some objectives read.
@@ -29,7 +30,7 @@ def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Ta
         order = np.random.default_rng(seed_of(seed, name, turn)).permutation(len(train))
         rounds.append(order[offset : offset + start + count - taken])
         taken += len(rounds[-1])
-    return train.take(np.concatenate(rounds) if rounds else np.zeros(0, dtype=np.int64))
+    return take(train, np.concatenate(rounds) if rounds else np.zeros(0, dtype=np.int64))
 
 
 def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
@@ -37,8 +38,28 @@ def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) 
 
     Examples weigh 1, or what their column ``weight`` says.
     """
-    rejected = pa.array([[]] * len(examples), schema.PREFERENCES.field("rejected").type)
-    return arrange(_base(examples, pa.nulls(len(examples), pa.string()), rejected), batch, epochs, seed, name)
+
+    def base(some: pa.Table) -> pa.Table:
+        rejected = pa.array([[]] * len(some), schema.PREFERENCES.field("rejected").type)
+        return _base(some, pa.nulls(len(some), pa.string()), rejected)
+
+    return arrange(each(examples, base), batch, epochs, seed, name)
+
+
+def pairs(rows: pa.Table, negatives: Iterable[pa.Table]) -> pa.Table:
+    """:func:`pair_up` of a draw, whose examples have a column ``number`` of their own.
+
+    ``negatives`` holds those of each slice (:func:`rayrec.data.mapped.slices`) of the :func:`distinct` rows.
+    """
+    unique = distinct(rows)
+    kind = pair_up(rows.slice(0, 0), schema.NEGATIVES.empty_table()).schema
+    made = mapped((pair_up(some, own) for some, own in zip(slices(unique), negatives, strict=True)), kind)
+    if unique is rows or not len(made):
+        return made
+    numbers, wanted = made["number"].to_numpy(), rows["number"].to_numpy()
+    order = np.argsort(numbers)
+    place = order[np.searchsorted(numbers, wanted, sorter=order).clip(max=len(order) - 1)]
+    return take(made, place[numbers[place] == wanted])
 
 
 def pair_up(examples: pa.Table, negatives: pa.Table) -> pa.Table:
@@ -65,25 +86,27 @@ def _places(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
 
 
 def distinct(rows: pa.Table) -> pa.Table:
-    """Every example once, in the order in which they come first: a draw longer than the split holds some twice."""
-    numbers = rows["example_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    _, first = np.unique(numbers, return_index=True)
-    return rows if len(first) == len(rows) else rows.take(first)  # examples are numbered as they come
+    """Every ``number`` once, in the order in which they come first: a draw longer than the split holds some twice."""
+    _, first = np.unique(rows["number"].to_numpy(), return_index=True)
+    return rows if len(first) == len(rows) else take(rows, np.sort(first))
 
 
 def with_neighbours(rows: pa.Table) -> pa.Table:
     """Fill ``neighbour`` with the chosen answer of the next row of the same global batch, round the batch, padding not
     counted; null for padding and where a batch has one row."""
-    steps, weights, chosen = (rows[name].to_pylist() for name in ("step", "weight", "chosen"))
-    batches: dict[int, list[int]] = defaultdict(list)
-    for i, step in enumerate(steps):
-        if weights[i]:
-            batches[step].append(i)
-    next_to: list[str | None] = [None] * len(rows)
-    for batch in batches.values():
-        for i, j in zip(batch, [*batch[1:], batch[0]], strict=True):
-            next_to[i] = chosen[j] if i != j else None
-    return rows.set_column(rows.column_names.index("neighbour"), "neighbour", pa.array(next_to, pa.string()))
+    real = np.flatnonzero(rows["weight"].to_numpy())
+    step = rows["step"].to_numpy()[real]
+    starts = np.flatnonzero(np.diff(step, prepend=-1))
+    sizes = np.diff(starts, append=len(real))
+    place = np.arange(len(real)) - np.repeat(starts, sizes)
+    after = real[np.repeat(starts, sizes) + (place + 1) % np.repeat(sizes, sizes)]
+    next_to = np.zeros(len(rows), np.int64)
+    next_to[real] = after
+    alone = np.ones(len(rows), bool)
+    alone[real] = after == real
+    chosen = take(rows.select(["chosen"]), next_to)["chosen"]
+    names = pc.call_function("if_else", [pa.array(alone), pa.scalar(None, pa.string()), chosen])
+    return rows.set_column(rows.column_names.index("neighbour"), "neighbour", names)
 
 
 def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array) -> pa.Table:
@@ -97,6 +120,7 @@ def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array) -> pa.Table:
         "chosen": examples.column("target"),
         "rejected": rejected,
         "weight": examples.column("weight") if "weight" in examples.column_names else ones,
+        **({"number": examples.column("number")} if "number" in examples.column_names else {}),
         **{name: pa.nulls(len(examples), schema.PREFERENCES.field(name).type) for name in _OPTIONAL},
     }
     return pa.table(columns)
@@ -117,7 +141,7 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> p
     padding = -len(order) % batch
     weight = np.concatenate([table["weight"].to_numpy()[order], np.zeros(padding)]).astype(np.float32)
     place = np.arange(len(order) + padding)
-    table = table.take(np.concatenate([order, np.repeat(order[-1:], padding)]))
+    table = take(table, np.concatenate([order, np.repeat(order[-1:], padding)]))
     table = table.set_column(table.column_names.index("weight"), "weight", pa.array(weight))
     table = table.append_column("step", pa.array(place // batch, pa.int32()))
     return schema.check(table.append_column("slot", pa.array(place % batch, pa.int32())), schema.PREFERENCES, name)

@@ -6,12 +6,13 @@ Source: IFairLRS (Jiang et al.), as a baseline of SPRec's table 2.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.mapped import slices
 
 
 def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
@@ -29,15 +30,18 @@ def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
         title: [g for g in names if g in selected]
         for title, names in zip(catalogue.titles, catalogue.genres, strict=True)
     }
-    targets = [genres.get(target, []) for target in rows["target"].to_pylist()]
-    liked = _shares(genres.get(title, []) for history in rows["history"].to_pylist() for title in history)
-    asked = _shares(targets)
+
+    def targets() -> Iterator[list[str]]:
+        return (genres.get(target, []) for some in slices(rows) for target in some["target"].to_pylist())
+
+    titles = (title for some in slices(rows) for history in some["history"].to_pylist() for title in history)
+    liked, asked = _shares(genres.get(title, []) for title in titles), _shares(targets())
     if not liked or not asked:
         raise ValueError(
             f"--reweight genre: the titles of {len(rows)} training rows have no genre. Take data with genres, or none."
         )
     ratio = {g: liked.get(g, 0.0) / share for g, share in asked.items()}
-    weights = np.array([np.mean([ratio[g] for g in names]) if names else 1.0 for names in targets])
+    weights = np.fromiter((np.mean([ratio[g] for g in names]) if names else 1.0 for names in targets()), float)
     return weights / weights.mean()
 
 

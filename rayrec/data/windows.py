@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +10,9 @@ import polars as pl
 import pyarrow as pa
 
 from rayrec.data import schema
+from rayrec.data.mapped import SLICE, mapped, slices
 
 SPLITS = ("train", "valid", "test")
-#: Windows made at once: bounds memory, and a column of text must stay below 2 GiB.
-CHUNK = 1 << 18
 
 
 class Windows(NamedTuple):
@@ -50,15 +50,15 @@ def _lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values)
 
 
-def _examples(table: pa.Table, ends: np.ndarray, past: np.ndarray, split: str) -> pa.Table:
-    """Return the examples whose targets are the rows ``ends`` of ``table``, which is ordered by user and then time.
+def _examples(table: pa.Table, ends: np.ndarray, past: np.ndarray, split: str) -> Iterator[pa.Table]:
+    """Yield the examples whose targets are the rows ``ends`` of ``table``, which is ordered by user and then time.
 
     ``past``: titles of each one's history.
     """
     rated = table["rating"].null_count < len(table)
-    chunks = [schema.EXAMPLES.empty_table()]
-    for start in range(0, len(ends), CHUNK):
-        rows, lengths = ends[start : start + CHUNK], past[start : start + CHUNK]
+    table = table.combine_chunks()
+    for start in range(0, len(ends), SLICE):
+        rows, lengths = ends[start : start + SLICE], past[start : start + SLICE]
         target = table.take(rows)
         before = np.arange(lengths.sum()) + np.repeat(rows - np.cumsum(lengths), lengths)
         seen = table.select(["title", "rating"]).take(before).combine_chunks()
@@ -74,8 +74,7 @@ def _examples(table: pa.Table, ends: np.ndarray, past: np.ndarray, split: str) -
             "target_rating": target["rating"],
             "candidates": pa.nulls(len(rows), pa.list_(pa.string())),
         }
-        chunks.append(schema.check(pa.table(columns), schema.EXAMPLES, f"{split} windows"))
-    return pa.concat_tables(chunks)
+        yield schema.check(pa.table(columns), schema.EXAMPLES, f"{split} windows")
 
 
 class _Log(NamedTuple):
@@ -175,8 +174,11 @@ def cut(
         "rows_only_in_histories": int(least * (~short).sum()),
     }
     named = zip(SPLITS, parts, strict=True)
-    tables = {name: _examples(table, rows, np.minimum(place[rows], history), name) for name, rows in named}
-    return Windows(tables, table.filter(pa.array(seen))["title"], counts)
+    tables = {
+        name: mapped(_examples(table, rows, np.minimum(place[rows], history), name), schema.EXAMPLES)
+        for name, rows in named
+    }
+    return Windows(tables, table["title"].filter(pa.array(seen)), counts)
 
 
 def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:
@@ -208,7 +210,7 @@ def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:
         table = table.append_column("history_ratings", pa.nulls(len(part), pa.list_(pa.float32())))
         table = table.append_column("target_rating", pa.nulls(len(part), pa.float32()))
         table = table.append_column("candidates", pa.nulls(len(part), pa.list_(pa.string())))
-        splits[split] = schema.check(table, schema.EXAMPLES, f"{split} rows")
+        splits[split] = mapped(slices(schema.check(table, schema.EXAMPLES, f"{split} rows")), schema.EXAMPLES)
     titles = pl.concat([train["history"].explode(), train["target"]]).to_arrow().cast(pa.string())
     counts = {"users": windows["user"].n_unique(), "test_rows_also_in_train": len(again)}
     return Windows(splits, pa.chunked_array([titles]), counts)

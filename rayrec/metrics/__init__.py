@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayrec.metrics.choice import choice_metrics
 from rayrec.metrics.div_ratio import div_ratio, div_ratio_without
@@ -17,7 +18,7 @@ from rayrec.metrics.genre_unfairness import dgu, genre_share, mgu
 from rayrec.metrics.hit_ratio import hit_ratio, hits
 from rayrec.metrics.ndcg import gains, ndcg
 from rayrec.metrics.or_ratio import or_ratio, or_ratio_without
-from rayrec.metrics.outcome import Outcome, histories, outcome, ranks
+from rayrec.metrics.outcome import Outcome, outcome, ranks
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -52,9 +53,8 @@ def evaluate(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, to
     """
     if not top_k or min(top_k) < 1:
         raise ValueError(f"Found top_k = {top_k}, wanted list lengths of 1 or more. Set --top-k, as in --top-k 1 5 10.")
-    history = histories(predictions, examples)
-    result = outcome(predictions, history, catalogue)
-    n, targets = predictions.num_rows, predictions["target"].to_pylist()
+    result, n = outcome(predictions, examples, catalogue), predictions.num_rows
+    known = pc.call_function("is_in", [predictions["target"]], pc.SetLookupOptions(pa.array(catalogue.titles)))
     lacks_I = result.genre_IG.sum(axis=1) == 0
     genres: dict[str, Any] = {"selected": list(catalogue.selected_genres)}
     genres["GH"] = _named(genre_share(result.history_I, result.genre_IG), catalogue)
@@ -66,9 +66,9 @@ def evaluate(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, to
         numbers[f"no_genre@{k}"] = int(returned_I[lacks_I].sum())
         genres[f"GP@{k}"] = _named(genre_share(returned_I, result.genre_IG), catalogue)
     return numbers | {
-        "empty": sum(not titles for titles in predictions["titles"].to_pylist()),
-        "target_outside": sum(target not in catalogue.index for target in targets),
-        "history_outside": sum(map(len, history)) - int(result.history_I.sum()),
+        "empty": n - int((result.items_NL >= 0).any(axis=1).sum()),
+        "target_outside": n - sum(chunk.true_count for chunk in known.chunks),
+        "history_outside": result.outside,
         "history_no_genre": int(result.history_I[lacks_I].sum()),
         "genres": genres,
     }

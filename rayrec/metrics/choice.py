@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayrec.data.candidates import DISLIKED, LIKED
 from rayrec.metrics.hit_ratio import hits
@@ -18,9 +19,9 @@ def choice_metrics(predictions: pa.Table, examples: pa.Table) -> dict[str, float
     rows, the target rated 2 or less, whose answer is exactly one candidate and not the target. None without such rows.
     Of the rows of :func:`rayrec.data.candidates.adherence_rows` it is the ``AdherenceRate`` (RecPO D.4) alone.
     """
-    if examples["split"].to_pylist()[:1] == ["adherence"]:
+    if examples["split"][:1].to_pylist() == ["adherence"]:
         return {"AdherenceRate": _mean(hits(ranks(predictions), 1))}
-    valid_N = np.array([len(titles) > 0 for titles in predictions["titles"].to_pylist()], dtype=bool)
+    valid_N = pc.call_function("list_value_length", [predictions["titles"]]).to_numpy() > 0
     hit_N, rating_N = hits(ranks(predictions), 1), examples["target_rating"].to_numpy().astype(float)
     liked_N, disliked_N = rating_N >= LIKED, rating_N <= DISLIKED
     return {

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayrec.data.mapped import slices, take
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -20,6 +23,7 @@ class Outcome:
     items_NL: np.ndarray  #: items of the lists, best first; -1 where nothing was returned
     history_I: np.ndarray  #: how often an item stands in the histories of the rows
     genre_IG: np.ndarray  #: weight 1/n of an item on each of its n selected genres; a row of 0 where it has none
+    outside: int  #: titles of the histories that are not in the catalogue
 
     def returned(self, k: int) -> np.ndarray:
         """How often each item stands among the first ``k`` of the lists, (I,); its sum is M, the items returned."""
@@ -29,9 +33,11 @@ class Outcome:
 
 def ranks(predictions: pa.Table) -> np.ndarray:
     """Place of every row's target in its ``titles``, from 1; 0 where it is absent. (N,) int64, in row order."""
-    targets, lists = predictions["target"].to_pylist(), predictions["titles"].to_pylist()
-    found = [list_.index(target) + 1 if target in list_ else 0 for target, list_ in zip(targets, lists, strict=True)]
-    return np.array(found, dtype=np.int64)
+    found = []
+    for some in slices(predictions):
+        rows = zip(some["target"].to_pylist(), some["titles"].to_pylist(), strict=True)
+        found.append([list_.index(target) + 1 if target in list_ else 0 for target, list_ in rows])
+    return np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64)
 
 
 def genre_weights(catalogue: Catalogue) -> np.ndarray:
@@ -41,53 +47,60 @@ def genre_weights(catalogue: Catalogue) -> np.ndarray:
     return has_IG / np.maximum(has_IG.sum(axis=1, keepdims=True), 1)
 
 
-def histories(predictions: pa.Table, examples: pa.Table) -> list[list[str]]:
-    """Return the history of every prediction's example, in the order of ``predictions``.
+def aligned(predictions: pa.Table, examples: pa.Table) -> pa.Table:
+    """Return the examples in the order of ``predictions``.
 
     Raises:
         ValueError: the two tables do not hold the same example ids once each, or disagree on a target.
     """
-    rows = dict(zip(examples["example_id"].to_pylist(), zip(*_columns(examples), strict=True), strict=True))
-    ids = predictions["example_id"].to_pylist()
-    if len(set(ids)) != len(ids) or len(rows) != examples.num_rows or set(ids) != set(rows):
-        odd = sorted(set(ids) ^ set(rows))[:3]
+    ids, own = (table["example_id"].combine_chunks() for table in (predictions, examples))
+    made, there = len(ids.unique()), len(own.unique())
+    place = pc.call_function("index_in", [ids], pc.SetLookupOptions(own))
+    if made != len(ids) or there != len(own) or made != there or place.null_count:
+        odd = sorted(set(ids.to_pylist()) ^ set(own.to_pylist()))[:3]
         raise ValueError(
-            f"Found {len(ids)} predictions ({len(set(ids))} distinct) for {examples.num_rows} examples ({len(rows)} "
-            f"distinct), on one side only: {odd}. Give one prediction for each evaluated example, and no others."
+            f"Found {len(ids)} predictions ({made} distinct) for {len(own)} examples ({there} distinct), on one side "
+            f"only: {odd}. Give one prediction for each evaluated example, and no others."
         )
-    for example_id, target in zip(ids, predictions["target"].to_pylist(), strict=True):
-        if rows[example_id][0] != target:
-            raise ValueError(
-                f"Example {example_id}: the prediction's target is {target!r}, the example's {rows[example_id][0]!r}. "
-                "Evaluate predictions against the examples they were made for."
-            )
-    return [rows[example_id][1] for example_id in ids]
+    order = place.to_numpy()
+    examples = examples if (order == np.arange(len(order))).all() else take(examples, order)
+    different = np.flatnonzero(pc.call_function("not_equal", [predictions["target"], examples["target"]]).to_numpy())
+    if len(different):
+        first = int(different[0])
+        raise ValueError(
+            f"Example {ids[first]}: the prediction's target is {predictions['target'][first].as_py()!r}, the example's "
+            f"{examples['target'][first].as_py()!r}. Evaluate predictions against the examples they were made for."
+        )
+    return examples
 
 
-def outcome(predictions: pa.Table, history: list[list[str]], catalogue: Catalogue) -> Outcome:
-    """Number the lists of ``predictions`` and the ``history`` of their rows by the items of ``catalogue``.
-
-    History titles outside the catalogue are left out (:func:`rayrec.metrics.evaluate` counts them).
+def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> Outcome:
+    """Number the lists of ``predictions`` and the histories of their ``examples`` by the items of ``catalogue``.
 
     Raises:
-        ValueError: a list holds a title twice or a title that is not in the catalogue.
+        ValueError: ids or targets do not match, a list holds a title twice or one that is not in the catalogue.
     """
-    lists = predictions["titles"].to_pylist()
-    for example_id, titles in zip(predictions["example_id"].to_pylist(), lists, strict=True):
-        outside = [title for title in titles if title not in catalogue.index]
-        if outside or len(set(titles)) < len(titles):
-            raise ValueError(
-                f"Example {example_id}: the list {titles} must hold distinct catalogue titles"
-                + (f", but {outside} are not in the catalogue." if outside else ".")
-                + " Ground the answers before evaluating them."
-            )
-    items_NL = np.full((len(lists), max(map(len, lists), default=0)), -1, dtype=np.int64)
-    for row, titles in zip(items_NL, lists, strict=True):
-        row[: len(titles)] = [catalogue.index[title] for title in titles]
-    known = [catalogue.index[title] for titles in history for title in titles if title in catalogue.index]
-    history_I = np.bincount(np.array(known, dtype=np.int64), minlength=len(catalogue.titles))
-    return Outcome(ranks(predictions), items_NL, history_I, genre_weights(catalogue))
+    longest = pc.call_function("list_value_length", [predictions["titles"]]).to_numpy().max(initial=0)
+    items_NL = np.full((len(predictions), longest), -1, dtype=np.int32)
+    history_I, outside, row = np.zeros(len(catalogue.titles), dtype=np.int64), 0, 0
+    for some, rows in zip(slices(predictions), slices(aligned(predictions, examples)), strict=True):
+        for example_id, titles in zip(some["example_id"].to_pylist(), some["titles"].to_pylist(), strict=True):
+            items_NL[row, : len(titles)] = _items(example_id, titles, catalogue)
+            row += 1
+        met = [title for history in rows["history"].to_pylist() for title in history]
+        known = [catalogue.index[title] for title in met if title in catalogue.index]
+        history_I += np.bincount(np.array(known, dtype=np.int64), minlength=len(history_I))
+        outside += len(met) - len(known)
+    return Outcome(ranks(predictions), items_NL, history_I, genre_weights(catalogue), outside)
 
 
-def _columns(examples: pa.Table) -> tuple[list[str], list[list[str]]]:
-    return examples["target"].to_pylist(), examples["history"].to_pylist()
+def _items(example_id: str, titles: list[str], catalogue: Catalogue) -> list[int]:
+    """The numbers of a list's titles."""
+    outside = [title for title in titles if title not in catalogue.index]
+    if outside or len(set(titles)) < len(titles):
+        raise ValueError(
+            f"Example {example_id}: the list {titles} must hold distinct catalogue titles"
+            + (f", but {outside} are not in the catalogue." if outside else ".")
+            + " Ground the answers before evaluating them."
+        )
+    return [catalogue.index[title] for title in titles]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 
-from rayrec.negatives.candidate_items import candidate_lists, candidates_table, self_hard_table
+from rayrec.negatives.candidate_items import candidates_of, candidates_table, self_hard_table
 from rayrec.negatives.draw import Draw
 from rayrec.negatives.popular_items import popular_table
 from rayrec.negatives.random_items import random_negatives, random_table
@@ -57,5 +57,5 @@ NEGATIVES: dict[str, Sampler] = {
     "popular": Sampler(popular_table),
     "candidates": Sampler(candidates_table),
     "semantic": Sampler(semantic_table, needs_embedder=True),
-    "self_hard": Sampler(self_hard_table, "score", choices=candidate_lists),
+    "self_hard": Sampler(self_hard_table, "score", choices=candidates_of),
 }

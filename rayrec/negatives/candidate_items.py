@@ -6,24 +6,23 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from rayrec.data.candidates import with_candidates
+from rayrec.data.candidates import candidate_lists
 from rayrec.negatives.draw import Draw, contexts, table
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
 
 
-def candidate_lists(examples: pa.Table, catalogue: Catalogue, draw: Draw) -> list[list[str]]:
+def candidates_of(examples: pa.Table, catalogue: Catalogue, draw: Draw) -> list[list[str]]:
     """Return the candidates of each row, the target among them: those of its prompt, where it lists some."""
     if not examples["candidates"].null_count:
         return examples["candidates"].to_pylist()
-    later = [draw.later.get(example, ()) for example in examples["example_id"].to_pylist()]
-    return with_candidates(examples, draw.touched, catalogue, draw.seed, later)["candidates"].to_pylist()
+    return candidate_lists(examples, draw.touched, catalogue, draw.seed, draw.later)
 
 
 def candidates_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
     """Return the first ``draw.k`` wrong candidates, in their random order, of each example (S-DPO, RecPO)."""
-    lists = dict(zip(examples["example_id"].to_pylist(), candidate_lists(examples, catalogue, draw), strict=True))
+    lists = dict(zip(examples["example_id"].to_pylist(), candidates_of(examples, catalogue, draw), strict=True))
     rows = []
     for example in contexts(examples):
         wrong = [title for title in lists[example["example_id"]] if title != example["target"]]

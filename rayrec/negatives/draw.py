@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayrec.data import schema
+from rayrec.data.candidates import Also
 from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class Draw:
     """Grounds self-play text; None leaves it raw."""
     touched: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Titles that each user met in the training split; `candidates` leaves them out."""
-    later: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By example id, titles that `candidates` lists although the user met them: what came next (RecPO)."""
+    later: Also | None = None
+    """Titles that `candidates` lists although the user met them: what came next (RecPO)."""
     similar: Embedder | None = None
     """Compares titles for `semantic`."""
 

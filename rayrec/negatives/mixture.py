@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import pyarrow as pa
+
+from rayrec.data.mapped import slices
 from rayrec.negatives import NEGATIVES
 from rayrec.seeds import seed_of
 
@@ -35,21 +39,19 @@ def parse(specs: Sequence[str]) -> dict[str, float]:
     return shares
 
 
-def assign(example_ids: Sequence[str], shares: dict[str, float], seed: int, iteration: int) -> dict[str, list[int]]:
-    """Return the row numbers of each sampler, ascending: round(share × distinct examples) of them.
+def assign(examples: pa.Table, shares: dict[str, float], seed: int, iteration: int) -> dict[str, np.ndarray]:
+    """Return the row numbers of each sampler, ascending: round(share × examples) of them, every example once.
 
     The largest remainders are rounded up so that no example is left over. Who gets which sampler depends on (seed,
-    iteration, example id) and not on the order of the rows; a repeated example has its rows together.
+    iteration, example id) and not on the order of the rows.
     """
     if len(shares) == 1:
-        return {next(iter(shares)): list(range(len(example_ids)))}
-    order = sorted(set(example_ids), key=lambda e: (seed_of(seed, "mixture", iteration, e), e))
+        return {next(iter(shares)): np.arange(len(examples))}
+    ids = (example_id for some in slices(examples) for example_id in some["example_id"].to_pylist())
+    order = np.argsort(np.fromiter((seed_of(seed, "mixture", iteration, one) for one in ids), np.int64))
     exact = {name: share * len(order) for name, share in shares.items()}
     counts = {name: math.floor(size) for name, size in exact.items()}
     for name in sorted(shares, key=lambda n: (counts[n] - exact[n], n))[: len(order) - sum(counts.values())]:
         counts[name] += 1
-    sampler, start = {}, 0
-    for name, count in counts.items():
-        sampler |= dict.fromkeys(order[start : start + count], name)
-        start += count
-    return {name: [i for i, e in enumerate(example_ids) if sampler[e] == name] for name in shares if counts[name]}
+    parts = np.split(order, np.cumsum(list(counts.values()))[:-1])
+    return {name: np.sort(part) for name, part in zip(counts, parts, strict=True) if len(part)}

@@ -7,7 +7,7 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from rayrec.data import preferences, schema
+from rayrec.data import mapped, preferences, schema
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def examples() -> pa.Table:
         {"example_id": name, "split": "train", "user": "u", "timestamp": i, "history": ["X"], "target": name.upper()}
         for i, name in enumerate("abcde")
     ]
-    return pa.Table.from_pylist(rows, schema=schema.EXAMPLES)
+    return pa.Table.from_pylist(rows, schema=schema.EXAMPLES).append_column("number", pa.array(range(5)))
 
 
 def negatives(*rows: tuple[str, int, str]) -> pa.Table:
@@ -50,6 +50,21 @@ def test_pairs_are_joined_in_the_order_of_k(examples: pa.Table) -> None:
     assert pairs["rejected"].to_pylist() == [["first", "second", "third"], ["only"], ["first", "second", "third"]]
     assert pairs["policy"].to_pylist() == ["of d", "of a", "of d"]
     assert pairs["chosen"].to_pylist() == ["D", "A", "D"]
+
+
+def test_a_draw_is_paired_slice_by_slice(examples: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "SLICE", 2)
+    rows = preferences.draw(examples, 0, 12, 0, "iterations")
+    first = rows["example_id"].to_pylist()[:5]
+    wrong = [(name, k, f"{name}{k}") for name in first for k in range(2) if name != "c"]
+    parts = [negatives(*[one for one in wrong if one[0] in first[i : i + 2]]) for i in (0, 2, 4)]
+    whole = preferences.pair_up(rows, negatives(*wrong))
+    assert len(whole) == 12 - rows["example_id"].to_pylist().count("c") > 8
+    assert preferences.pairs(rows, parts).equals(whole)
+    assert preferences.pairs(rows, [negatives()] * 3).num_rows == 0
+    assert preferences.pairs(rows.slice(0, 5), parts).equals(preferences.pair_up(rows.slice(0, 5), negatives(*wrong)))
+    with pytest.raises(ValueError, match="zip"):
+        preferences.pairs(rows, parts[:2])
 
 
 def test_nothing_rejected_is_no_pair(examples: pa.Table) -> None:

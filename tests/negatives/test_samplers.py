@@ -151,13 +151,14 @@ def test_parse_refuses(specs: list[str], says: str) -> None:
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(0, 300))
 def test_assign_gives_exact_shares_whatever_the_order(weights: list[int], size: int) -> None:
     shares = {name: w / sum(weights) for name, w in zip(NEGATIVES, weights, strict=False)}
-    ids = [f"e{i}" for i in range(size)] + ["e0"] * (size > 0)  # one example is drawn twice
-    found = mixture.assign(ids, shares, 0, 1)
+    ids = [f"e{i}" for i in range(size)]
+    table = pa.table({"example_id": pa.array(ids, pa.string())})
+    found = mixture.assign(table, shares, 0, 1)
     assert sorted(i for rows in found.values() for i in rows) == list(range(len(ids)))
     for name, share in shares.items():
         distinct = {ids[i] for i in found.get(name, [])}
         assert abs(len(distinct) - share * size) < 1
-    turned = mixture.assign(ids[::-1], shares, 0, 1)
+    turned = mixture.assign(table.take(np.arange(size)[::-1]), shares, 0, 1)
     assert {n: {ids[i] for i in r} for n, r in found.items()} == {
         n: {ids[::-1][i] for i in r} for n, r in turned.items()
     }

@@ -1,0 +1,72 @@
+"""Tables that lie in files and not in memory: made a slice at a time, read where they lie.
+
+What grows with the number of rows is kept so; a process then holds a few slices, and numbers of rows. The files are
+Arrow's, in the folder for temporary files (``TMPDIR``), without a name: they end with the process, however it ends.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+#: Rows of a slice. As Python objects a row takes some kilobytes, in Arrow some hundred bytes.
+SLICE = 1 << 14
+
+
+def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
+    """Write tables of one schema after each other and return them as one, in chunks of about SLICE rows."""
+    with tempfile.NamedTemporaryFile(prefix="rayrec-", suffix=".arrow") as file:
+        with pa.ipc.new_file(file, schema) as writer:
+            for some in _even(slices):
+                writer.write_table(some.combine_chunks(), max_chunksize=SLICE)
+        file.flush()
+        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+
+
+def slices(table: pa.Table) -> Iterator[pa.Table]:
+    """The rows in order, SLICE at a time."""
+    return (table.slice(start, SLICE) for start in range(0, len(table), SLICE))
+
+
+def each(table: pa.Table, change: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """``change`` every slice of a table, and an empty one for the schema."""
+    return mapped(map(change, slices(table)), change(table.slice(0, 0)).schema)
+
+
+def take(table: pa.Table, numbers: np.ndarray) -> pa.Table:
+    """The rows ``numbers``, in that order; Arrow's own ``take`` would copy the whole table first."""
+    batches = table.to_batches()
+    ends = np.cumsum([len(batch) for batch in batches])
+    if 0 < len(numbers) <= SLICE:
+        return _take(batches, ends, numbers)
+    parts = (numbers[start : start + SLICE] for start in range(0, len(numbers), SLICE))
+    return mapped((_take(batches, ends, part) for part in parts), table.schema)
+
+
+def _take(batches: list[pa.RecordBatch], ends: np.ndarray, numbers: np.ndarray) -> pa.Table:
+    """Rows of few slices, chunk by chunk and then put in order."""
+    chunk = np.searchsorted(ends, numbers, side="right")
+    order = np.argsort(chunk, kind="stable")
+    found, first = np.unique(chunk[order], return_index=True)
+    parts = [
+        batches[one].take(pa.array(numbers[own] - (ends[one] - len(batches[one]))))
+        for one, own in zip(found, np.split(order, first[1:]), strict=True)
+    ]
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+
+
+def _even(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of SLICE rows or a little more: every chunk of a file costs some kilobytes of memory."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= SLICE:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
