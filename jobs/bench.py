@@ -4,6 +4,7 @@
     python jobs/bench.py decode                  # catalogue-constrained beams against vLLM's and Hugging Face's
     python jobs/bench.py ground                  # exact nearest titles against numpy's argsort and faiss
     python jobs/bench.py overhead                # the generators' pool against bare calls of Ray
+    python jobs/bench.py rows                    # an iteration's rows through the driver against a Ray Data stream
     python jobs/bench.py preference --quick --json out.json
 
 Every contender runs in a process of its own, in turn, several rounds long; a ratio is the median over the rounds, its
@@ -12,9 +13,9 @@ spread the smallest and the largest. Who breaks or passes --limit is not run aga
 --json writes a record for every row. It has all the fields of its bench, None where there is no value:
 
     k, users (preference); width, titles, prompts (decode); items, queries (ground);
-    rows, what, logical, processes (overhead); dtype
+    rows, what, logical, processes (overhead); rows, processes (rows); dtype
                         the setting
-    against             trl, trl_cached; vllm, hf, vllm_choice; faiss, numpy; ray
+    against             trl, trl_cached; vllm, hf, vllm_choice; faiss, numpy; ray; ray_data
     rounds              how often it was measured
     ours, theirs        the median rates, in the unit that the table's title names
     ratio, spread       ours / theirs: the median over the rounds, and the smallest and the largest
@@ -40,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("preference", "decode", "ground", "overhead")
+BENCHES = ("preference", "decode", "ground", "overhead", "rows")
 SIDES = ("ours", "theirs")
 MEASURES = (*SIDES, "ratio", "spread", "memory", "invalid")
 

@@ -101,7 +101,7 @@ class GenerateLane(Lane):
                 current.version,
                 train.equal_target,
                 embedder=self.embedder if train.ground else None,
-                touched=self.touched,
+                touched=self.touched if {"candidates", "self_hard"} & shares.keys() else {},
                 later=self.later,
                 similar=self.embedder,
             )

@@ -1,6 +1,6 @@
 """Answered parts of a generation phase that is not finished: cut short, it goes on with the parts that are left.
 
-Every ``--checkpoint-seconds`` what was answered since the last time is put into a finished folder
+Every ``--checkpoint-seconds``, and before it is much, what was answered since is put into a finished folder
 ``PHASE/checkpoint/NUMBER``, in the storage too. A part has the same bits whoever makes it, so nothing else is kept.
 """
 
@@ -21,6 +21,8 @@ from rayrec.data.mapped import SLICE, mapped
 from rayrec.folders import CHECKPOINT, damage, read_json, seal
 from rayrec.storage import Storage
 
+#: Rows that are not put off any longer: they lie in memory until they are kept.
+_MOST = 4 * SLICE
 _FILE, _NUMBER = "outputs.parquet", pa.field("part", pa.int32(), nullable=False)
 
 
@@ -56,6 +58,7 @@ class KeptParts:
         self.folder, self.key, self.storage, self.every = phase / CHECKPOINT, key, storage, every
         self._lock, self._since = threading.Lock(), time.monotonic()
         self._new: list[pa.Table] = []
+        self._rows = 0
 
     def load(self) -> Parts:
         """Return the parts that an earlier attempt has kept; what is damaged or of another key is left out."""
@@ -79,9 +82,10 @@ class KeptParts:
         column = pa.array([number] * len(outputs), _NUMBER.type)
         with self._lock:
             self._new.append(outputs.append_column(_NUMBER, column))
-            if time.monotonic() - self._since < self.every:
+            self._rows += len(outputs)
+            if time.monotonic() - self._since < self.every and self._rows < _MOST:
                 return
-            self._since, new, self._new = time.monotonic(), self._new, []
+            self._since, new, self._new, self._rows = time.monotonic(), self._new, [], 0
         made = self.folder / f"{self.key[:8]}-{number}"  # a part is taken once in an attempt, and left out in the next
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)

@@ -114,6 +114,14 @@ def in_flight(call: Callable[[int], Any], count: int, most: int) -> Iterator[Any
 
 def ours(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str) -> dict[str, Any]:
     """Through the pool that a run has."""
+    pool = pool_of(actors, logical, Path(scratch))
+    found = timed(count, logical, lambda n: (answers for _, answers in pool.ask(n, part_of)))
+    pool.close(True)
+    return found
+
+
+def pool_of(actors: list[Any], logical: int, scratch: Path) -> Any:
+    """The pool that a run has, with ``logical`` generators that share ``actors``."""
     from rayrec.config import Config
     from rayrec.generators import GeneratorPool
     from rayrec.runs import Trace
@@ -130,11 +138,7 @@ def ours(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str
     config = Config()
     config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, generators=logical))
     setup: Any = SimpleNamespace(config=config, gpu=False)
-    trace = Trace(Path(scratch) / "trace.json")
-    pool = Pool(setup, trace, None)  # pyright: ignore[reportArgumentType]
-    found = timed(count, logical, lambda n: (answers for _, answers in pool.ask(n, part_of)))
-    pool.close(True)
-    return found
+    return Pool(setup, Trace(scratch / "trace.json"), None)  # pyright: ignore[reportArgumentType]
 
 
 def bare(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _outside(cut: windows.Windows, catalogue: Catalogue) -> dict[str, int]:
 
 def numbered(rows: pa.Table) -> pa.Table:
     """The rows with a column ``number``, the place of each."""
-    return rows.append_column("number", pa.array(np.arange(len(rows))))
+    return rows.append_column("number", pa.array(np.arange(len(rows), dtype=np.int32)))
 
 
 def load(config: DataConfig) -> Dataset:

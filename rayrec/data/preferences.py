@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayrec.data import schema
-from rayrec.data.mapped import each, mapped, slices, take
+from rayrec.data.mapped import SLICE, each, mapped, slices, take
 from rayrec.seeds import seed_of
 
 #: Columns that only some objectives read.
@@ -27,10 +27,10 @@ def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Ta
     rounds, taken = [], start
     while taken < start + count:
         turn, offset = divmod(taken, len(train))
-        order = np.random.default_rng(seed_of(seed, name, turn)).permutation(len(train))
+        order = _permutation(len(train), seed, name, turn)
         rounds.append(order[offset : offset + start + count - taken])
         taken += len(rounds[-1])
-    return take(train, np.concatenate(rounds) if rounds else np.zeros(0, dtype=np.int64))
+    return take(train, np.concatenate(rounds) if rounds else np.zeros(0, np.int32))
 
 
 def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
@@ -87,8 +87,13 @@ def _places(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
 
 def distinct(rows: pa.Table) -> pa.Table:
     """Every ``number`` once, in the order in which they come first: a draw longer than the split holds some twice."""
-    _, first = np.unique(rows["number"].to_numpy(), return_index=True)
-    return rows if len(first) == len(rows) else take(rows, np.sort(first))
+    numbers = rows["number"].to_numpy()
+    seen = np.zeros(numbers.max(initial=-1) + 1, bool)
+    seen[numbers] = True
+    if seen.sum() == len(rows):
+        return rows
+    _, first = np.unique(numbers, return_index=True)
+    return take(rows, np.sort(first))
 
 
 def with_neighbours(rows: pa.Table) -> pa.Table:
@@ -136,12 +141,21 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> p
         raise ValueError(
             f"{name}: there is no row to train on. Draw more rows, or keep pairs with --equal-target next."
         )
-    orders = [np.random.default_rng(seed_of(seed, name, epoch)).permutation(len(table)) for epoch in range(epochs)]
-    order = np.concatenate(orders)
-    padding = -len(order) % batch
-    weight = np.concatenate([table["weight"].to_numpy()[order], np.zeros(padding)]).astype(np.float32)
-    place = np.arange(len(order) + padding)
-    table = take(table, np.concatenate([order, np.repeat(order[-1:], padding)]))
-    table = table.set_column(table.column_names.index("weight"), "weight", pa.array(weight))
-    table = table.append_column("step", pa.array(place // batch, pa.int32()))
-    return schema.check(table.append_column("slot", pa.array(place % batch, pa.int32())), schema.PREFERENCES, name)
+    order = np.concatenate([_permutation(len(table), seed, name, epoch) for epoch in range(epochs)])
+    real = len(order)
+    order = np.concatenate([order, np.repeat(order[-1:], -real % batch)])
+
+    def arranged(start: int) -> pa.Table:
+        some = take(table, order[start : start + SLICE])
+        place = np.arange(start, start + len(some))
+        weight = np.where(place < real, some["weight"].to_numpy(), np.float32(0))
+        some = some.set_column(some.column_names.index("weight"), "weight", pa.array(weight))
+        some = some.append_column("step", pa.array(place // batch, pa.int32()))
+        return schema.check(some.append_column("slot", pa.array(place % batch, pa.int32())), schema.PREFERENCES, name)
+
+    return mapped(map(arranged, range(0, len(order), SLICE)), schema.PREFERENCES)
+
+
+def _permutation(length: int, seed: int, name: str, turn: int) -> np.ndarray:
+    """The numbers below ``length`` in random order: with the slices in hand, all that grows with the rows."""
+    return np.random.default_rng(seed_of(seed, name, turn)).permutation(length).astype(np.int32)

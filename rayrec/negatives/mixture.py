@@ -46,7 +46,7 @@ def assign(examples: pa.Table, shares: dict[str, float], seed: int, iteration: i
     iteration, example id) and not on the order of the rows.
     """
     if len(shares) == 1:
-        return {next(iter(shares)): np.arange(len(examples))}
+        return {next(iter(shares)): np.arange(len(examples), dtype=np.int32)}
     ids = (example_id for some in slices(examples) for example_id in some["example_id"].to_pylist())
     order = np.argsort(np.fromiter((seed_of(seed, "mixture", iteration, one) for one in ids), np.int64))
     exact = {name: share * len(order) for name, share in shares.items()}

@@ -77,6 +77,8 @@ def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Dr
     example_id = example["example_id"]
     rows = [draw.row(example_id, k, sampler, a.text, a.raw, a.logprob) for k, a in enumerate(kept)]
     open_ = draw.k - dropped - len(kept)
+    if not open_:
+        return rows
     titles = random_negatives(**example, catalogue=catalogue, draw=draw, k=open_, besides=[a.text for a in kept])
     for place, title in enumerate(titles):
         raw, _, logprob = replaced[place] if place < len(replaced) else (None, None, None)

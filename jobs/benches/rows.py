@@ -1,0 +1,182 @@
+"""The rows of an iteration in the driver: drawn, asked about, joined with their rejected answers, arranged and written.
+
+Ours is the two lanes of a run on ``rows`` training rows, each drawn once, with generators that write one title at once
+and a training group that trains nothing. Beside it Ray Data streams the same rows from Parquet through as many of the
+same generators to Parquet, without a join and without an order. ``memory`` is what the driver takes besides the files
+that it reads in place (anonymous memory, looked at 20 times a second).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from benches.overhead import SIZE_OF_PART, NoOp, pool_of
+
+PACKAGES, SIZE, COLUMNS = ("ray", "pyarrow"), "rows", ("processes",)
+UNIT, FACTS, PAIRS = "rows per second through the driver", ("written",), ()
+TITLES, HISTORY, OF_USER = 5000, 10, 16
+
+
+def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
+    sizes = (2000,) if quick else (10**4, 10**5, 10**6, 10**7)
+    return [
+        ({"rows": rows, "processes": 2, "dtype": "", "scratch": f"{scratch}/{rows}"}, ["ray_data"]) for rows in sizes
+    ]
+
+
+def shown(setting: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in setting.items() if name != "scratch"}
+
+
+def measure(contender: str, rows: int, processes: int, dtype: str, scratch: str) -> dict[str, Any]:
+    """Rows per second, the driver's memory, and how many rows came out."""
+    import ray
+
+    runtime = {"env_vars": {"PYTHONPATH": os.pathsep.join(os.sys.path)}}  # pyright: ignore[reportAttributeAccessIssue]
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime)
+    try:
+        return {"ours": ours, "ray_data": ray_data}[contender](rows, processes, Path(scratch))
+    finally:
+        ray.shutdown()
+
+
+class Quiet:
+    """Progress that nobody sees."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class Watch:
+    """The most anonymous memory of this process in between."""
+
+    def __enter__(self) -> Watch:
+        self.before = self.most = self._now()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        self.begun = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.perf_counter() - self.begun
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._end.wait(0.05):
+            self.most = max(self.most, self._now())
+
+    @staticmethod
+    def _now() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def examples(rows: int) -> Iterator[Any]:
+    """Tables (schema.EXAMPLES) of users with OF_USER rows each, windows that slide over random titles."""
+    import numpy as np
+    import pyarrow as pa
+
+    from rayrec.data import schema
+    from rayrec.data.mapped import SLICE
+
+    titles, draw = (
+        pa.array([f"A title of some length, number {i} (1999)" for i in range(TITLES)]),
+        np.random.default_rng,
+    )
+    for start in range(0, rows, SLICE):
+        n = min(SLICE, rows - start)
+        met = draw(start).integers(TITLES, size=(-(-n // OF_USER), OF_USER + HISTORY))
+        items = np.lib.stride_tricks.sliding_window_view(met, HISTORY + 1, axis=1).reshape(-1, HISTORY + 1)[:n]
+        offsets = pa.array(np.arange(0, n * HISTORY + 1, HISTORY), pa.int32())
+        columns = {
+            "example_id": pa.array([f"train-{i:06d}" for i in range(start, start + n)]),
+            "split": pa.repeat("train", n),
+            "user": pa.array([f"user {i // OF_USER}" for i in range(start, start + n)]),
+            "timestamp": pa.array(np.arange(start, start + n)),
+            "history": pa.ListArray.from_arrays(offsets, titles.take(pa.array(items[:, :HISTORY].ravel()))),
+            "history_ratings": pa.nulls(n, pa.list_(pa.float32())),
+            "target": titles.take(pa.array(items[:, HISTORY])),
+            "target_rating": pa.nulls(n, pa.float32()),
+            "candidates": pa.nulls(n, pa.list_(pa.string())),
+        }
+        yield schema.check(pa.table(columns), schema.EXAMPLES, "examples")
+
+
+def ours(rows: int, processes: int, scratch: Path) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+    import ray
+
+    from rayrec.config import ModelConfig
+    from rayrec.data import preferences, schema
+    from rayrec.data.catalogue import Catalogue
+    from rayrec.data.dataset import numbered
+    from rayrec.data.mapped import mapped
+    from rayrec.generate_lane import GenerateLane
+    from rayrec.grounding import TitleEmbedder
+    from rayrec.lanes import Policy, Shared
+    from rayrec.methods import parse
+    from rayrec.models.policy import load_tokenizer
+    from rayrec.models.tiny import make_tiny
+    from rayrec.plan import resolve
+    from rayrec.prompts import make_template
+    from rayrec.runs import Run
+    from rayrec.storage import Storage
+    from rayrec.train_lane import TrainLane
+
+    titles = [f"A title of some length, number {i} (1999)" for i in range(TITLES)]
+    make_tiny(titles, ModelConfig(tiny_hidden=32, tiny_layers=1), scratch / "base", 0)
+    template = make_template("compact", load_tokenizer(str(scratch / "base")))
+    train = numbered(mapped(examples(rows), schema.EXAMPLES))
+    data: Any = SimpleNamespace(train=train, catalogue=Catalogue.from_items(titles, [[]] * TITLES))
+    storage, config = Storage(str(scratch / "runs")), resolve(parse("", ["--negatives", "self_play"]))
+    work = Run(storage, storage.root / "rows", config, "rows")
+    shared = Shared(config, data, work, template, 1, 1, lambda *_: None, Quiet())
+    pool = pool_of([ray.remote(NoOp).options(num_cpus=0).remote() for _ in range(processes)], processes, scratch)
+    # A group that is told of a phase and has trained at once.
+    trained: Any = SimpleNamespace(run=lambda phase, hear: {"facts": {}, "steps": [{"step": 0, "loss": 0.0}]})
+    policy = Policy("00/sft", scratch)
+    generators = GenerateLane(shared, lambda: pool, TitleEmbedder(titles))
+    trainers = TrainLane(shared, lambda: trained, policy)
+    with Watch() as watch:
+        drawn = preferences.draw(train, 0, rows, 0, "iterations")
+        trainers.prefer(policy, drawn, generators.negatives(policy, drawn, 1), None, 1).result()
+    pool.close(True)
+    written = pq.ParquetFile(work.folder("01/prefer") / "rows.parquet").metadata.num_rows
+    return {"rate": rows / watch.seconds, "memory": max(1, watch.most - watch.before), "written": written}
+
+
+class Asked:
+    """:class:`NoOp` as Ray Data calls it, a part at a time."""
+
+    def __call__(self, rows: Any) -> Any:
+        import pyarrow as pa
+
+        return rows.append_column("rejected", pa.array(["A title of some length (1999)"] * len(rows)))
+
+
+def ray_data(rows: int, processes: int, scratch: Path) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+    import ray
+
+    from rayrec.data import schema
+
+    made, out = scratch / "examples.parquet", scratch / "out"
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(made, schema.EXAMPLES) as writer:
+        for some in examples(rows):
+            writer.write_table(some)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    with Watch() as watch:
+        read = ray.data.read_parquet(str(made))
+        options: dict[str, Any] = {"batch_size": SIZE_OF_PART, "batch_format": "pyarrow", "num_cpus": 0.5}
+        read.map_batches(Asked, compute=ray.data.ActorPoolStrategy(size=processes), **options).write_parquet(str(out))
+    written = sum(pq.ParquetFile(path).metadata.num_rows for path in out.glob("*.parquet"))
+    return {"rate": rows / watch.seconds, "memory": max(1, watch.most - watch.before), "written": written}
