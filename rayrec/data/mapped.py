@@ -6,8 +6,10 @@ Arrow's, in the folder for temporary files (``TMPDIR``), without a name: they en
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +19,31 @@ SLICE = 1 << 14
 
 
 def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
-    """Write tables of one schema after each other and return them as one, in chunks of about SLICE rows."""
+    """Write tables of one schema after each other and return them as one, in chunks of about SLICE rows.
+
+    Raises:
+        OSError: the folder for temporary files is full or cannot be written to.
+    """
     with tempfile.NamedTemporaryFile(prefix="rayrec-", suffix=".arrow") as file:
-        with pa.ipc.new_file(file, schema) as writer:
+        with pa.OSFile(file.name, "wb") as sink:
+            writer = pa.ipc.new_file(sink, schema)
             for some in _even(slices):
-                writer.write_table(some.combine_chunks(), max_chunksize=SLICE)
-        file.flush()
+                with _written():
+                    writer.write_table(some.combine_chunks(), max_chunksize=SLICE)
+            with _written():
+                writer.close()
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f"{tempfile.gettempdir()}, where rows lie while they are in use"
+        raise OSError(
+            error.errno, f"{os.strerror(error.errno or 0)}: {where}. Point TMPDIR to a larger disk"
+        ) from error
 
 
 def slices(table: pa.Table) -> Iterator[pa.Table]:
