@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import heapq
 import itertools
 import os
 import queue
@@ -33,8 +32,10 @@ _LOOK = 1.0
 _WORD = 60.0
 #: Seconds in which an answer that is there must be here.
 _FETCH = 30.0
-#: Seconds between two looks for a new phase while some actors are free and others work.
+#: Seconds between two looks for a new phase, or for answers to be taken, while some actors are free.
 _GLANCE = 0.05
+#: Answers of a phase that may lie here before its next parts wait until some are taken.
+_UNTAKEN = 64
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,7 @@ class GeneratorPool:
     ) -> Iterator[tuple[int, list[list[Answer]]]]:
         """Yield the number and the answers of each of the ``count`` parts of one phase, in the order of their coming.
 
+        Whoever takes them slowly holds up the parts that are left: answers do not pile up.
         ``part_of(i)`` is asked for a part when an actor is free, in the pool's thread. Urgent phases go first.
 
         Raises:
@@ -274,7 +276,7 @@ class GeneratorPool:
     def _hear_askers(self) -> None:
         """Queue new phases; wait for one if no actor has anything to do."""
         with contextlib.suppress(queue.Empty):
-            job = self._news.get(block=not self._asked, timeout=_LOOK)
+            job = self._news.get(block=not self._asked, timeout=_GLANCE if self._queue else _LOOK)
             if job is not None:
                 self._line_up(job)
         self._feed()
@@ -296,7 +298,7 @@ class GeneratorPool:
 
     def _line_up(self, job: _Job) -> None:
         if job.waits and job not in self._queue:
-            heapq.heappush(self._queue, job)
+            self._queue.append(job)
 
     def _open(self, seat: _Seat) -> None:
         """Start the actor of a seat."""
@@ -305,11 +307,12 @@ class GeneratorPool:
 
     def _feed(self) -> None:
         """Give the parts that come next to the actors that are free."""
-        while self._free and self._queue:
-            seat, job = self._free.popleft(), self._queue[0]
+        most = max(_UNTAKEN, len(self._seats))
+        while self._free and (open_ := [job for job in self._queue if job.answered.qsize() < most]):
+            seat, job = self._free.popleft(), min(open_)
             seat.job, seat.number = job, job.next()
             if not job.waits:
-                heapq.heappop(self._queue)
+                self._queue.remove(job)
             part = job.part_of(seat.number)
             seat.part = dataclasses.replace(part, prompts=(), choices=(), guide=None)  # Ray holds what is on the way
             self._expect(seat, seat.actor.answer.remote(part))

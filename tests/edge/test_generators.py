@@ -82,6 +82,14 @@ time.sleep(1.5)
 out["slept"] = (folder / "slept").exists()
 out["then"], out["later"] = told("wrong", 2), told("wrong", 2)
 pool.close(orderly=True)
+pool, given = GeneratorPool(setup, Trace(), reserved), []
+slow = pool.ask(300, lambda i: given.append(i) or Part("slow", i + 10, "1", "", (), "greedy"))
+next(slow)
+time.sleep(3)
+out["given"] = len(given)
+out["urgent"] = len(dict(pool.ask(9, lambda i: Part("urgent", i + 10, "1", "", (), "greedy"), True)))
+out["taken"] = 1 + sum(1 for _ in slow)
+pool.close(orderly=True)
 pool = GeneratorPool(setup, Trace(), reserved)
 out["full"] = told("full", 1)
 pool.close(orderly=True)
@@ -117,6 +125,8 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     assert out["slept"]  # the pool had nothing to do, and its cards are shared with training
     # A part that cannot be answered is no death, and whoever asks afterwards hears of it too.
     assert out["then"] == out["later"] and out["then"].startswith("RayTaskError(ArithmeticError)")
+    # Answers that nobody takes hold up their own phase alone; 64 lie there, and one is at each of two generators.
+    assert 65 <= out["given"] <= 68 and out["urgent"] == 9 and out["taken"] == 300
     assert out["full"] == "OSError: [Errno 28] No space left on device"
     # A part that kills whoever has it ends the run, whichever seats it comes to.
     assert [line.split("(")[1] for line in said if "deadly" in line] == [
