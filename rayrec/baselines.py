@@ -9,25 +9,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec import cluster, console, plan, reserve
-from rayrec.config import BaselinesConfig, SequentialConfig
+from rayrec.config import BaselinesConfig, Config, ModelConfig, SequentialConfig, TrainConfig
 from rayrec.data import Dataset, load, schema
 from rayrec.data.met import Met
-from rayrec.folders import read_json, write_json
+from rayrec.folders import write_json
 from rayrec.grounding import EMBEDDERS
 from rayrec.lease import Lease
 from rayrec.metrics import evaluate_splits
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
-from rayrec.runs import Run, Stopped, check_claim
+from rayrec.runs import Run, check_claim
 from rayrec.storage import Storage
-from rayrec.trainers import backends, last_words
+from rayrec.trainers import Phase, TrainGroup, _telling, backends
 
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
@@ -43,7 +44,7 @@ def run(config: BaselinesConfig) -> Path | None:
         ValueError: settings or data that no model can serve, before anything is trained.
     """
     config = cluster.settle_paths(config)
-    check(config.sequential)
+    check(config)
     if config.placement.max_train_workers is not None:
         raise ValueError(
             "--max-train-workers: these models train in a group of fixed size. Take --train-workers alone."
@@ -96,18 +97,19 @@ def run(config: BaselinesConfig) -> Path | None:
     return root
 
 
-def check(settings: SequentialConfig) -> None:
+def check(config: BaselinesConfig) -> None:
     """Refuse settings out of range.
 
     Raises:
         ValueError: with the flag, its value and what was wanted.
     """
-    for name in ("hidden", "lr", "batch", "epochs", "patience"):
-        if not 0 < (value := getattr(settings, name)) < float("inf"):
-            raise ValueError(f"--{name} is {value}, wanted a finite number above 0.")
-    for name in ("weight_decay", "sampled", "lr_drops"):
-        if (value := getattr(settings, name)) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted 0 or more.")
+    settings, values = config.sequential, vars(config.sequential) | vars(config.placement)
+    for name in ("hidden", "lr", "batch", "epochs", "patience", "train_workers", "wait_seconds"):
+        if not 0 < values[name] < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} is {values[name]}, wanted a finite number above 0.")
+    for name in ("weight_decay", "sampled", "lr_drops", "max_deaths", "wait_for_resources"):
+        if not 0 <= values[name] < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} is {values[name]}, wanted a finite number, 0 or more.")
     if not 0 <= settings.dropout < 1:
         raise ValueError(f"--dropout is {settings.dropout}, wanted a share below 1.")
     for name in ("models", "top_k"):
@@ -167,14 +169,11 @@ def _train(
 
     Raises:
         ValueError: a loss was not finite, or no sequence is long enough.
-        Stopped: the workers died more often than allowed.
+        Stopped: the workers died more often than allowed, or were silent for ``wait_seconds``.
     """
     import ray
-    from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
 
-    settings, placement = config.sequential, config.placement
+    settings = config.sequential
     shape = {"items": len(data.catalogue), "hidden": settings.hidden, "dropout": settings.dropout}
     shape["length"] = config.data.history
     fitting = {f.name: getattr(settings, f.name) for f in dataclasses.fields(sequential.Fitting)}
@@ -185,73 +184,157 @@ def _train(
         "how": sequential.Fitting(**fitting),
         "seed": config.data.seed,
         "rows": ray.put((*rows, features)),
-        "folder": folder,
         "storage": work.storage,
-        "threads": placement.threads,
         "gpu": gpu,
     }
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config=task,
-        scaling_config=ScalingConfig(num_workers=placement.train_workers, use_gpu=gpu),
-        torch_config=TorchConfig(backend=backends(gpu)),
-        run_config=RunConfig(
-            name=f"train-{name}",
-            **work.storage.for_ray_train(work.root),
-            failure_config=FailureConfig(max_failures=placement.max_deaths),
-        ),
+    phase = Phase(
+        name=f"00/{name}",
+        kind="pretrain",
+        rows="",
+        start="",
+        out=str(folder),
+        steps=settings.epochs,
+        batch=settings.batch,
+        lr=settings.lr,
+        warmup=0,
+        dropout=settings.dropout,
+        threads=config.placement.threads or 0,
     )
-    try:
-        trainer.fit()
-    except (RayActorError, TrainingFailedError) as error:
-        raise Stopped(
-            f"00/{name}: the training workers or Ray Train's controller died ({placement.max_deaths} deaths of workers "
-            f"allowed). {last_words(error)}"
-        ) from error
+    with console.LaneProgress(["trainers"]) as bars:
+        group, finished = _Group(config, task, work, gpu, bars), False
+        try:
+            report = group.train(phase)
+            if "error" in report:
+                raise ValueError(f"{phase.name}: {report['error']}")
+            finished = True
+            best = "epoch {best_epoch} of {epochs} was the best, valid NDCG@10 {valid_NDCG@10:.4f}"
+            bars.finish(phase.name, best.format_map(report))
+        finally:
+            group.close(finished)
     work.storage.gather(folder)
-    report = read_json(folder / "report.json")
-    if "error" in report:
-        raise ValueError(f"00/{name}: {report['error']}")
     return report
 
 
+class _Group(TrainGroup):
+    """The training lane for one model: workers are replaced and given up as those of a run, and silence is told."""
+
+    def __init__(self, config: BaselinesConfig, task: dict, work: Run, gpu: bool, bars: console.LaneProgress):
+        self._task, self._bars, self._name = task, bars, "training workers"
+        self._last, self._heard, self._told = {}, time.monotonic(), 0.0
+        # The lane reads where it works, and batches that workers share evenly: any number of workers may, here.
+        count, none = config.placement.train_workers, cast(Any, None)
+        train, model = TrainConfig(batch=count, prefer_batch=count), ModelConfig(pretrain_batch=count)
+        lane = Config(placement=config.placement, train=train, model=model)
+        super().__init__(lane, "", none, work, gpu, reserve.Reserved(alone=cluster.find_address(config) is None))
+
+    def train(self, phase: Phase) -> dict:
+        """Train the model; its report, or the ``error`` in its numbers."""
+        self._name, self._heard = phase.name, time.monotonic()
+        self._bars.start("trainers", phase.name, phase.steps, "epochs")
+        return self.run(phase, self._hear)["report"]
+
+    def _hear(self, **beat: Any) -> None:
+        """Take the last heartbeat; a new one counts more passes."""
+        if beat != self._last:
+            self._last, self._heard, self._told = beat, time.monotonic(), 0.0
+            self.work.trace.progress(self._name, **beat)
+            note = f"loss {beat['loss']:.4f}, valid NDCG@10 {beat['valid']:.4f}" if "loss" in beat else ""
+            self._bars.update(self._name, beat["epoch"], note)
+
+    def _ask(self, answer: Any, what: str) -> Any:
+        """The board is asked twice a second, so here silence is told before it is ended."""
+        silent, patience = time.monotonic() - self._heard, self._patience(bool(self._last))
+        if silent > self._told + min(30.0, patience / 2):
+            self._told = silent
+            lacking = "no word from the training workers" if self._last else "the training workers have not come up"
+            self._bars.log(self._name, f"{lacking} for {silent:.0f} s; they are given up after {patience:.0f} s")
+        return super()._ask(answer, what)
+
+    def _dealt(self, phase: Phase) -> list:
+        return [None] * self.counts[0]  # the rows lie in the task
+
+    def _trainer(self, size: int) -> Any:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        bundle, *_ = reserve.trainer_bundles(self.config, self.gpu)
+        return TorchTrainer(
+            _work,
+            train_loop_config={**self._task, "board": self.board},
+            scaling_config=ScalingConfig(num_workers=size, use_gpu=self.gpu, resources_per_worker=bundle),
+            torch_config=TorchConfig(backend=backends(self.gpu)),
+            run_config=RunConfig(
+                name=f"train-{self._task['name']}",
+                **self.work.storage.for_ray_train(self.work.root),
+                failure_config=FailureConfig(max_failures=-1),  # as often as run() allows
+                callbacks=[_telling(self.board)],
+            ),
+        )
+
+
 def _work(task: dict) -> None:
-    """Ray Train's function in every worker."""
+    """Ray Train's function in every worker: train until the board closes."""
+    import ray
+    import torch.distributed as dist
+    from ray import train
+
+    rank, world, board = train.get_context().get_world_rank(), train.get_context().get_world_size(), task["board"]
+    number: int = ray.get(board.next.remote())
+    while (dealt := ray.get(board.take.remote(number, rank, world))) is not None:
+        share = sequential.Share(rank, world, dist.all_reduce)
+        report = _fit(task, dealt[0], share, board.report.remote if rank == 0 else lambda **facts: None)
+        if world > 1:
+            dist.barrier()
+        if rank == 0:
+            ray.get(board.finish.remote(number, {"report": report}))
+        number += 1
+
+
+def _fit(task: dict, phase: Phase, share: sequential.Share, say: Callable[..., Any]) -> dict:
+    """Train one model and save it on rank 0; ``say`` takes the heartbeats."""
     import os
 
     import ray
     import torch
-    import torch.distributed as dist
-    from ray import train
 
-    rank, world = train.get_context().get_world_rank(), train.get_context().get_world_size()
-    torch.set_num_threads(task["threads"] or max(1, (os.cpu_count() or 1) // world))
+    torch.set_num_threads(phase.threads or max(1, (os.cpu_count() or 1) // share.world))
     torch.use_deterministic_algorithms(not task["gpu"], warn_only=True)
     sequences, valid, features = ray.get(task["rows"])
     model = sequential.build(task["name"], task["shape"], task["seed"], features)
     model.to("cuda" if task["gpu"] else "cpu")
     storage: Storage = task["storage"]
-    folder = storage.here(task["folder"])
+    folder = storage.here(phase.out)
     folder.mkdir(parents=True, exist_ok=True)
     epochs = folder / "epochs.jsonl"
     epochs.unlink(missing_ok=True)
+    beat: dict[str, Any] = {"phase": phase.name, "epoch": 0, "passes": 0}
+    said = time.monotonic()
+
+    def count(*_: Any) -> None:
+        """Every pass is a sign of life: an epoch may take longer than a silence is borne."""
+        nonlocal said
+        beat["passes"] += 1
+        if time.monotonic() - said > 1:
+            said = time.monotonic()
+            say(**beat)
 
     def hear(epoch: int, loss: float, found: float) -> None:
-        if rank == 0:
+        beat.update(epoch=epoch, loss=loss, valid=found)
+        say(**beat)
+        if share.rank == 0:
             with epochs.open("a") as file:
                 file.write(json.dumps({"epoch": epoch, "loss": loss, "valid_NDCG@10": found}) + "\n")
 
-    share = sequential.Share(rank, world, dist.all_reduce)
+    say(**beat)
+    model.register_forward_hook(count)
     try:
         report = sequential.fit(model, sequences, valid, task["seed"], task["how"], share, hear)
     except (FloatingPointError, ValueError) as error:  # every rank raises it, and would again
         report = {"error": str(error)}
-    if rank == 0:
+    if share.rank == 0:
         sequential.save(model.to("cpu"), folder)
-        write_json(folder / "report.json", report)
         storage.keep(folder)
-    if world > 1:
-        dist.barrier()
+    return report
 
 
 def _met(rows: pa.Table, met: Met) -> list[set[str]]:

@@ -24,6 +24,10 @@ C = TypeVar("C", Config, BaselinesConfig)
 
 # A thread that still asks after the end must not start a new cluster, as Ray would by default.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+#: A head greets in milliseconds; what says nothing for so long is none, or is stopped.
+_GREETING_SECONDS = 8.0
+#: The empty settings frame of HTTP/2: three bytes of length, the type 4, one of flags, four of the stream.
+_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 def submitted() -> bool:
@@ -99,6 +103,34 @@ def _answers(address: str) -> bool:
         return False
 
 
+def _check_greeting(address: str) -> None:
+    """Refuse what listens and is no Ray: Ray's own client asks it for minutes, and says nothing of use.
+
+    A cluster's head speaks gRPC, and so begins with the settings frame of HTTP/2 (RFC 9113, sections 3.4 and 6.5).
+
+    Raises:
+        ValueError: something else came, or nothing for ``_GREETING_SECONDS``.
+    """
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # its head shakes hands with certificates first
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_GREETING_SECONDS) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+            said = connection.recv(len(_SETTINGS))
+    except OSError:
+        said = b""
+    if said[3:4] != _SETTINGS[3:4]:
+        raise ValueError(_no_cluster(address, f"greets with {said!r}" if said else "says nothing"))
+
+
+def _no_cluster(address: str, how: str) -> str:
+    return (
+        f"--address (or RAY_ADDRESS) {address}: what listens there {how}, wanted the head of a Ray cluster. Give the "
+        "HOST:PORT that `ray start --head` prints, or leave the address out to compute on this machine."
+    )
+
+
 def deaths() -> tuple[type[BaseException], ...]:
     """Errors that tell of an actor that is gone: it died, memory ran out on its node, or no node can hold it now."""
     from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
@@ -145,18 +177,19 @@ def runs_at_once(config: AnyConfig) -> int:
 
 
 def _resources(address: str) -> Counter[str] | None:
-    """What a cluster that is not joined has in all; None where it does not tell: joining it will say why.
+    """What a cluster that is not joined has in all; None where nothing answers: joining it will say why.
 
     Raises:
-        ValueError: it has another token than this process.
+        ValueError: it has another token than this process, or what answers is no cluster.
     """
+    if not _answers(address):  # a Ray client's, or no HOST:PORT
+        return None
+    _check_greeting(address)
     from ray import _raylet
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.core.generated import gcs_pb2
     from ray.exceptions import AuthenticationError, RayError
 
-    if not _answers(address):  # a Ray client's, or no HOST:PORT
-        return None
     client, alive = getattr(_raylet, "GcsClient"), getattr(gcs_pb2, "GcsNodeInfo").ALIVE  # noqa: B009, not typed
     try:
         ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one a client would end the process
@@ -166,8 +199,8 @@ def _resources(address: str) -> Counter[str] | None:
             f"The cluster at {address} cannot be joined: {error.message}. Set RAY_AUTH_MODE=token, and its token in "
             "RAY_AUTH_TOKEN or the path of a file with it in RAY_AUTH_TOKEN_PATH."
         ) from error
-    except RayError:
-        return None
+    except RayError as error:
+        raise ValueError(_no_cluster(address, f"answers with {str(error).splitlines()[0]!r}")) from error
     total = Counter[str]()
     for node in nodes.values():
         total.update(node.resources_total if node.state == alive else {})

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 
-from tests.edge.conftest import ROOT, read_trace
+from tests.edge.conftest import ROOT, alive, descendants, gone, read_trace, title
 
 SMALL = ["--history", "10", "--test-rows", "300", "--valid-rows", "100", "--hidden", "16", "--dropout", "0"]
 SMALL += ["--epochs", "2", "--threads", "1"]
@@ -23,9 +25,10 @@ def run_baselines(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
-def baselines(*args: str) -> None:
+def baselines(*args: str) -> str:
     done = run_baselines(*args)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def rows_of(folder: Path, name: str) -> list[dict]:
@@ -42,7 +45,8 @@ def epochs_of(folder: Path, name: str) -> list[dict]:
 def test_models_are_trained_ranked_and_kept(tmp_path: Path) -> None:
     folder, found = tmp_path / "b", tmp_path / "found.json"
     args = ["--runs", str(tmp_path), "--name", "b", "--train-workers", "2", "--json", str(found), "--models", "sasrec"]
-    baselines(*args)
+    said = baselines(*args)
+    assert "00/sasrec      trainers    starts: 2 epochs" in said and "trainers    done: 2 epochs in" in said
     first = json.loads(found.read_text())
     assert first[0]["model"] == "sasrec" and first[0]["seconds"] > 0
     assert 0 < first[0]["HR@10"] < 1 and 0 < first[0]["HR@10_unmasked"] < 1
@@ -63,6 +67,32 @@ def test_models_are_trained_ranked_and_kept(tmp_path: Path) -> None:
     )
     refused = run_baselines(*args)
     assert refused.returncode == 1 and f"is being written by process {os.getpid()}" in refused.stderr
+
+
+def test_a_silent_worker_is_told_and_ends_the_job(tmp_path: Path) -> None:
+    folder, log = tmp_path / "b", tmp_path / "log"
+    args = ["--runs", str(tmp_path), "--name", "b", "--models", "sasrec", "--train-workers", "2"]
+    args += ["--epochs", "10000", "--patience", "10000", "--wait-seconds", "4", "--wait-for-resources", "60"]
+    with log.open("w") as file:
+        command = [sys.executable, "jobs/baselines.py", *SMALL, *args]
+        job = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    started = {job.pid}
+    try:
+        deadline = time.monotonic() + 120
+        while not read_trace(folder).get("running", {}).get("00/sasrec", {}).get("epoch"):
+            assert job.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        started |= descendants(job.pid)
+        os.kill(next(pid for pid in started if "RayTrainWorker" in title(pid)), signal.SIGSTOP)
+        assert job.wait(4 + 20) == 1
+        assert gone(started), {title(pid) for pid in alive(started)}
+    finally:
+        for pid in alive(started | descendants(job.pid)):
+            os.kill(pid, signal.SIGKILL)
+    said = log.read_text()
+    assert "00/sasrec      no word from the training workers for 2 s; they are given up after 4 s" in said
+    assert "error: 00/sasrec: no word from the training workers for 4 s (last: {" in said and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("The same command goes on at the first unfinished phase.")
 
 
 def test_a_loss_that_is_not_finite_is_told_once(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""One training process of ``world``: a preference phase with every objective, started by test_objectives.py.
+
+Policies lie in ``root/NAME/policy``, and what the steps recorded in ``root/steps.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayrec.config import Config
+from rayrec.methods import parse
+from rayrec.prompts import make_template
+from rayrec.storage import Storage
+from rayrec.trainers import Phase, Tokenise
+
+STEPS, BATCH, LR = 3, 8, 3e-3
+#: The settings of every objective, none of them a default, so that a setting that is lost on the way is seen.
+SETTINGS: dict[str, dict[str, float]] = {
+    "dpo": {"beta": 0.3},
+    "sdpo": {"beta": 0.7},
+    "dmpo": {"beta": 0.4},
+    "simpo": {"beta": 1.5, "gamma": 0.8},
+    "recpo": {"beta": 0.6, "lam": 0.9},
+    "rosepo": {"beta": 0.2},
+    "ipo": {"tau": 0.3},
+    "cpo": {"beta": 0.25, "alpha": 0.5},
+    "kto": {"beta": 0.35, "lambda_d": 1.2, "lambda_u": 0.7},
+    "odpo": {"beta": 0.45, "alpha": 0.6},
+}
+
+
+def settings(objective: str) -> Config:
+    """A resolved configuration for direct use; four rows of a step for each of two workers, in two micro-batches."""
+    from rayrec.plan import resolve
+
+    args = ["--objective", objective, "--micro-batch", "2", "--lora-rank", "0", "--schedule", "constant"]
+    args += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS[objective].items()]
+    return resolve(parse("", [*args, "--dtype", "float32", "--checkpoint-steps", "0", "--checkpoint-seconds", "0"]))
+
+
+class Rows:
+    """A worker's rows of every step, in the manner of a Ray Data shard."""
+
+    def __init__(self, table: pa.Table, rank: int):
+        self.table, self.rank = table, rank
+
+    def iter_batches(self, batch_size: int, **_: object) -> Iterator[pa.Table]:
+        for step in range(STEPS):
+            yield self.table.slice(step * BATCH + self.rank * batch_size, batch_size)
+
+
+def main(root: Path, rank: int, world: int) -> None:
+    """Train with every objective, from the same weights and on the same rows."""
+    import torch
+
+    torch.set_num_threads(1)
+    from rayrec.models.policy import load_tokenizer
+    from rayrec.worker import Worker
+
+    base, steps = str(root / "base"), {}
+    template = make_template("compact", load_tokenizer(base))
+    doubted = Tokenise("prefer", template)(pq.read_table(root / "rows.parquet"))
+    place = doubted.column_names.index("smoothing")
+    sure = doubted.set_column(place, "smoothing", pa.nulls(len(doubted), doubted["smoothing"].type))
+    for name in SETTINGS:
+        setup = {"config": settings(name), "base": base, "gpu": False, "storage": Storage("")}
+        worker = Worker(setup, rank, world)
+        worker.report = lambda **facts: None
+        phase = Phase(name, "prefer", "", base, str(root / name / "policy"), STEPS, BATCH, LR, 0, 0.0, 1, key="k")
+        steps[name] = worker.run(phase, Rows(doubted if name == "rosepo" else sure, rank))["steps"]
+    if rank == 0:
+        (root / "steps.json").write_text(json.dumps(steps))
+    torch.distributed.destroy_process_group()  # as Ray Train does: gloo's threads may not outlive the interpreter
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,160 @@
+"""Every objective through the real worker and DeepSpeed, against METHODS section 2 written out for one example."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rayrec.config import ModelConfig
+from rayrec.data import preferences, schema
+from rayrec.folders import read_json
+from rayrec.models.policy import load_base, load_tokenizer
+from rayrec.models.tiny import make_tiny
+from rayrec.objectives import OBJECTIVES
+from rayrec.prompts import make_template
+from tests.edge.conftest import ROOT
+from tests.edge.network import free_port
+from tests.edge.objectives_program import BATCH, LR, SETTINGS, STEPS
+
+TITLES = [f"The {word} of {name}" for word in ("Night", "Return", "Last Day") for name in ("Ann", "Bob", "Eve Smith")]
+
+
+def rows() -> pa.Table:
+    """23 examples and a row of padding, in three steps; a third rejected answer scores more than the chosen one."""
+    examples = [
+        {"example_id": f"e{i}", "policy": "p", "history": [TITLES[(i + j) % 9] for j in range(i % 4 + 1)]}
+        | {"chosen": TITLES[(2 * i + 3) % 9], "rejected": [TITLES[(2 * i + 4 + k) % 9] for k in range(i % 3 + 1)]}
+        | {"weight": 0.5 + i % 3, "scores": [3.5, *(1.0 + 1.5 * k for k in range(i % 3 + 1))], "neighbour": None}
+        | {"smoothing": [0.1 + 0.1 * k for k in range(i % 3 + 1)]}
+        for i in range(STEPS * BATCH - 1)
+    ]
+    table = pa.Table.from_pylist(examples, schema=schema.PREFERENCES).drop_columns(["step", "slot"])
+    return preferences.with_neighbours(preferences.arrange(table, BATCH, 1, 0, "t"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the policies of all objectives, by two workers of one process group."""
+    root = tmp_path_factory.mktemp("objectives")
+    make_tiny(TITLES, ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), root / "base", 0)
+    pq.write_table(rows(), root / "rows.parquet")
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    with (root / "log").open("w") as log:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.edge.objectives_program", str(root), str(rank), "2"],
+                cwd=ROOT,
+                env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=log,
+                stderr=log,
+            )
+            for rank in range(2)
+        ]
+        try:
+            codes = [process.wait(120) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    assert codes == [0, 0], (root / "log").read_text()[-3000:]
+    return root
+
+
+def minus_log_sigmoid(x: Tensor) -> Tensor:
+    """softplus(−x), the form in which METHODS has its losses."""
+    return torch.log1p(torch.exp(-x))
+
+
+def formula(name: str, w: Tensor, l_K: Tensor, lengths: list[int], row: dict, delta_w: Tensor, delta_K: Tensor, z):
+    """The row of METHODS section 2: log π of the chosen and rejected answers, Δ of both, tokens, and KTO's z."""
+    s = SETTINGS[name]
+    beta = s.get("beta", math.nan)
+    if name == "dpo":
+        return minus_log_sigmoid(beta * (delta_w - delta_K)).mean()
+    if name == "sdpo":
+        return torch.log1p((beta * (delta_K - delta_w)).exp().sum())
+    if name == "dmpo":
+        return minus_log_sigmoid(beta * delta_w - beta / len(delta_K) * delta_K.sum())
+    if name == "simpo":
+        mean_K = l_K / torch.tensor(lengths[1:])
+        return minus_log_sigmoid(beta * w / lengths[0] - beta * mean_K - s["gamma"]).mean()
+    if name == "recpo":
+        gamma_K = torch.tensor([s["lam"] * row["scores"][0] / phi for phi in row["scores"][1:]])
+        return torch.log1p((beta * (delta_K - delta_w) + gamma_K).exp().sum())
+    if name == "rosepo":
+        h_K, e_K = beta * (delta_w - delta_K), torch.tensor(row["smoothing"])
+        return ((1 - e_K) * minus_log_sigmoid(h_K) + e_K * minus_log_sigmoid(-h_K)).mean()
+    if name == "ipo":
+        return (delta_w - delta_K - 1 / (2 * s["tau"])).square().mean()
+    if name == "cpo":
+        return minus_log_sigmoid(beta * (w - l_K)).mean() - s["alpha"] * w / lengths[0]
+    if name == "kto":
+        liked = s["lambda_d"] * (1 - torch.sigmoid(beta * (delta_w - z)))
+        return (liked + s["lambda_u"] * (1 - torch.sigmoid(beta * (z - delta_K))).sum()) / (1 + len(delta_K))
+    assert name == "odpo"
+    chosen, *others = row["scores"]
+    kept = [k for k, score in enumerate(others) if chosen > score]
+    offset_K = torch.tensor([s["alpha"] * math.log(chosen - others[k]) for k in kept])
+    return minus_log_sigmoid(beta * (delta_w - delta_K[kept]) - offset_K).mean()
+
+
+def plain(root: Path, name: str) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses of the steps and weights after them: one plain pass for every answer, PyTorch's AdamW and clipping."""
+    model = load_base(str(root / "base"), dtype=torch.float32, device="cpu").train()
+    frozen = load_base(str(root / "base"), dtype=torch.float32, device="cpu").eval()
+    template = make_template("compact", load_tokenizer(str(root / "base")))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+
+    def logprob(lm: torch.nn.Module, row: dict, title: str) -> Tensor:
+        prompt, answer = template.prompt_ids(row["history"]), template.answer_ids(title)
+        logp_TV = lm(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        return logp_TV[range(len(answer)), answer].sum()
+
+    table, found = [row for row in rows().to_pylist() if row["weight"]], []
+    for step in range(STEPS):
+        batch, losses = [row for row in table if row["step"] == step], []
+        with torch.no_grad():
+            apart = [logprob(model, r, r["neighbour"]) - logprob(frozen, r, r["neighbour"]) for r in batch]
+            z = max(0.0, float(torch.stack(apart).mean()))
+        for row in batch:
+            titles = [row["chosen"], *row["rejected"]]
+            own = torch.stack([logprob(model, row, title) for title in titles])
+            with torch.no_grad():
+                ref = torch.stack([logprob(frozen, row, title) for title in titles])
+            lengths = [len(template.answer_ids(title)) for title in titles]
+            delta = own - ref
+            losses.append(row["weight"] * formula(name, own[0], own[1:], lengths, row, delta[0], delta[1:], z))
+        optimiser.zero_grad()
+        loss = torch.stack(losses).sum() / sum(row["weight"] for row in batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        found.append(loss.item())
+    return found, {key: value.detach() for key, value in model.named_parameters()}
+
+
+def test_every_objective_has_a_case() -> None:
+    assert {*SETTINGS} == {*OBJECTIVES}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_worker_takes_the_steps_of_the_formula(trained: Path, name: str) -> None:
+    losses, wanted = plain(trained, name)
+    steps = read_json(trained / "steps.json")[name]
+    assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-5)
+    start, found = (load_file(folder / "model.safetensors") for folder in (trained / "base", trained / name / "policy"))
+    moved = torch.cat([(wanted[key] - start[key]).abs().flatten() for key in found])
+    errors = torch.cat([(wanted[key] - found[key]).abs().flatten() for key in found])
+    # Adam moves a weight by about the learning rate a step, by any share of it where its gradient is rounding alone.
+    assert float(moved.mean()) > LR and float(moved.max()) < 1.1 * STEPS * LR
+    assert float(errors.mean()) < 1e-5 * LR and float(errors.max()) < 0.05 * LR
