@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec import cluster, console, plan, reserve
-from rayrec.config import BaselinesConfig, Config, ModelConfig, SequentialConfig, TrainConfig
+from rayrec.config import BaselinesConfig, SequentialConfig
 from rayrec.data import Dataset, load, schema
 from rayrec.data.met import Met
 from rayrec.folders import write_json
@@ -221,11 +221,9 @@ class _Group(TrainGroup):
     def __init__(self, config: BaselinesConfig, task: dict, work: Run, gpu: bool, bars: console.LaneProgress):
         self._task, self._bars, self._name = task, bars, "training workers"
         self._last, self._heard, self._told = {}, time.monotonic(), 0.0
-        # The lane reads where it works, and batches that workers share evenly: any number of workers may, here.
-        count, none = config.placement.train_workers, cast(Any, None)
-        train, model = TrainConfig(batch=count, prefer_batch=count), ModelConfig(pretrain_batch=count)
-        lane = Config(placement=config.placement, train=train, model=model)
-        super().__init__(lane, "", none, work, gpu, reserve.Reserved(alone=cluster.find_address(config) is None))
+        alone = cluster.find_address(config) is None
+        # What a base model and its prompts are needed for is done otherwise here.
+        super().__init__(cast("Any", config), "", cast("Any", None), work, gpu, reserve.Reserved(alone=alone))
 
     def train(self, phase: Phase) -> dict:
         """Train the model; its report, or the ``error`` in its numbers."""

@@ -349,6 +349,11 @@ class BaselinesConfig:
     json: str | None = None
     """File for the results on the test rows, one record per model."""
 
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """The numbers of training workers that may be: this group does not change its size."""
+        return (self.placement.train_workers,)
+
 
 AnyConfig = Config | BaselinesConfig
 

@@ -20,7 +20,7 @@ from rayrec.models.sequential.caser import Caser
 from rayrec.models.sequential.gru4rec import GRU4Rec
 from rayrec.models.sequential.items import SequentialModel, pad
 from rayrec.models.sequential.ranking import each_score, ndcg, scores, top_lists
-from rayrec.models.sequential.rows import item_numbers, known_rows, sequences_of
+from rayrec.models.sequential.rows import item_numbers, known_rows, longest_history, sequences_of
 from rayrec.models.sequential.sasrec import SASRec
 from rayrec.models.sequential.training import Fitting, Share, fit
 from rayrec.seeds import seed_of
@@ -65,8 +65,7 @@ def build(name: str, shape: Mapping[str, Any], seed: int, features: Tensor | Non
 
 def fit_sasrec(train: pa.Table, valid: pa.Table, catalogue: Catalogue, seed: int, folder: str) -> dict[str, float]:
     """Train a SASRec on the training split, stopped early on the validation rows, and save it in ``folder``."""
-    length = max(map(len, train["history"].to_pylist()))
-    model = build("sasrec", {"items": len(catalogue), "length": length}, seed)
+    model = build("sasrec", {"items": len(catalogue), "length": longest_history(train)}, seed)
     report = fit(model, sequences_of(train, catalogue), known_rows(valid, catalogue), seed)
     save(model, folder)
     return report
