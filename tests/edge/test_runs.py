@@ -132,7 +132,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     (controller,) = named("ray::TrainController", command.process.pid)
     os.kill(controller, signal.SIGKILL)
 
-    checkpoints = command.folder / "02" / "prefer" / CHECKPOINT
+    checkpoints = command.folder / "02" / "prefer" / CHECKPOINT / "policy"
     command.until(lambda trace: any(checkpoints.glob("*/DONE")), "checkpoint of 02/prefer")
     command.kill()
     assert not (command.folder / "02" / "prefer" / "DONE").exists()
@@ -150,7 +150,9 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     folder = Command(runs, "killed", *args).wait()
     assert "01/prefer: finished, but policy/model.safetensors is damaged" in command.log.read_text()
     assert len(engines_of(read_trace(folder))) >= 3  # the first, its replacement, and that of the last attempt
-    assert {e["name"]: e["args"].get("resumed_at") for e in read_trace(folder)["traceEvents"]}["02/prefer"] >= 5
+    resumed = {e["name"]: e["args"] for e in read_trace(folder)["traceEvents"]}["02/prefer"]
+    assert resumed["resumed_at"] >= 5 and resumed["reference_at"] == 24  # all of the reference was kept, too
+    assert resumed["examples"] == 192 - 8 * resumed["resumed_at"]
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
 
