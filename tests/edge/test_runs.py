@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 from safetensors.torch import load_file
 
 from rayrec.data import load, preferences
@@ -155,6 +156,24 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     assert resumed["examples"] == 192 - 8 * resumed["resumed_at"]
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_in_the_reference_loses_only_the_rest_of_it(runs: Path) -> None:
+    args = ("--iterations", "1", "--rows-per-iteration", "2048", "--test-rows", "32", "--valid-rows", "32")
+    args += ("--decode", "greedy", "--checkpoint-steps", "20")
+    command = Command(runs, "reference", *args)
+
+    def in_the_middle(trace: dict) -> bool:
+        return trace["running"].get("01/prefer", {}).get("reference", 0) > 40
+
+    trace = command.until(in_the_middle, "middle of the reference")
+    os.kill({e["name"]: e["args"] for e in trace["traceEvents"]}["01/sft"]["worker_pid"], signal.SIGKILL)
+    folder = command.wait()
+    resumed = {e["name"]: e["args"] for e in read_trace(folder)["traceEvents"]}["01/prefer"]
+    assert 40 <= resumed["reference_at"] < 256 and "resumed_at" not in resumed
+    assert resumed["examples"] == 2 * 2048 - 8 * resumed["reference_at"]
+    assert contents(folder) == contents(Command(runs, "undisturbed reference", *args).wait())
 
 
 def test_generation_goes_on_with_the_parts_that_are_left(runs: Path, overlapped: Path) -> None:
