@@ -24,6 +24,8 @@ from rayrec.trainers import Phase
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
 Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
+#: This worker's rows of every step from a given one on, read anew.
+Read = Callable[[int], Iterator[list[dict]]]
 
 
 def work(setup: dict) -> None:
@@ -119,12 +121,12 @@ class Worker:
             item_vectors.attach(self.lm.model, sequential.load(phase.items).table(), self.config.data.seed)
         policy.set_lora_dropout(self.lm.model, phase.dropout)
         self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
-        batches = shard.iter_batches(batch_size=phase.batch // self.world, batch_format="pyarrow", prefetch_batches=2)
-        done = checkpoint.records_of(checkpoint.folder_of(phase.out), phase.key, self.storage)
+        done = checkpoint.records_of(checkpoint.folder_of(phase.out, "policy"), phase.key, self.storage)
+        self.resumed = {"resumed_at": len(done)} if done else {}
         engine = self._engine(phase)
         try:
             train = self._prefer if phase.kind == "prefer" else self._sft
-            steps = train(engine, phase, done, itertools.islice(_checked(batches), len(done), None))
+            steps = train(engine, phase, done, lambda begun: self._rows(phase, shard, begun))
             self._save(phase)
         finally:
             engine.destroy()
@@ -134,8 +136,26 @@ class Worker:
         seconds = time.time() - begun
         facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
         facts |= {"tokens_per_s": tokens / seconds, "weight_opens": opens.opens(), "worker_pid": os.getpid()}
-        facts |= {"resumed_at": len(done)} if done else {}
-        return {"steps": steps, "facts": facts}
+        return {"steps": steps, "facts": facts | self.resumed}
+
+    def _rows(self, phase: Phase, shard: Any, begun: int) -> Iterator[list[dict]]:
+        """Rows of each step from ``begun`` on as dicts, refusing rows that Ray Data delivered out of their place."""
+        slots = self._slots(phase)
+        batches = shard.iter_batches(batch_size=len(slots), batch_format="pyarrow", prefetch_batches=2)
+        for number, batch in enumerate(batches):
+            if number < begun:
+                # Ray Data makes some thousand rows a second: before millions are passed, we would be taken for dead.
+                self.report(phase=phase.name, step=self.resumed.get("resumed_at", 0), steps=phase.steps)
+                continue
+            rows = batch.to_pylist()
+            found = [(row["step"], row["slot"]) for row in rows]
+            assert found == [(number, slot) for slot in slots], f"step {number}, slots {slots} received rows {found}"
+            yield rows
+
+    def _slots(self, phase: Phase) -> range:
+        """This worker's places in the global batch."""
+        rows = phase.batch // self.world
+        return range(self.rank * rows, (self.rank + 1) * rows)
 
     def _engine(self, phase: Phase) -> Any:
         """A fresh DeepSpeed engine: optimiser state and schedule belong to one phase."""
@@ -172,7 +192,7 @@ class Worker:
             outer.optimizer.state.clear()
         return engine
 
-    def _sft(self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]]) -> list[dict]:
+    def _sft(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
         """METHODS section 2, `sft`: weighted log-probabilities over the completion tokens of the global batch."""
 
         def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
@@ -181,6 +201,7 @@ class Worker:
         def count(row: dict) -> float:
             return len(row["answers"][0]) if row["weight"] else 0
 
+        steps = read(len(done))
         if phase.items:
             steps = self._curriculum(phase, len(done), steps)
         return self._steps(engine, phase, done, steps, loss, count)
@@ -198,22 +219,22 @@ class Worker:
             shown = draw < (number + 1) / phase.steps
             yield rows if shown else [{**row, "prompt": items.hide(row["prompt"])} for row in rows]
 
-    def _prefer(self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]]) -> list[dict]:
+    def _prefer(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
         """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
         from rayrec.objectives import make_objective, rewards
 
         objective = make_objective(self.config.loss)
         scale: float = getattr(objective, "beta", None) or objective.tau
-        kept = list(steps)  # read twice: for the reference, and for training
+        steps = read(len(done))
         if objective.needs_reference:
-            self._remember_reference(engine, phase, kept)
+            steps = _with_reference(steps, self._reference(engine, phase, len(done), read))
 
         def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
             pairs = _pairs(logprob_BA, rows)
             margin_B, accuracy_B = rewards(pairs, scale)
             return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
 
-        return self._steps(engine, phase, done, kept, loss, lambda row: row["weight"])
+        return self._steps(engine, phase, done, steps, loss, lambda row: row["weight"])
 
     def _steps(
         self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]], loss: Loss, count: Callable
@@ -221,8 +242,8 @@ class Worker:
         """The optimiser steps after those that are ``done``; returns the records of all."""
         import torch
 
-        folder, every = checkpoint.folder_of(phase.out), self.config.placement.checkpoint_steps
-        self.saved, self.took = time.monotonic(), 0.0
+        folder = checkpoint.folder_of(phase.out, "policy")
+        self.clock = checkpoint.Clock(self.config.placement)
         if done:
             checkpoint.restore(folder, len(done), engine, self._whole)
         records = list(done)
@@ -234,26 +255,46 @@ class Worker:
                 self._set_baseline(engine, phase, rows)
             engine.train()
             records.append(self._step(engine, phase, len(records), rows, loss, count))
-            if len(records) < phase.steps and (self.late or (every and len(records) % every == 0)):
-                begun = time.monotonic()
-                checkpoint.save(folder, phase.key, records, engine, self.rank, self.storage)
-                self.saved = time.monotonic()
-                self.took = self.saved - begun
+            if len(records) < phase.steps and self.clock.due(len(records), self.late):
+                with self.clock.saving():
+                    checkpoint.save(folder, phase.key, records, engine, self.rank, self.storage)
         return records
 
-    def _remember_reference(self, engine: Any, phase: Phase, steps: list[list[dict]]) -> None:
-        """One pass without gradients: log π_ref of every answer, kept in the rows, so no second model is held."""
-        import torch
+    def _reference(self, engine: Any, phase: Phase, begun: int, read: Read) -> Any:
+        """log π_ref of every answer and then of the neighbour, of this worker's rows from step ``begun`` on: [S, B, A].
 
+        One pass without gradients, before training, so no second model is held; what a checkpoint has is not computed.
+        """
+        import torch
+        import torch.distributed as dist
+
+        folder, slots = checkpoint.folder_of(phase.out, "reference"), self._slots(phase)
+        known_SBA = checkpoint.reference_of(folder, phase.key, begun, slots, self.storage)
+        at = begun + len(known_SBA)
+        table_SBA = torch.nn.functional.pad(known_SBA, (0, 0, 0, 0, 0, phase.steps - at))
+        if at > begun:
+            self.resumed["reference_at"] = at
+        if at == phase.steps:
+            return table_SBA
+        clock = checkpoint.Clock(self.config.placement)
         engine.eval()
         with torch.no_grad():
-            for number, rows in enumerate(steps):
+            for number, rows in enumerate(read(at), at + 1):
                 for micro in self._micro(phase, rows):
                     extra = [[row["neighbour"]] if row["neighbour"] else [] for row in micro]
                     logprob_BA = engine(self._pack(micro, extra)).cpu()
-                    for row, logprob_A in zip(micro, logprob_BA, strict=True):
-                        row["reference"] = logprob_A
-                self.report(phase=phase.name, step=0, steps=phase.steps, reference=number + 1)
+                    if (more := logprob_BA.shape[1] - table_SBA.shape[2]) > 0:
+                        table_SBA = torch.nn.functional.pad(table_SBA, (0, more))
+                    places = [row["slot"] - slots.start for row in micro]
+                    table_SBA[number - begun - 1, places, : logprob_BA.shape[1]] = logprob_BA
+                self.report(phase=phase.name, step=begun, steps=phase.steps, reference=number)
+                late = torch.tensor(clock.late(self.rank))
+                dist.all_reduce(late)
+                if clock.due(number, bool(late) or (clock.on and number == phase.steps)):
+                    with clock.saving():
+                        mine_SBA = table_SBA[: number - begun]
+                        checkpoint.save_reference(folder, phase.key, begun, mine_SBA, self.rank, self.storage)
+        return table_SBA
 
     def _set_baseline(self, engine: Any, phase: Phase, rows: list[dict]) -> None:
         """KTO's z for a step: its group is the global batch, so the number of workers does not matter."""
@@ -297,10 +338,7 @@ class Worker:
             # DeepSpeed averages over workers and micro-batches; the share is already of the global batch.
             engine.backward(share * self.world * self._accumulation(phase))
             engine.step()
-        # Rank 0 says with the sums whether a checkpoint is due: one that costs at most a twentieth of the time.
-        seconds, since = self.config.placement.checkpoint_seconds, time.monotonic() - self.saved
-        late = self.rank == 0 and seconds > 0 and max(seconds, 20 * self.took) < since
-        values = torch.stack([*sums.values(), torch.tensor(float(late), dtype=torch.float64)])
+        values = torch.stack([*sums.values(), torch.tensor(self.clock.late(self.rank), dtype=torch.float64)])
         dist.all_reduce(values)
         self.late = bool(values[-1])
         norm = float(engine.get_global_grad_norm() or 0.0)
@@ -355,11 +393,11 @@ class Worker:
                 self.storage.keep(Path(phase.out))
 
 
-def _checked(batches: Iterable[Any]) -> Iterator[list[dict]]:
-    """Rows of each step as dicts, refusing rows that Ray Data delivered out of their place."""
-    for number, batch in enumerate(batches):
-        rows = batch.to_pylist()
-        assert {row["step"] for row in rows} == {number}, f"step {number} received rows of {rows[0]['step']}"
+def _with_reference(steps: Iterable[list[dict]], reference_SBA: Any) -> Iterator[list[dict]]:
+    """The rows of each step with their ``reference``, padded with zeros."""
+    for number, rows in zip(range(len(reference_SBA)), steps, strict=True):
+        for row, reference_A in zip(rows, reference_SBA[number], strict=True):
+            row["reference"] = reference_A
         yield rows
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 from safetensors.torch import load_file
 
 from rayrec.data import load, preferences
@@ -132,7 +133,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     (controller,) = named("ray::TrainController", command.process.pid)
     os.kill(controller, signal.SIGKILL)
 
-    checkpoints = command.folder / "02" / "prefer" / CHECKPOINT
+    checkpoints = command.folder / "02" / "prefer" / CHECKPOINT / "policy"
     command.until(lambda trace: any(checkpoints.glob("*/DONE")), "checkpoint of 02/prefer")
     command.kill()
     assert not (command.folder / "02" / "prefer" / "DONE").exists()
@@ -150,9 +151,29 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     folder = Command(runs, "killed", *args).wait()
     assert "01/prefer: finished, but policy/model.safetensors is damaged" in command.log.read_text()
     assert len(engines_of(read_trace(folder))) >= 3  # the first, its replacement, and that of the last attempt
-    assert {e["name"]: e["args"].get("resumed_at") for e in read_trace(folder)["traceEvents"]}["02/prefer"] >= 5
+    resumed = {e["name"]: e["args"] for e in read_trace(folder)["traceEvents"]}["02/prefer"]
+    assert resumed["resumed_at"] >= 5 and resumed["reference_at"] == 24  # all of the reference was kept, too
+    assert resumed["examples"] == 192 - 8 * resumed["resumed_at"]
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_in_the_reference_loses_only_the_rest_of_it(runs: Path) -> None:
+    args = ("--iterations", "1", "--rows-per-iteration", "2048", "--test-rows", "32", "--valid-rows", "32")
+    args += ("--decode", "greedy", "--checkpoint-steps", "20")
+    command = Command(runs, "reference", *args)
+
+    def in_the_middle(trace: dict) -> bool:
+        return trace["running"].get("01/prefer", {}).get("reference", 0) > 40
+
+    trace = command.until(in_the_middle, "middle of the reference")
+    os.kill({e["name"]: e["args"] for e in trace["traceEvents"]}["01/sft"]["worker_pid"], signal.SIGKILL)
+    folder = command.wait()
+    resumed = {e["name"]: e["args"] for e in read_trace(folder)["traceEvents"]}["01/prefer"]
+    assert 40 <= resumed["reference_at"] < 256 and "resumed_at" not in resumed
+    assert resumed["examples"] == 2 * 2048 - 8 * resumed["reference_at"]
+    assert contents(folder) == contents(Command(runs, "undisturbed reference", *args).wait())
 
 
 def test_generation_goes_on_with_the_parts_that_are_left(runs: Path, overlapped: Path) -> None:

@@ -32,13 +32,13 @@ TITLES = [f"The {word} of {name}" for word in ("Night", "Return", "Last Day") fo
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the policies of all cases, by one worker (out1) and by two (out2)."""
+    """Folder with the policies of all cases, by one worker (out1) and by two (out2), and of those that were cut off."""
     root = tmp_path_factory.mktemp("worker")
     make_tiny(TITLES, ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), root / "base", 0)
     pq.write_table(rows(), root / "rows.parquet")
     (root / "oracle").mkdir()
     sequential.save(sequential.build("sasrec", {"items": len(TITLES), "length": 4, "hidden": 8}, 0), root / "oracle")
-    for world in (1, 2):
+    for world in (1, 2, 1):  # two go on with what one has begun, and then one with what two have
         start("worker_program", root, world)
     return root
 
@@ -193,15 +193,19 @@ def test_bfloat16_keeps_float32_state_at_every_stage(trained: Path) -> None:
 
 @pytest.mark.parametrize("case", CUT_OFF, ids=lambda case: case.folder)
 def test_a_phase_that_was_cut_off_ends_as_if_it_had_not(trained: Path, case: Case) -> None:
-    def weights(folder: str) -> dict[str, torch.Tensor]:
+    """Bit for bit with as many workers; with another number, the weights are off, in the mean, by less than 1e-5 of
+    the learning rate, by which Adam moves each of them in every step; 0.02 of it in bfloat16."""
+
+    def weights(folder: str, case: Case) -> dict[str, torch.Tensor]:
         return load_file(weights_of(trained / folder / case.folder))
 
     for world in (1, 2):
-        wanted, found = weights(f"out{world}"), weights(f"cut{world}")
+        wanted, found = weights(f"out{world}", case.whole), weights(f"cut{world}", case)
         assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
-    if not case.lora:  # dropout of adapters is drawn by every worker on its own
-        errors = torch.cat([(found[name] - value).float().abs().flatten() for name, value in weights("moved").items()])
-        assert float(errors.mean()) < (1e-5 * LR / 1e-3 if case.dtype == "float32" else 0.02 * LR)
+        if not case.lora:  # dropout of adapters is drawn by every worker on its own
+            moved = weights(f"moved{world}", case)
+            errors = torch.cat([(moved[name] - value).float().abs().flatten() for name, value in wanted.items()])
+            assert float(errors.mean()) < ((1e-5 if case.dtype == "float32" else 0.02) * LR)
 
 
 def weights_of(phase: Path) -> Path:

@@ -1,6 +1,7 @@
 """One training process of ``world``: SFT and preference phases under every ZeRO stage, started by test_worker.py.
 
-Some of them are cut off after their last step but one, and go on from its checkpoint.
+Some of them are cut off after their last step but one, of training or of the reference's pass, and go on from its
+checkpoint; with another number of processes too.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ import contextlib
 import dataclasses
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,10 +24,13 @@ from rayrec.storage import Storage
 from rayrec.trainers import Phase, Tokenise
 
 #: Kind of phase and objective, by the name of the case.
+CASES: dict[str, tuple[Literal["sft", "prefer"], str]]
 CASES = {"sft": ("sft", "dpo"), "sdpo": ("prefer", "sdpo"), "kto": ("prefer", "kto")}
 #: The same, of policies that read item vectors.
-ITEMS = {"llara": ("sft", "dpo")}
+ITEMS: dict[str, tuple[Literal["sft", "prefer"], str]] = {"llara": ("sft", "dpo")}
 STEPS, BATCH, LR, WARMUP = 3, 4, 3e-3, 1
+#: Rows of each step that are no padding.
+REAL = [4, 4, 3]
 
 
 class Case(NamedTuple):
@@ -38,11 +42,23 @@ class Case(NamedTuple):
     dtype: str = "float32"
     timed: bool = False
     """Its checkpoint comes by the clock, after the first step, and not by the number of steps."""
+    early: bool = False
+    """It is cut off in the reference's pass, and not in training."""
 
     @property
     def folder(self) -> str:
         marks = ["lora"] * bool(self.lora) + ["bf16"] * (self.dtype != "float32") + ["timed"] * self.timed
+        marks += ["early"] * self.early
         return "-".join([self.name, str(self.stage), *marks])
+
+    @property
+    def whole(self) -> Case:
+        """The same without a break: when checkpoints are made changes nothing."""
+        return self._replace(timed=False, early=False)
+
+    @property
+    def kind(self) -> Literal["sft", "prefer"]:
+        return (CASES | ITEMS)[self.name][0]
 
 
 #: What is cut off.
@@ -52,6 +68,9 @@ CUT_OFF = [
     Case("sdpo", 2),
     Case("sdpo", 2, timed=True),
     Case("sdpo", 3),
+    Case("sdpo", 3, early=True),
+    Case("kto", 1, timed=True, early=True),
+    Case("kto", 1),
     Case("sft", 1, lora=4),
     Case("sft", 0, dtype="bfloat16"),
     Case("sft", 2, dtype="bfloat16"),
@@ -61,7 +80,6 @@ CUT_OFF = [
 WHOLE = [
     *(Case(name, stage) for name in CASES for stage in (1, 2, 3)),
     *(Case("sdpo", stage, lora=4) for stage in (1, 2, 3)),
-    Case("sdpo", 2, timed=True),
     Case("sft", 0),
     Case("sft", 1, lora=4),
     *(Case("sft", stage, dtype="bfloat16") for stage in (0, 2)),
@@ -85,10 +103,27 @@ class CutOff(Exception):
     """The end of a process in the middle of a phase."""
 
 
-def cut_off(**beat: object) -> None:
-    """Hear of the last step and die before anything is saved."""
-    if beat["step"] == STEPS:
-        raise CutOff
+def cut_off(early: bool) -> Callable[..., None]:
+    """Hear of the last step, or of the last of the reference, and die before anything is saved of it."""
+
+    def hear(**beat: object) -> None:
+        if beat.get("reference" if early else "step") == STEPS:
+            raise CutOff
+
+    return hear
+
+
+def check_resumed(case: Case, facts: dict[str, Any]) -> None:
+    """That a phase went on where it was cut off, and computed nothing that was saved."""
+    at, reference = facts.get("resumed_at", 0), facts.get("reference_at", 0)
+    wanted = range(1, STEPS) if case.timed else [STEPS - 1]
+    if case.early:
+        assert at == 0 and reference in wanted, (case, facts)
+    else:
+        assert at in wanted and reference == (STEPS if case.kind == "prefer" else 0), (case, facts)
+    seen = sum(REAL[at:]) * (2 if case.name == "kto" else 1)  # KTO's z takes a pass of its own
+    seen += sum(REAL[reference:]) if case.kind == "prefer" else 0
+    assert facts["examples"] == seen, (case, facts)
 
 
 class Rows:
@@ -103,7 +138,10 @@ class Rows:
 
 
 def main(root: Path, rank: int, world: int) -> None:
-    """Run every case and write its policy to ``root/out{world}/{case}-{stage}``."""
+    """Run every case and write its policy to ``root/out{world}/{case}-{stage}``, once.
+
+    ``root/cut{world}`` has the cases that were cut off, and ``root/moved{world}`` those which another number has begun.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -119,26 +157,27 @@ def main(root: Path, rank: int, world: int) -> None:
         kind, objective = (CASES | ITEMS)[case.name]
         items = str(root / "oracle") if case.name in ITEMS else ""
         worker = Worker(
-            {"config": settings(objective, *case[1:]), "base": base, "gpu": False, "storage": Storage("")}, rank, world
+            {"config": settings(objective, *case[1:5]), "base": base, "gpu": False, "storage": Storage("")}, rank, world
         )
         worker.report = report
         dropout = 0.1 if case.lora and kind == "sft" else 0.0
         phase = Phase(case.name, kind, "", base, str(out / "policy"), STEPS, BATCH, LR, WARMUP, dropout, 1, items, "k")
         return worker.run(phase, Rows(Tokenise(kind, shown if items else template)(table), rank, world))
 
-    for case in WHOLE:
-        train(case, root / f"out{world}" / case.folder)
-    for case in CUT_OFF:
-        folder = root / f"cut{world}" / case.folder
-        with contextlib.suppress(CutOff):
-            train(case, folder, cut_off)
-            raise AssertionError("a phase that was cut off has ended")
-        if world == 1:  # the other number of workers goes on from it too
-            shutil.copytree(folder, root / "moved" / case.folder)
-        wanted = range(1, STEPS) if case.timed else [STEPS - 1]
-        assert train(case, folder)["facts"]["resumed_at"] in wanted
-        if world == 2:
-            assert train(case, root / "moved" / case.folder)["facts"]["resumed_at"] in wanted
+    if not (root / f"out{world}").exists():
+        for case in WHOLE:
+            train(case, root / f"out{world}" / case.folder)
+        for case in CUT_OFF:
+            folder = root / f"cut{world}" / case.folder
+            with contextlib.suppress(CutOff):
+                train(case, folder, cut_off(case.early))
+                raise AssertionError("a phase that was cut off has ended")
+            if rank == 0:
+                shutil.copytree(folder, root / f"moved{3 - world}" / case.folder)
+            check_resumed(case, train(case, folder)["facts"])
+    if (root / f"moved{world}").exists():
+        for case in CUT_OFF:
+            check_resumed(case, train(case, root / f"moved{world}" / case.folder)["facts"])
     torch.distributed.destroy_process_group()  # as Ray Train does: gloo's threads may not outlive the interpreter
 
 
