@@ -28,7 +28,7 @@ from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.runs import Run, check_claim
 from rayrec.storage import Storage
-from rayrec.trainers import Phase, TrainGroup, _telling, backends
+from rayrec.trainers import Phase, TrainGroup, backends, telling
 
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
@@ -265,7 +265,7 @@ class _Group(TrainGroup):
                 name=f"train-{self._task['name']}",
                 **self.work.storage.for_ray_train(self.work.root),
                 failure_config=FailureConfig(max_failures=-1),  # as often as run() allows
-                callbacks=[_telling(self.board)],
+                callbacks=[telling(self.board)],
             ),
         )
 

@@ -278,7 +278,7 @@ class TrainGroup:
                 **self.work.storage.for_ray_train(self.work.root),
                 # A group of fixed size is made anew by Ray Train, as often as run() allows.
                 failure_config=FailureConfig(max_failures=0 if self.elastic else -1),
-                callbacks=[_telling(self.board)],
+                callbacks=[telling(self.board)],
             ),
         )
 
@@ -351,7 +351,7 @@ def words_of(failures: Iterable[BaseException]) -> str:
     return f"{'; '.join([*said][:3])}\nThe workers' own logs lie on their nodes, in /tmp/ray/session_latest/logs."
 
 
-def _telling(board: Any) -> Any:
+def telling(board: Any) -> Any:
     """Ray Train's word to the board that a worker died."""
     from ray.train import UserCallback
 

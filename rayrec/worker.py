@@ -221,7 +221,7 @@ class Worker:
 
     def _prefer(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
         """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
-        from rayrec.objectives import make_objective, rewards
+        from rayrec.objectives import make_objective, pairs_of, rewards
 
         objective = make_objective(self.config.loss)
         scale: float = getattr(objective, "beta", None) or objective.tau
@@ -230,7 +230,7 @@ class Worker:
             steps = _with_reference(steps, self._reference(engine, phase, len(done), read))
 
         def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
-            pairs = _pairs(logprob_BA, rows)
+            pairs = pairs_of(logprob_BA, rows)
             margin_B, accuracy_B = rewards(pairs, scale)
             return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
 
@@ -399,42 +399,6 @@ def _with_reference(steps: Iterable[list[dict]], reference_SBA: Any) -> Iterator
         for row, reference_A in zip(rows, reference_SBA[number], strict=True):
             row["reference"] = reference_A
         yield rows
-
-
-def _pairs(logprob_BA: Any, rows: list[dict]) -> Any:
-    """The log-probabilities of a micro-batch as the objectives read them; K may differ per example."""
-    import torch
-
-    from rayrec.objectives import Pairs
-
-    B, A = logprob_BA.shape
-
-    def fill(values: list[Any], width: int) -> Any:
-        """[B, width] of lists that may be shorter, or missing in all rows."""
-        if values[0] is None:
-            return None
-        table = torch.zeros(B, width)
-        for b, one in enumerate(values):
-            table[b, : len(one)] = torch.as_tensor(one)
-        return table.to(logprob_BA.device)
-
-    lengths_BA = fill([[len(answer) for answer in row["answers"]] for row in rows], A)
-    ref_BA = fill([row["reference"][: len(row["answers"])] if "reference" in row else [0.0] for row in rows], A)
-    scores_BA = fill([row["scores"] for row in rows], A)
-    baseline_B1 = fill([[row["baseline"]] if "baseline" in row else None for row in rows], 1)
-    return Pairs(
-        chosen_B=logprob_BA[:, 0],
-        rejected_BK=logprob_BA[:, 1:],
-        mask_BK=lengths_BA[:, 1:] > 0,
-        ref_chosen_B=ref_BA[:, 0],
-        ref_rejected_BK=ref_BA[:, 1:],
-        chosen_length_B=lengths_BA[:, 0],
-        rejected_length_BK=lengths_BA[:, 1:],
-        smoothing_BK=fill([row["smoothing"] for row in rows], A - 1),
-        score_chosen_B=None if scores_BA is None else scores_BA[:, 0],
-        score_rejected_BK=None if scores_BA is None else scores_BA[:, 1:],
-        baseline_B=None if baseline_B1 is None else baseline_B1[:, 0],
-    )
 
 
 def _schedule(name: str, step: int, steps: int, warmup: int) -> float:

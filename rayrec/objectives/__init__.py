@@ -12,7 +12,7 @@ from rayrec.objectives.dpo import Dpo
 from rayrec.objectives.ipo import Ipo
 from rayrec.objectives.kto import Kto
 from rayrec.objectives.odpo import Odpo
-from rayrec.objectives.pairs import Pairs, rewards
+from rayrec.objectives.pairs import Pairs, pairs_of, rewards
 from rayrec.objectives.recpo import Recpo
 from rayrec.objectives.rosepo import Rosepo
 from rayrec.objectives.sdpo import Sdpo
@@ -57,4 +57,4 @@ def make_objective(loss: LossConfig) -> Any:
         raise ValueError(f"--objective {loss.objective}: {error}") from error
 
 
-__all__ = ["OBJECTIVES", "SCORED", "SMOOTHED", "Pairs", "make_objective", "rewards", "sft"]
+__all__ = ["OBJECTIVES", "SCORED", "SMOOTHED", "Pairs", "make_objective", "pairs_of", "rewards", "sft"]

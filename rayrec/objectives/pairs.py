@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,3 +116,35 @@ def positive(name: str, value: float) -> None:
     """Raise ValueError unless the setting ``name`` is > 0 and finite."""
     if not 0 < value < float("inf"):
         raise ValueError(f"Found {name} = {value}; it must be a finite number > 0.")
+
+
+def pairs_of(logprob_BA: Tensor, rows: Sequence[Mapping[str, Any]]) -> Pairs:
+    """Log-probabilities [B, A] of a micro-batch, the chosen answer's first, with what its rows say; K may differ."""
+    B, A = logprob_BA.shape
+
+    def fill(values: list[Any], width: int) -> Any:
+        """[B, width] of lists that may be shorter, or missing in all rows."""
+        if values[0] is None:
+            return None
+        table = torch.zeros(B, width)
+        for b, one in enumerate(values):
+            table[b, : len(one)] = torch.as_tensor(one)
+        return table.to(logprob_BA.device)
+
+    lengths_BA = fill([[len(answer) for answer in row["answers"]] for row in rows], A)
+    ref_BA = fill([row["reference"][: len(row["answers"])] if "reference" in row else [0.0] for row in rows], A)
+    scores_BA = fill([row["scores"] for row in rows], A)
+    baseline_B1 = fill([[row["baseline"]] if "baseline" in row else None for row in rows], 1)
+    return Pairs(
+        chosen_B=logprob_BA[:, 0],
+        rejected_BK=logprob_BA[:, 1:],
+        mask_BK=lengths_BA[:, 1:] > 0,
+        ref_chosen_B=ref_BA[:, 0],
+        ref_rejected_BK=ref_BA[:, 1:],
+        chosen_length_B=lengths_BA[:, 0],
+        rejected_length_BK=lengths_BA[:, 1:],
+        smoothing_BK=fill([row["smoothing"] for row in rows], A - 1),
+        score_chosen_B=None if scores_BA is None else scores_BA[:, 0],
+        score_rejected_BK=None if scores_BA is None else scores_BA[:, 1:],
+        baseline_B=None if baseline_B1 is None else baseline_B1[:, 0],
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,8 +116,8 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
     assert out["made"] == [0, 1, 2, 3, 4]
-    said = [line.split(" ", 2)[2] for line in done.stdout.splitlines() if "it is replaced" in line]
-    assert sorted(line.split(" (")[0] for line in said if "01/negatives" in line) == [
+    said = re.findall(r"generator \d (.* in 01/negatives part \d) \(.*it is replaced", done.stdout)
+    assert sorted(said) == [
         "died in 01/negatives part 1",
         "died in 01/negatives part 3",
         "gave no answer for 4 s in 01/negatives part 2",
@@ -129,8 +130,7 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     assert 65 <= out["given"] <= 68 and out["urgent"] == 9 and out["taken"] == 300
     assert out["full"] == "OSError: [Errno 28] No space left on device"
     # A part that kills whoever has it ends the run, whichever seats it comes to.
-    assert [line.split("(")[1] for line in said if "deadly" in line] == [
-        f"{n} of 3 allowed): it is replaced" for n in (1, 2, 3)
-    ]
+    deadly = re.findall(r"died in deadly part 0 \((\d) of 3 allowed\): it is replaced", done.stdout)
+    assert deadly == ["1", "2", "3"]
     assert out["deadly"].split("(")[0].endswith("died in deadly part 0 ") and "(4 of 3 allowed)" in out["deadly"]
     assert out["deaths"] == [True, True, True, True, False, False]
