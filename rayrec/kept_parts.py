@@ -24,22 +24,27 @@ from rayrec.storage import Storage
 #: Rows that are not put off any longer: they lie in memory until they are kept.
 _MOST = 4 * SLICE
 _FILE, _NUMBER = "outputs.parquet", pa.field("part", pa.int32(), nullable=False)
-
-
 #: Outputs of a part, and the part's number.
 _KEPT = schema.PREDICTIONS.append(_NUMBER)
 
 
 class Parts(Mapping[int, pa.Table]):
-    """Outputs (schema.PREDICTIONS) by the number of their part, from tables of them that have a column ``part``."""
+    """Outputs (schema.PREDICTIONS) by the number of their part, from tables of whole parts with a column ``part``."""
 
     def __init__(self, tables: Iterable[pa.Table]):
-        self._rows = mapped(tables, _KEPT)
-        number = self._rows[_NUMBER.name].to_numpy()
+        self._places: dict[int, tuple[int, int]] = {}
+        self._rows = mapped(map(self._placed, tables), _KEPT)
+
+    def _placed(self, table: pa.Table) -> pa.Table:
+        """Note where each part will lie; the rows of those that are there already are left out."""
+        number = table[_NUMBER.name].to_numpy()
+        new = ~np.isin(number, list(self._places))
+        table, number = table.filter(pa.array(new)), number[new]
         starts = np.flatnonzero(np.diff(number, prepend=-1))  # the rows of a part lie together
-        self._places = dict(
-            zip(number[starts].tolist(), zip(starts, np.diff(starts, append=len(number)), strict=True), strict=True)
-        )
+        before = sum(length for _, length in self._places.values())
+        for start, length in zip(starts.tolist(), np.diff(starts, append=len(number)).tolist(), strict=True):
+            self._places[int(number[start])] = (before + start, length)
+        return table
 
     def __getitem__(self, number: int) -> pa.Table:
         return self._rows.slice(*self._places[number]).drop_columns(_NUMBER.name)
@@ -69,11 +74,7 @@ class KeptParts:
                 if not damage(folder) and read_json(folder / "metrics.json")["key"] == self.key:
                     yield folder
 
-        return Parts(
-            _checked(batch, folder)
-            for folder in sound()
-            for batch in pq.ParquetFile(folder / _FILE).iter_batches(SLICE)
-        )
+        return Parts(schema.check(pq.read_table(folder / _FILE), _KEPT, str(folder)) for folder in sound())
 
     def add(self, number: int, outputs: pa.Table) -> None:
         """Take an answered part; every now and then, keep what was taken."""
@@ -92,7 +93,3 @@ class KeptParts:
         pq.write_table(pa.concat_tables(new), made / _FILE)
         seal(made, CHECKPOINT, {"key": self.key})
         self.storage.keep(made)
-
-
-def _checked(batch: pa.RecordBatch, folder: Path) -> pa.Table:
-    return schema.check(pa.Table.from_batches([batch]), _KEPT, str(folder))

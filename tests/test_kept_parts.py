@@ -43,10 +43,15 @@ def test_parts_are_kept_under_their_key_until_the_phase_ends(
     there = elsewhere.root / "run" / "01" / "evaluate"
     found = KeptParts(there, "one" * 8, elsewhere, every=0).load()
     assert found.keys() == parts.keys() and all(found[number].equals(parts[number]) for number in parts)
+    again = KeptParts(there, "one" * 8, elsewhere, every=1e-9)  # made twice: the same bits, counted once
+    again.add(0, parts[0])
+    again.add(5, outputs("f"))
+    more = again.load()
+    assert more.keys() == {0, 3, 5, 7} and len(more._rows) == 6 and more[7].equals(parts[7])
     damaged = there / CHECKPOINT / "oneoneon-0" / "outputs.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     if not storage.url:  # a store gives the file again
-        assert KeptParts(there, "one" * 8, elsewhere, every=0).load().keys() == {3, 7}
+        assert KeptParts(there, "one" * 8, elsewhere, every=0).load().keys() == {3, 5, 7}
     checkpoint.clear(there, elsewhere)
     assert KeptParts(there, "one" * 8, elsewhere, every=0).load() == {}
 
