@@ -321,20 +321,23 @@ class Work:
         return rounds * (part * self._forward(prompt, 1) / rate + steps * (max(token, weights) + self.device.token))
 
     def trainer_bytes(self) -> float:
-        """Bytes of a training worker at its largest: what DeepSpeed holds, and a micro-batch's activations.
+        """Bytes of a training worker at its largest, in the backward pass or as the optimiser steps.
 
-        Weights, gradients and a bucket of these. ZeRO-0 has Adam's moments, of bfloat16 weights also float32 copies of
-        weights and gradients. The other stages have both copies of any weights and, as the optimiser steps through all
-        of them at once, two temporary ones, each worker of its share. ZeRO-3 gathers weights.
+        Backward: weights, gradients, Adam's moments and a micro-batch's activations; from ZeRO-1 on and for bfloat16 a
+        float32 copy of the weights, with ZeRO-0 and bfloat16 also of the gradients, from ZeRO-1 on also a bucket of
+        gradients. Step, from ZeRO-1 on: weights, moments, and float32 copies of weights and gradients with two
+        temporary ones, for all weights are stepped through at once. ZeRO-3 keeps its bucket, and gathers weights.
         """
         train, workers = self.config.train, self.config.placement.train_workers
         stage, size, adapted = train.zero_stage, self._trained_bytes, bool(self.config.model.lora_rank)
         cut = [workers if stage >= one else 1 for one in (1, 2, 3)]
-        held = self.shape.parameters * self._bytes / cut[2] + min(self.trained, _BUCKET) * size
-        held += self.trained * size * adapted / cut[2] + (self.trained * size / cut[1] if stage != 2 else 0)
-        held += self.trained * (24 if stage else 8 if size == 4 else 16) / cut[0]
-        held += min(self.shape.parameters, _GATHERED) * self._bytes if stage == 3 else 0
-        return held + self.activation_bytes()
+        weights = (self.shape.parameters * self._bytes + self.trained * size * adapted) / cut[2]
+        weights += min(self.shape.parameters, _GATHERED) * self._bytes if stage == 3 else 0
+        bucket = min(self.trained, _BUCKET) * size if stage else 0
+        state = self.trained * (12 if stage else 8 if size == 4 else 16) / cut[0]
+        backward = self.trained * size / cut[1] + bucket + _PADDING * self.activation_bytes()
+        step = self.trained * 12 / cut[0] + (bucket if stage == 3 else 0) if stage else 0
+        return weights + state + max(backward, step)
 
     def activation_bytes(self) -> float:
         """Bytes that a micro-batch leaves for the backward pass."""

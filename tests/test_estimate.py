@@ -160,7 +160,7 @@ def test_more_devices_take_less_time_and_memory(big: Shape) -> None:
     assert one["iteration"] > four["iteration"]
     assert one["moved"]["gradients"] == 0 < four["moved"]["gradients"]
     whole = [of(paper("--lora-rank", "0", "--zero-stage", str(stage)), big)["memory"]["trainer"] for stage in range(4)]
-    assert whole[0] > 16 * big.parameters > whole[1] > max(whole[2:])
+    assert whole[0] > 16 * big.parameters > max(whole[1:])
     whole_model = ["--lora-rank", "0", "--train-workers", "8"]
     near, far = (of(paper(*whole_model, cluster=cluster), big) for cluster in ("2x8xH100", "16x1xH100"))
     assert far["moved"] == near["moved"] and far["iteration"] > near["iteration"]  # gradients go through the network
