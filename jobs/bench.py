@@ -5,6 +5,7 @@
     python jobs/bench.py ground                  # exact nearest titles against numpy's argsort and faiss
     python jobs/bench.py overhead                # the generators' pool against bare calls of Ray
     python jobs/bench.py rows                    # an iteration's rows through the driver against a Ray Data stream
+    python jobs/bench.py estimate --rounds 1     # what --dry-run --cluster tells against runs and training workers
     python jobs/bench.py preference --quick --json out.json
 
 Every contender runs in a process of its own, in turn, several rounds long; a ratio is the median over the rounds, its
@@ -13,9 +14,10 @@ spread the smallest and the largest. Who breaks or passes --limit is not run aga
 --json writes a record for every row. It has all the fields of its bench, None where there is no value:
 
     k, users (preference); width, titles, prompts (decode); items, queries (ground);
-    rows, what, logical, processes (overhead); rows, processes (rows); dtype
+    rows, what, logical, processes (overhead); rows, processes (rows);
+    case, what, rows, args (estimate); dtype
                         the setting
-    against             trl, trl_cached; vllm, hf, vllm_choice; faiss, numpy; ray; ray_data
+    against             trl, trl_cached; vllm, hf, vllm_choice; faiss, numpy; ray; ray_data; measured
     rounds              how often it was measured
     ours, theirs        the median rates, in the unit that the table's title names
     ratio, spread       ours / theirs: the median over the rounds, and the smallest and the largest
@@ -41,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("preference", "decode", "ground", "overhead", "rows")
+BENCHES = ("preference", "decode", "ground", "overhead", "rows", "estimate")
 SIDES = ("ours", "theirs")
 MEASURES = (*SIDES, "ratio", "spread", "memory", "invalid")
 
@@ -107,7 +109,8 @@ def record_of(bench: Any, setting: dict[str, Any], name: str, ours: list[dict], 
     if record["failed"] is None:
         ratios = [one["rate"] / other["rate"] for one, other in zip(ours, theirs, strict=True)]
         record |= {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}
-        record |= {"memory": record["ours_memory"] / record["theirs_memory"]}
+        if record["theirs_memory"]:
+            record |= {"memory": record["ours_memory"] / record["theirs_memory"]}
     return record
 
 
@@ -147,7 +150,8 @@ def show(bench: Any, records: list[dict[str, Any]]) -> None:
         rates = [r[f"{side}_failed"] or number(r[side]) for side in SIDES]
         ratios = ["", "", ""]
         if r["failed"] is None:
-            ratios = [f"{r['ratio']:.3g} ×", "{:.3g} to {:.3g}".format(*r["spread"]), f"{r['memory']:.2f} ×"]
+            ratios = [f"{r['ratio']:.3g} ×", "{:.3g} to {:.3g}".format(*r["spread"]), ""]
+            ratios[2] = f"{r['memory']:.2f} ×" if r["memory"] else ""
         invalid = "" if r["invalid"] is None else f"{r['invalid']:.0%}"
         both = [" : ".join(number(r[f"{side}_{name}"], unit) for side in SIDES) for name, (_, unit) in pairs.items()]
         table.add_row(*(str(r[name]) for name in setting), *rates, *ratios, invalid, *both)

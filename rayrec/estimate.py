@@ -6,11 +6,15 @@ answers:
 * A forward pass of a row costs (2 N + 4 L H T) T + 2 V H A operations, less 2 M for each place of the prompt but its
   last, with M weights in the last block's MLP, unless activations are made twice. Training costs it three times; twice
   where the base is frozen (adapters); a preference step adds one pass for the reference. Padding adds 15 %.
-* A step takes the longer of its operations at the devices' training rate and of its gradients' exchange, plus ``step``.
+* A step takes the longer of its operations at the devices' training rate and of its gradients' exchange, plus ``step``
+  for each micro-batch of a worker; a preference step a third more, for the reference.
 * A part of prompts takes their forward pass at the generation rate; then for every token of the longest answer the
   longer of its operations and of reading all weights once, plus ``token``.
 * Phases follow each other on the two lanes of the loop, each when what it reads is finished, ``phase`` seconds apart;
-  the first begins after ``start`` seconds.
+  the first begins after ``start`` seconds. An iteration is the time from one policy to the next.
+* Workers send each other their weights when a phase begins. In a step all gradients go round twice and, under ZeRO-1
+  and 2, the new weights once; under ZeRO-3 the gradients and the weights twice.
+* A training worker holds what DeepSpeed holds (``trainer_bytes``), and the activations that a Llama's layers keep.
 
 A SASRec, Popular and grounding are not counted.
 """
@@ -45,7 +49,7 @@ class Device:
     generate: float = 0.4
     """Share of them that the pass of a prompt reaches."""
     step: float = 0.02
-    """Seconds that an optimiser step takes besides."""
+    """Seconds that a micro-batch takes besides."""
     token: float = 0.01
     """Seconds that one more token of all answers of a part takes besides."""
     phase: float = 5.0
@@ -56,19 +60,27 @@ class Device:
 
 #: Bytes per second that a node sends to others: 400 Gbit/s.
 _NETWORK = 50e9
-#: Shares, steps and phases of GPUs are assumptions. Those of ``cpu``, one core of an AMD EPYC with AVX2, were fitted to
-#: one measured run (README, "Cluster").
+#: Shares, steps and phases of GPUs are assumptions. Those of ``cpu``, one core of an AMD EPYC with AVX-512, were fitted
+#: to one run, `fitted` of jobs/benches/estimate.py, the means of two rounds; it checks them on other runs.
 DEVICES = {
     "H100": Device(989e12, 67e12, 3.35e12, 80e9, 450e9),
     "H200": Device(989e12, 67e12, 4.8e12, 141e9, 450e9),
     "A100": Device(312e12, 19.5e12, 2.04e12, 80e9, 300e9),
     "L40S": Device(362e12, 91.6e12, 0.864e12, 48e9, 32e9),
-    "cpu": Device(34e9, 34e9, 10e9, 12e9, 5e9, 1.0, 1.0, step=0.04, token=0.012, phase=3.5, start=20.0),
+    "cpu": Device(88e9, 88e9, 10e9, 12e9, 5e9, 1.0, 1.0, step=0.029, token=0.003, phase=1.3, start=29.0),
 }
 #: n threads of one process do as much as n ** this cores, which the other processes leave them.
 _THREADS = 0.5
 #: Tokens that are computed for one that is meant: rows of a batch are not equally long.
 _PADDING = 1.15
+#: Bytes that a layer keeps of a token for the backward pass, times hidden size and times width of the MLP, by whether
+#: the base is frozen and by the bytes of its numbers: adapters work on float32 copies. Counted on a Llama with torch's
+#: saved_tensors_hooks (tests/test_estimate.py).
+_KEPT = {(False, 2): (25, 8), (False, 4): (43, 16), (True, 2): (38, 10), (True, 4): (31, 16)}
+#: Bytes of a training row besides its tokens: its id, its place and its weight.
+_ROW = 60
+#: Weights that DeepSpeed gathers at once under ZeRO-3 (its own limit), and puts into one bucket (worker.py's).
+_GATHERED, _BUCKET = 10**9, 5 * 10**8
 
 
 @dataclass(frozen=True)
@@ -157,18 +169,19 @@ def estimate(config: Config, phases: Sequence[PhasePlan], tokens: Lengths, shape
             "--generators or --tensor-parallel."
         )
     cores = placement.threads or nodes * each // taken, placement.threads or nodes * each // placement.train_workers
-    work = _Work(config, tokens, shape, valid, DEVICES[kind], each, cores)
+    work = Work(config, tokens, shape, valid, DEVICES[kind], each, cores)
     seconds = {phase.name: work.seconds(phase) for phase in phases}
     ends = _ends(phases, seconds, placement.sequential or shared, work.device.start)
-    first, last = max(end for name, end in ends.items() if name.startswith("00/")), max(ends.values())
+    made = [(phase.name, ends[phase.name]) for phase in phases if phase.makes_policy]
+    first = max((end for name, end in made if name.startswith("00/")), default=work.device.start)
     turns = config.train.iterations
     return {
         "cluster": placement.cluster,
         "devices": {"used": taken, "there": nodes * each},
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "first": round(first, 1),
-        "iteration": round((last - first) / turns, 1) if turns else None,
-        "total": round(last, 1),
+        "iteration": round((max(end for _, end in made) - first) / turns, 1) if turns else None,
+        "total": round(max(ends.values()), 1),
         "memory": {"there": work.device.memory, "trainer": work.trainer_bytes(), "generator": work.generator_bytes()},
         "moved": work.moved([p for p in phases if p.name.startswith("01/")]) if turns else {},
     }
@@ -195,7 +208,7 @@ def _ends(phases: Sequence[PhasePlan], seconds: dict[str, float], one_lane: bool
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """The cost model, put to one plan."""
 
     config: Config
@@ -216,6 +229,11 @@ class _Work:
         """Weights that training moves."""
         rank = self.config.model.lora_rank
         return self.shape.adapters * rank if rank else self.shape.parameters
+
+    @property
+    def _trained_bytes(self) -> int:
+        """Bytes of one of them: adapters are float32 over any base."""
+        return 4 if self.config.model.lora_rank else self._bytes
 
     def _rate(self, share: float, alone: bool = False) -> float:
         """Operations per second of one process."""
@@ -247,10 +265,14 @@ class _Work:
             return self._training(phase)
         if phase.kind == "negatives":
             shares = mixture.parse(self.config.train.negatives)
-            found = sum(share * self._asking(NEGATIVES[name].decode, phase.rows) for name, share in shares.items())
+            asked = [(share, NEGATIVES[name]) for name, share in shares.items()]
+            k = self.config.train.num_negatives
+            found = sum(share * self._asking(one.decode, phase.rows, one.answers(k)) for share, one in asked)
             return found + self.device.phase * (found > 0)
         if phase.kind == "evaluate":
-            return sum(self._asking(mode, phase.rows) for mode in self.config.evaluate.decode) + self.device.phase
+            width = self.config.evaluate.beam_width
+            found = sum(self._asking(m, phase.rows, 1 if m == "greedy" else width) for m in self.config.evaluate.decode)
+            return found + self.device.phase
         return 0.0
 
     def _training(self, phase: PhasePlan) -> float:
@@ -259,7 +281,9 @@ class _Work:
         operations = _PADDING * phase.rows * phase.epochs * passes * self._forward(*self._row(phase.kind))
         computing = operations / phase.steps / workers / self._rate(self.device.train, phase.name.startswith("00/"))
         exchange = self._exchanged() / workers / self._link()
-        return phase.steps * (max(computing, exchange) + self.device.step) + self.device.phase
+        train, batch = self.config.train, self.config.batches.get(f"{phase.kind}_batch", self.config.train.batch)
+        micro = -(-batch // (workers * train.micro_batch)) * (4 / 3 if phase.kind == "prefer" else 1)
+        return phase.steps * (max(computing, exchange) + micro * self.device.step) + self.device.phase
 
     def _link(self) -> float:
         """Bytes per second of a worker to the next: within the node, or its share of the node's network."""
@@ -267,14 +291,19 @@ class _Work:
         return self.device.link if inside else min(self.device.link, _NETWORK / self.each)
 
     def _exchanged(self) -> float:
-        """Bytes that all workers send in one step: a ring's 2 (w - 1) parts of the gradients; under ZeRO-3 also the
-        weights, twice."""
-        train, workers = self.config.train, self.config.placement.train_workers
-        sent = 2 * (workers - 1) * self.trained * self._bytes
-        return sent + (2 * (workers - 1) * self.shape.parameters * self._bytes if train.zero_stage == 3 else 0)
+        """Bytes that all workers send in one step, in rings."""
+        stage, others = self.config.train.zero_stage, self.config.placement.train_workers - 1
+        sent = others * self.trained * self._trained_bytes * (3 if stage in (1, 2) else 2)
+        return sent + (2 * others * self.shape.parameters * self._bytes if stage == 3 else 0)
 
-    def _asking(self, mode: str | None, rows: int) -> float:
-        """Seconds in which all generators answer ``rows`` prompts in one mode; no mode asks nothing."""
+    def sent(self, phases: Sequence[PhasePlan]) -> float:
+        """Bytes that all workers send in the training phases among ``phases``: each begins with the first's weights."""
+        adapters = self.trained * self._trained_bytes if self.config.model.lora_rank else 0
+        spread = (self.config.placement.train_workers - 1) * (self.shape.parameters * self._bytes + adapters)
+        return sum(phase.steps * self._exchanged() + spread for phase in phases if phase.makes_policy)
+
+    def _asking(self, mode: str | None, rows: int, width: int) -> float:
+        """Seconds in which all generators give ``width`` answers to ``rows`` prompts; no mode asks nothing."""
         evaluate, placement, shape = self.config.evaluate, self.config.placement, self.shape
         if mode is None:
             return 0.0
@@ -286,26 +315,44 @@ class _Work:
         if mode == "score":
             length = prompt + CANDIDATES * self.tokens.answer
             return rounds * (part * self._forward(length, length - prompt, prompt - 1) / rate + self.device.token)
-        width = evaluate.beam_width if mode in ("beams", "free_beams", "d3") else 1
         token = part * width * self._forward(1, 1) / rate
         weights = shape.parameters * self._bytes / placement.tensor_parallel / self.device.bandwidth
         steps = min(self.tokens.longest, 2 * self.tokens.answer)
         return rounds * (part * self._forward(prompt, 1) / rate + steps * (max(token, weights) + self.device.token))
 
     def trainer_bytes(self) -> float:
-        """Bytes of a training worker: weights, gradients, Adam with its float32 copy, activations of a micro-batch."""
+        """Bytes of a training worker at its largest, in the backward pass or as the optimiser steps.
+
+        Backward: weights, gradients, Adam's moments and a micro-batch's activations; from ZeRO-1 on and for bfloat16 a
+        float32 copy of the weights, with ZeRO-0 and bfloat16 also of the gradients, from ZeRO-1 on also a bucket of
+        gradients. Step, from ZeRO-1 on: weights, moments, and float32 copies of weights and gradients with two
+        temporary ones, for all weights are stepped through at once. ZeRO-3 keeps its bucket, and gathers weights.
+        """
         train, workers = self.config.train, self.config.placement.train_workers
-        cut = [workers if train.zero_stage >= stage else 1 for stage in (1, 2, 3)]
-        held = self.shape.parameters * self._bytes / cut[2] + self.trained * self._bytes / cut[1]
-        held += self.trained * (8 if self._bytes == 4 else 12) / cut[0]
-        batch = max(train.batch, train.prefer_batch) // workers
+        stage, size, adapted = train.zero_stage, self._trained_bytes, bool(self.config.model.lora_rank)
+        cut = [workers if stage >= one else 1 for one in (1, 2, 3)]
+        weights = (self.shape.parameters * self._bytes + self.trained * size * adapted) / cut[2]
+        weights += min(self.shape.parameters, _GATHERED) * self._bytes if stage == 3 else 0
+        bucket = min(self.trained, _BUCKET) * size if stage else 0
+        state = self.trained * (12 if stage else 8 if size == 4 else 16) / cut[0]
+        backward = self.trained * size / cut[1] + bucket + _PADDING * self.activation_bytes()
+        step = self.trained * 12 / cut[0] + (bucket if stage == 3 else 0) if stage else 0
+        return weights + state + max(backward, step)
+
+    def activation_bytes(self) -> float:
+        """Bytes that a micro-batch leaves for the backward pass."""
+        train = self.config.train
+        batch = max(train.batch, train.prefer_batch) // self.config.placement.train_workers
         length, answers, _ = self._row("prefer" if train.prefer and train.iterations else "sft")
-        # 34 H bytes in half precision for a token and layer (Korthikanti et al. 2022, without the scores).
-        kept = 17 * self._bytes * self.shape.hidden * (1 if train.activation_checkpointing else self.shape.layers)
-        kept += self._bytes * self.shape.hidden * self.shape.layers * train.activation_checkpointing
+        of_hidden, of_mlp = _KEPT[bool(self.config.model.lora_rank), self._bytes]
+        hidden, layers = self.shape.hidden, self.shape.layers
+        mlp = (self.shape.last_mlp or 8 * hidden**2) / 3 / hidden
+        kept = of_hidden * hidden * layers + of_mlp * mlp * (layers - 1)
+        if train.activation_checkpointing:
+            kept = of_hidden * hidden + of_mlp * mlp + self._bytes * hidden * layers
         rows = min(train.micro_batch, batch)
-        logits = min(rows * answers * (self.shape.words / self.shape.hidden), 2**25) * 12
-        return held + rows * length * kept + logits
+        logits = min(rows * answers * (self.shape.words / hidden), 2**25) * 12
+        return rows * length * kept + logits
 
     def generator_bytes(self) -> float:
         """Bytes that one device of a generator needs: its part of the weights, and of a part's key-value cache."""
@@ -317,12 +364,12 @@ class _Work:
     def moved(self, phases: Sequence[PhasePlan]) -> dict[str, float]:
         """Bytes that one iteration moves between processes, by what they are."""
         generators, rank = self.config.placement.generators, self.config.model.lora_rank
-        steps = sum(phase.steps for phase in phases if phase.makes_policy)
         asked = sum(phase.rows for phase in phases if not phase.makes_policy)
-        policy = self.trained * (4 if rank else self._bytes)
-        trained = sum(p.rows * p.epochs * self._row(p.kind)[0] for p in phases if p.makes_policy)
+        whole = not rank or self.device is DEVICES["cpu"]  # where adapters are merged for the generators
+        policy = self.shape.parameters * self._bytes if whole else self.trained * 4
+        trained = sum(p.rows * p.epochs * (4 * self._row(p.kind)[0] + _ROW) for p in phases if p.makes_policy)
         return {
-            "gradients": steps * self._exchanged(),
+            "gradients": self.sent(phases),
             "policies": policy * generators * sum(p.kind in ("negatives", "evaluate") for p in phases),
-            "rows": 4.0 * (trained + asked * (self.tokens.prompt + self.tokens.answer)),
+            "rows": trained + 4.0 * asked * (self.tokens.prompt + self.tokens.answer),
         }

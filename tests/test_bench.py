@@ -78,3 +78,11 @@ def test_the_pool_answers_as_many_as_bare_calls(tmp_path: Path) -> None:
         assert record["failed"] is None and record["against"] == "ray"
         assert record["ours_answers"] == record["theirs_answers"] == record["rows"]
     assert (parts["what"], board["what"]) == ("parts", "board")
+
+
+def test_all_rows_come_through_the_driver(tmp_path: Path) -> None:
+    (record,) = bench(tmp_path, "rows")
+    assert set(record) == fields("rows", "processes", facts=("written",))
+    assert record["failed"] is None and record["against"] == "ray_data"
+    assert record["ours_written"] == 2016  # the last batch is filled
+    assert record["theirs_written"] == 2000 and record["ours_memory"] > 0

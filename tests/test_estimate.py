@@ -3,20 +3,26 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from rayrec import plan
 from rayrec.config import Config, ModelConfig, TrainConfig
-from rayrec.estimate import DEVICES, Shape, _ends, _Work, estimate
+from rayrec.data import preferences
+from rayrec.engines import _whole
+from rayrec.estimate import DEVICES, Shape, Work, _ends, estimate
 from rayrec.estimate import parse as parse_cluster
 from rayrec.logprobs import PackedLM, pack
 from rayrec.methods import parse
-from rayrec.models.policy import load_base
+from rayrec.models.policy import add_lora, load_base, load_tokenizer, save, trainable_state
 from rayrec.models.tiny import make_tiny
 from rayrec.plan import Lengths
+from rayrec.prepare import prepare
+from rayrec.trainers import Tokenise
 from tests.test_refusals import command
 
 TOKENS = Lengths(prompt=120, answer=10, longest=24, changed_titles=0)
@@ -60,7 +66,7 @@ def test_operations_are_those_that_torch_counts(tmp_path: Path) -> None:
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     config = Config(model=dataclasses.replace(sizes, lora_rank=0), train=TrainConfig(num_negatives=3))
     tokens = Lengths(40, 8, 8, 0)
-    work = _Work(config, tokens, shape, 0, DEVICES["cpu"], 1, (1, 1))
+    work = Work(config, tokens, shape, 0, DEVICES["cpu"], 1, (1, 1))
     row = (list(range(40)), [list(range(8))] * 4)
     lm = PackedLM(model)
     with FlopCounterMode(display=False) as forward:
@@ -70,6 +76,68 @@ def test_operations_are_those_that_torch_counts(tmp_path: Path) -> None:
     wanted = work._forward(*work._row("prefer"))
     assert forward.get_total_flops() == pytest.approx(wanted, rel=0.01)
     assert backward.get_total_flops() == pytest.approx(2 * wanted, rel=0.01)
+
+
+def small(tmp_path: Path, rank: int, dtype: str, cluster: str = "cpu", **train: Any) -> tuple[Any, Work, Path]:
+    """A real model, with adapters if ``rank``, the cost model's view of it, and the folder of its base."""
+    sizes = ModelConfig(tiny_hidden=128, tiny_layers=4, tiny_vocab=512, lora_rank=rank)
+    base = tmp_path / "base"
+    make_tiny(["Heat (1995)"], sizes, base, 0)
+    model = load_base(base, dtype)
+    model = add_lora(model, rank, 32, 0.0) if rank else model
+    config = Config(model=sizes, train=TrainConfig(dtype=dtype, micro_batch=4, **train))  # pyright: ignore[reportArgumentType]
+    return model, Work(config, Lengths(60, 10, 10, 0), Shape.of(str(base)), 0, DEVICES[cluster], 8, (1, 1)), base
+
+
+WEIGHTS = [(0, "float32"), (0, "bfloat16"), (8, "float32"), (8, "bfloat16")]
+
+
+@pytest.mark.parametrize(("rank", "dtype"), WEIGHTS)
+def test_gradients_and_activations_are_as_large_as_told(tmp_path: Path, rank: int, dtype: str) -> None:
+    model, work, _ = small(tmp_path, rank, dtype)
+    known, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # held, so that no other takes its address
+        return tensor
+
+    row = (list(range(60)), [list(range(10))] * 2)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logprob_BA = PackedLM(model.train())(pack([row] * 4))
+    logprob_BA.sum().backward()
+    gradients = [p.grad.nbytes for p in model.parameters() if p.grad is not None]
+    assert sum(gradients) == work.trained * work._trained_bytes
+    assert work.activation_bytes() == pytest.approx(sum(one.nbytes() for one in kept.values()), rel=0.15)
+
+
+@pytest.mark.parametrize(("rank", "dtype"), WEIGHTS)
+def test_generators_read_as_many_bytes_as_told(tmp_path: Path, rank: int, dtype: str) -> None:
+    model, work, base = small(tmp_path, rank, dtype)
+    save(trainable_state(model), model, load_tokenizer(base), tmp_path / "policy", {}, merged=True)
+    phases = [plan.PhasePlan("01/evaluate", "evaluate", (), 8)]
+
+    def told(work: Work) -> float:
+        return work.moved(phases)["policies"]
+
+    read = Path(_whole(str(tmp_path / "policy"))) / "model.safetensors"
+    assert told(work) == pytest.approx(read.stat().st_size, rel=0.02)  # the rest is the file's head
+    if rank:  # vLLM on a GPU takes the adapter as it is
+        adapter = tmp_path / "policy" / "adapter_model.safetensors"
+        there = dataclasses.replace(work, device=DEVICES["H100"])
+        assert told(there) == pytest.approx(adapter.stat().st_size, rel=0.15)
+
+
+def test_rows_are_as_many_bytes_as_told(tmp_path: Path) -> None:
+    given = parse("", ["--preset", "toy", "--num-negatives", "3", "--dry-run", "--cluster", "1x2xcpu"])
+    ready = prepare(given, tmp_path)
+    config, tuning = ready.config, ready.tuning
+    tokens = plan.check_lengths(config, ready.data, tuning, ready.template)
+    work = Work(config, tokens, Shape.of(str(ready.base)), 0, DEVICES["cpu"], 2, (1, 1))
+    rows = preferences.sft_rows(tuning.slice(0, 512), 64, 1, 0, "01/sft")
+    phases = [plan.PhasePlan("01/sft", "sft", (), 512, 8)]
+    assert work.moved(phases)["rows"] == pytest.approx(Tokenise("sft", ready.template)(rows).nbytes, rel=0.1)
 
 
 def test_lanes_overlap_as_the_loop_does() -> None:
@@ -92,7 +160,7 @@ def test_more_devices_take_less_time_and_memory(big: Shape) -> None:
     assert one["iteration"] > four["iteration"]
     assert one["moved"]["gradients"] == 0 < four["moved"]["gradients"]
     whole = [of(paper("--lora-rank", "0", "--zero-stage", str(stage)), big)["memory"]["trainer"] for stage in range(4)]
-    assert sorted(whole, reverse=True) == whole and whole[0] > 16 * big.parameters > whole[1]
+    assert whole[0] > 16 * big.parameters > max(whole[1:])
     whole_model = ["--lora-rank", "0", "--train-workers", "8"]
     near, far = (of(paper(*whole_model, cluster=cluster), big) for cluster in ("2x8xH100", "16x1xH100"))
     assert far["moved"] == near["moved"] and far["iteration"] > near["iteration"]  # gradients go through the network
@@ -109,7 +177,7 @@ def test_every_iteration_counts(big: Shape) -> None:
 
 def test_what_is_not_asked_takes_no_time(big: Shape) -> None:
     config = paper("--negatives", "random")
-    work = _Work(config, TOKENS, big, 256, DEVICES["H100"], 8, (1, 1))
+    work = Work(config, TOKENS, big, 256, DEVICES["H100"], 8, (1, 1))
     by_kind = {phase.kind: work.seconds(phase) for phase in plan.phases(config, 1256)}
     assert by_kind["negatives"] == by_kind["baseline"] == 0 < by_kind["evaluate"]
 
@@ -133,14 +201,17 @@ def test_a_dry_run_tells_what_a_cluster_would_take(folder: Path, tmp_path: Path)
     done = command(*given, "--runs", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
     told, n = " ".join(done.stdout.split()), r"([\d.]+)"
-    spans = rf"iteration 0 in {n} min, each further one in {n} s, in all {n} min"
+    spans = rf"iteration 0 in {n} s, each further one in {n} s, in all {n} min"
     times = re.search(f"8 of 64 devices of 8x8xH100: {spans}", told)
     needs = re.search(rf"of a device's 74.5 GiB: trainer {n} GiB, generator {n} GiB moved", told)
     assert times and needs, told
-    assert 60 * float(times[3]) == pytest.approx(60 * float(times[1]) + 5 * float(times[2]), abs=60)
+    assert 60 * float(times[3]) == pytest.approx(float(times[1]) + 5 * float(times[2]), abs=60)
     assert all(2 * 1_235_814_400 / 2**30 < float(held) < 74.5 for held in needs.groups())
-    # Four trainers ring 96 times with gradients of two bytes; four generators are handed two policies of four bytes.
-    gradients, policies = 96 * 2 * 3 * 2 * 11_272_192 / 2**30, 4 * 2 * 4 * 11_272_192 / 2**20
+    # Four trainers begin two phases with weights of two bytes and adapters of four, and in 96 steps of ZeRO-2 the
+    # adapters' gradients go round twice and their weights once; four generators are handed two policies.
+    adapters = 4 * 11_272_192
+    gradients = (2 * 3 * (2 * 1_235_814_400 + adapters) + 96 * 3 * 3 * adapters) / 2**30
+    policies = 4 * 2 * adapters / 2**20
     assert f"moved in an iteration: gradients {gradients:.1f} GiB, policies {policies:.1f} MiB, rows" in told
     assert "01/prefer 2,048 1 64" in told
     assert done.stdout.endswith("False\n") and not (tmp_path / "runs").exists()  # no Ray, and nothing written
