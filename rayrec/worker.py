@@ -24,6 +24,8 @@ from rayrec.trainers import Phase
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
 Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
+#: Bytes of batches that a worker keeps for the second reading of a phase: reading them anew takes longer.
+_KEPT = 1 << 28
 #: This worker's rows of every step from a given one on, read anew.
 Read = Callable[[int], Iterator[list[dict]]]
 
@@ -120,6 +122,7 @@ class Worker:
         if phase.items:
             item_vectors.attach(self.lm.model, sequential.load(phase.items).table(), self.config.data.seed)
         policy.set_lora_dropout(self.lm.model, phase.dropout)
+        self.kept: list[Any] = []
         self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
         done = checkpoint.records_of(checkpoint.folder_of(phase.out, "policy"), phase.key, self.storage)
         self.resumed = {"resumed_at": len(done)} if done else {}
@@ -141,8 +144,7 @@ class Worker:
     def _rows(self, phase: Phase, shard: Any, begun: int) -> Iterator[list[dict]]:
         """Rows of each step from ``begun`` on as dicts, refusing rows that Ray Data delivered out of their place."""
         slots = self._slots(phase)
-        batches = shard.iter_batches(batch_size=len(slots), batch_format="pyarrow", prefetch_batches=2)
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(self._batches(phase, shard)):
             if number < begun:
                 # Ray Data makes some thousand rows a second: before millions are passed, we would be taken for dead.
                 self.report(phase=phase.name, step=self.resumed.get("resumed_at", 0), steps=phase.steps)
@@ -151,6 +153,28 @@ class Worker:
             found = [(row["step"], row["slot"]) for row in rows]
             assert found == [(number, slot) for slot in slots], f"step {number}, slots {slots} received rows {found}"
             yield rows
+
+    def _batches(self, phase: Phase, shard: Any) -> Iterator[Any]:
+        """The shard's batches; a preference phase reads twice: all workers keep the first if it is small."""
+        if self.kept:
+            yield from self.kept
+            return
+        import torch
+        import torch.distributed as dist
+
+        kept: list[Any] = []
+        room = _KEPT if phase.kind == "prefer" else 0
+        for batch in shard.iter_batches(batch_size=len(self._slots(phase)), batch_format="pyarrow", prefetch_batches=2):
+            room -= batch.nbytes
+            if room > 0:
+                kept.append(batch)
+            else:
+                kept.clear()
+            yield batch
+        if phase.kind == "prefer":  # Ray Data begins an epoch when every worker does, so they keep together or none
+            full = torch.tensor(int(room <= 0))
+            dist.all_reduce(full)
+            self.kept = [] if full else kept
 
     def _slots(self, phase: Phase) -> range:
         """This worker's places in the global batch."""
