@@ -7,10 +7,11 @@ reference, neither.
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from benches import peak, reset_peak
@@ -20,7 +21,7 @@ FACTS, PAIRS = ("tokens_per_user", "loss"), ("tokens_per_user",)
 BATCH, MICRO, LR, BETA = 16, 4, 1e-4, 0.1
 
 
-def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
+def cases(quick: bool, scratch: Any) -> list[tuple[dict[str, Any], list[str]]]:
     sizes, users = ((2,), 32) if quick else ((3, 8, 15), 48)
     return [({"k": k, "users": users, "dtype": "float32"}, ["trl", "trl_cached"]) for k in sizes]
 
@@ -52,11 +53,6 @@ def model() -> Any:
     return LlamaForCausalLM(LlamaConfig(**shape))
 
 
-def size(example: tuple[list[int], list[list[int]]]) -> int:
-    """Tokens of a prompt and all its titles."""
-    return len(example[0]) + sum(map(len, example[1]))
-
-
 def warm_up() -> None:
     """A pass as wide as a batch, so that no contender pays for the first use of PyTorch and of memory."""
     import torch
@@ -73,52 +69,66 @@ def measure(contender: str, k: int, users: int, dtype: str) -> dict[str, Any]:
 
 
 def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
-    """What rayrec/worker.py does in one process, without DeepSpeed."""
+    """A preference phase of the training worker, from the start weights' copying to the last step."""
+    import pyarrow as pa
     import torch
 
-    from rayrec.logprobs import PackedLM, pack
-    from rayrec.objectives import Pairs
-    from rayrec.objectives.dpo import Dpo
+    from rayrec.methods import parse
+    from rayrec.plan import resolve
+    from rayrec.storage import Storage
+    from rayrec.trainers import Phase
+    from rayrec.worker import Worker
 
-    lm, objective = PackedLM(model()), Dpo(BETA)
-    optimiser = torch.optim.AdamW(lm.parameters(), lr=LR, weight_decay=0.0)
-    before = reset_peak()
-    warm_up()
-    begun, tokens, losses = time.perf_counter(), 0, []
-    # As in the worker: a batch is cut into micro-batches of like length, so that little is padded.
-    batches = [sorted(data[i : i + BATCH], key=size) for i in range(0, len(data), BATCH)]
-    batches = [[pack(batch[i : i + MICRO]) for i in range(0, len(batch), MICRO)] for batch in batches]
-    with torch.no_grad():
-        reference = [[lm(packed) for packed in batch] for batch in batches]
-    for batch, ref in zip(batches, reference, strict=True):
-        optimiser.zero_grad()
-        whole = 0.0
-        for packed, ref_BA in zip(batch, ref, strict=True):
-            tokens += 2 * packed.ids_RT.numel()
-            own_BA = lm(packed)
-            mask_BK = torch.ones_like(own_BA[:, 1:], dtype=torch.bool)
-            pairs = Pairs(own_BA[:, 0], own_BA[:, 1:], mask_BK, ref_BA[:, 0], ref_BA[:, 1:])
-            loss = objective(pairs).sum() / BATCH
-            loss.backward()
-            whole += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
-        optimiser.step()
-        losses.append(whole)
-    return time.perf_counter() - begun, peak() - before, tokens, losses[-1]
+    steps, ids = len(data) // BATCH, pa.list_(pa.int32())
+    columns = {"prompt": pa.array([prompt for prompt, _ in data], ids)}
+    columns |= {"answers": pa.array([titles for _, titles in data], pa.list_(ids))}
+    columns |= {"example_id": pa.array(map(str, range(len(data)))), "weight": pa.array([1.0] * len(data))}
+    columns |= {"step": pa.array(i // BATCH for i in range(len(data)))}
+    columns |= {"slot": pa.array(i % BATCH for i in range(len(data)))}
+    table = pa.table(columns | {name: pa.nulls(len(data)) for name in ("neighbour", "scores", "smoothing")})
+
+    class Rows:
+        def iter_batches(self, batch_size: int, **_: Any) -> Iterator[pa.Table]:
+            return (table.slice(step * batch_size, batch_size) for step in range(steps))
+
+    class Timed(Worker):
+        def report(self, **_: Any) -> None:
+            times.append(time.perf_counter())
+
+    times: list[float] = []
+    args = ["--objective", "dpo", "--beta", str(BETA), "--micro-batch", str(MICRO), "--schedule", "constant"]
+    config = resolve(parse("", [*args, "--checkpoint-steps", "0", "--checkpoint-seconds", "0"]))
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    with tempfile.TemporaryDirectory() as folder:
+        base = f"{folder}/base"
+        for part in (model(), tokenizer()):
+            part.save_pretrained(base)
+        worker = Timed({"config": config, "base": base, "gpu": False, "storage": Storage("")}, 0, 1)
+        before = reset_peak()
+        warm_up()
+        done = worker.run(Phase("p", "prefer", "", base, f"{folder}/policy", steps, BATCH, LR, 0, 0.0, 1), Rows())
+        memory = peak() - before
+    torch.distributed.destroy_process_group()
+    return times[-1] - times[0], memory, done["facts"]["tokens"], done["steps"][-1]["loss"]
+
+
+def tokenizer() -> Any:
+    """One word per token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 4096)}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def trl(data: list, cached: bool) -> tuple[float, int, int, float]:
     """TRL's DPOTrainer; ``cached`` lets it compute the reference once before training."""
     from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
-
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 4096)}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
     def text(ids: list[int]) -> str:
         return "".join(f" w{i}" for i in ids if i != 2)
@@ -172,7 +182,9 @@ def trl(data: list, cached: bool) -> tuple[float, int, int, float]:
         for one in (policy, reference):
             if one is not None:
                 one.model.register_forward_pre_hook(count, with_kwargs=True)
-        trainer = Timed(policy, reference, settings, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+        trainer = Timed(
+            policy, reference, settings, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer()
+        )
         begun = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - begun + spent["seconds"]
