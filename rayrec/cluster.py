@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -243,7 +244,9 @@ def connect(config: AnyConfig) -> bool:
         # One CPU more than the actors take, for Ray Data.
         workers = placement.max_train_workers or placement.train_workers
         cpus = max(workers + placement.generators + 1, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        # Ray Train's watcher would look for the dashboard for 40 s, and a shorter run would end late: it finds none.
+        with _set("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:0"):
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address=address, **quiet)
@@ -256,6 +259,19 @@ def connect(config: AnyConfig) -> bool:
             ) from error
     interrupt_on_signals()  # after Ray, which sets a SIGTERM handler of its own
     return address is None
+
+
+@contextlib.contextmanager
+def _set(name: str, value: str) -> Iterator[None]:
+    """An environment variable for the processes that are started meanwhile."""
+    former = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if former is not None:
+            os.environ[name] = former
 
 
 class Processes:

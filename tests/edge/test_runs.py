@@ -177,7 +177,8 @@ def test_a_worker_that_dies_in_the_reference_loses_only_the_rest_of_it(runs: Pat
 
 
 def test_generation_goes_on_with_the_parts_that_are_left(runs: Path, overlapped: Path) -> None:
-    args = ("--method", "BIGRec", "--test-rows", "1000", "--decode", "greedy", "beams", "--checkpoint-seconds", "0.05")
+    args = ("--method", "BIGRec", "--engine", "torch", "--test-rows", "1000", "--checkpoint-seconds", "0.05")
+    args += ("--decode", "greedy", "beams")
     command = Command(runs, "cut short", *args)
     evaluate = command.folder / "00" / "evaluate"
     command.until(lambda trace: len(list(evaluate.glob(f"{CHECKPOINT}/*/DONE"))) >= 3, "kept parts")
