@@ -12,6 +12,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from benches import peak, reset_peak
@@ -69,7 +70,7 @@ def measure(contender: str, k: int, users: int, dtype: str) -> dict[str, Any]:
 
 
 def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
-    """A preference phase of the training worker, from the start weights' copying to the last step."""
+    """A training worker's second preference phase, from the loading of its start to the last step."""
     import pyarrow as pa
     import torch
 
@@ -88,8 +89,11 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
     table = pa.table(columns | {name: pa.nulls(len(data)) for name in ("neighbour", "scores", "smoothing")})
 
     class Rows:
+        def __init__(self, steps: int):
+            self.steps = steps
+
         def iter_batches(self, batch_size: int, **_: Any) -> Iterator[pa.Table]:
-            return (table.slice(step * batch_size, batch_size) for step in range(steps))
+            return (table.slice(step * batch_size, batch_size) for step in range(self.steps))
 
     class Timed(Worker):
         def report(self, **_: Any) -> None:
@@ -105,9 +109,11 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
         for part in (model(), tokenizer()):
             part.save_pretrained(base)
         worker = Timed({"config": config, "base": base, "gpu": False, "storage": Storage("")}, 0, 1)
+        phase = Phase("first", "prefer", "", base, f"{folder}/first", 1, BATCH, LR, 0, 0.0, 1)
         before = reset_peak()
-        warm_up()
-        done = worker.run(Phase("p", "prefer", "", base, f"{folder}/policy", steps, BATCH, LR, 0, 0.0, 1), Rows())
+        worker.run(phase, Rows(1))
+        times.clear()
+        done = worker.run(replace(phase, name="second", out=f"{folder}/second", steps=steps), Rows(steps))
         memory = peak() - before
     torch.distributed.destroy_process_group()
     return times[-1] - times[0], memory, done["facts"]["tokens"], done["steps"][-1]["loss"]
