@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rayrec import lease
+from rayrec import storage as storages
 from rayrec.folders import read_json
 from rayrec.lease import Lease
 from rayrec.methods import parse
@@ -26,6 +27,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / "copies"))
     monkeypatch.setattr(lease, "BEAT", 0.05)
     monkeypatch.setattr(lease, "SILENCE", 0.5)
+    monkeypatch.setattr(storages, "_PAUSE", 0.01)
     return Storage(str(tmp_path / "runs") if request.param == "folder" else (tmp_path / "runs").as_uri())
 
 
@@ -89,7 +91,9 @@ def test_a_storage_that_takes_nothing_does_not_stop_the_thread(storage: Storage)
     sign(storage).parent.write_text("no folder")
     with on("one", storage):
         time.sleep(0.2)
-        assert sum(thread.name == "lease" for thread in threading.enumerate()) == 1
+        (beating,) = [thread for thread in threading.enumerate() if thread.name == "lease"]
+    beating.join(60)
+    assert not beating.is_alive()
 
 
 #: Holds the run of a folder until it is told to end.

@@ -103,8 +103,8 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
     args = ["--objective", "dpo", "--beta", str(BETA), "--micro-batch", str(MICRO), "--schedule", "constant"]
     config = resolve(parse("", [*args, "--checkpoint-steps", "0", "--checkpoint-seconds", "0"]))
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     with tempfile.TemporaryDirectory() as folder:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         base = f"{folder}/base"
         for part in (model(), tokenizer()):
             part.save_pretrained(base)
