@@ -28,7 +28,7 @@ from typing import Any
 
 from rayrec.config import Config
 from rayrec.data.candidates import CANDIDATES
-from rayrec.negatives import NEGATIVES, mixture
+from rayrec.negatives import mixture, sampler_of
 from rayrec.plan import Lengths, PhasePlan
 
 
@@ -265,13 +265,14 @@ class Work:
             return self._training(phase)
         if phase.kind == "negatives":
             shares = mixture.parse(self.config.train.negatives)
-            asked = [(share, NEGATIVES[name]) for name, share in shares.items()]
+            asked = [(n, sampler_of(name, self.config.train.score_negatives)) for name, n in shares.items()]
             k = self.config.train.num_negatives
             found = sum(share * self._asking(one.decode, phase.rows, one.answers(k)) for share, one in asked)
             return found + self.device.phase * (found > 0)
         if phase.kind == "evaluate":
+            widths = {"greedy": 1, "score": CANDIDATES}
             width = self.config.evaluate.beam_width
-            found = sum(self._asking(m, phase.rows, 1 if m == "greedy" else width) for m in self.config.evaluate.decode)
+            found = sum(self._asking(m, phase.rows, widths.get(m, width)) for m in self.config.evaluate.decode)
             return found + self.device.phase
         return 0.0
 
@@ -313,7 +314,7 @@ class Work:
         prompt, part = self.tokens.prompt, min(evaluate.part, rows)
         rounds = -(-rows // part) / min(placement.generators, -(-rows // part))
         if mode == "score":
-            length = prompt + CANDIDATES * self.tokens.answer
+            length = prompt + width * self.tokens.answer
             return rounds * (part * self._forward(length, length - prompt, prompt - 1) / rate + self.device.token)
         token = part * width * self._forward(1, 1) / rate
         weights = shape.parameters * self._bytes / placement.tensor_parallel / self.device.bandwidth

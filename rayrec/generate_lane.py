@@ -30,7 +30,7 @@ from rayrec.metrics import evaluate, evaluate_splits
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.sequential import item_numbers
-from rayrec.negatives import NEGATIVES, Draw, Sampler, mixture, negative_statistics
+from rayrec.negatives import Draw, Sampler, mixture, negative_statistics, sampler_of
 from rayrec.pair_scores import Ahead
 from rayrec.runs import Stopped
 from rayrec.storage import Storage
@@ -109,7 +109,8 @@ class GenerateLane(Lane):
             def write(folder: Path, facts: dict) -> dict:
                 records = []
                 for kind, numbers in mixture.assign(rows, shares, seed, t).items():
-                    part, sampler = take(rows, numbers) if len(shares) > 1 else rows, NEGATIVES[kind]
+                    part = take(rows, numbers) if len(shares) > 1 else rows
+                    sampler = sampler_of(kind, train.score_negatives)
                     outputs = self._asked(f"{name}/{kind}", current, part, sampler, draw)
                     borders = np.searchsorted(numbers, np.arange(0, len(rows) + SLICE, SLICE))
                     finished = _finished(part, borders, outputs, sampler, catalogue, draw)

@@ -55,10 +55,9 @@ EXAMPLES = pa.schema(
 )
 
 #: One rejected answer. ``text`` is what the preference step reads; ``raw`` is what the policy wrote (null where none
-#: wrote it);
-#: ``sampler`` is what made ``text`` (a replaced self-play output names its replacement); ``k`` counts from 0;
-#: ``logprob`` is
-#: the log-probability of ``raw``, EOS included, in nats.
+#: wrote it); ``sampler`` is what made ``text`` (a replaced self-play output names its replacement); ``k`` counts from
+#: 0; ``logprob`` is the log-probability of ``raw``, EOS included, in nats, where that is null that of ``text``, and
+#: null where no policy was asked (``--score-negatives`` asks).
 NEGATIVES = pa.schema(
     [
         _field("example_id", pa.string()),

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pyarrow as pa
 
+from rayrec.data.candidates import CANDIDATES
 from rayrec.negatives.candidate_items import candidates_of, candidates_table, self_hard_table
 from rayrec.negatives.draw import Draw
 from rayrec.negatives.popular_items import popular_table
 from rayrec.negatives.random_items import random_negatives, random_table
+from rayrec.negatives.scored import scored_table, titles_of
 from rayrec.negatives.self_play import finish_self_play
 from rayrec.negatives.semantic import semantic_table
 from rayrec.negatives.statistics import negative_statistics
@@ -27,6 +29,7 @@ __all__ = [
     "negative_statistics",
     "random_negatives",
     "random_table",
+    "sampler_of",
 ]
 
 
@@ -42,7 +45,7 @@ class Sampler(NamedTuple):
     decode: Literal["greedy", "sample", "free_beams", "score"] | None = None
     """How the policy answers; None: it is not asked."""
     answers: Callable[[int], int] = _one
-    """Answers to a prompt, from K."""
+    """Answers to a prompt, from K; for ``score`` the titles whose log-probabilities are asked for."""
     choices: Callable[[pa.Table, Catalogue, Draw], list[list[str]]] | None = None
     """For ``score``: the titles of each example whose log-probabilities ``outputs`` then holds, in the same order."""
     needs_embedder: bool = False
@@ -57,5 +60,17 @@ NEGATIVES: dict[str, Sampler] = {
     "popular": Sampler(popular_table),
     "candidates": Sampler(candidates_table),
     "semantic": Sampler(semantic_table, needs_embedder=True),
-    "self_hard": Sampler(self_hard_table, "score", choices=candidates_of),
+    "self_hard": Sampler(self_hard_table, "score", lambda k: CANDIDATES, candidates_of),
 }
+
+
+def sampler_of(name: str, score: bool) -> Sampler:
+    """Return a sampler by its name; with ``score`` the policy is asked for log π of titles that it did not write too.
+
+    The titles are the same either way.
+    """
+    sampler = NEGATIVES[name]
+    if sampler.decode is not None or not score:
+        return sampler
+    finish, choices = partial(scored_table, sampler.finish), partial(titles_of, sampler.finish)
+    return sampler._replace(finish=finish, decode="score", answers=lambda k: k, choices=choices)

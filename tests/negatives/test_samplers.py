@@ -16,7 +16,7 @@ from rayrec.data import schema
 from rayrec.data.candidates import candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.grounding import TitleEmbedder
-from rayrec.negatives import NEGATIVES, Draw, mixture, negative_statistics
+from rayrec.negatives import NEGATIVES, Draw, mixture, negative_statistics, sampler_of
 
 NAMES = [f"{word} {n}" for word in ("Night", "Dawn", "River", "Ghost") for n in range(8)]
 
@@ -59,6 +59,28 @@ def test_negatives_are_distinct_items_outside_history_and_target(many: Catalogue
     apart = pa.concat_tables([NEGATIVES[name].finish(rows.slice(i, 1), None, many, draw) for i in range(16)])
     assert apart.to_pylist() == table.to_pylist()
     assert negative_statistics([(table, rows, None)], many, 3)["in_catalogue"] == 1
+
+
+@pytest.mark.parametrize("name", ["random", "popular", "candidates", "semantic"])
+def test_titles_that_no_policy_wrote_can_be_scored(many: Catalogue, rows: pa.Table, name: str) -> None:
+    draw = Draw(3, 0, 1, "p", similar=TitleEmbedder(NAMES))
+    plain, sampler = NEGATIVES[name].finish(rows, None, many, draw), sampler_of(name, score=True)
+    assert sampler.decode == "score" and sampler.choices and sampler.answers(3) == 3
+    assert sampler_of(name, score=False) is NEGATIVES[name]
+    titles = sampler.choices(rows, many, draw)
+    assert [title for one in titles for title in one] == plain["text"].to_pylist()
+    logprobs = [[-1.0 - i - NAMES.index(title) / 32 for title in one] for i, one in enumerate(titles)]
+    outputs = pa.table({"example_id": rows["example_id"], "texts": titles, "logprobs": logprobs})
+    made = sampler.finish(rows, outputs, many, draw)
+    assert made.schema == schema.NEGATIVES and made.drop_columns("logprob") == plain.drop_columns("logprob")
+    found = [-1.0 - int(row["example_id"][1:]) - NAMES.index(row["text"]) / 32 for row in made.to_pylist()]
+    assert made["logprob"].to_pylist() == found
+    assert sampler.finish(rows.slice(5, 2), outputs.slice(5, 2), many, draw).to_pylist() == made.to_pylist()[15:21]
+
+
+@pytest.mark.parametrize("name", ["self_play", "self_play_sample", "self_play_beam", "self_hard"])
+def test_what_a_policy_wrote_or_scored_is_not_scored_again(name: str) -> None:
+    assert sampler_of(name, score=True) is NEGATIVES[name]
 
 
 def test_popular_follows_popularity(many: Catalogue) -> None:
