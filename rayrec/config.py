@@ -111,8 +111,7 @@ class TrainConfig:
     num_negatives: int = 1
     """Rejected answers K of an example."""
     score_negatives: bool = False
-    """Write log π of rejected titles that no policy wrote (random, popular, candidates, semantic) into the negatives
-    table too, with the policy at the iteration's start: a pass of the generators over all rows."""
+    """Write log π of titles that no policy wrote into the negatives table too: a pass of the generators more."""
     equal_target: Literal["next", "drop"] = "next"
     """A negative equal to the target: replaced (`next` beam, else random), or its pair dropped (`drop`)."""
     ground: bool = False

@@ -31,7 +31,7 @@ FLAGS = """
 --max-new-tokens --tiny-hidden --tiny-layers
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
 --iterations --first-rows --first-epochs --first-lr --rows-per-iteration --target --min-rating --reweight
---negatives --num-negatives
+--negatives --num-negatives --score-negatives --no-score-negatives
 --equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
 --row-tokens --activation-checkpointing --no-activation-checkpointing
 --prefer-epochs --warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
