@@ -112,7 +112,7 @@ def test_the_lanes_overlap_and_weights_are_opened_once(overlapped: Path) -> None
 
 
 def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
-    """A generator, a worker, Ray Train's controller and the driver die inside phases; a file is cut short; Ctrl-C."""
+    """A generator, a worker, Ray Train's controller and the driver die inside phases; a file is cut short."""
     args = ("--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "5")
     command = Command(runs, "killed", *args)
 
@@ -141,14 +141,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-100])
 
     command = Command(runs, "killed", *args)
-    command.until_inside("01/prefer")
-    started = descendants(command.process.pid)
-    command.process.send_signal(signal.SIGINT)
-    assert command.process.wait(30) == 130
-    assert "the same command goes on" in command.log.read_text()
-    assert gone(started)
-
-    folder = Command(runs, "killed", *args).wait()
+    folder = command.wait()
     assert "01/prefer: finished, but policy/model.safetensors is damaged" in command.log.read_text()
     assert len(engines_of(read_trace(folder))) >= 3  # the first, its replacement, and that of the last attempt
     resumed = {e["name"]: e["args"] for e in read_trace(folder)["traceEvents"]}["02/prefer"]
@@ -177,19 +170,24 @@ def test_a_worker_that_dies_in_the_reference_loses_only_the_rest_of_it(runs: Pat
 
 
 def test_generation_goes_on_with_the_parts_that_are_left(runs: Path, overlapped: Path) -> None:
+    """After Ctrl-C, which ends every process."""
     args = ("--method", "BIGRec", "--engine", "torch", "--test-rows", "1000", "--checkpoint-seconds", "0.05")
     args += ("--decode", "greedy", "beams")
     command = Command(runs, "cut short", *args)
     evaluate = command.folder / "00" / "evaluate"
     command.until(lambda trace: len(list(evaluate.glob(f"{CHECKPOINT}/*/DONE"))) >= 3, "kept parts")
-    command.kill()
-    assert not (evaluate / "DONE").exists()
+    started = descendants(command.process.pid)
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(30) == 130
+    assert "the same command goes on" in command.log.read_text()
+    assert gone(started) and not (evaluate / "DONE").exists()
     kept = [file.with_name("outputs.parquet") for file in evaluate.glob(f"{CHECKPOINT}/*/DONE")]
     had = {(one.parent.name[:8], number) for one in kept for number in pq.read_table(one)["part"].to_pylist()}
+    whole = Command(runs, "whole", *args)  # beside the other: they wait most of the time
     folder = Command(runs, "cut short", *args).wait()
     trace = read_trace(folder)
     last = [e for e in trace["traceEvents"] if e["ts"] > trace["attempts"][-1]["start"] * 1e6 and e["cat"] == "part"]
     asked = [(e["name"], e["args"]["part"]) for e in last]
     assert len(had) >= 3 and len(asked) == len({*asked}) == 2 * 17 - len(had)
     assert not (evaluate / CHECKPOINT).exists()
-    assert contents(folder) == contents(Command(runs, "whole", *args).wait())
+    assert contents(folder) == contents(whole.wait())
