@@ -28,7 +28,7 @@ from typing import Any
 
 from rayrec.config import Config
 from rayrec.data.candidates import CANDIDATES
-from rayrec.negatives import mixture, sampler_of
+from rayrec.negatives import NEGATIVES, Sampler, mixture
 from rayrec.plan import Lengths, PhasePlan
 
 
@@ -265,9 +265,7 @@ class Work:
             return self._training(phase)
         if phase.kind == "negatives":
             shares = mixture.parse(self.config.train.negatives)
-            asked = [(n, sampler_of(name, self.config.train.score_negatives)) for name, n in shares.items()]
-            k = self.config.train.num_negatives
-            found = sum(share * self._asking(one.decode, phase.rows, one.answers(k)) for share, one in asked)
+            found = sum(share * self._drawing(NEGATIVES[name], phase.rows) for name, share in shares.items())
             return found + self.device.phase * (found > 0)
         if phase.kind == "evaluate":
             widths = {"greedy": 1, "score": CANDIDATES}
@@ -275,6 +273,13 @@ class Work:
             found = sum(self._asking(m, phase.rows, widths.get(m, width)) for m in self.config.evaluate.decode)
             return found + self.device.phase
         return 0.0
+
+    def _drawing(self, sampler: Sampler, rows: int) -> float:
+        """Seconds for the rejected answers of ``rows`` examples, and with --score-negatives for scoring drawn ones."""
+        k = self.config.train.num_negatives
+        written = sampler.answers(k) if sampler.decode else 0
+        drawn = max(0, k - written) if self.config.train.score_negatives else 0
+        return self._asking(sampler.decode, rows, written) + (self._asking("score", rows, drawn) if drawn else 0.0)
 
     def _training(self, phase: PhasePlan) -> float:
         workers = self.config.placement.train_workers

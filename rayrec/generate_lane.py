@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayrec import checkpoint, shelf
 from rayrec.data import content_hash, schema
-from rayrec.data.candidates import Also
+from rayrec.data.candidates import CANDIDATES, Also
 from rayrec.data.likings import NO, YES, one_by_one
 from rayrec.data.mapped import SLICE, each, mapped, slices, take
 from rayrec.data.met import Met
@@ -30,7 +31,7 @@ from rayrec.metrics import evaluate, evaluate_splits
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.sequential import item_numbers
-from rayrec.negatives import Draw, Sampler, mixture, negative_statistics, sampler_of
+from rayrec.negatives import NEGATIVES, Draw, Sampler, Statistics, mixture, unscored, with_scores
 from rayrec.pair_scores import Ahead
 from rayrec.runs import Stopped
 from rayrec.storage import Storage
@@ -50,7 +51,7 @@ class GenerateLane(Lane):
 
     def __init__(self, shared: Shared, pool: Callable[[], Any], embedder: Embedder):
         super().__init__("generators", shared, threads=32)
-        self._pool, self.embedder = pool, embedder
+        self._pool, self.embedder, self._done = pool, embedder, Counter[str]()
 
     def oracle(self) -> Future | None:
         """Train the SASRec that doubts pairs (RosePO) and guides beams (D3), on the training split.
@@ -107,20 +108,23 @@ class GenerateLane(Lane):
             )
 
             def write(folder: Path, facts: dict) -> dict:
-                records = []
+                made = {kind: Statistics(catalogue, draw.k) for kind in (*shares, *["mixture"] * (len(shares) > 1))}
                 for kind, numbers in mixture.assign(rows, shares, seed, t).items():
                     part = take(rows, numbers) if len(shares) > 1 else rows
-                    sampler = sampler_of(kind, train.score_negatives)
+                    sampler = NEGATIVES[kind]
                     outputs = self._asked(f"{name}/{kind}", current, part, sampler, draw)
                     borders = np.searchsorted(numbers, np.arange(0, len(rows) + SLICE, SLICE))
-                    finished = _finished(part, borders, outputs, sampler, catalogue, draw)
-                    written = (_write(folder / f"part-{number:05d}-{kind}.parquet", one) for number, one in finished)
-                    record = {"kind": "negatives", "phase": name, "iteration": t, "sampler": kind}
-                    records.append(record | negative_statistics(written, catalogue, draw.k))
+                    for number, one in _finished(part, borders, outputs, sampler, catalogue, draw):
+                        if train.score_negatives:
+                            one = self._scored_too(f"{name}/{kind}-{number}", current, one)
+                        pq.write_table(one[0], folder / f"part-{number:05d}-{kind}.parquet")
+                        for counted in {kind, "mixture"} & made.keys():
+                            made[counted].add(*one)
                 checkpoint.clear(folder, self.shared.run.storage)
-                return {"records": records}
+                record = {"kind": "negatives", "phase": name, "iteration": t}
+                return {"records": [record | {"sampler": kind} | one.result() for kind, one in made.items()]}
 
-            folder = self.phase(name, self._parts_of(rows), "parts", write)
+            folder = self.phase(name, self._parts_of(rows) * (1 + train.score_negatives), "parts", write)
             files = [sorted(folder.glob(f"part-{number:05d}-*.parquet")) for number in range(-(-len(rows) // SLICE))]
             return (schema.check(pq.read_table(some), schema.NEGATIVES, name) for some in files)
 
@@ -145,8 +149,23 @@ class GenerateLane(Lane):
         choices = None if lists is None else lambda some: lists(some, catalogue, draw)
         return self._outputs(name, policy, rows, sampler.decode, sampler.answers(draw.k), choices, urgent=True)
 
+    def _scored_too(self, name: str, policy: Policy, finished: Finished) -> Finished:
+        """The rows with log π of the titles that the policy did not write (``--score-negatives``)."""
+        negatives, rows, written = finished
+        titles = unscored(negatives)
+        if not titles:
+            return finished
+        asked = rows.filter(pc.is_in(rows["example_id"], pa.array(titles)))
+
+        def choices(some: pa.Table) -> list[list[str]]:
+            return [titles[example_id] for example_id in some["example_id"].to_pylist()]
+
+        most = max(map(len, titles.values()))
+        outputs = self._outputs(name, policy, asked, "score", most, choices, urgent=True)
+        return with_scores(negatives, outputs), rows, written
+
     def evaluate(self, policy: Future | Policy, oracle: Future | None, t: int) -> Future:
-        """Protocol A on validation and test rows, for every --decode; the future holds the metrics records."""
+        """Lists for the validation and test rows, for every --decode; the future holds the metrics records."""
         data, settings, name = self.shared.data, self.shared.config.evaluate, f"{t:02d}/evaluate"
         data_config = self.shared.config.data
         examples = pa.concat_tables(data.evaluated.values())
@@ -181,6 +200,8 @@ class GenerateLane(Lane):
             total = self._parts_of(examples) * len(settings.decode)
             if "d3" in settings.decode and settings.d3_alpha is None:
                 total += self._parts_of(data.valid) * len(ALPHAS)
+            if data_config.ask == "liking":  # about every candidate
+                total *= CANDIDATES
             return read_json(self.phase(name, total, "parts", write) / "metrics.json")["records"]
 
         return self.submit(make, policy, oracle)
@@ -216,7 +237,7 @@ class GenerateLane(Lane):
 
     @property
     def _chooses(self) -> bool:
-        """Whether prompts list candidates (protocol B)."""
+        """Whether prompts list candidates."""
         return self.shared.config.data.protocol == "candidates"
 
     def _parts_of(self, rows: pa.Table) -> int:
@@ -245,6 +266,7 @@ class GenerateLane(Lane):
         kept, total = self._kept(phase, name, policy, rows, [decode, n, guide and guide[1]]), self._parts_of(rows)
         made = kept.load()
         open_ = [i for i in range(total) if i not in made]
+        self._hear(phase, len(made))
         asked: dict[int, list[list[str]]] = {}
 
         def part_of(i: int) -> Part:
@@ -265,14 +287,14 @@ class GenerateLane(Lane):
             )
 
         def answered() -> Iterator[tuple[int, pa.Table]]:
-            for done, (j, answers) in enumerate(self._pool().ask(len(open_), lambda j: part_of(open_[j]), urgent), 1):
+            for j, answers in self._pool().ask(len(open_), lambda j: part_of(open_[j]), urgent):
                 i, given = open_[j], asked.pop(open_[j])
                 texts = given if choices else [[answer.text for answer in one] for one in answers]
                 logprobs = [[answer.logprob for answer in one] for one in answers]
                 some = rows.slice(i * size, size)
                 table = _prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
                 kept.add(i, table)
-                self._hear(phase, total - len(open_) + done)
+                self._hear(phase, 1)
                 yield i, table
 
         return mapped(_in_order(total, made, answered()), schema.PREDICTIONS)
@@ -299,9 +321,11 @@ class GenerateLane(Lane):
 
         return each(rows, joined)
 
-    def _hear(self, name: str, done: int) -> None:
-        self.shared.run.trace.progress(name, parts=done)
-        self.shared.progress.update(name, done)
+    def _hear(self, name: str, parts: int) -> None:
+        """Count parts of a phase, whichever request they belong to."""
+        self._done[name] += parts
+        self.shared.run.trace.progress(name, parts=self._done[name])
+        self.shared.progress.update(name, self._done[name])
 
     def _predictions(self, outputs: pa.Table, examples: pa.Table, decode: str) -> pa.Table:
         """Turn outputs into top-k lists: greedy text is grounded, beams are taken where they are titles.
@@ -382,8 +406,3 @@ class Oracle:
 
     def here(self) -> None:
         """Answer that the process is alive."""
-
-
-def _write(path: Path, finished: Finished) -> Finished:
-    pq.write_table(finished[0], path)
-    return finished

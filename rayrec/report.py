@@ -362,8 +362,11 @@ def _negatives(run: Record) -> dict[str, Any] | None:
     rows = run.of("negatives")
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _IDENTITY]
     keys = [key for key in keys if any(_is_number(row.get(key)) for row in rows)]
-    cells = [[str(row.get("phase", "–")), *(_share(row.get(key)) for key in keys)] for row in rows]
-    return _table(["phase", *(key.replace("_", " ") for key in keys)], cells) if rows else None
+    cells = [
+        [*(str(row.get(word, "–")) for word in ("phase", "sampler")), *(_share(row.get(key)) for key in keys)]
+        for row in rows
+    ]
+    return _table(["phase", "sampler", *(key.replace("_", " ") for key in keys)], cells, words=2) if rows else None
 
 
 def _share(value: Any) -> str:

@@ -13,10 +13,10 @@ from rayrec.negatives.candidate_items import candidates_of, candidates_table, se
 from rayrec.negatives.draw import Draw
 from rayrec.negatives.popular_items import popular_table
 from rayrec.negatives.random_items import random_negatives, random_table
-from rayrec.negatives.scored import scored_table, titles_of
+from rayrec.negatives.scored import unscored, with_scores
 from rayrec.negatives.self_play import finish_self_play
 from rayrec.negatives.semantic import semantic_table
-from rayrec.negatives.statistics import negative_statistics
+from rayrec.negatives.statistics import Statistics
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -25,11 +25,12 @@ __all__ = [
     "NEGATIVES",
     "Draw",
     "Sampler",
+    "Statistics",
     "finish_self_play",
-    "negative_statistics",
     "random_negatives",
     "random_table",
-    "sampler_of",
+    "unscored",
+    "with_scores",
 ]
 
 
@@ -62,15 +63,3 @@ NEGATIVES: dict[str, Sampler] = {
     "semantic": Sampler(semantic_table, needs_embedder=True),
     "self_hard": Sampler(self_hard_table, "score", lambda k: CANDIDATES, candidates_of),
 }
-
-
-def sampler_of(name: str, score: bool) -> Sampler:
-    """Return a sampler by its name; with ``score`` the policy is asked for log π of titles that it did not write too.
-
-    The titles are the same either way.
-    """
-    sampler = NEGATIVES[name]
-    if sampler.decode is not None or not score:
-        return sampler
-    finish, choices = partial(scored_table, sampler.finish), partial(titles_of, sampler.finish)
-    return sampler._replace(finish=finish, decode="score", answers=lambda k: k, choices=choices)

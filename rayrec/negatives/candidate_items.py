@@ -21,15 +21,18 @@ def candidates_of(examples: pa.Table, catalogue: Catalogue, draw: Draw) -> list[
 
 
 def candidates_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
-    """Return the first ``draw.k`` wrong candidates, in their random order, of each example (S-DPO, RecPO)."""
+    """Return ``draw.k`` of the wrong candidates of each example, drawn without replacement (S-DPO, RecPO).
+
+    They are drawn anew in every iteration and from anywhere in the list: were they its first, a policy whose prompts
+    list the candidates would learn the places of the rejected titles.
+    """
     lists = dict(zip(examples["example_id"].to_pylist(), candidates_of(examples, catalogue, draw), strict=True))
     rows = []
     for example in contexts(examples):
-        wrong = [title for title in lists[example["example_id"]] if title != example["target"]]
-        rows += [
-            draw.row(example["example_id"], k, "candidates", title, None, None)
-            for k, title in enumerate(_enough(wrong, draw))
-        ]
+        name = example["example_id"]
+        wrong = [title for title in lists[name] if title != example["target"]]
+        drawn = [wrong[i] for i in draw.generator(name).permutation(len(wrong))]
+        rows += [draw.row(name, k, "candidates", title, None, None) for k, title in enumerate(_enough(drawn, draw))]
     return table(rows)
 
 
@@ -53,5 +56,5 @@ def self_hard_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cat
 
 def _enough(wrong: list, draw: Draw) -> list:
     if len(wrong) < draw.k:
-        raise ValueError(f"Found {len(wrong)} wrong candidates, wanted {draw.k} negatives. Take fewer.")
+        raise ValueError(f"Found {len(wrong)} wrong candidates, wanted {draw.k}. Lower --num-negatives.")
     return wrong[: draw.k]

@@ -1,37 +1,32 @@
-"""The log-probabilities of rejected answers that no policy wrote."""
+"""The log-probabilities of rejected titles that the policy did not write as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from collections.abc import Mapping
 
 import pyarrow as pa
 
 from rayrec.data import schema
-from rayrec.negatives.draw import Draw
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
-
-#: How a sampler that asks no policy makes its rows.
-Finish = Callable[[pa.Table, pa.Table | None, "Catalogue", Draw], pa.Table]
 
 
-def titles_of(finish: Finish, examples: pa.Table, catalogue: Catalogue, draw: Draw) -> list[list[str]]:
-    """Return the rejected titles of each row, which the policy is to score."""
-    titles: dict[str, list[str]] = {name: [] for name in examples["example_id"].to_pylist()}
-    for row in finish(examples, None, catalogue, draw).select(["example_id", "text"]).to_pylist():
-        titles[row["example_id"]].append(row["text"])
-    return list(titles.values())
+def unscored(negatives: pa.Table) -> dict[str, list[str]]:
+    """Return, by example, the titles that have no log π of their own: drawn ones, and what stands for an output."""
+    titles = defaultdict(list)
+    for row in negatives.to_pylist():
+        if _lacks(row):
+            titles[row["example_id"]].append(row["text"])
+    return dict(titles)
 
 
-def scored_table(
-    finish: Finish, examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw
-) -> pa.Table:
-    """Return the rows of ``finish`` with the log-probabilities of ``outputs``, which holds :func:`titles_of` scored."""
-    assert outputs is not None, "the policy scores the titles first"
+def with_scores(negatives: pa.Table, outputs: pa.Table) -> pa.Table:
+    """Return the rows with log π of every ``text``; ``outputs`` holds the titles of :func:`unscored` scored."""
     scores = dict(zip(outputs["example_id"].to_pylist(), map(iter, outputs["logprobs"].to_pylist()), strict=True))
-    made = finish(examples, None, catalogue, draw)
-    logprobs = [next(scores[name]) for name in made["example_id"].to_pylist()]
+    rows = negatives.to_pylist()
+    logprobs = [next(scores[row["example_id"]]) if _lacks(row) else row["logprob"] for row in rows]
     place = schema.NEGATIVES.get_field_index("logprob")
-    return made.set_column(place, schema.NEGATIVES.field(place), pa.array(logprobs, pa.float32()))
+    return negatives.set_column(place, schema.NEGATIVES.field(place), pa.array(logprobs, pa.float32()))
+
+
+def _lacks(row: Mapping[str, str | float | None]) -> bool:
+    return row["logprob"] is None or row["raw"] not in (None, row["text"])

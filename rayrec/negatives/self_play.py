@@ -33,7 +33,7 @@ def finish_self_play(
     whose row keeps the replaced ``raw``. ``equal_target="drop"`` instead leaves out the pair of an output that equals
     the target: that example then has fewer rows, or none. Places that no output was written for are filled from
     ``random``, ``raw`` null. Equality is that of :func:`rayrec.grounding.fold`.
-    :func:`rayrec.negatives.negative_statistics` counts every case.
+    :class:`rayrec.negatives.Statistics` counts every case.
 
     Args:
         outputs: columns ``example_id``, ``texts`` (best first) and ``logprobs``, as in schema.PREDICTIONS.

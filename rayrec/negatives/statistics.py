@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,51 +14,60 @@ if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
 
 
-def negative_statistics(
-    slices: Iterable[tuple[pa.Table, pa.Table, pa.Table | None]], catalogue: Catalogue, k: int
-) -> dict[str, Any]:
-    """Count what a policy's outputs were and what became of them, slice by slice of the examples.
+class Statistics:
+    """Counts what a policy's outputs were and what became of them, slice by slice of the examples."""
 
-    Args:
-        slices: of each, the rows of schema.NEGATIVES; all its examples, those without a row included; and what the
-            policy wrote for them (see :func:`rayrec.negatives.finish_self_play`), whose best K are described. Without
-            that (a sampler that asks no policy) the ``raw`` of the rows is, or their ``text`` where null.
-        k: rejected answers K that each example was to have.
+    def __init__(self, catalogue: Catalogue, k: int):
+        """``k``: rejected answers that each example was to have."""
+        self._known, self._k = set(map(fold, catalogue.titles)), k
+        self._count, self._different = Counter[str](), set[str]()
 
-    Returns:
+    def add(self, table: pa.Table, examples: pa.Table, outputs: pa.Table | None) -> None:
+        """Count a slice.
+
+        Args:
+            table: rows of schema.NEGATIVES.
+            examples: all examples that they are for, those without a row included.
+            outputs: what the policy wrote for these (see :func:`rayrec.negatives.finish_self_play`), whose best K are
+                described. Without that (a sampler that asks no policy) the ``raw`` of the rows is, or their ``text``
+                where null.
+        """
+        context = {
+            row["example_id"]: (fold(row["target"]), set(map(fold, row["history"]))) for row in contexts(examples)
+        }
+        written = _written(table, outputs, self._k)
+        self._different.update(text for _, text in written)
+        sampler, raw = table["sampler"].to_pylist(), table["raw"].to_pylist()
+        self._count.update(
+            rows=table.num_rows,
+            outputs=len(written),
+            equal_target=sum(text == context[example_id][0] for example_id, text in written),
+            in_catalogue=sum(text in self._known for _, text in written),
+            in_history=sum(text in context[example_id][1] for example_id, text in written),
+            empty=sum(not text for _, text in written),
+            random=sampler.count("random"),
+            replaced=sum(name == "random" and text is not None for name, text in zip(sampler, raw, strict=True)),
+            dropped=self._k * examples.num_rows - table.num_rows,
+        )
+
+    def result(self) -> dict[str, Any]:
+        """Return what was counted.
+
         ``rows`` in the tables and ``outputs`` described; ``equal_target``, ``in_catalogue``, ``in_history`` and
         ``empty``, shares of the outputs (None where there are none); ``distinct``, the number of different outputs;
         ``random``, rows whose text the random sampler made; ``replaced``, those of them that stand for an output that
         was empty or equal to the target; ``dropped``, pairs left out, K·examples − rows. Titles are compared after
         :func:`rayrec.grounding.fold`.
-    """
-    known, count, different = set(map(fold, catalogue.titles)), Counter[str](), set[str]()
-    for table, examples, outputs in slices:
-        context = {
-            row["example_id"]: (fold(row["target"]), set(map(fold, row["history"]))) for row in contexts(examples)
+        """
+        count = self._count
+        shares = ("equal_target", "in_catalogue", "in_history", "empty")
+        return {
+            "rows": count["rows"],
+            "outputs": count["outputs"],
+            **{name: count[name] / count["outputs"] if count["outputs"] else None for name in shares},
+            "distinct": len(self._different),
+            **{name: count[name] for name in ("random", "replaced", "dropped")},
         }
-        written = _written(table, outputs, k)
-        different.update(text for _, text in written)
-        sampler, raw = table["sampler"].to_pylist(), table["raw"].to_pylist()
-        count.update(
-            rows=table.num_rows,
-            outputs=len(written),
-            equal_target=sum(text == context[example_id][0] for example_id, text in written),
-            in_catalogue=sum(text in known for _, text in written),
-            in_history=sum(text in context[example_id][1] for example_id, text in written),
-            empty=sum(not text for _, text in written),
-            random=sampler.count("random"),
-            replaced=sum(name == "random" and text is not None for name, text in zip(sampler, raw, strict=True)),
-            dropped=k * examples.num_rows - table.num_rows,
-        )
-    shares = ("equal_target", "in_catalogue", "in_history", "empty")
-    return {
-        "rows": count["rows"],
-        "outputs": count["outputs"],
-        **{name: count[name] / count["outputs"] if count["outputs"] else None for name in shares},
-        "distinct": len(different),
-        **{name: count[name] for name in ("random", "replaced", "dropped")},
-    }
 
 
 def _written(table: pa.Table, outputs: pa.Table | None, places: int) -> list[tuple[str, str]]:

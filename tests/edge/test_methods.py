@@ -39,9 +39,11 @@ def mixed(runs: Path) -> Path:
 def test_every_sampler_made_its_share(mixed: Path) -> None:
     table = pq.read_table(sorted((mixed / "01" / "negatives").glob("part-*.parquet"))).to_pylist()
     made = {r["sampler"]: r for r in records(mixed) if r["kind"] == "negatives"}
+    wanted = MIX | {"mixture": sum(MIX.values())}
     assert {name: record["rows"] + record["dropped"] for name, record in made.items()} == {
-        name: 3 * rows for name, rows in MIX.items()
+        name: 3 * rows for name, rows in wanted.items()
     }
+    assert max(made[name]["distinct"] for name in MIX) < made["mixture"]["distinct"]
     assert len(table) == 3 * 192
     hard = [row for row in table if row["sampler"] == "self_hard"]
     assert len(hard) == 3 * MIX["self_hard"]

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from rayrec.data import schema
 from rayrec.data.catalogue import Catalogue
+from rayrec.negatives import Statistics
+
+
+def statistics(slices: Iterable[tuple[pa.Table, pa.Table, pa.Table | None]], catalogue: Catalogue, k: int) -> dict:
+    """What was counted over slices."""
+    found = Statistics(catalogue, k)
+    for one in slices:
+        found.add(*one)
+    return found.result()
 
 
 @pytest.fixture(scope="session")

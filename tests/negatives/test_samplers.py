@@ -11,12 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from rayrec.data import schema
-from rayrec.data.candidates import candidates
+from rayrec.data.candidates import candidates, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.grounding import TitleEmbedder
-from rayrec.negatives import NEGATIVES, Draw, mixture, negative_statistics, sampler_of
+from rayrec.negatives import NEGATIVES, Draw, mixture, unscored, with_scores
+from tests.negatives.conftest import statistics
 
 NAMES = [f"{word} {n}" for word in ("Night", "Dawn", "River", "Ghost") for n in range(8)]
 
@@ -58,29 +60,40 @@ def test_negatives_are_distinct_items_outside_history_and_target(many: Catalogue
         assert set(texts) <= set(NAMES)
     apart = pa.concat_tables([NEGATIVES[name].finish(rows.slice(i, 1), None, many, draw) for i in range(16)])
     assert apart.to_pylist() == table.to_pylist()
-    assert negative_statistics([(table, rows, None)], many, 3)["in_catalogue"] == 1
+    assert statistics([(table, rows, None)], many, 3)["in_catalogue"] == 1
 
 
 @pytest.mark.parametrize("name", ["random", "popular", "candidates", "semantic"])
 def test_titles_that_no_policy_wrote_can_be_scored(many: Catalogue, rows: pa.Table, name: str) -> None:
-    draw = Draw(3, 0, 1, "p", similar=TitleEmbedder(NAMES))
-    plain, sampler = NEGATIVES[name].finish(rows, None, many, draw), sampler_of(name, score=True)
-    assert sampler.decode == "score" and sampler.choices and sampler.answers(3) == 3
-    assert sampler_of(name, score=False) is NEGATIVES[name]
-    titles = sampler.choices(rows, many, draw)
-    assert [title for one in titles for title in one] == plain["text"].to_pylist()
-    logprobs = [[-1.0 - i - NAMES.index(title) / 32 for title in one] for i, one in enumerate(titles)]
-    outputs = pa.table({"example_id": rows["example_id"], "texts": titles, "logprobs": logprobs})
-    made = sampler.finish(rows, outputs, many, draw)
+    plain = NEGATIVES[name].finish(rows, None, many, Draw(3, 0, 1, "p", similar=TitleEmbedder(NAMES)))
+    titles = unscored(plain)
+    assert [title for one in titles.values() for title in one] == plain["text"].to_pylist()
+    made = with_scores(plain, scored(titles))
     assert made.schema == schema.NEGATIVES and made.drop_columns("logprob") == plain.drop_columns("logprob")
-    found = [-1.0 - int(row["example_id"][1:]) - NAMES.index(row["text"]) / 32 for row in made.to_pylist()]
-    assert made["logprob"].to_pylist() == found
-    assert sampler.finish(rows.slice(5, 2), outputs.slice(5, 2), many, draw).to_pylist() == made.to_pylist()[15:21]
+    assert made["logprob"].to_pylist() == [logprob(row["example_id"], row["text"]) for row in made.to_pylist()]
+    assert not unscored(made)
 
 
-@pytest.mark.parametrize("name", ["self_play", "self_play_sample", "self_play_beam", "self_hard"])
-def test_what_a_policy_wrote_or_scored_is_not_scored_again(name: str) -> None:
-    assert sampler_of(name, score=True) is NEGATIVES[name]
+def test_a_row_has_the_log_probability_of_its_own_text(many: Catalogue, rows: pa.Table) -> None:
+    """Places that nothing was written for, and titles that stand for the target or for no title, are scored."""
+    texts = [[row["target"]] if i % 2 else [f"{NAMES[(2 * i + 5) % 32]}!"] for i, row in enumerate(rows.to_pylist())]
+    wrote = pa.table({"example_id": rows["example_id"], "texts": texts, "logprobs": [[-7.0]] * 16})
+    for embedder in (None, TitleEmbedder(NAMES)):
+        plain = NEGATIVES["self_play"].finish(rows, wrote, many, Draw(3, 0, 1, "p", embedder=embedder))
+        made = with_scores(plain, scored(unscored(plain))).to_pylist()
+        raw = [row["raw"] == row["text"] for row in made]
+        assert sum(raw) == (0 if embedder else 8)
+        for row, own in zip(made, raw, strict=True):
+            assert row["logprob"] == (-7 if own else logprob(row["example_id"], row["text"]))
+
+
+def logprob(example_id: str, title: str) -> float:
+    return -1.0 - int(example_id[1:]) - NAMES.index(title) / 32
+
+
+def scored(titles: dict[str, list[str]]) -> pa.Table:
+    logprobs = [[logprob(name, title) for title in one] for name, one in titles.items()]
+    return pa.table({"example_id": list(titles), "texts": list(titles.values()), "logprobs": logprobs})
 
 
 def test_popular_follows_popularity(many: Catalogue) -> None:
@@ -127,8 +140,23 @@ def test_candidates_are_those_of_protocol_b(many: Catalogue, rows: pa.Table) -> 
     for example in rows.to_pylist():
         listed = candidates(example, touched[example["user"]], many, 3)
         wrong = [title for title in listed if title != example["target"]]
-        assert [row["text"] for row in found[example["example_id"]]] == wrong[:5]
+        assert {row["text"] for row in found[example["example_id"]]} < set(wrong)
         assert not set(wrong) & touched[example["user"]]
+
+
+def test_candidates_are_rejected_wherever_they_stand(many: Catalogue) -> None:
+    """The places in the prompt's list that rejected titles stand in are spread evenly, and others in every iteration."""
+    base = {"split": "train", "user": "u", "timestamp": 0, "history": ["Night 7"], "target": "Dawn 7"}
+    rows = pa.Table.from_pylist([{"example_id": f"e{i}", **base} for i in range(2000)], schema=schema.EXAMPLES)
+    rows = with_candidates(rows, {}, many, 0)
+    listed = dict(zip(rows["example_id"].to_pylist(), rows["candidates"].to_pylist(), strict=True))
+    places = []
+    for iteration in (1, 2):
+        made = NEGATIVES["candidates"].finish(rows, None, many, Draw(3, 0, iteration, "p")).to_pylist()
+        places.append([listed[row["example_id"]].index(row["text"]) for row in made])
+    for found in places:
+        assert chisquare(np.bincount(found, minlength=20)).pvalue > 1e-3
+    assert np.mean(np.equal(*places)) < 0.1
 
 
 def test_self_hard_takes_what_the_policy_holds_likeliest(many: Catalogue, rows: pa.Table) -> None:
@@ -180,6 +208,8 @@ def test_assign_gives_exact_shares_whatever_the_order(weights: list[int], size: 
     for name, share in shares.items():
         distinct = {ids[i] for i in found.get(name, [])}
         assert abs(len(distinct) - share * size) < 1
+        if sum(round(other * size) for other in shares.values()) == size:
+            assert len(distinct) == round(share * size)
     turned = mixture.assign(table.take(np.arange(size)[::-1]), shares, 0, 1)
     assert {n: {ids[i] for i in r} for n, r in found.items()} == {
         n: {ids[::-1][i] for i in r} for n, r in turned.items()

@@ -7,7 +7,8 @@ import pytest
 
 from rayrec.data import schema
 from rayrec.grounding import TitleEmbedder
-from rayrec.negatives import NEGATIVES, Draw, finish_self_play, negative_statistics
+from rayrec.negatives import NEGATIVES, Draw, finish_self_play
+from tests.negatives.conftest import statistics
 
 
 def _rows(table, example_id):
@@ -42,7 +43,7 @@ def test_dropped_pairs_leave_no_row(catalogue, examples, outputs):
     wrote = outputs(["D", "H"], ["H"], ["F"], [""])
     table = finish_self_play(examples, wrote, catalogue, Draw(1, 0, 0, "p", equal_target="drop"))
     assert [(row["example_id"], row["sampler"]) for row in table.to_pylist()] == [("e1", "self_play"), ("e3", "random")]
-    assert negative_statistics([(table, examples, wrote)], catalogue, 1) == {
+    assert statistics([(table, examples, wrote)], catalogue, 1) == {
         "rows": 2,
         "outputs": 4,  # the best of each example: D, H, F and the empty one
         "equal_target": 2 / 4,
@@ -64,7 +65,7 @@ def test_repeated_outputs_count_once_and_open_places_are_filled(catalogue, examp
     assert [(row["sampler"], row["raw"]) for row in second] == [("self_play", "H"), ("random", "E"), ("random", None)]
     assert all(len({row["text"] for row in _rows(table, f"e{i}")}) == 3 for i in range(4))
     assert [row["k"] for row in table.to_pylist()] == [0, 1, 2] * 4
-    found = negative_statistics([(table, examples, wrote)], catalogue, 3)
+    found = statistics([(table, examples, wrote)], catalogue, 3)
     # The best three of each: H H G, H E, H, A B C. Of these 9 E equals its target and A B C are in the history.
     assert (found["outputs"], found["equal_target"], found["in_history"], found["distinct"]) == (9, 1 / 9, 3 / 9, 6)
     assert (found["random"], found["replaced"], found["dropped"]) == (4, 1, 0)
@@ -74,9 +75,9 @@ def test_drop_leaves_the_place_of_the_target_empty(catalogue, examples, outputs)
     wrote = outputs(["D", "H", "G"], ["H", "G"], ["H", "G"], ["H", "F"])
     table = finish_self_play(examples, wrote, catalogue, Draw(2, 0, 0, "p", equal_target="drop"))
     assert [(row["k"], row["text"]) for row in _rows(table, "e0")] == [(0, "H")]
-    assert negative_statistics([(table, examples, wrote)], catalogue, 2)["dropped"] == 1
+    assert statistics([(table, examples, wrote)], catalogue, 2)["dropped"] == 1
     every = finish_self_play(examples, outputs(*[[t, "H"] for t in "DEFG"]), catalogue, Draw(2, 0, 0, "p", "drop"))
-    found = negative_statistics([(every, examples, outputs(*[[t, "H"] for t in "DEFG"]))], catalogue, 2)
+    found = statistics([(every, examples, outputs(*[[t, "H"] for t in "DEFG"]))], catalogue, 2)
     assert (found["outputs"], found["dropped"], len(every)) == (8, 4, 4)
 
 
@@ -105,8 +106,8 @@ def test_the_result_does_not_depend_on_the_partition(catalogue, examples, output
     halves = [(examples.slice(i, 2), wrote.slice(i, 2)) for i in (0, 2)]
     parts = [(finish_self_play(*half, catalogue, draw), *half) for half in halves]
     assert pa.concat_tables([made for made, _, _ in parts]).equals(whole)
-    found = negative_statistics(parts, catalogue, 2)
-    assert found == negative_statistics([(whole, examples, wrote)], catalogue, 2)
+    found = statistics(parts, catalogue, 2)
+    assert found == statistics([(whole, examples, wrote)], catalogue, 2)
     assert (found["outputs"], found["equal_target"], found["empty"], found["distinct"]) == (4, 2 / 4, 1 / 4, 4)
 
 
@@ -117,7 +118,7 @@ def test_examples_without_output_are_refused(catalogue, examples, outputs):
 
 def test_statistics_without_outputs_describe_the_rows(catalogue, examples, outputs):
     table = finish_self_play(examples, outputs(["D"], ["A"], ["H"], ["Ghost"]), catalogue, Draw(1, 0, 0, "p"))
-    found = negative_statistics([(table, examples, None)], catalogue, 1)
+    found = statistics([(table, examples, None)], catalogue, 1)
     assert (found["equal_target"], found["in_catalogue"], found["in_history"]) == (1 / 4, 3 / 4, 1 / 4)
-    nothing = negative_statistics([(table.slice(0, 0), examples.slice(0, 0), None)], catalogue, 1)
+    nothing = statistics([(table.slice(0, 0), examples.slice(0, 0), None)], catalogue, 1)
     assert (nothing["rows"], nothing["equal_target"], nothing["dropped"]) == (0, None, 0)
