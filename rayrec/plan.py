@@ -233,6 +233,11 @@ def _check_together(config: Config) -> None:
             f"--cluster {config.placement.cluster} is for an estimate. Add --dry-run to have it; to run on a cluster, "
             "take --address."
         )
+    if config.loss.objective == "kto" and train.prefer_batch < 2:
+        raise ValueError(
+            f"--objective kto compares the rows of a batch, and --prefer-batch {train.prefer_batch} has one. Take at "
+            "least 2."
+        )
     chats = evaluate.engine == "chat"
     if chats != bool(evaluate.endpoint and evaluate.served):
         raise ValueError(

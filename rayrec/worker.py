@@ -152,7 +152,7 @@ class Worker:
             rows = batch.to_pylist()
             found = [(row["step"], row["slot"]) for row in rows]
             assert found == [(number, slot) for slot in slots], f"step {number}, slots {slots} received rows {found}"
-            yield rows
+            yield [row if row["weight"] else _stub(row) for row in rows]
 
     def _batches(self, phase: Phase, shard: Any) -> Iterator[Any]:
         """The shard's batches; a preference phase reads twice: all workers keep the first if it is small."""
@@ -258,7 +258,7 @@ class Worker:
             margin_B, accuracy_B = rewards(pairs, scale)
             return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
 
-        return self._steps(engine, phase, done, steps, loss, lambda row: row["weight"])
+        return self._steps(engine, phase, done, steps, loss, lambda row: float(row["weight"] > 0))
 
     def _steps(
         self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]], loss: Loss, count: Callable
@@ -409,12 +409,20 @@ class Worker:
 
         with self._whole():
             if self.rank == 0:
-                card = {"phase": phase.name, "start": Path(phase.start).parent.name, "seed": self.config.data.seed}
+                version = "/".join(Path(phase.start).parts[-3:-1])  # .../01/sft/policy
+                start = self.config.model.model if phase.start == self.base else version
+                card = {"phase": phase.name, "start": start, "seed": self.config.data.seed}
                 state = policy.trainable_state(self.lm.model)
                 # Named as the user named it: the same policy has the same bytes in every run folder.
                 base, merged = self.config.model.model, self.device.type == "cpu"
                 policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=merged, base=base)
                 self.storage.keep(Path(phase.out))
+
+
+def _stub(row: dict) -> dict:
+    """Padding of the last global batch: ZeRO passes the model equally often on all workers, however short the row."""
+    short = {"prompt": row["prompt"][:1], "answers": [answer[:1] for answer in row["answers"]]}
+    return row | short | {"neighbour": row["neighbour"] and row["neighbour"][:1]}
 
 
 def _with_reference(steps: Iterable[list[dict]], reference_SBA: Any) -> Iterator[list[dict]]:

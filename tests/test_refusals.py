@@ -206,6 +206,10 @@ CASES = {
         ["--pretrain-batch is 64", "a multiple of --train-workers 3", "Take 66"],
     ),
     "nothing to do": (["--no-sft", "--no-prefer"], ["--no-sft and --no-prefer", "nothing to do", "Leave one"]),
+    "kto alone": (
+        ["--objective", "kto", "--prefer-batch", "1"],
+        ["--objective kto compares the rows of a batch", "--prefer-batch 1 has one", "at least 2"],
+    ),
     "one card and more": (
         ["--placement", "shared", "--tensor-parallel", "2"],
         ["lets one GPU alternate", "--tensor-parallel 2 takes more", "Leave one out"],

@@ -16,7 +16,6 @@ from rayrec.objectives.pairs import Pairs, pairs_of, rewards
 from rayrec.objectives.recpo import Recpo
 from rayrec.objectives.rosepo import Rosepo
 from rayrec.objectives.sdpo import Sdpo
-from rayrec.objectives.sft import sft
 from rayrec.objectives.simpo import Simpo
 
 OBJECTIVES = {
@@ -57,4 +56,4 @@ def make_objective(loss: LossConfig) -> Any:
         raise ValueError(f"--objective {loss.objective}: {error}") from error
 
 
-__all__ = ["OBJECTIVES", "SCORED", "SMOOTHED", "Pairs", "make_objective", "pairs_of", "rewards", "sft"]
+__all__ = ["OBJECTIVES", "SCORED", "SMOOTHED", "Pairs", "make_objective", "pairs_of", "rewards"]

@@ -132,15 +132,15 @@ def pairs_of(logprob_BA: Tensor, rows: Sequence[Mapping[str, Any]]) -> Pairs:
         return table.to(logprob_BA.device)
 
     lengths_BA = fill([[len(answer) for answer in row["answers"]] for row in rows], A)
-    ref_BA = fill([row["reference"][: len(row["answers"])] if "reference" in row else [0.0] for row in rows], A)
+    ref_BA = fill([row["reference"][: len(row["answers"])] if "reference" in row else None for row in rows], A)
     scores_BA = fill([row["scores"] for row in rows], A)
     baseline_B1 = fill([[row["baseline"]] if "baseline" in row else None for row in rows], 1)
     return Pairs(
         chosen_B=logprob_BA[:, 0],
         rejected_BK=logprob_BA[:, 1:],
         mask_BK=lengths_BA[:, 1:] > 0,
-        ref_chosen_B=ref_BA[:, 0],
-        ref_rejected_BK=ref_BA[:, 1:],
+        ref_chosen_B=None if ref_BA is None else ref_BA[:, 0],
+        ref_rejected_BK=None if ref_BA is None else ref_BA[:, 1:],
         chosen_length_B=lengths_BA[:, 0],
         rejected_length_BK=lengths_BA[:, 1:],
         smoothing_BK=fill([row["smoothing"] for row in rows], A - 1),

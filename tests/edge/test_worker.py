@@ -123,7 +123,7 @@ def plain(root: Path, case: str) -> dict[str, torch.Tensor]:
             )
             losses.append(row["weight"] * loss_of(pairs)[0])
         optimiser.zero_grad()
-        (torch.stack(losses).sum() / (tokens or sum(row["weight"] for row in batch))).backward()
+        (torch.stack(losses).sum() / (tokens or len(batch))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimiser.param_groups:
             group["lr"] = LR * ((STEPS - step) / (STEPS - 1) if step else 1.0)  # one step of warm-up, then linear decay

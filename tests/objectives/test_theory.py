@@ -62,9 +62,9 @@ def test_dpo_converges_to_the_reweighted_reference(beta: float, equal_pairs: str
 
     optimiser.step(loss)  # pyright: ignore[reportArgumentType]
     wanted = ref * (p / q) ** (1 / beta)
-    wanted = wanted / wanted.sum()
-    assert (logits.softmax(0) - wanted).abs().sum().item() / 2 < 1e-3
+    found, wanted = logits.detach().softmax(0), wanted / wanted.sum()
+    assert (found - wanted).abs().sum().item() / 2 < 1e-3
     if negatives == "reference" and beta == 1:
-        torch.testing.assert_close(wanted, p)
+        assert (found - p).abs().sum().item() / 2 < 1e-3
     if negatives == "uniform":
-        assert (wanted - p).abs().sum().item() / 2 > 0.05  # the popularity bias
+        assert (found - p).abs().sum().item() / 2 > 0.05  # the popularity bias

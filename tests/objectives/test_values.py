@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rayrec.objectives import OBJECTIVES, Pairs, rewards, sft
+from rayrec.objectives import OBJECTIVES, Pairs, rewards
 from rayrec.objectives.cpo import Cpo
 from rayrec.objectives.dmpo import Dmpo
 from rayrec.objectives.dpo import Dpo
@@ -186,14 +186,6 @@ def test_what_an_objective_needs(name: str) -> None:
     setting = "tau" if name == "ipo" else "beta"
     with pytest.raises(ValueError, match=setting):
         objective(**{setting: 0.0})
-
-
-def test_sft_shares_add_up_to_the_global_mean() -> None:
-    chosen_B = torch.tensor([-2.0, -4.0, -6.0]).double()
-    # 12 nats over 10 tokens; with weights (2·2 + 0·4 + 1·6)/10.
-    assert sft(chosen_B, 10).item() == pytest.approx(1.2)
-    assert sum(sft(part, 10).item() for part in chosen_B.split(2)) == pytest.approx(1.2)
-    assert sft(chosen_B, 10, torch.tensor([2.0, 0.0, 1.0])).item() == pytest.approx(1.0)
 
 
 def test_helpers() -> None:
