@@ -127,14 +127,19 @@ class VllmEngine:
                 for ids, out in zip(prompts, found, strict=True)
             ]
             return [[(ids, lp) for ids, lp in one if ids and ids[-1] == eos] for one in written]
-        sampling = SamplingParams(
-            temperature=0.0 if mode == "greedy" else 1.0,
-            n=n,
-            max_tokens=self.max_new,
-            logprobs=0,
-            stop_token_ids=[eos],
-            detokenize=False,
-        )
+        sampling = [
+            SamplingParams(
+                temperature=0.0 if mode == "greedy" else 1.0,
+                n=n,
+                max_tokens=self.max_new,
+                logprobs=0,
+                stop_token_ids=[eos],
+                detokenize=False,
+                # On a GPU the engine is a process of its own, which PyTorch's seed here does not reach.
+                seed=seed_of(seed, i) % 2**31 if self.gpu and mode == "sample" else None,
+            )
+            for i in range(len(prompts))
+        ]
         outputs = self.llm.generate(inputs, sampling, lora_request=self.adapter, use_tqdm=False)
         return [[(list(o.token_ids), float(o.cumulative_logprob or 0.0)) for o in out.outputs] for out in outputs]
 

@@ -75,22 +75,31 @@ def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0) -> Packed:
     T = max(sum(sizes[b] for b in line) for line in lines)
     table = {"ids": pad_id, "positions": 0, "example": -1, "segment": 0}
     table = {name: torch.full((len(lines), T), value) for name, value in table.items()}
-    lengths_BA = torch.zeros(len(rows), A, dtype=torch.long)
-    loose: list[tuple[int, int, int, int]] = []
+    lengths_BA = torch.tensor([[*map(len, answers), *[0] * (A - len(answers))] for _, answers in rows])
+    loose: tuple[list[int], ...] = ([], [], [], [])
+    source, target, number, offset = loose
     for r, line in enumerate(lines):
-        columns: list[tuple[int, int, int, int]] = []
+        columns: tuple[list[int], ...] = ([], [], [], [])
+        ids, positions, example, segment = columns
         for b in line:
             prompt, answers = rows[b]
-            columns += [(token, i, b, 0) for i, token in enumerate(prompt)]
-            last = r * T + len(columns) - 1
+            ids += prompt
+            positions += range(len(prompt))
+            segment += [0] * len(prompt)
+            last = r * T + len(ids) - 1
             for a, answer in enumerate(answers):
-                sources = [last, *range(r * T + len(columns), r * T + len(columns) + len(answer) - 1)]
-                loose += [(s, token, b * A + a, i) for i, (s, token) in enumerate(zip(sources, answer, strict=True))]
-                columns += [(token, len(prompt) + i, b, a + 1) for i, token in enumerate(answer[:-1])]
-                lengths_BA[b, a] = len(answer)
-        for name, values in zip(table, torch.tensor(columns).T, strict=True):
-            table[name][r, : len(columns)] = values
-    source_N, target_N, answer_N, offset_N = torch.tensor(loose).T.contiguous()
+                end, more = r * T + len(ids), len(answer) - 1
+                source += [last, *range(end, end + more)]
+                target += answer
+                number += [b * A + a] * len(answer)
+                offset += range(len(answer))
+                ids += answer[:-1]
+                positions += range(len(prompt), len(prompt) + more)
+                segment += [a + 1] * more
+            example += [b] * sizes[b]
+        for name, values in zip(table, columns, strict=True):
+            table[name][r, : len(ids)] = torch.tensor(values)
+    source_N, target_N, answer_N, offset_N = map(torch.tensor, loose)
     ids_RT, positions_RT, example_RT, segment_RT = table.values()
     return Packed(ids_RT, positions_RT, example_RT, segment_RT, source_N, target_N, answer_N, offset_N, lengths_BA)
 

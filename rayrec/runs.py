@@ -114,15 +114,6 @@ class Trace:
         self.add(name, "phase", lane, "lane", start, time.time(), **facts)
         self.flush()
 
-    def intervals(self, category: str = "phase") -> list[tuple[str, str, float, float]]:
-        """``(name, lane, start, end)`` in seconds of this run's events of one category."""
-        with self._lock:
-            return [
-                (e["name"], e["pid"], e["ts"] / 1e6, (e["ts"] + e["dur"]) / 1e6)
-                for e in self._events
-                if e["cat"] == category
-            ]
-
     def facts(self, name: str) -> dict[str, Any]:
         """One fact of the events that have it, by the event's name; the last of equal names counts."""
         with self._lock:

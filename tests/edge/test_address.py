@@ -41,11 +41,16 @@ from rayrec.methods import parse
 from rayrec.reserve import reserve
 import ray
 
-for cards in (0, 2):
+for cards in (0, 3):
     ray.init(address="local", num_cpus=6, num_gpus=cards, include_dashboard=False, logging_level="ERROR")
     config = parse("", ["--preset", "toy", "--address", ray.get_runtime_context().gcs_address])
     print("RESULT", cards, cluster.has_gpu(config), cluster.runs_at_once(config))
     reserve(config, False, train=False)
+    if cards:
+        spread = parse("", ["--preset", "toy", "--train-workers", "1", "--generators", "1", "--tensor-parallel", "2"])
+        held = reserve(spread, True)
+        print("RESULT", [group.bundle_specs for group in (held.trainers, *held.generators)])
+        print("RESULT", ray.available_resources().get("GPU", 0))
     ray.shutdown()
 print("RESULT", cluster._resources("127.0.0.1:1"), cluster._resources("somewhere"))
 """
@@ -55,6 +60,9 @@ def test_auto_asks_the_cluster_and_not_the_drivers_machine() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     said = [line for line in done.stdout.splitlines() if line.startswith(("RESULT", "warning"))]
-    assert said[:2] == ["RESULT 0 False 3", "RESULT 2 True 1"] and said[3:] == ["RESULT None None"], said
+    assert said[:2] == ["RESULT 0 False 3", "RESULT 3 True 1"] and said[-1] == "RESULT None None", said
     # What a plan on CPUs is told where GPUs came after it was made.
-    assert said[2].startswith("warning: --device auto took CPUs, before this cluster told of its 2 GPUs")
+    assert said[2].startswith("warning: --device auto took CPUs, before this cluster told of its 3 GPUs")
+    # A generator over two cards is one placement group with a bundle for each card, as vLLM's Ray executor wants it.
+    card = {"CPU": 1.0, "GPU": 1.0}
+    assert said[3:5] == [f"RESULT {[[card], [card, card]]}", "RESULT 0"], said
