@@ -155,7 +155,8 @@ class GenerateLane(Lane):
         titles = unscored(negatives)
         if not titles:
             return finished
-        asked = rows.filter(pc.is_in(rows["example_id"], pa.array(titles)))
+        among = pc.SetLookupOptions(pa.array(titles))
+        asked = rows.filter(pc.call_function("is_in", [rows["example_id"]], among))
 
         def choices(some: pa.Table) -> list[list[str]]:
             return [titles[example_id] for example_id in some["example_id"].to_pylist()]

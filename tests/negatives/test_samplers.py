@@ -145,7 +145,7 @@ def test_candidates_are_those_of_protocol_b(many: Catalogue, rows: pa.Table) -> 
 
 
 def test_candidates_are_rejected_wherever_they_stand(many: Catalogue) -> None:
-    """The places in the prompt's list that rejected titles stand in are spread evenly, and others in every iteration."""
+    """Rejected titles stand in all places of the list alike, and in other ones in every iteration."""
     base = {"split": "train", "user": "u", "timestamp": 0, "history": ["Night 7"], "target": "Dawn 7"}
     rows = pa.Table.from_pylist([{"example_id": f"e{i}", **base} for i in range(2000)], schema=schema.EXAMPLES)
     rows = with_candidates(rows, {}, many, 0)
