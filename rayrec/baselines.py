@@ -33,7 +33,7 @@ from rayrec.trainers import Phase, TrainGroup, backends, telling
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
 #: The kinds of lists, and what the names of their metrics end in in --json: all items, and those that the user had not
-#: met; in protocol B the candidates.
+#: met; of a choice, the candidates.
 _PLACES = {"unmasked": "_unmasked", "masked": "", "score": ""}
 
 

@@ -1,4 +1,4 @@
-"""Methods side by side on the same rows: means over seeds, intervals, paired tests (METHODS section 8).
+"""Methods side by side on the same rows: means over seeds, intervals, paired tests.
 
 A cell is one finished run folder: a method and a seed. Accuracy is bootstrapped over users, DivRatio and ORRatio have a
 jackknife over users, and the spread over seeds stands apart, since three seeds cannot be bootstrapped.

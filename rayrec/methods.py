@@ -36,7 +36,7 @@ PRESETS = {
         train={"iterations": 3, "first_rows": 1024, "rows_per_iteration": 512},
         evaluate={"decode": ("greedy", "beams")},
     ),
-    # METHODS section 4: the released settings of SPRec on four cards.
+    # The released settings of SPRec on four cards.
     "paper": _preset(
         model={"model": "meta-llama/Llama-3.2-1B-Instruct", "lora_rank": 16},
         train={"iterations": 5, "first_epochs": 4, "dtype": "bfloat16", "zero_stage": 2},
@@ -62,7 +62,7 @@ def _recpo(margin: str) -> dict[str, dict[str, Any]]:
 
 #: TALLRec's adapters and their training, but for their place: it has them on q and v alone.
 _TALLREC = {"model": {"lora_rank": 8, "lora_alpha": 16}, "train": {"first_lr": 1e-4, "batch": 128}}
-#: The methods of the papers as settings (METHODS sections 2 to 4 and 7), by --method. ``offline`` methods tune once,
+#: The methods of the papers as settings, by --method. ``offline`` methods tune once,
 #: against the first SFT, on all the rows of the iterations that they stand for. ``adapters`` are settings for models
 #: that get some; the tiny one is trained whole. What a method does not set is the run's: the number of rows, the
 #: first SFT of preference methods, on which they are compared, and the protocol of those that work in both.
@@ -150,7 +150,7 @@ def decodes(method: str, protocol: str, chosen: Sequence[str] = ()) -> tuple[str
     return tuple(chosen) or (("score", "greedy") if protocol == "candidates" else ("beams",))
 
 
-#: How S-DPO and RecPO train their baselines (METHODS section 7). jobs/baselines.py alone takes longer for more.
+#: How S-DPO and RecPO train their baselines. jobs/baselines.py alone takes longer for more.
 _PUBLISHED = {"hidden": 64, "batch": 256, "epochs": 200, "patience": 10, "lr_drops": 0}
 #: Settings of a language model's run that one of a baseline refuses: it trains in a group of fixed size.
 _NOT_BASELINE = ("max_train_workers", "cluster")

@@ -117,7 +117,7 @@ def ordered(rows: pa.Table) -> tuple[pa.Table, int]:
 
 
 def with_doubts(rows: pa.Table, oracle: Path, catalogue: Catalogue, embedder: Embedder) -> pa.Table:
-    """Fill ``smoothing`` with ε = P_oracle(y_k ≻ y_w | x), cut to [0, 0.5), by a SASRec (RosePO; METHODS section 2).
+    """Fill ``smoothing`` with ε = P_oracle(y_k ≻ y_w | x), cut to [0, 0.5), by a SASRec (RosePO).
 
     A rejected text outside the catalogue is judged as its nearest title.
     """

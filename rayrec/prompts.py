@@ -63,7 +63,7 @@ class Frame(NamedTuple):
 class Template:
     """One prompt form, bound to a tokenizer; make it with :func:`make_template`. It can be pickled.
 
-    A prompt is ``before``, then every title of the history followed by ``separator``, in protocol B ``middle`` and the
+    A prompt is ``before``, then every title of the history followed by ``separator``, for a choice ``middle`` and the
     candidates in the same way, then ``after``. Where there are several frames ``seed`` and the example's id choose one,
     so a row is put in the same words in training and in evaluation.
     """
@@ -222,7 +222,7 @@ def make_template(
 
     ``compact`` separates titles by EOS, so that a whole history is a pre-training sequence in which every title is an
     answer; ``instruct`` is plain English; ``chat`` is the same English in the tokenizer's own chat template.
-    ``candidates`` asks for a choice from a list (METHODS section 6), ``rated`` writes the ratings of a history;
+    ``candidates`` asks for a choice from a list, ``rated`` writes the ratings of a history;
     ``ask`` is the setting of that name: "title"; "title_by_liking" splits the history by its ratings; "liking" asks
     about one title at a time (TALLRec).
 

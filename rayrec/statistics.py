@@ -1,4 +1,4 @@
-"""Intervals and tests over users (METHODS section 8): bootstrap for means, jackknife for DivRatio, Holm for tables.
+"""Intervals and tests over users: bootstrap for means, jackknife for DivRatio, Holm for tables.
 
 Users are resampled, not rows, because the rows of one user are not independent.
 """

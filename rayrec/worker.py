@@ -217,7 +217,7 @@ class Worker:
         return engine
 
     def _sft(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
-        """METHODS section 2, `sft`: weighted log-probabilities over the completion tokens of the global batch."""
+        """Weighted log-probabilities over the completion tokens of the global batch; the prompt is not trained on."""
 
         def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
             return -logprob_BA[:, 0], {}
@@ -231,7 +231,7 @@ class Worker:
         return self._steps(engine, phase, done, steps, loss, count)
 
     def _curriculum(self, phase: Phase, begun: int, steps: Iterable[list[dict]]) -> Iterator[list[dict]]:
-        """Prompts with items' vectors the likelier the later the step, else text alone (LLaRA; METHODS section 7).
+        """Prompts with items' vectors the likelier the later the step, else text alone (LLaRA).
 
         A text-only step leaves the vectors' network without a gradient; Adam's momentum goes on.
         """

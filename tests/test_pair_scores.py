@@ -173,7 +173,7 @@ def lane_inputs(tmp_path: Path, train: pa.Table, *args: str) -> tuple[Shared, Po
 def test_margins_of_recpo_differ_among_the_negatives_of_a_prompt_without_candidates(
     train: pa.Table, tmp_path: Path
 ) -> None:
-    """One of the user's own later films keeps its φ, all others have that of s = 3 and d = 11 (METHODS section 2)."""
+    """One of the user's own later films keeps its φ, all others have that of s = 3 and d = 11 (RecPO)."""
     shared, policy = lane_inputs(tmp_path, train, "--method", "RecPO", "--num-negatives", str(CANDIDATES - 1))
     ahead = pair_scores.Ahead(train)
     rows, later = pair_scores.retarget(train, ahead, "utility", 4), ahead.titles(train)

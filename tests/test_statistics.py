@@ -124,7 +124,7 @@ def test_jackknife_of_a_mean_is_the_standard_error(values):
 
 
 def test_bootstrap_lowers_the_diversity_ratio_and_jackknife_does_not():
-    """Users drawn twice bring no new item, so the bootstrap lies below the observed value (METHODS section 8)."""
+    """Users drawn twice bring no new item, so the bootstrap lies below the observed value."""
     generator = np.random.default_rng(0)
     items_N = generator.zipf(1.5, size=1000) % 5000
     observed = len(set(items_N.tolist())) / 1000

@@ -1,4 +1,4 @@
-"""Candidate sets: the target among items that the user never met (METHODS section 6)."""
+"""Candidate sets: the target among items that the user never met (S-DPO, RecPO, LLaRA)."""
 
 from __future__ import annotations
 

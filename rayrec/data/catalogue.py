@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from rayrec.data import schema
 
-#: Genres that MGU and DGU use where the data names none (METHODS section 5).
+#: Genres that MGU and DGU use where the data names none.
 DEFAULT_GENRES = 10
 
 

@@ -42,7 +42,7 @@ class Dataset:
     source: str
     truth: Truth | None = None
     adherence: pa.Table | None = None
-    """Rows with several liked titles among their candidates (protocol B with ratings)."""
+    """Rows with several liked titles among their candidates (where prompts list candidates, and there are ratings)."""
 
     @property
     def evaluated(self) -> dict[str, pa.Table]:

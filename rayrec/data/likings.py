@@ -1,4 +1,4 @@
-"""Yes-or-no rows: will this user like this title (TALLRec; METHODS section 7)?"""
+"""Yes-or-no rows: will this user like this title (TALLRec)?"""
 
 from __future__ import annotations
 

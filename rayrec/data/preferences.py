@@ -22,7 +22,7 @@ _OPTIONAL = ("scores", "smoothing", "neighbour")
 def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Table:
     """Rows ``start`` to ``start + count`` of an endless reading of ``train``: permutation after permutation.
 
-    So rows repeat only after the split is used up (METHODS section 4, step 1). ``name`` separates independent readings.
+    So rows repeat only after the split is used up. ``name`` separates independent readings.
     """
     rounds, taken = [], start
     while taken < start + count:

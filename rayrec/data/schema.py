@@ -39,7 +39,7 @@ CATALOGUE = pa.schema(
 )
 
 #: One window: the last history titles, oldest first, and the title that came next. A target may be outside the
-#: catalogue. ``candidates`` are the titles to choose from, null in protocol A.
+#: catalogue. ``candidates`` are the titles to choose from, null where prompts list none.
 EXAMPLES = pa.schema(
     [
         _field("example_id", pa.string()),

@@ -1,4 +1,4 @@
-"""Grounding: the catalogue titles nearest to what a policy wrote (BIGRec section 3.2; METHODS section 5)."""
+"""Grounding: the catalogue titles nearest to what a policy wrote (BIGRec section 3.2)."""
 
 from __future__ import annotations
 

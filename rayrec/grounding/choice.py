@@ -1,4 +1,4 @@
-"""Which candidates a text names (METHODS section 6)."""
+"""Which candidates a text names."""
 
 from __future__ import annotations
 

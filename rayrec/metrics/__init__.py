@@ -1,4 +1,4 @@
-"""Metrics of evaluation protocol A (METHODS section 5): accuracy, diversity, over-recommendation and genre fairness.
+"""Metrics of top-k lists (SPRec section 5.1): accuracy, diversity, over-recommendation and genre fairness.
 
 Every metric is a function of an :class:`~rayrec.metrics.outcome.Outcome` and k; METRICS names them.
 """

@@ -1,4 +1,4 @@
-"""Metrics of a choice from candidates that the top-k lists alone do not have (METHODS section 6)."""
+"""Metrics of a choice from candidates that the top-k lists alone do not have (S-DPO, RecPO)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Item vectors in prompts (LLaRA, Liao et al. 2024; METHODS section 7): what a sequential recommender knows of an item.
+"""Item vectors in prompts (LLaRA, Liao et al. 2024): what a sequential recommender knows of an item.
 
 Behind its title an item has a token of its own. Item i of I is token V + i of a model with V words, and its input
 embedding is MLP(e_i), with the frozen vector e_i of a SASRec. Token V + I is a learned vector: it stands for titles

@@ -1,4 +1,4 @@
-"""Samplers of rejected answers (METHODS section 3), from the examples and from what the policy wrote or scored."""
+"""Samplers of rejected answers, from the examples and from what the policy wrote or scored."""
 
 from __future__ import annotations
 

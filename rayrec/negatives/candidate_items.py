@@ -1,4 +1,4 @@
-"""``candidates`` and ``self_hard``: wrong titles of the example's candidate set (METHODS sections 3 and 6)."""
+"""``candidates`` and ``self_hard``: wrong titles of the example's candidate set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``random``: uniform over the items that are neither in the user's history nor the target (METHODS section 3)."""
+"""``random``: uniform over the items that are neither in the user's history nor the target."""
 
 from __future__ import annotations
 

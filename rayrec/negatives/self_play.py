@@ -1,4 +1,4 @@
-"""``self_play``: what the policy itself answers, taken as the rejected title (SPRec section 4.3, METHODS section 3)."""
+"""``self_play``: what the policy itself answers, taken as the rejected title (SPRec section 4.3)."""
 
 from __future__ import annotations
 

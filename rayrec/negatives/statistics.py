@@ -1,4 +1,4 @@
-"""What the rejected answers of an iteration are made of (METHODS section 3, last paragraph)."""
+"""What the rejected answers of an iteration are made of."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def random_prior(items: int, alpha: float) -> Prior:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8, 1.0])
 def test_d3_is_the_brute_force_mixture_of_both_models(alpha: float) -> None:
-    """METHODS section 7: a finished item scores α log π(title + EOS) + (1 - α) log p_CF(item)."""
+    """D3: a finished item scores α log π(title + EOS) + (1 - α) log p_CF(item)."""
     model, titles, prior = random_model("llama"), random_titles(40), random_prior(40, alpha)
     lists = beam_search(model, PROMPTS, Trie.build(titles), 40, prior=prior)
     for prompt, found, logp_I in zip(PROMPTS, lists, prior.logprob_PI.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Every objective through the real worker and DeepSpeed, against METHODS section 2 written out for one example."""
+"""Every objective through the real worker and DeepSpeed, against its formula written out for one example."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def minus_log_sigmoid(x: Tensor) -> Tensor:
 
 
 def formula(name: str, w: Tensor, l_K: Tensor, lengths: list[int], row: dict, delta_w: Tensor, delta_K: Tensor, z):
-    """The row of METHODS section 2: log π of the chosen and rejected answers, Δ of both, tokens, and KTO's z."""
+    """The formula: log π of the chosen and rejected answers, Δ of both, tokens, and KTO's z."""
     s = SETTINGS[name]
     beta = s.get("beta", math.nan)
     if name == "dpo":

@@ -133,7 +133,7 @@ def test_semantic_is_the_largest_cosine_to_the_mean_of_the_history(many: Catalog
         NEGATIVES["semantic"].finish(rows, None, many, Draw(1, 0, 0, "p"))
 
 
-def test_candidates_are_those_of_protocol_b(many: Catalogue, rows: pa.Table) -> None:
+def test_candidates_are_those_of_the_prompt(many: Catalogue, rows: pa.Table) -> None:
     touched = {f"u{i}": frozenset(NAMES[: 4 + i // 4]) for i in range(16)}
     draw = Draw(5, 3, 0, "p", touched=touched)
     found = by_example(NEGATIVES["candidates"].finish(rows, None, many, draw))

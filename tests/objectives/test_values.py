@@ -1,4 +1,4 @@
-"""METHODS section 2: identities, values at θ = ref, hand-computed numbers, finite gradients, masks."""
+"""Identities, values at θ = ref, hand-computed numbers, finite gradients, masks."""
 
 import math
 from dataclasses import replace
