@@ -12,6 +12,25 @@ from __future__ import annotations
 import tyro
 
 from rayrec.config import BaselinesConfig
+from rayrec.methods import UNREAD
+
+#: Settings of a language model's run that nothing here reads, by group.
+_UNREAD = {"placement": UNREAD, "output": ("keep", "share", "track")}
+
+
+def check_read(config: BaselinesConfig) -> None:
+    """Refuse a setting that would change nothing, where it is not the default.
+
+    Raises:
+        ValueError: with the flag and the remedy.
+    """
+    plain = BaselinesConfig()
+    for group, names in _UNREAD.items():
+        for name in names:
+            value = getattr(getattr(config, group), name)
+            if value != getattr(getattr(plain, group), name):
+                flag = ("--" if value is not False else "--no-") + name.replace("_", "-")
+                raise ValueError(f"{flag}: these models are trained and ranked without it. Leave it out.")
 
 
 def main() -> None:
@@ -20,6 +39,7 @@ def main() -> None:
     from rayrec.session import ending
 
     with ending():
+        check_read(config)
         run(config)
 
 

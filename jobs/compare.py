@@ -5,9 +5,9 @@
     python jobs/compare.py --data DIR --preset table2 --iterations 3   # any flag of jobs/sprec.py holds for all cells
     python jobs/compare.py --data DIR --methods BIGRec SPRec --vary num-negatives 1 3 8
 
-The preset recpo also sets --history 20 --ratings --split leave_last_two, as the paper has it, and --max-length 1024,
-where the command does not name these; sdpo takes MoRec along with --embedder-path, and ChatRec with --endpoint and
---served.
+The preset recpo also sets --history 20 --ratings --split leave_last_two --k-core 5, as the paper has it, and
+--max-length 1024, where the command does not name these; sdpo takes MoRec along with --embedder-path, and ChatRec with
+--endpoint and --served.
 
 The same command again does what is left, and rewrites the table, comparison.json, comparison.csv and comparison.html.
 """
@@ -24,8 +24,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rayrec.folders import read_json, write_json
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
 
 if TYPE_CHECKING:
@@ -46,11 +47,14 @@ SETTINGS = {
         "--history": ["20"],
         "--ratings": [],
         "--split": ["leave_last_two"],
+        "--k-core": ["5"],
         "--max-length": ["1024"],
     },
 }
 #: Flags of jobs/sprec.py that every cell has of its own, and what to say instead.
 OWN = {"--seed": "--seeds 0 1 2", "--method": "--methods BIGRec SPRec"}
+#: What cells took, in the folder of the comparison.
+CELLS = "cells.json"
 KNOWN = [*METHODS, *BASELINES]
 
 
@@ -138,10 +142,11 @@ def named(rest: list[str], flag: str) -> bool:
 
 def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
     """The flags of all cells and the methods, those of the preset included; ``args`` gets protocol, k and output."""
+    from rayrec import plan
+
     if "://" in args.runs:
         raise ValueError(f"--runs {args.runs} is a URL; a comparison reads all its cells. Name a folder.")
-    if Path(args.name).name != args.name:
-        raise ValueError(f"--name {args.name} is not a plain folder name. Put folders into --runs.")
+    plan.check_name(args.name)
     for flag, instead in OWN.items():
         if named(rest, flag) or f"--{(args.vary or [''])[0]}" == flag:
             raise ValueError(f"{flag} would be that of every cell. Take {instead}.")
@@ -246,8 +251,7 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
     first = next((row for row in rows if row.method == args.against), rows[0])
     rounds = [cells] if at_once == 1 else [[c for c in cells if (c[1] == first) == now] for now in (True, False)]
     folder.mkdir(parents=True, exist_ok=True)
-    record, lock, failed = folder / "cells.json", threading.Lock(), {}
-    facts = json.loads(record.read_text()) if record.exists() else {}
+    lock, failed, facts = threading.Lock(), {}, read_facts(folder)
     running: list[subprocess.Popen] = []
 
     def do(seed: int, row: Row) -> None:
@@ -265,7 +269,7 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
             attempt = {"seconds": time.monotonic() - begun, "memory": memory, "finished": not process.returncode}
             known = None if args.output.on_existing == "overwrite" else facts.get(name)
             facts[name] = account(known, attempt, before != finished_phases(folder / name))
-            record.write_text(json.dumps(facts, indent=1))
+            write_json(folder / CELLS, facts)
         if process.returncode:
             lines = (folder / f"{name}.log").read_text().strip().splitlines()
             failed[name] = lines[-1] if lines else f"exit {process.returncode}"
@@ -282,6 +286,19 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
                 process.terminate()
             raise
     return failed
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Seconds and memory of the cells so far, by their names.
+
+    Raises:
+        ValueError: the file is damaged; with its path and the remedy.
+    """
+    path, remedy = folder / CELLS, "Remove it: finished cells stay, and only their seconds and memory are lost."
+    found = read_json(path, remedy) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: found a {type(found).__name__}, wanted a JSON object. {remedy}")
+    return found
 
 
 def watch(process: subprocess.Popen) -> int:
@@ -334,7 +351,7 @@ def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder:
     against = args.against if any(c.method == args.against for c in cells) else cells[0].method
     if against != args.against:
         print(f"--against {args.against} has no finished cell; the differences are to {against}.")
-    rows, facts = compare(cells, against, args.k), json.loads((folder / "cells.json").read_text())
+    rows, facts = compare(cells, against, args.k), read_facts(folder)
     varied = {one.label: {"method": one.method, "value": float(one.value)} for one in compared if one.setting}
     for row in rows:
         row |= {"varied": varied[row["method"]]} if row["method"] in varied else {}

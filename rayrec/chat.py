@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible endpoint in the place of an engine (ChatRec; METHODS section 7)."""
+"""A language model behind an OpenAI-compatible endpoint in the place of an engine (ChatRec)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def check_endpoint(settings: EvaluateConfig) -> None:
             "http://127.0.0.1:8000/v1, with OPENAI_API_KEY set where it wants a key."
         ) from error
     if settings.served not in served:
-        raise ValueError(f"--served {settings.served} is not among the models of {settings.endpoint}: {served}.")
+        raise ValueError(
+            f"--served {settings.served} is not among the models of {settings.endpoint}: {served}. Name one of them."
+        )
 
 
 class ChatEngine:

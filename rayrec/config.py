@@ -31,6 +31,9 @@ class DataConfig:
     """Most titles in a prompt."""
     min_history: int | None = None
     """Fewest titles in a prompt. Default: --history up to 10 for the split `time`, else 1."""
+    k_core: int = 0
+    """Fewest interactions of a user and of a title: those with fewer are left out, until none has fewer (RecPO: 5). 0
+    keeps all."""
     split: Literal["auto", "time", "leave_last_two", "sequences"] = "auto"
     """`time`: 8:1:1 by global time; `leave_last_two`: a user's last interaction is a test row, the one before it a
     validation row; `sequences`: users 8:1:1 by their last interaction; `auto`: the data's own, else `time`."""

@@ -166,7 +166,7 @@ def print_iteration_table(
     """Print one line per policy: accuracy, diversity, fairness, and the iteration's seconds and overlap.
 
     ``rows`` are lines of ``metrics.jsonl`` of the kinds `evaluation` and `baseline`, each with ``seconds`` (wall) and
-    ``overlap`` (the lanes' seconds over the wall seconds) where they are known. Rows of another split, decoder,
+    ``overlap`` (the mean number of lanes at work while any was) where they are known. Rows of another split, decoder,
     embedder or N stand in a table of their own. ``k`` defaults to 5, or to the largest k that was computed.
     """
     console = console or _console()

@@ -28,6 +28,7 @@ from typing import Any
 
 from rayrec.config import Config
 from rayrec.data.candidates import CANDIDATES
+from rayrec.generate_lane import ALPHAS
 from rayrec.negatives import NEGATIVES, Sampler, mixture
 from rayrec.plan import Lengths, PhasePlan
 
@@ -268,9 +269,11 @@ class Work:
             found = sum(share * self._drawing(NEGATIVES[name], phase.rows) for name, share in shares.items())
             return found + self.device.phase * (found > 0)
         if phase.kind == "evaluate":
-            widths = {"greedy": 1, "score": CANDIDATES}
+            rows, widths = phase.rows, {"greedy": 1, "score": CANDIDATES}
+            if self.config.data.ask == "liking":  # every candidate alone: Yes or No
+                rows, widths = CANDIDATES * rows, {"score": 2}
             width = self.config.evaluate.beam_width
-            found = sum(self._asking(m, phase.rows, widths.get(m, width)) for m in self.config.evaluate.decode)
+            found = sum(self._asking(m, rows, widths.get(m, width)) for m in self.config.evaluate.decode)
             return found + self.device.phase
         return 0.0
 
@@ -314,7 +317,7 @@ class Work:
         if mode is None:
             return 0.0
         if mode == "d3" and evaluate.d3_alpha is None:
-            rows += 5 * self.valid  # its weight is tuned there
+            rows += len(ALPHAS) * self.valid  # its weight is tuned there
         rate = self._rate(self.device.generate) * placement.tensor_parallel
         prompt, part = self.tokens.prompt, min(evaluate.part, rows)
         rounds = -(-rows // part) / min(placement.generators, -(-rows // part))

@@ -152,8 +152,10 @@ def decodes(method: str, protocol: str, chosen: Sequence[str] = ()) -> tuple[str
 
 #: How S-DPO and RecPO train their baselines. jobs/baselines.py alone takes longer for more.
 _PUBLISHED = {"hidden": 64, "batch": 256, "epochs": 200, "patience": 10, "lr_drops": 0}
-#: Settings of a language model's run that one of a baseline refuses: it trains in a group of fixed size.
-_NOT_BASELINE = ("max_train_workers", "cluster")
+#: Placement of a language model's run that one of a baseline does not read.
+UNREAD = ("generators", "tensor_parallel", "generate_resource", "sequential", "checkpoint_steps", "checkpoint_seconds")
+#: What one of a baseline refuses; it trains in a group of fixed size.
+_NOT_BASELINE = (*UNREAD, "max_train_workers", "cluster")
 
 
 def baseline_args(config: Config, model: str) -> list[str]:

@@ -218,15 +218,19 @@ def choose_engine(config: Config) -> Literal["vllm", "torch", "chat"]:
     if config.model.item_vectors:
         return "torch"
     if config.evaluate.engine == "auto" and not installed:
-        warnings.warn("vllm is not installed: generating with transformers, several times slower", stacklevel=2)
+        warnings.warn(
+            "vllm is not installed: generating with transformers, several times slower. Install rayrec[cpu] or "
+            "rayrec[gpu], or say --engine torch.",
+            stacklevel=2,
+        )
     return "torch" if config.evaluate.engine == "torch" or not installed else "vllm"
 
 
 def make_embedder(config: Config, data: Dataset) -> Embedder:
     """The embedder that grounds greedy text."""
     name, path = config.evaluate.embedder, config.evaluate.embedder_path
-    if name == "lm" and not path and Path(config.model.model).expanduser().is_dir():
-        path = config.model.model
+    if name == "lm" and not path and config.model.model != "tiny":
+        path = whole_model(config.model.model)
     if name == "title":
         return EMBEDDERS[name](data.catalogue.titles)
     if not path:
@@ -236,6 +240,26 @@ def make_embedder(config: Config, data: Dataset) -> Embedder:
     if not config.output.share:
         return embedder
     return KeptEmbedder(embedder, f"{name} {content_hash(path)}", run_folder(config).parent / ".shared" / "embeddings")
+
+
+def whole_model(model: str) -> str:
+    """The folder of ``--model``, whose weights are read here; a hub id's is fetched.
+
+    Raises:
+        ValueError: there is no such folder, or the hub does not give its weights.
+    """
+    from rayrec.models.policy import check_model, local_folder
+
+    folder = Path(model).expanduser()
+    path = str(folder) if folder.is_dir() else model
+    check_model(path)
+    try:
+        return str(local_folder(path))
+    except OSError as error:
+        raise ValueError(
+            f"--embedder lm reads the weights of --model {model}, and the hub does not give them. Download them first, "
+            f"or name a folder with --embedder-path. ({str(error).strip().splitlines()[0]})"
+        ) from error
 
 
 def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Template]:
@@ -282,8 +306,8 @@ def check_heads(model: str, base: Path) -> None:
 
     if (found := head_size(str(base))) < 32:
         raise ValueError(
-            f"--model {model}: an attention head has {found} numbers, and vLLM on a CPU wants 32 or more. Add --engine "
-            "torch."
+            f"--model {model}: its attention has a head dimension of {found}, and vLLM on a CPU wants 32 or more. Add "
+            "--engine torch."
         )
 
 

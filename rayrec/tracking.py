@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Keys of a record that name it rather than measure something.
 _NAMES = ("kind", "phase", "iteration", "policy", "decode", "embedder", "split", "model", "sampler")
@@ -17,6 +18,15 @@ def check(trackers: Sequence[str]) -> None:
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"--track {name}: the package is not installed. Install rayrec[track], or leave it out.")
+
+
+class Curves(NamedTuple):
+    """A place that curves are sent to."""
+
+    send: Callable[[str, float, int], Any]
+    """Takes a number's name, the number, and its step or iteration; from any thread."""
+    end: Callable[[type[BaseException] | None], Any]
+    """Takes the kind of error that ended the run, None where it is finished."""
 
 
 class Tracker:
@@ -32,13 +42,22 @@ class Tracker:
         """Send one phase's ``metrics.json``: its steps one by one, its records at their iteration."""
         for name, value, at in _scalars(metrics):
             self._board.add_scalar(name, value, at)
-            for send in self._others:
-                send(name, value, at)
+            for other in self._others:
+                other.send(name, value, at)
         self._board.flush()
 
     def close(self) -> None:
-        """Finish the event file."""
+        """Finish the event file, and end the run elsewhere: as failed or stopped amid an error that is on its way up.
+
+        Trouble there is told, not raised: what is closed after this holds processes.
+        """
         self._board.close()
+        error = sys.exc_info()[0]
+        for other in self._others:
+            try:
+                other.end(error)
+            except Exception as trouble:
+                print(f"warning: the run could not be ended where it is tracked: {trouble}", file=sys.stderr)
 
 
 def _scalars(metrics: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
@@ -52,20 +71,29 @@ def _scalars(metrics: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
                 yield f"{record['phase']}/{name}", float(step[name]), step["step"]
 
 
-def _mlflow(run: str, settings: dict[str, Any]) -> Any:
+def _mlflow(run: str, settings: dict[str, Any]) -> Curves:
     import mlflow  # pyright: ignore[reportMissingImports]
 
-    mlflow.start_run(run_name=run)
+    # Lanes send from threads of their own, each of which would start another run if this one were not named.
+    here = mlflow.start_run(run_name=run).info.run_id
     mlflow.log_params({f"{group}.{k}": v for group, values in settings.items() for k, v in values.items()})
-    return lambda name, value, at: mlflow.log_metric(name, value, step=at)
+
+    def end(error: type[BaseException] | None) -> None:
+        stopped = error is not None and issubclass(error, KeyboardInterrupt)
+        mlflow.end_run("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
+
+    return Curves(lambda name, value, at: mlflow.log_metric(name, value, step=at, run_id=here), end)
 
 
-def _wandb(run: str, settings: dict[str, Any]) -> Any:
+def _wandb(run: str, settings: dict[str, Any]) -> Curves:
     import wandb  # pyright: ignore[reportMissingImports]
 
     session = wandb.init(project="rayrec", name=run, config=settings)
     # Phases have steps of their own, so each curve carries its own axis.
-    return lambda name, value, at: session.log({name: value, f"{name}/at": at})
+    return Curves(
+        lambda name, value, at: session.log({name: value, f"{name}/at": at}),
+        lambda error: session.finish(exit_code=0 if error is None else 1),
+    )
 
 
 _STARTERS = {"mlflow": _mlflow, "wandb": _wandb}

@@ -215,7 +215,10 @@ class TrainGroup:
         if found := room_for_trainers(self.config, self.gpu, self.counts, held=0, settle=5.0, wait=patience):
             print(f"training workers: {found} of {self.counts}", flush=True)
             return found
-        raise Stopped(f"there is no longer room for {self.counts[0]} training workers")
+        raise Stopped(
+            f"there is no longer room: {trainers_shortage(self.config, self.gpu, self.counts[0])}\n"
+            "Lower --train-workers, add nodes, or wait for them with --wait-for-resources SECONDS."
+        )
 
     def _grow(self) -> None:
         """Before a phase: let a larger group take the place of one that lost workers, where there is room again."""

@@ -12,6 +12,7 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,18 @@ from rayrec.metrics import or_ratio_without
 from rayrec.published import published
 
 ROOT = Path(__file__).parents[1]
-_SPEC = importlib.util.spec_from_file_location("compare_job", ROOT / "jobs" / "compare.py")
-assert _SPEC and _SPEC.loader
-job = sys.modules["compare_job"] = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(job)
+
+
+def load_job(name: str) -> ModuleType:
+    """The module of a job, which is no package's."""
+    spec = importlib.util.spec_from_file_location(f"{name}_job", ROOT / "jobs" / f"{name}.py")
+    assert spec and spec.loader
+    made = sys.modules[f"{name}_job"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+job, baselines = load_job("compare"), load_job("baselines")
 
 ITEMS = [f"Film {i}" for i in range(12)]
 
@@ -292,7 +301,7 @@ def test_presets_have_the_papers_rows_and_settings(tmp_path: Path) -> None:
     wanted = {"zero-shot", "BIGRec", "Caser", "DPO", "SimPO", "S-DPO", "RecPO", "RecPO-log-ratio", "RecPO-log-diff"}
     assert wanted | {"GRU4Rec", "SASRec"} == {row.method for row in rows}
     data = cell_config(made, rows, rest, "DPO").data
-    assert (data.history, data.ratings, data.split) == (20, True, "leave_last_two")
+    assert (data.history, data.ratings, data.split, data.k_core) == (20, True, "leave_last_two", 5)
     made, rows, rest = settled(tmp_path, "--history=7", "--no-ratings", "--split", "time", preset="recpo")
     data = cell_config(made, rows, rest, "DPO").data
     assert (data.history, data.ratings, data.split) == (7, False, "time")
@@ -319,7 +328,7 @@ def test_chatrec_alone_has_the_endpoint_and_morec_the_embedder(tmp_path: Path) -
         (["--method", "SPRec"], {}, "--method would be that of every cell. Take --methods"),
         ([], {"vary": ["seed", "1", "2"]}, "--seed would be that of every cell"),
         ([], {"methods": ["BIGRec", "LLaRA"]}, "LLaRA would choose from candidates alone. Add --protocol candidates"),
-        ([], {"name": "a/b"}, "--name a/b is not a plain folder name"),
+        *(([], {"name": name}, f"--name '{name}' is not a plain folder name") for name in ("a/b", "..", ".", "", ".c")),
         ([], {"methods": ["SASRec"], "against": "Popular"}, "--against Popular is not compared"),
         (["--embedder", "lm"], {"methods": ["BIGRec", "MoRec"]}, "MoRec reads item vectors from titles"),
     ],
@@ -362,6 +371,45 @@ def test_a_baseline_runs_in_the_place_of_the_language_models() -> None:
     assert made.output.dry_run and made.output.on_existing == "overwrite"
     config = parse("", ["--embedder", "lm", "--model", "/models/x"])
     assert tyro.cli(BaselinesConfig, args=baseline_args(config, "morec")).sequential.embedder_path == "/models/x"
+
+
+def test_a_baseline_is_not_told_what_it_would_refuse(tmp_path: Path) -> None:
+    words = ["--generators", "3", "--sequential", "--checkpoint-steps", "5", "--train-workers", "2", "--no-share"]
+    made, rows, rest = settled(tmp_path, *words, "--keep", "all", methods=["BIGRec", "Caser"])
+    line = job.command(made, rows[1], 0, rest, tmp_path)
+    config = tyro.cli(BaselinesConfig, args=line[2:])
+    assert config.placement.train_workers == 2
+    baselines.check_read(config)
+    assert "--generators" in job.command(made, rows[0], 0, rest, tmp_path)
+
+
+def test_what_cells_took_outlives_a_death_amid_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell is over, and the process dies as it writes that down."""
+    made, rows, rest = settled(tmp_path, methods=["BIGRec"])
+    folder, before = tmp_path / "c", {"BIGRec-seed7": {"seconds": 1.0, "memory": 2, "finished": True}}
+    folder.mkdir()
+    (folder / "cells.json").write_text(json.dumps(before))
+    monkeypatch.setattr(job, "command", lambda *_: [sys.executable, "-c", ""])
+
+    def died(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as amid:
+        amid.setattr(os, "replace", died)
+        with pytest.raises(OSError, match="the disk is full"):
+            job.run_cells(made, rows, rest, folder)
+    assert json.loads((folder / "cells.json").read_text()) == before
+    assert job.run_cells(made, rows, rest, folder) == {}
+    assert job.read_facts(folder).keys() == {"BIGRec-seed0", "BIGRec-seed7"}
+
+
+@pytest.mark.parametrize("text", ['{"BIGRec-se', "[]", "\udcff"])
+def test_a_damaged_record_of_cells_is_told_before_any_cell(tmp_path: Path, text: str) -> None:
+    made, rows, rest = settled(tmp_path, methods=["BIGRec"])
+    (tmp_path / "cells.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"cells\.json: .* Remove it: finished cells stay"):
+        job.run_cells(made, rows, rest, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.json"]
 
 
 def test_a_finished_cell_takes_no_more_time(tmp_path: Path) -> None:

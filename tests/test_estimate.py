@@ -182,6 +182,15 @@ def test_what_is_not_asked_takes_no_time(big: Shape) -> None:
     assert by_kind["negatives"] == by_kind["baseline"] == 0 < by_kind["evaluate"]
 
 
+def test_likings_are_asked_candidate_by_candidate(big: Shape) -> None:
+    asked = ["--protocol", "candidates", "--method"]
+    talls, ranks = (paper(*asked, method, "--decode", "score") for method in ("TALLRec", "zero-shot"))
+    works = [Work(config, TOKENS, big, 256, DEVICES["H100"], 8, (1, 1)) for config in (talls, ranks)]
+    alone, together = (work.seconds(plan.PhasePlan("00/evaluate", "evaluate", (), 1256)) for work in works)
+    assert alone == works[0]._asking("score", 20 * 1256, 2) + works[0].device.phase
+    assert together == works[1]._asking("score", 1256, 20) + works[1].device.phase < alone
+
+
 @pytest.mark.parametrize("text", ["8xH100", "0x8xH100", "8x8xB52", "x", "8x8xH100x2"])
 def test_other_clusters_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="NODESxDEVICESxKIND"):

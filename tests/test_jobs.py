@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
+
+from rayrec.config import BaselinesConfig, ModelConfig
+from rayrec.models.policy import add_lora, load_base, load_tokenizer, save, trainable_state
+from rayrec.models.tiny import make_tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,8 +55,55 @@ def test_unknown_methods_and_flags_are_refused(tmp_path: Path) -> None:
         ([], "--policy is missing"),
         (["--policy"], "--policy is missing"),
         (["--policy", "./nowhere"], "error: model ./nowhere: no such folder"),
+        (["--policy", "tiny"], "error: --policy tiny is a model that a run makes. Name a Hugging Face folder"),
+        (["--policy=x", "--first-rows", "100"], "error: --first-rows 100 would train the policy. Leave it out"),
+        (["--policy", "x", "--method", "SPRec"], "error: --method is not for this job. The policy is evaluated as"),
+        (["--policy", "x", "--model=y"], "error: --model is not for this job. The policy is the model. Leave it out."),
     ],
 )
 def test_no_policy_is_refused(tmp_path: Path, args: list[str], says: str) -> None:
     done = job("evaluate", "--preset", "toy", "--runs", str(tmp_path), *args)
     assert done.returncode == 1 and says in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_of_adapters_the_merged_weights_are_evaluated(tmp_path: Path) -> None:
+    base, policy = tmp_path / "base", tmp_path / "policy"
+    make_tiny(["Film"], ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), base, 0)
+    model = add_lora(load_base(base), 4, 8, 0.0)
+    save(trainable_state(model), model, load_tokenizer(base), policy, {}, merged=True)
+    line = ["--policy", str(policy), "--template", "compact", "--decode", "beams", "--engine", "torch", "--dry-run"]
+    line += ["--preset", "toy", "--runs", str(tmp_path / "runs")]
+    done = job("evaluate", *line)
+    assert done.returncode == 0, done.stderr
+    assert str(policy / "merged") in "".join(done.stdout.split())
+    shutil.rmtree(policy / "merged")  # as after a run on GPUs
+    done = job("evaluate", *line)
+    assert done.returncode == 1 and "found an adapter" in done.stderr and "merge_and_unload()" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "--generators 2",
+        "--tensor-parallel 2",
+        "--generate-resource big",
+        "--sequential",
+        "--checkpoint-steps 5",
+        "--checkpoint-seconds 0",
+        "--keep all",
+        "--no-share",
+        "--track mlflow",
+    ],
+)
+def test_baselines_refuse_what_they_do_not_read(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "jobs")
+    check_read = importlib.import_module("baselines").check_read
+    with pytest.raises(ValueError, match=f"^{args.split()[0]}: these models are trained and ranked without it. Leave"):
+        check_read(tyro.cli(BaselinesConfig, args=args.split()))
+    check_read(BaselinesConfig())
+
+
+def test_baselines_refuse_on_one_line(tmp_path: Path) -> None:
+    done = job("baselines", "--track", "mlflow", "--runs", str(tmp_path))
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    assert done.stderr == "error: --track: these models are trained and ranked without it. Leave it out.\n"

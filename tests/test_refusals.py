@@ -181,6 +181,11 @@ CASES = {
     "no gpu": (["--device", "gpu"], ["--device gpu", "no CUDA device", "--device cpu"]),
     "no cluster": (["--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster answers", "ray start"]),
     "dashboard": (["--address", "http://127.0.0.1:8265"], ["is a dashboard", "wanted HOST:PORT", "ray job submit"]),
+    "no model to embed with": (["--embedder", "lm"], ["--embedder lm needs --embedder-path", "language model's"]),
+    "a model to embed with that is not there": (
+        ["--embedder", "lm", "--model", "{root}/gone"],
+        ["model {root}/gone", "no such folder", "Name a folder"],
+    ),
     "no embedder": (["--embedder", "sentence"], ["--embedder sentence", "needs --embedder-path", "model2vec"]),
     "embedder unused": (["--embedder-path", "x"], ["--embedder-path x", "is not read by", "Add --embedder sentence"]),
     "name with a slash": (["--name", "a/b"], ["--name 'a/b'", "not a plain folder name", "Put folders into --runs"]),
@@ -262,9 +267,9 @@ CASES = {
     ),
     "heads too small for vllm": (
         ["--model", "{root}/small", "--engine", "vllm", "--device", "cpu"],
-        ["an attention head has 16 numbers", "wants 32 or more", "--engine torch"],
+        ["a head dimension of 16", "wants 32 or more", "--engine torch"],
     ),
-    "another model's tokenizer": (["--model", "{root}/foreign"], ["the tokenizer writes", "the model knows 50"]),
+    "another model's tokenizer": (["--model", "{root}/foreign"], ["the tokenizer has", "vocabulary size is 50"]),
     "a setting of another loss": (["--tau", "1"], ["--objective dpo has no --tau", "it has --beta"]),
     "beta 0": (["--beta", "0"], ["--objective dpo: Found beta = 0.0", "a finite number > 0"]),
     "beta below 0": (["--beta", "-1"], ["--objective dpo: Found beta = -1.0", "a finite number > 0"]),
@@ -320,6 +325,8 @@ CASES = {
     ),
     "ratings of a source without": (["--data", "{root}/unrated", "--ratings"], ["--ratings: the source csv has none"]),
     "min_history": (["--min-history", "11"], ["--min-history is 11, wanted 1 to --history 10"]),
+    "k_core": (["--k-core", "-1"], ["--k-core is -1", "wanted at least", "0"]),
+    "k_core of too few": (["--k-core", "100000"], ["--k-core 100000 leaves none", "Lower it"]),
     "targets of another split": (["--targets", "all"], ["--targets all is read by --split sequences"]),
     "d3_alpha": (["--decode", "d3", "--d3-alpha", "1.5"], ["--d3-alpha is 1.5", "from 0 to 1", "have it tuned"]),
     "d3_alpha without d3": (["--d3-alpha", "0.5"], ["is read by --decode d3 alone", "leave this out"]),
@@ -537,6 +544,18 @@ def test_a_hub_id_that_cannot_be_fetched(root: Path, tmp_path: Path) -> None:
     assert last.startswith("error: model nobody/nothing: no such folder here, and the hub does not give")
     assert "download it first" in last and not (tmp_path / "runs").exists()
     assert done.stdout == "False\n"
+
+
+def test_a_hub_id_embeds_the_titles_too(root: Path, tmp_path: Path) -> None:
+    """--embedder lm reads --model, a folder or a hub id; here one that was downloaded before."""
+    there = tmp_path / "hub" / "models--some--body"
+    shutil.copytree(root / "model", there / "snapshots" / ("a" * 40))
+    (there / "refs").mkdir()
+    (there / "refs" / "main").write_text("a" * 40)
+    given = ["--data", str(root / "films"), "--runs", str(tmp_path / "runs"), "--dry-run", "--embedder", "lm"]
+    done = command(*given, "--model", "some/body", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "some/body" in done.stdout
 
 
 def test_a_read_only_mount_is_refused(root: Path, tmp_path: Path) -> None:

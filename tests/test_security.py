@@ -106,7 +106,8 @@ def test_tokens_are_written_nowhere(
         monkeypatch.setenv(name, "s3cret")
     config = resolve(parse("", ["--runs", str(tmp_path), "--name", "r"]))
     seen = []
-    monkeypatch.setitem(tracking._STARTERS, "wandb", lambda run, settings: seen.append((run, settings)) or print)
+    curves = tracking.Curves(print, print)
+    monkeypatch.setitem(tracking._STARTERS, "wandb", lambda run, settings: seen.append((run, settings)) or curves)
     run = Run(Storage(str(tmp_path)), tmp_path / "r", config, "data")
     run.trace.attempt(left=[])
     tracker = tracking.Tracker(run.root, ("wandb",), to_dict(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from rayrec.config import DataConfig
 from rayrec.data import synthetic, windows
 from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.core import k_core
 from rayrec.data.mapped import slices, take
 from rayrec.data.met import Met
 from rayrec.data.sources import SOURCES, detect
@@ -134,7 +135,7 @@ def _read(source: str, folder: Path | None, history: int) -> Raw:
 
 
 def _check_settings(config: DataConfig) -> None:
-    for name, least in (("history", 1), ("valid_rows", 1), ("test_rows", 1), ("seed", 0)):
+    for name, least in (("history", 1), ("k_core", 0), ("valid_rows", 1), ("test_rows", 1), ("seed", 0)):
         if (value := getattr(config, name)) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted at least {least}.")
     if config.min_history is not None and not 1 <= config.min_history <= config.history:
@@ -143,6 +144,19 @@ def _check_settings(config: DataConfig) -> None:
         raise ValueError(
             f"--targets all is read by --split sequences, found {config.split}. Add it, or leave this out."
         )
+
+
+def _cored(raw: Raw, k: int, source: str) -> Raw:
+    """The k-core of the interactions, and its items."""
+    if not k:
+        return raw
+    if raw.interactions is None:
+        raise ValueError(f"--k-core {k}: {source} data is cut into rows already. Leave --k-core out.")
+    kept = k_core(raw.interactions, k)
+    items = raw.items.filter(pl.col("title").is_in(kept["title"].unique().to_pylist()))
+    counts = {"interactions_outside_core": len(raw.interactions) - len(kept)}
+    counts |= {"items_outside_core": len(raw.items) - len(items)}
+    return replace(raw, interactions=kept, items=items, counts=raw.counts | counts, truth=None)
 
 
 def _cut(raw: Raw, config: DataConfig, source: str) -> windows.Windows:
@@ -188,6 +202,7 @@ def load(config: DataConfig) -> Dataset:
     source, folder = detect(config.source, config.data)
     raw = _read(source, folder, config.history)
     rejected, counts = _reject(raw, config)
+    raw = _cored(raw, config.k_core, source)
     catalogue = Catalogue.from_items(raw.items["title"].to_list(), raw.items["genres"].to_list())
     counts["duplicate_titles"] = len(raw.items) - len(catalogue)
     cut = _cut(raw, config, source)

@@ -43,7 +43,11 @@ def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: st
 
 def _check_folder(folder: Path) -> None:
     if (folder / "adapter_config.json").exists():
-        raise ValueError(f"{folder}: found an adapter, wanted a whole model. Name its base, or its merged/ folder.")
+        merged = folder / "merged"
+        made = "PeftModel.from_pretrained(base, policy).merge_and_unload().save_pretrained(new)"
+        remedy = f"the folder that peft's {made} writes, with the tokenizer's files copied there"
+        remedy = str(merged) if merged.is_dir() else remedy
+        raise ValueError(f"{folder}: found an adapter, wanted a whole model. Name its base, or {remedy}.")
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         found = sorted(p.name for p in folder.iterdir())
         raise ValueError(f"{folder}: found {found}, but no *.safetensors. Convert the weights with save_pretrained.")
@@ -65,16 +69,16 @@ def check_model(path: str | Path, weights: bool = True) -> None:
             f"{path}: found a policy that reads item vectors, wanted one of text alone. It is evaluated in its own run."
         )
     try:
-        words, written = vocabulary(path), len(load_tokenizer(path))
+        known, written = vocabulary(path), len(load_tokenizer(path))
     except (OSError, ValueError) as error:
         wanted = "wanted a Hugging Face folder with config.json, tokenizer.json and *.safetensors"
         if not Path(path).is_dir():
             wanted = "no such folder here, and the hub does not give such a model. Name a folder, or download it first"
         raise ValueError(f"model {path}: {wanted}. ({str(error).strip().splitlines()[0]})") from error
-    if written > words:
+    if written > known:
         raise ValueError(
-            f"model {path}: the tokenizer writes {written} words, and the model knows {words}. Take the tokenizer that "
-            "the model was trained with."
+            f"model {path}: the tokenizer has {written} tokens, and the model's vocabulary size is {known}. Take the "
+            "tokenizer that the model was trained with."
         )
 
 
@@ -122,7 +126,7 @@ def context_length(config: ModelConfig, path: str | Path) -> int:
 
 
 def vocabulary(path: str | Path) -> int:
-    """Return the number of words that a model embeds."""
+    """Return the vocabulary size: the number of tokens that a model embeds."""
     return int(AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config().vocab_size)
 
 
@@ -137,13 +141,13 @@ def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -
 
 
 def head_size(path: str | Path) -> int:
-    """Return the numbers of an attention head."""
+    """Return the head dimension of a model's attention."""
     text = AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config()
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def without_dropout(model: Any) -> Any:
-    """Return ``model`` with all its dropout off: only adapters have some, in SFT (METHODS section 4)."""
+    """Return ``model`` with all its dropout off: only adapters have some, in SFT."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

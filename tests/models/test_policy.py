@@ -132,8 +132,17 @@ def test_pickled_weights_are_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_no_base(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="adapter"):
-        policy.load_base(write(tuned(base, lora=True), base, tmp_path))
+    model = tuned(base, lora=True)
+    with pytest.raises(ValueError, match=f"adapter, .* or {tmp_path}/a/merged.$"):
+        policy.load_base(write(model, base, tmp_path / "a", merged=True))
+    with pytest.raises(ValueError, match=r"or the folder that peft's .* writes, with the tokenizer's files"):
+        policy.check_model(write(model, base, tmp_path / "b"))
+    # What the message says, done by hand.
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "b"))
+    peft.merge_and_unload().save_pretrained(tmp_path / "new")
+    AutoTokenizer.from_pretrained(tmp_path / "b").save_pretrained(tmp_path / "new")
+    policy.check_model(tmp_path / "new")
+    torch.testing.assert_close(logits(policy.load_base(tmp_path / "new")), logits(model), rtol=1e-4, atol=1e-5)
 
 
 def test_lora_is_on_all_linear_layers_but_the_head(base: Path) -> None:
