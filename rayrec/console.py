@@ -212,12 +212,12 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """Return the name of a row: the baseline's model, BIGRec for the first policy, else iteration and policy."""
+    """Return the name of a row: the baseline's or the first policy's model, else iteration and policy."""
     if row.get("kind") == "baseline":
         return str(row.get("model", "baseline"))
     policy = row.get("policy", "–")
     if row.get("iteration") == 0:
-        return f"BIGRec ({policy})" if str(policy).endswith("/sft") else f"untuned ({policy})"
+        return f"{row.get('model', 'BIGRec')} ({policy})" if str(policy).endswith("/sft") else f"untuned ({policy})"
     return f"iteration {row.get('iteration', '–')} ({policy})"
 
 

@@ -169,7 +169,9 @@ class GenerateLane(Lane):
         """Lists for the validation and test rows, for every --decode; the future holds the metrics records."""
         data, settings, name = self.shared.data, self.shared.config.evaluate, f"{t:02d}/evaluate"
         data_config = self.shared.config.data
-        examples = pa.concat_tables(data.evaluated.values())
+        examples, model = pa.concat_tables(data.evaluated.values()), self.shared.config.model
+        reweighted = self.shared.config.train.reweight != "none"
+        plain = not (reweighted or model.item_vectors or data_config.ask != "title")  # then the first SFT is BIGRec
 
         def make(current: Policy, judge: Path | None) -> list[dict]:
             def predict(rows: pa.Table, decode: Mode, alpha: float | None) -> pa.Table:
@@ -190,6 +192,7 @@ class GenerateLane(Lane):
                         alpha = max(ALPHAS, key=lambda one: self._ndcg(predict(data.valid, "d3", one), data.valid))
                     tables.append(predict(examples, decode, alpha if decode == "d3" else None))
                     record = {"kind": "evaluation", "phase": name, "iteration": t, "policy": current.version}
+                    record |= {} if plain or t else {"model": "first SFT"}
                     grounded = decode == "greedy" and not self._chooses
                     record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
                     record |= {"alpha": alpha} if decode == "d3" else {}

@@ -86,6 +86,13 @@ def test_tables_are_apart_where_numbers_cannot_be_compared() -> None:
     assert next(line for line in text.splitlines() if "Popular" in line).split()[1:] == ["–"] * 7
 
 
+def test_the_first_policy_is_bigrec_unless_the_row_says_otherwise() -> None:
+    row = {"kind": "evaluation", "iteration": 0, "policy": "00/sft"}
+    assert terminal.label(row) == "BIGRec (00/sft)"
+    assert terminal.label(row | {"model": "first SFT"}) == "first SFT (00/sft)"
+    assert terminal.label(row | {"policy": "00/base"}) == "untuned (00/base)"
+
+
 def test_k_is_five_where_computed_else_the_largest() -> None:
     assert terminal.default_k([{"HR@1": 0, "HR@5": 0, "HR@10": 0}]) == 5
     assert terminal.default_k([{"HR@1": 0, "HR@20": 0}]) == 20

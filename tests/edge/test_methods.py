@@ -112,6 +112,7 @@ def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
     rows = pq.read_table(folder / "00" / "sft" / "rows.parquet").to_pylist()
     assert {row["chosen"] for row in rows} == {YES, NO} and all(len(row["candidates"]) == 1 for row in rows)
     examples = {row["example_id"]: row for row in pq.read_table(sorted((folder / "examples").iterdir())).to_pylist()}
+    assert {row["model"] for row in records(folder) if row["kind"] == "evaluation"} == {"first SFT"}  # no BIGRec
     own = folder / "00" / "sft" / "policy"
     template = make_template("compact", load_tokenizer(str(own)), ask="liking")
     titles = Catalogue.from_table(pq.read_table(folder / "catalogue.parquet")).titles
