@@ -27,6 +27,7 @@ def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
         *((w, 1682, "float32", ["vllm", "hf"]) for w in (4, 8, 50)),
         (20, 1682, "float32", ["vllm", "hf", "vllm_choice"]),
         *((20, n, "float32", ["vllm", "vllm_choice"]) for n in (10681, 100_000)),
+        *((w, n, "float32", ["vllm"]) for n in (10681, 100_000) for w in (4, 8, 50)),
     ]
     if quick:
         plan = [(4, 200, "float32", ["hf"])]

@@ -62,5 +62,5 @@ def numpy(queries_QD: Any, items_ID: Any) -> Any:
     size = max(1, 2**25 // len(items_ID))
     for start in range(0, len(queries_QD), size):
         distance_BI = squares_I - 2 * queries_QD[start : start + size] @ items_ID.T
-        found.append(np.argsort(distance_BI, axis=1)[:, :TOP])
+        found.append(np.argsort(distance_BI, axis=1)[:, :TOP].copy())  # a view would keep the whole order
     return np.concatenate(found)
