@@ -15,7 +15,7 @@ from rayrec.train_lane import TrainLane
 def self_play(
     config: Config, trainers: TrainLane, generators: GenerateLane, draw: Callable[[int], pa.Table], first_rows: pa.Table
 ) -> list[Future]:
-    """The algorithm. Every name is a future, so a line starts as soon as what it reads is finished.
+    """The algorithm. What the lanes return are futures, so a line starts as soon as what it reads is finished.
 
     Negatives and the SFT step both read π_θt, and an evaluation only π_θ(t+1): generation runs beside training, and the
     numbers are those of the sequential order.

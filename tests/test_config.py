@@ -251,7 +251,7 @@ def test_every_setting_is_consumed() -> None:
     assert [f"{group}.{field.name}" for group, field in settings() if (group, field.name) not in read] == []
 
 
-# Floors: 1 data, 2 method, 3 model, 4 edge; see DESIGN. A file imports from its own floor and from those below.
+# Floors: 1 data, 2 method, 3 model, 4 edge. A file imports from its own floor and from those below.
 FLOORS = {
     1: "config data methods seeds",
     2: "grounding metrics negatives objectives prompts statistics",
