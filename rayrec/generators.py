@@ -1,4 +1,4 @@
-"""The generation lane: a pool of engine actors, alive for the whole run, that answer prompts part by part.
+"""The pool of engine actors: alive for the whole run, they answer prompts part by part.
 
 A part is a fixed number of prompts, answered whole by one actor in one call. Before each part the actor loads the
 policy version that the part names, empties the prefix cache and seeds the generator from (seed, phase, part), so that a

@@ -1,4 +1,4 @@
-"""The training lane: one Ray Train run for the whole job, whose workers pull phases from a board actor.
+"""The group of training workers: one Ray Train run for the whole job, whose workers pull phases from a board actor.
 
 A phase starts from the weights of a finished folder, reads its rows from Ray Data, trains with a fresh DeepSpeed engine
 and leaves a policy folder. Ray Train replaces a worker that dies; the new group asks the board where to go on and does
