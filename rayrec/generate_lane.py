@@ -64,17 +64,23 @@ class GenerateLane(Lane):
 
         def write(folder: Path, facts: dict) -> dict:
             import ray
+            from ray.exceptions import RayActorError
 
             def fit() -> dict:
                 # It takes no CPU of Ray's count: Ray Data would wait for it.
-                options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 3, "max_task_retries": 3}
+                storage, placement = self.shared.run.storage, self.shared.config.placement
+                patience, deaths = placement.wait_seconds, placement.max_deaths
+                options: dict[str, Any] = {"num_cpus": 0, "max_restarts": deaths, "max_task_retries": deaths}
                 actor: Any = ray.remote(Oracle).options(max_concurrency=2, **options).remote()
-                storage, patience = self.shared.run.storage, self.shared.config.placement.wait_seconds
                 made = actor.fit.remote(storage, folder, data.train, data.valid, data.catalogue, settings.seed)
                 while not ray.wait([made], timeout=patience)[0]:
                     if not ray.wait([actor.here.remote()], timeout=patience)[0]:
                         raise Stopped(f"00/oracle: the process that trains it gave no answer for {patience:.0f} s")
-                report: dict = ray.get(made)
+                try:
+                    report: dict = ray.get(made)
+                except RayActorError as error:
+                    words = f"00/oracle: the process that trains it died more than {deaths} times (--max-deaths)"
+                    raise Stopped(f"{words}: {(str(error).strip().splitlines() or [''])[-1]}") from error
                 storage.gather(folder)
                 return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}
 
@@ -270,7 +276,8 @@ class GenerateLane(Lane):
         kept, total = self._kept(phase, name, policy, rows, [decode, n, guide and guide[1]]), self._parts_of(rows)
         made = kept.load()
         open_ = [i for i in range(total) if i not in made]
-        self._hear(phase, len(made))
+        if made:
+            self._hear(phase, len(made))
         asked: dict[int, list[list[str]]] = {}
 
         def part_of(i: int) -> Part:

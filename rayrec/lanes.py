@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Shared:
     """Told the name of every finished phase, and whether it was finished just now."""
     progress: Any
     """console.LaneProgress."""
+    check_held: Callable[[], None] = lambda: None
+    """Raises once another driver has the run."""
 
 
 class Lane:
@@ -57,7 +59,8 @@ class Lane:
 
         future = self._threads.submit(resolved)
         if self.shared.config.placement.sequential:
-            future.exception()  # waits; the error is raised where the run waits for all futures
+            while not wait([future], timeout=0.5).done:  # its error is raised where the run waits for all futures
+                self.shared.check_held()
         return future
 
     def phase(self, name: str, total: int, unit: str, make: Callable[[Path, dict], dict]) -> Path:

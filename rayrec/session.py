@@ -177,6 +177,7 @@ class Session:
             all_threads=ready.all_threads,
             on_finish=self._finished,
             progress=progress,
+            check_held=self.lease.check_held,
         )
         base = Policy(BASE, ready.base)
         return TrainLane(shared, self.group, base), GenerateLane(shared, self.pool, ready.embedder)

@@ -25,6 +25,9 @@ from rayrec.reserve import Reserved, room_for_trainers, trainer_bundles, trainer
 from rayrec.runs import Run, Stopped
 from rayrec.storage import Storage
 
+#: Seconds of silence after which that is first told.
+_WORD = 60.0
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -297,7 +300,7 @@ class TrainGroup:
             self._grow()
         shards = self._dealt(phase)
         number = self._ask(self.board.post.remote(phase, shards), phase.name)
-        begun, told = time.time(), 0
+        begun, told, heard, word = time.time(), 0, 0.0, _WORD
         while True:
             result, beat, there, deaths, words = self._ask(self.board.poll.remote(number, 0.5), phase.name)
             if result is not None:
@@ -314,9 +317,14 @@ class TrainGroup:
                 raise Stopped(f"{phase.name}: stopped")
             if self.error is not None:
                 raise Stopped(f"{phase.name}: the training workers are gone: {self.error}") from self.error
-            if beat.get("phase") == phase.name:
-                progress(**{k: v for k, v in beat.items() if k not in ("phase", "time")})
+            if beat["time"] != heard:
+                heard, word = beat["time"], _WORD
+                if beat.get("phase") == phase.name:
+                    progress(**{k: v for k, v in beat.items() if k not in ("phase", "time")})
             silent = time.time() - max(begun, beat["time"])
+            if silent > word:
+                print(f"{phase.name}: no word from the training workers for {silent:.0f} s", flush=True)
+                word *= 2
             if silent > self._patience(there and self.size > 0):
                 room = "" if there else ". " + trainers_shortage(self.config, self.gpu, self.size or self.counts[0])
                 raise Stopped(

@@ -9,12 +9,14 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from rayrec import lease
 from rayrec import storage as storages
 from rayrec.folders import read_json
+from rayrec.lanes import Lane, Shared
 from rayrec.lease import Lease
 from rayrec.methods import parse
 from rayrec.runs import Stopped
@@ -114,3 +116,15 @@ def test_the_command_is_refused_while_a_process_of_another_host_name_has_the_run
             run(parse("", args))
         other.stdin.close()
     assert not (tmp_path / "runs" / "mine" / "config.json").exists()
+
+
+def test_a_sequential_run_that_another_driver_has_taken_stops_amid_a_phase() -> None:
+    def lost() -> None:
+        raise Stopped("another driver has the run")
+
+    end, config = threading.Event(), parse("", ["--sequential"])
+    lane = Lane("trainers", Shared(config, *cast("Any", [None] * 7), check_held=lost), threads=1)
+    with pytest.raises(Stopped, match="another driver"):
+        lane.submit(lambda: end.wait(60))
+    end.set()
+    lane.close()

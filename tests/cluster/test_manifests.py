@@ -75,6 +75,9 @@ def specs() -> list[dict]:
 def test_tokens_are_asked_for_and_nothing_is_open_to_the_world(spec: dict) -> None:
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP" and "ingressOptions" not in spec["headGroupSpec"]
+    # KubeRay's submitter is a pod of its own, which asks the dashboard of a RayJob: there the token keeps others out.
+    host = spec["headGroupSpec"]["rayStartParams"]["dashboard-host"]
+    assert host == ("0.0.0.0" if spec == specs()[1] else "127.0.0.1")
 
 
 @pytest.mark.parametrize("spec", specs(), ids=["raycluster", "rayjob"])

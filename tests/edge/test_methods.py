@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from rayrec.models.policy import load_base, load_policy, load_tokenizer, vocabul
 from rayrec.prompts import make_template
 from tests.edge.conftest import Command
 from tests.edge.test_runs import records
+from tests.faults.kinds import named
 
 MIX = {"self_play_sample": 77, "self_hard": 58, "candidates": 38, "popular": 19}
 
@@ -33,7 +36,10 @@ def mixed(runs: Path) -> Path:
     args += ["self_play_sample:0.4", "self_hard:0.3", "candidates:0.2", "popular:0.1", "--score-negatives"]
     # Two workers, rows that examples share and activations that are computed twice change nothing but rounding.
     args += ["--valid-rows", "32", "--train-workers", "2", "--row-tokens", "512", "--activation-checkpointing"]
-    return Command(runs, "mixed", *args).wait()
+    command = Command(runs, "mixed", *args)
+    command.until_inside("00/oracle")
+    os.kill(named("ray::Oracle", command.process.pid)[0], signal.SIGKILL)
+    return command.wait()
 
 
 def test_every_sampler_made_its_share(mixed: Path) -> None:
@@ -77,6 +83,7 @@ def test_pairs_carry_utilities_and_doubts_into_the_loss(mixed: Path) -> None:
     assert found["final_reward_margin"] > 0
     oracle = next(r for r in records(mixed) if r["kind"] == "oracle")
     assert oracle["phase"] == "00/oracle"
+    assert "Traceback" not in (mixed.parent / "mixed.log").read_text()  # the oracle's process was killed once
 
 
 def test_d3_is_both_models_word(mixed: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_group_that_is_dismissed_while_it_comes_up_leaves() -> None:
 SCRIPT = """
 import json, os, signal, time
 import psutil
-from rayrec import cluster  # before Ray, which else joins whatever cluster it finds
+from rayrec import cluster, trainers  # before Ray, which else joins whatever cluster it finds
 import ray
 from rayrec.methods import parse
 from rayrec.reserve import Reserved
@@ -66,7 +66,7 @@ time.sleep(1)
 out = {"posted": told(lambda: group._ask(group.board.post.remote(phase, [*range(80)]), "01/sft"))}
 out["taken"] = len(ray.get(waiting, timeout=30))
 out["unsettled"] = told(lambda: group._dealt(phase))
-group.size = 80
+group.size, trainers._WORD = 80, 1.0
 group._dealt = lambda phase: [*range(80)]
 out["silent"] = told(lambda: group.run(phase, None))
 board = next(p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Board"))
@@ -86,6 +86,8 @@ def test_whoever_waits_for_the_board_or_the_workers_is_told(tmp_path: Path) -> N
     # 240 calls wait at the board, of three groups, two of them dead, and it still takes a phase.
     assert (out["posted"], out["taken"]) == (0, 240)
     assert out["unsettled"].startswith("01/sft: for 4 s the last training workers have not left")
+    said = [line for line in done.stdout.splitlines() if line.startswith("01/sft: no word from the training workers")]
+    assert [line.rsplit(" for ", 1)[1] for line in said[:2]] == ["1 s", "2 s"], said
     # 3 s of silence, and 1 s more while no group is there.
     assert out["silent"].startswith("01/sft: no word from the training workers for 4 s")
     assert out["stopped"].startswith("01/sft: the board, which hands phases to the workers, gave no answer for 3 s")

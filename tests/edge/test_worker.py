@@ -202,7 +202,7 @@ def test_a_phase_that_was_cut_off_ends_as_if_it_had_not(trained: Path, case: Cas
     for world in (1, 2):
         wanted, found = weights(f"out{world}", case.whole), weights(f"cut{world}", case)
         assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
-        if not case.lora:  # dropout of adapters is drawn by every worker on its own
+        if not (case.lora and case.kind == "sft"):  # there every worker draws the dropout of its own adapters
             moved = weights(f"moved{world}", case)
             errors = torch.cat([(moved[name] - value).float().abs().flatten() for name, value in wanted.items()])
             assert float(errors.mean()) < ((1e-5 if case.dtype == "float32" else 0.02) * LR)

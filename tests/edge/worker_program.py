@@ -72,6 +72,7 @@ CUT_OFF = [
     Case("kto", 1, timed=True, early=True),
     Case("kto", 1),
     Case("sft", 1, lora=4),
+    Case("sdpo", 2, lora=4),
     Case("sft", 0, dtype="bfloat16"),
     Case("sft", 2, dtype="bfloat16"),
     Case("llara", 1, lora=4),

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from rayrec.folders import damage
 from tests.edge.conftest import Command, alive, contents, descendants, gone, read_trace, title
-from tests.faults.kinds import KINDS, TRAINING, Kind
+from tests.edge.test_runs import counted
+from tests.faults.kinds import KINDS, Kind
 from tests.faults.places import Place, place_of
 
 #: More rows than the tests have, so that every phase lasts long enough to be seen at work.
@@ -32,6 +33,8 @@ ARGS = ["--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "1
 ARGS += ["--checkpoint-seconds", "1", "--rows-per-iteration", "512", "--test-rows", "1000"]
 #: Processes that a run has on the nodes of a cluster that it joins.
 OURS = ("ray::RayTrainWorker", "ray::Generator", "ray::Board", "ray::TrainController", "jobs/sprec.py")
+#: Parts of the generation phases: 64 rows each, decoded once for negatives and twice for evaluation.
+PARTS = {"negatives": 8, "evaluate": 34}
 PHASES = ["00/pretrain", "00/sft", "00/evaluate"]
 PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
 
@@ -60,8 +63,8 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
     started: set[int] = set()
     try:
         try:
-            share = draw.uniform(0, 0.6) if phase.split("/")[1] in TRAINING else 0.0
-            state = command.until_inside(phase, share=share)["running"][phase]
+            share, parts = draw.uniform(0, 0.6), PARTS.get(phase.split("/")[1], 0)
+            state = command.until_inside(phase, share=share, parts=parts)["running"][phase]
         except AssertionError as error:
             raise Missed(str(error)) from error
         started = working()
@@ -83,7 +86,7 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         started |= working()
         command.wait()
         ended = gone(started - place.unplugged) and not place.groups() and ended
-        same = contents(command.folder) == contents(wanted)
+        same = contents(command.folder) == contents(wanted) and counted(command.folder) == counted(wanted)
         same &= not any(damage(done.parent) for done in command.folder.glob("*/*/DONE"))
         same &= (command.folder / "metrics.jsonl").read_bytes() == (wanted / "metrics.jsonl").read_bytes()
         events = [e for e in read_trace(command.folder)["traceEvents"] if (e["name"], e["cat"]) == (phase, "phase")]
@@ -124,9 +127,10 @@ def main() -> int:
             except (Missed, ProcessLookupError, AssertionError, subprocess.SubprocessError) as error:
                 missed = isinstance(error, Missed | ProcessLookupError)  # over, or its process gone, before the strike
                 found = {"moment": {"phase": phase}, "landed": not missed, "error": str(error)[-2000:]}
-            if found["landed"]:
-                break
-        records.append({"number": number, "seed": given.seed, "kind": name, "identical": False, "left": False, **found})
+            if found["landed"] or found.get("identical") is False or found.get("left"):
+                break  # only what changed nothing because it came too late is tried anew
+        record = {"number": number, "seed": given.seed, "kind": name}
+        records.append(record | {"seconds": None, "identical": False, "left": False} | found)
         print(json.dumps(records[-1]), flush=True)
         records.sort(key=lambda record: record["number"])
         given.json.write_text(json.dumps(records, indent=1) + "\n")

@@ -99,6 +99,7 @@ class Place:
             capture_output=True,
             text=True,
             check=True,
+            timeout=120,
         )
         return told.stdout.splitlines()[-1].split()
 
