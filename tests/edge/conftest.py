@@ -58,10 +58,10 @@ class Command:
             time.sleep(0.05)
         raise AssertionError(f"no {what} in {seconds} s:\n{self.log.read_text()[-4000:]}")
 
-    def until_inside(self, phase: str, seconds: float = 300, share: float = 0.0, parts: int = 0) -> dict:
+    def until_inside(self, phase: str, seconds: float = 300, share: float = 0.0) -> dict:
         """Wait until a phase is at work, for some steps, parts or tenths of a second, and is not finished.
 
-        ``share``: of a training phase's steps, at least so much; of ``parts`` in a generation phase.
+        ``share``: of a training phase's steps, at least so much.
         """
 
         def inside(trace: dict) -> bool:
@@ -70,7 +70,6 @@ class Command:
             running = trace["running"].get(phase, {}) if ours else {}
             begun = running.get("step") or running.get("parts") or time.time() - running.get("started", 1e12) > 0.3
             begun = begun and (not share or running.get("step", 0) >= share * running.get("steps", 1e12))
-            begun = begun and running.get("parts", 0) >= share * parts
             return bool(begun) and not (self.folder / phase / "DONE").exists()
 
         return self.until(inside, f"step inside {phase}", seconds)

@@ -25,7 +25,7 @@ from pathlib import Path
 from rayrec.folders import damage
 from tests.edge.conftest import Command, alive, contents, descendants, gone, read_trace, title
 from tests.edge.test_runs import counted
-from tests.faults.kinds import KINDS, Kind
+from tests.faults.kinds import KINDS, TRAINING, Kind
 from tests.faults.places import Place, place_of
 
 #: More rows than the tests have, so that every phase lasts long enough to be seen at work.
@@ -33,8 +33,6 @@ ARGS = ["--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "1
 ARGS += ["--checkpoint-seconds", "1", "--rows-per-iteration", "512", "--test-rows", "1000"]
 #: Processes that a run has on the nodes of a cluster that it joins.
 OURS = ("ray::RayTrainWorker", "ray::Generator", "ray::Board", "ray::TrainController", "jobs/sprec.py")
-#: Parts of the generation phases: 64 rows each, decoded once for negatives and twice for evaluation.
-PARTS = {"negatives": 8, "evaluate": 34}
 PHASES = ["00/pretrain", "00/sft", "00/evaluate"]
 PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
 
@@ -63,8 +61,8 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
     started: set[int] = set()
     try:
         try:
-            share, parts = draw.uniform(0, 0.6), PARTS.get(phase.split("/")[1], 0)
-            state = command.until_inside(phase, share=share, parts=parts)["running"][phase]
+            share = draw.uniform(0, 0.6) if phase.split("/")[1] in TRAINING else 0.0  # others last a second or two
+            state = command.until_inside(phase, share=share)["running"][phase]
         except AssertionError as error:
             raise Missed(str(error)) from error
         started = working()
