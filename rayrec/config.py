@@ -151,8 +151,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Loss of the preference step. A setting that is left out has the objective's own default; one
-    that the objective does not have is refused."""
+    """Loss of the preference step. A setting that is left out has the objective's own default; one that the objective
+    does not have is refused."""
 
     objective: Literal["dpo", "sdpo", "dmpo", "simpo", "recpo", "rosepo", "ipo", "cpo", "kto", "odpo"] = "dpo"
     """Chosen against rejected answers, by this loss."""

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -39,6 +40,14 @@ RAY_TRAIN = ".ray_train"
 DRIVER = ".driver.json"
 #: What a copy holds besides the run's files.
 _OWN = (".processes.json", DRIVER, RAY_TRAIN)
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The number of a storage's error; safetensors' own errors have it in their words alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 class Storage:

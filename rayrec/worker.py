@@ -19,7 +19,7 @@ from rayrec import checkpoint
 from rayrec.config import Config
 from rayrec.runs import Stopped
 from rayrec.seeds import seed_of
-from rayrec.storage import TROUBLES, Storage
+from rayrec.storage import TROUBLES, Storage, errno_of
 from rayrec.trainers import Phase
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
@@ -38,6 +38,7 @@ def work(setup: dict) -> None:
     import ray
     import torch
     from ray import train
+    from safetensors import SafetensorError
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if setup["gpu"] else "cpu")
     rank, board = train.get_context().get_world_rank(), setup["board"]
@@ -54,8 +55,8 @@ def work(setup: dict) -> None:
             result["facts"]["nodes"] = nodes
         except FloatingPointError as error:  # every rank raises it: the loss is summed over all
             result = {"error": str(error)}
-        except (Stopped, OSError) as error:
-            if isinstance(error, Stopped) or error.errno in TROUBLES:
+        except (Stopped, OSError, SafetensorError) as error:
+            if isinstance(error, Stopped) or errno_of(error) in TROUBLES:
                 # The storage has been asked often enough: another group would only ask it again.
                 ray.get(board.finish.remote(number, {"stopped": str(error)}))
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import urllib.request
@@ -13,13 +14,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from moto.server import ThreadedMotoServer
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from rayrec import checkpoint, storage
 from rayrec.folders import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
 from rayrec.methods import parse
 from rayrec.plan import resolve
 from rayrec.runs import LISTED_PARTS, Run, Stopped, Trace
-from rayrec.storage import Storage
+from rayrec.storage import Storage, errno_of
 
 
 @pytest.fixture(scope="module")
@@ -467,3 +470,12 @@ def test_a_plain_folder_is_worked_on_in_place(tmp_path: Path) -> None:
     assert run.storage.fetch("org/model") == Path("org/model")
     folder = finish(run)
     assert run.storage.fetch(folder) == folder == run.storage.here(folder)
+
+
+def test_the_number_of_a_trouble_is_known_whoever_writes(tmp_path: Path) -> None:
+    """safetensors raises no OSError."""
+    for write in (lambda path: path.write_bytes(b"x"), lambda path: save_file({"a": torch.zeros(9)}, path)):
+        with pytest.raises((OSError, SafetensorError)) as caught:
+            write(tmp_path / "missing" / "file")
+        assert errno_of(caught.value) == errno.ENOENT
+    assert errno_of(ValueError("no number")) is None
