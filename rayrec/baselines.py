@@ -28,7 +28,7 @@ from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.runs import Run, check_claim
 from rayrec.storage import Storage
-from rayrec.trainers import Phase, TrainGroup, backends, telling
+from rayrec.trainers import Heartbeat, Phase, TrainGroup, backends, telling
 
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
@@ -277,10 +277,11 @@ def _work(task: dict) -> None:
     from ray import train
 
     rank, world, board = train.get_context().get_world_rank(), train.get_context().get_world_size(), task["board"]
+    say = Heartbeat(board, rank)
     number: int = ray.get(board.next.remote())
     while (dealt := ray.get(board.take.remote(number, rank, world))) is not None:
         share = sequential.Share(rank, world, dist.all_reduce)
-        report = _fit(task, dealt[0], share, board.report.remote if rank == 0 else lambda **facts: None)
+        report = _fit(task, dealt[0], share, say)
         if world > 1:
             dist.barrier()
         if rank == 0:
@@ -306,15 +307,11 @@ def _fit(task: dict, phase: Phase, share: sequential.Share, say: Callable[..., A
     epochs = folder / "epochs.jsonl"
     epochs.unlink(missing_ok=True)
     beat: dict[str, Any] = {"phase": phase.name, "epoch": 0, "passes": 0}
-    said = time.monotonic()
 
     def count(*_: Any) -> None:
         """Every pass is a sign of life: an epoch may take longer than a silence is borne."""
-        nonlocal said
         beat["passes"] += 1
-        if time.monotonic() - said > 1:
-            said = time.monotonic()
-            say(**beat)
+        say(**beat)
 
     def hear(epoch: int, loss: float, found: float) -> None:
         beat.update(epoch=epoch, loss=loss, valid=found)

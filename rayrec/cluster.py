@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import math
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -27,6 +29,8 @@ C = TypeVar("C", Config, BaselinesConfig)
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 #: A head greets in milliseconds; what says nothing for so long is none, or is stopped.
 _GREETING_SECONDS = 8.0
+#: Its number in glibc's malloc.h.
+_ARENA_MAX = -8
 #: The empty settings frame of HTTP/2: three bytes of length, the type 4, one of flags, four of the stream.
 _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
@@ -225,11 +229,16 @@ def connect(config: AnyConfig) -> bool:
     Raises:
         ValueError: the cluster cannot be reached.
     """
+    share_heaps()
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    address, placement = find_address(config), config.placement
+    if address is None and "ray" not in sys.modules:  # Ray reads how it is asked who one is when it is imported
+        # Its processes listen to the network, and whoever reaches them could run what they like.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
     from ray.exceptions import AuthenticationError
 
-    address, placement = find_address(config), config.placement
     quiet: dict[str, Any] = {
         "log_to_driver": bool(os.environ.get("RAYREC_DEBUG")),
         "logging_level": "ERROR",
@@ -241,6 +250,8 @@ def connect(config: AnyConfig) -> bool:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
+        # Nobody can look at its calls, so the driver need not remember them.
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         # One CPU more than the actors take, for Ray Data.
         workers = placement.max_train_workers or placement.train_workers
         cpus = max(workers + placement.generators + 1, os.cpu_count() or 1)
@@ -259,6 +270,15 @@ def connect(config: AnyConfig) -> bool:
             ) from error
     interrupt_on_signals()  # after Ray, which sets a SIGTERM handler of its own
     return address is None
+
+
+def share_heaps() -> None:
+    """Let the threads of this process share two heaps.
+
+    By itself glibc gives each of the lanes' many threads one of its own, and what is freed there stays there.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
 
 
 @contextlib.contextmanager

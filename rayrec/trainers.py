@@ -27,6 +27,8 @@ from rayrec.storage import Storage
 
 #: Seconds of silence after which that is first told.
 _WORD = 60.0
+#: Seconds between two heartbeats: a step of a small model is shorter than a call of Ray.
+_BEAT = 0.1
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,20 @@ class Board:
         async with self._news:
             change()
             self._news.notify_all()
+
+
+class Heartbeat:
+    """What a worker says of the phase that it is in; rank 0 tells the board, the first word and then the last known."""
+
+    def __init__(self, board: Any, rank: int):
+        self._board, self._speaks = board, rank == 0
+        self._phase, self._told = "", 0.0
+
+    def __call__(self, *, phase: str, **facts: Any) -> None:
+        now = time.monotonic()
+        if self._speaks and (phase != self._phase or now - self._told >= _BEAT):
+            self._phase, self._told = phase, now
+            self._board.report.remote(phase=phase, **facts)
 
 
 class TrainGroup:

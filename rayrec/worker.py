@@ -20,7 +20,7 @@ from rayrec.config import Config
 from rayrec.runs import Stopped
 from rayrec.seeds import seed_of
 from rayrec.storage import TROUBLES, Storage, errno_of
-from rayrec.trainers import Phase
+from rayrec.trainers import Heartbeat, Phase
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
 Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
@@ -45,11 +45,11 @@ def work(setup: dict) -> None:
     worker = Worker(setup, rank, train.get_context().get_world_size())
     nodes = [""] * worker.world
     torch.distributed.all_gather_object(nodes, ray.util.get_node_ip_address())
+    worker.report = Heartbeat(board, rank)
     number: int = ray.get(board.next.remote())
     while (task := ray.get(board.take.remote(number, rank, worker.world))) is not None:
         phase, shard = task
         torch.set_num_threads(phase.threads)
-        worker.report = board.report.remote if rank == 0 else (lambda **facts: None)
         try:
             result = worker.run(phase, shard)
             result["facts"]["nodes"] = nodes

@@ -1,8 +1,9 @@
 """What rayrec adds to Ray: parts of prompts through the generators' pool, against bare calls of the same actors.
 
 The engine writes one title at once. 1,000 logical generators live in at most 16 processes; a part has 64 prompts of 120
-tokens, made when it is asked for. ``board`` is the reports of training steps that the trainers' board takes in, against
-an actor that does nothing with them; its rows are reports. ``memory`` is what the driver takes from the first call on.
+tokens, made when it is asked for. ``board`` is training steps that the first worker reports to the trainers' board as
+in a run, against a call for every step to an actor that does nothing with it; its rows are steps. ``memory`` is what
+the driver takes from the first call on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from benches import peak, reset_peak
 
 PACKAGES, SIZE, COLUMNS = ("ray",), "rows", ("what", "logical", "processes")
-UNIT, FACTS, PAIRS = "parts of 64 prompts, or reports, per second", ("answers",), ()
+UNIT, FACTS, PAIRS = "parts of 64 prompts, or steps, per second", ("answers",), ()
 SIZE_OF_PART, TOKENS = 64, 120
 
 
@@ -151,16 +152,25 @@ def bare(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str
 
 
 def board(contender: str, count: int, most: int) -> dict[str, Any]:
-    """Reports as the first training worker makes them after each step, ``most`` of them on the way."""
+    """Steps whose end the first training worker reports, ``most`` calls on the way."""
     import ray
 
-    from rayrec.trainers import Board
+    from rayrec.trainers import Board, Heartbeat
 
     # As many calls at once as TrainGroup allows two workers.
     kind, calls = (Board, 68) if contender == "ours" else (Silent, 1)
     actor: Any = ray.remote(kind).options(num_cpus=0, max_concurrency=calls).remote()
+    beat = Heartbeat(actor, rank=0)
 
-    def call(i: int) -> Any:
-        return actor.report.remote(phase="00/prefer", step=i + 1, steps=count, loss=0.5)
+    def facts(i: int) -> dict[str, Any]:
+        return {"phase": "00/prefer", "step": i + 1, "steps": count, "loss": 0.5}
 
-    return timed(count, most, lambda n: ([answer] for answer in in_flight(call, n, most)))
+    def ours(n: int) -> Iterator[list]:
+        for i in range(n):
+            yield [beat(**facts(i))]
+        ray.get(actor.poll.remote(0, 0.0))
+
+    def bare(n: int) -> Iterator[list]:
+        return ([answer] for answer in in_flight(lambda i: actor.report.remote(**facts(i)), n, most))
+
+    return timed(count, most, ours if contender == "ours" else bare)

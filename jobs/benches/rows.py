@@ -38,6 +38,10 @@ def measure(contender: str, rows: int, processes: int, dtype: str, scratch: str)
     """Rows per second, the driver's memory, and how many rows came out."""
     import ray
 
+    from rayrec import cluster
+
+    cluster.share_heaps()  # as a run does, whose own cluster has no dashboard to show calls in either
+    os.environ["RAY_task_events_report_interval_ms"] = "0"  # noqa: SIM112
     runtime = {"env_vars": {"PYTHONPATH": os.pathsep.join(os.sys.path)}}  # pyright: ignore[reportAttributeAccessIssue]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime)
     try:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 #: Rows of a slice. As Python objects a row takes some kilobytes, in Arrow some hundred bytes.
-SLICE = 1 << 14
+SLICE = 1 << 13
 
 
 def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:

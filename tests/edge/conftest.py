@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,21 +60,38 @@ class Command:
             time.sleep(0.05)
         raise AssertionError(f"no {what} in {seconds} s:\n{self.log.read_text()[-4000:]}")
 
-    def until_inside(self, phase: str, seconds: float = 300, share: float = 0.0) -> dict:
-        """Wait until a phase is at work, for some steps, parts or tenths of a second, and is not finished.
+    def finished(self, phase: str) -> bool:
+        """Whether a phase is done."""
+        return (self.folder / phase / "DONE").exists()
+
+    def inside(self, trace: dict, phase: str, share: float = 0.0) -> bool:
+        """Whether a phase is at work, for some steps, parts or tenths of a second, and is not finished.
 
         ``share``: of a training phase's steps, at least so much.
         """
+        # A killed driver leaves its last words in the trace until the next one has started.
+        ours = trace["attempts"][-1]["start"] > self.begun
+        running = trace["running"].get(phase, {}) if ours else {}
+        begun = running.get("step") or running.get("parts") or time.time() - running.get("started", 1e12) > 0.3
+        begun = begun and (not share or running.get("step", 0) >= share * running.get("steps", 1e12))
+        return bool(begun) and not self.finished(phase)
 
-        def inside(trace: dict) -> bool:
-            # A killed driver leaves its last words in the trace until the next one has started.
-            ours = trace["attempts"][-1]["start"] > self.begun
-            running = trace["running"].get(phase, {}) if ours else {}
-            begun = running.get("step") or running.get("parts") or time.time() - running.get("started", 1e12) > 0.3
-            begun = begun and (not share or running.get("step", 0) >= share * running.get("steps", 1e12))
-            return bool(begun) and not (self.folder / phase / "DONE").exists()
+    def until_inside(self, phase: str, seconds: float = 300, share: float = 0.0) -> dict:
+        """Wait until a phase is at work, as :meth:`inside` has it."""
+        return self.until(lambda trace: self.inside(trace, phase, share), f"step inside {phase}", seconds)
 
-        return self.until(inside, f"step inside {phase}", seconds)
+    def at_some_moment(self, draw: random.Random, phases: Sequence[str], most: float = 1.0) -> str:
+        """Wait until the first of ``phases`` that is still at work at a random moment, up to ``most`` seconds on."""
+        for phase in phases:
+            self.until(partial(self._at_work_or_over, phase=phase), f"step inside {phase}")
+            if not self.finished(phase):
+                time.sleep(draw.uniform(0, most))
+            if not self.finished(phase):
+                return phase
+        raise AssertionError(f"{', '.join(phases)}: over before their moments:\n{self.log.read_text()[-4000:]}")
+
+    def _at_work_or_over(self, trace: dict, phase: str) -> bool:
+        return self.inside(trace, phase) or self.finished(phase)
 
     @property
     def driver(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import signal
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -15,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
+from rayrec import cluster
 from rayrec.data import load, preferences
 from rayrec.folders import CHECKPOINT
 from rayrec.methods import parse
-from tests.edge.conftest import TOY, Command, contents, descendants, gone, read_trace
+from tests.edge.conftest import TOY, Command, contents, descendants, gone, read_trace, title
 from tests.faults.kinds import named
 
 PHASES = ["00/pretrain", "00/baseline", "00/sft", "00/evaluate"]
@@ -113,28 +116,26 @@ def test_the_lanes_overlap_and_weights_are_opened_once(overlapped: Path) -> None
 
 def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     """A generator, a worker, Ray Train's controller and the driver die inside phases; a file is cut short."""
+    draw = random.Random(17)
     args = ("--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "5")
     command = Command(runs, "killed", *args)
 
-    def engines_of(trace: dict) -> list[dict]:
-        return [e for e in trace["traceEvents"] if e["name"] == "engine"]
+    def kill(word: str, *phases: str, most: float = 1.0) -> None:
+        """SIGKILL one of the processes with ``word``, at a random moment of the first phase that it finds at work."""
+        struck = command.at_some_moment(draw, phases, most)
+        os.kill(draw.choice(named(word, command.process.pid)), signal.SIGKILL)
+        print(f"{word} killed in {struck}")
 
-    command.until(lambda trace: bool(engines_of(trace)), "engine")
-    engine = engines_of(command.until_inside("00/evaluate"))[0]
-    os.kill(engine["args"]["pid"], signal.SIGKILL)
-
-    trace = command.until_inside("01/prefer")
-    done = {e["name"]: e["args"] for e in trace["traceEvents"]}
-    assert {Path(done[name]["taken_from"]).parent for name in ("00/pretrain", "00/sft")} == {runs / ".shared"}
-    worker = done["01/sft"]["worker_pid"]
-    os.kill(worker, signal.SIGKILL)
-
-    command.until_inside("02/sft")
-    (controller,) = named("ray::TrainController", command.process.pid)
-    os.kill(controller, signal.SIGKILL)
-
+    kill("ray::Generator", "00/evaluate", "01/negatives", "01/evaluate", most=0.3)
+    kill("ray::RayTrainWorker", "01/prefer", "02/sft")
+    told = " ".join(map(title, descendants(command.process.pid)))
+    address = told.partition("--gcs-address=")[2].split()[0]
+    with pytest.raises(ValueError, match="InvalidAuthToken"):  # a run's own cluster has a token that nobody else knows
+        cluster.has_gpu(parse("", ["--address", address]))
+    kill("ray::TrainController", "02/sft", "02/prefer")
     checkpoints = command.folder / "02" / "prefer" / CHECKPOINT / "policy"
     command.until(lambda trace: any(checkpoints.glob("*/DONE")), "checkpoint of 02/prefer")
+    time.sleep(draw.uniform(0, 0.3))
     command.kill()
     assert not (command.folder / "02" / "prefer" / "DONE").exists()
     damaged = command.folder / "01" / "prefer" / "policy" / "model.safetensors"
@@ -142,9 +143,13 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
 
     command = Command(runs, "killed", *args)
     folder = command.wait()
-    assert "01/prefer: finished, but policy/model.safetensors is damaged" in command.log.read_text()
-    assert len(engines_of(read_trace(folder))) >= 3  # the first, its replacement, and that of the last attempt
-    resumed = {e["name"]: e["args"] for e in read_trace(folder)["traceEvents"]}["02/prefer"]
+    said, events = command.log.read_text(), read_trace(folder)["traceEvents"]
+    assert "01/prefer: finished, but policy/model.safetensors is damaged" in said
+    for who in ("generator 0 died", "a training worker of 1 died", "Ray Train's controller of 1 died"):
+        assert f"{who}" in said, said
+    done = {e["name"]: e["args"] for e in events}
+    assert {Path(done[name]["taken_from"]).parent for name in ("00/pretrain", "00/sft")} == {runs / ".shared"}
+    resumed = done["02/prefer"]
     assert resumed["resumed_at"] >= 5 and resumed["reference_at"] == 24  # all of the reference was kept, too
     assert resumed["examples"] == 192 - 8 * resumed["resumed_at"]
     assert contents(folder) == contents(overlapped)

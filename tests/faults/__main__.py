@@ -84,9 +84,10 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         started |= working()
         command.wait()
         ended = gone(started - place.unplugged) and not place.groups() and ended
-        same = contents(command.folder) == contents(wanted) and counted(command.folder) == counted(wanted)
-        same &= not any(damage(done.parent) for done in command.folder.glob("*/*/DONE"))
-        same &= (command.folder / "metrics.jsonl").read_bytes() == (wanted / "metrics.jsonl").read_bytes()
+        kept = place.kept(command.folder)
+        same = contents(kept) == contents(wanted) and counted(kept) == counted(wanted)
+        same &= not any(damage(done.parent) for done in kept.glob("*/*/DONE"))
+        same &= (kept / "metrics.jsonl").read_bytes() == (wanted / "metrics.jsonl").read_bytes()
         events = [e for e in read_trace(command.folder)["traceEvents"] if (e["name"], e["cat"]) == (phase, "phase")]
         # Finding whom to strike takes a while.
         landed &= max((e["ts"] + e["dur"] for e in events), default=0) >= place.struck * 1e6

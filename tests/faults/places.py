@@ -103,6 +103,20 @@ class Place:
         )
         return told.stdout.splitlines()[-1].split()
 
+    def kept(self, folder: Path) -> Path:
+        """All that is kept of a run: its folder, or a copy of what the object store itself has of it."""
+        if not self.url:
+            return folder
+        from pyarrow import fs
+
+        kept = Path(tempfile.mkdtemp(prefix="rayrec-kept-"))
+        names = {"endpoint_override": "AWS_ENDPOINT_URL", "access_key": "AWS_ACCESS_KEY_ID"}
+        names |= {"secret_key": "AWS_SECRET_ACCESS_KEY", "region": "AWS_DEFAULT_REGION"}
+        store = fs.S3FileSystem(**{name: self.env[variable] for name, variable in names.items()})
+        source = f"{self.url.removeprefix('s3://')}/{folder.name}"
+        fs.copy_files(source, str(kept), source_filesystem=store)
+        return kept
+
     def move(self) -> None:
         """Go to a machine that has no copy of anything."""
         shutil.rmtree(self.env.get("RAYREC_COPIES", ""), ignore_errors=True)
