@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec import cluster, console, plan, reserve
+from rayrec.board import Heartbeat, Phase
 from rayrec.config import BaselinesConfig, SequentialConfig
 from rayrec.data import Dataset, load, schema
 from rayrec.data.met import Met
@@ -28,7 +29,7 @@ from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.runs import Run, check_claim
 from rayrec.storage import Storage
-from rayrec.trainers import Heartbeat, Phase, TrainGroup, backends, telling
+from rayrec.trainers import TrainGroup, backends, telling
 
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}

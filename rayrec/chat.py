@@ -14,12 +14,20 @@ from rayrec.engines import Mode, Setup
 AT_ONCE, AGAIN, SECONDS = 16, 4, 60.0
 
 
+def _key() -> str:
+    """The key is read where it is used: it is in no configuration, no log and no report."""
+    return os.environ.get("OPENAI_API_KEY") or "none"
+
+
 def _client(settings: EvaluateConfig, again: int) -> Any:
     from openai import OpenAI
 
-    # The key is read where it is used: it is in no configuration, no log and no report.
-    key = os.environ.get("OPENAI_API_KEY", "none")
-    return OpenAI(base_url=settings.endpoint, api_key=key, max_retries=again, timeout=SECONDS)
+    return OpenAI(base_url=settings.endpoint, api_key=_key(), max_retries=again, timeout=SECONDS)
+
+
+def _words(error: Exception) -> str:
+    """What an endpoint says, without the key that some of them repeat."""
+    return str(error).replace(_key(), "***")
 
 
 def check_endpoint(settings: EvaluateConfig) -> None:
@@ -34,9 +42,9 @@ def check_endpoint(settings: EvaluateConfig) -> None:
         served = [model.id for model in _client(settings, 0).models.list()]
     except OpenAIError as error:
         raise ValueError(
-            f"--endpoint {settings.endpoint}: {error} Name the address of an OpenAI-compatible server, such as "
+            f"--endpoint {settings.endpoint}: {_words(error)} Name the address of an OpenAI-compatible server, such as "
             "http://127.0.0.1:8000/v1, with OPENAI_API_KEY set where it wants a key."
-        ) from error
+        ) from None
     if settings.served not in served:
         raise ValueError(
             f"--served {settings.served} is not among the models of {settings.endpoint}: {served}. Name one of them."
@@ -74,8 +82,8 @@ class ChatEngine:
                 return list(pool.map(ask, prompts))
         except OpenAIError as error:
             raise ConnectionError(
-                f"--endpoint {self.settings.endpoint} failed, and {AGAIN} times again: {error} Finished phases are "
-                "kept; the same command goes on with what is left."
+                f"--endpoint {self.settings.endpoint} failed, and {AGAIN} times again: {_words(error)} Finished phases "
+                "are kept; the same command goes on with what is left."
             ) from None
 
     def sleep(self) -> None:

@@ -11,9 +11,12 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import psutil
@@ -21,8 +24,10 @@ import psutil
 from rayrec import reserve
 from rayrec.config import AnyConfig, BaselinesConfig, Config
 from rayrec.folders import read_json, write_json
+from rayrec.runs import Stopped
 from rayrec.storage import Storage
 
+T = TypeVar("T")
 C = TypeVar("C", Config, BaselinesConfig)
 
 # A thread that still asks after the end must not start a new cluster, as Ray would by default.
@@ -349,6 +354,44 @@ def kill_children() -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def within(seconds: float, what: str, work: Callable[[], T]) -> T:
+    """What ``work`` returns, where Ray itself sets it no limit.
+
+    Raises:
+        Stopped: it has not returned after so many seconds.
+    """
+    done = SimpleQueue[Future[T]]()
+
+    def do() -> None:
+        future = Future[T]()
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+        done.put(future)
+
+    threading.Thread(target=do, name=what, daemon=True).start()
+    try:
+        return done.get(timeout=seconds).result()
+    except Empty:
+        raise Stopped(f"{what} took longer than {seconds:.0f} s") from None
+
+
+def logs() -> str:
+    """The folder of Ray's logs: on this node, and on others that keep Ray's files where this one does."""
+    node = sys.modules["ray"]._private.worker._global_node if "ray" in sys.modules else None
+    return node.get_logs_dir_path() if node else ""
+
+
+def leave() -> None:
+    """Leave the cluster, or end our own; what does not end in a minute is killed."""
+    try:
+        within(60.0, "the end of Ray", sys.modules["ray"].shutdown)
+    except Stopped as error:
+        print(error, flush=True)
+        kill_children()
 
 
 def interrupt_on_signals() -> None:

@@ -51,13 +51,14 @@ class Setup:
 
 
 class VllmEngine:
-    """vLLM in the actor's own process on a CPU; on GPUs over ``tensor_parallel`` cards."""
+    """vLLM on a CPU in the actor's own process, or as VLLM_ENABLE_V1_MULTIPROCESSING=1 has it; on GPUs in processes of
+    its own over ``tensor_parallel`` cards."""
 
     def __init__(self, setup: Setup):
         gpu, threads = setup.gpu, setup.threads
         if not gpu:
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             os.environ |= {
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                 "VLLM_CPU_KVCACHE_SPACE": "1",
                 "VLLM_LOGGING_LEVEL": "ERROR",
@@ -90,6 +91,7 @@ class VllmEngine:
             max_logprobs=2 * max(10, config.evaluate.beam_width, 2 * config.train.num_negatives),
             enable_prefix_caching=True,
             disable_log_stats=True,
+            worker_extension_cls=f"{__name__}.{Extension.__name__}",
             seed=0,
             **(cards if gpu else here),
         )
@@ -106,17 +108,15 @@ class VllmEngine:
             self.adapter = LoRARequest(version, seed_of(version, folder) % 2**31 + 1, folder)
             return
         folder = _whole(folder)
-        if self.gpu:
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
-        else:
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _tensors(folder)})
-            self.llm.apply_model(_repack_tied_head)
+        self.llm.collective_rpc("take_policy", args=(folder,))
 
     def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
         from vllm import SamplingParams
         from vllm.sampling_params import BeamSearchParams
 
         self.llm.reset_prefix_cache()
+        if not self.gpu:
+            self.llm.collective_rpc("seed", args=(seed,))
         inputs: Any = [{"prompt_token_ids": ids} for ids in prompts]
         eos = self.template.eos_id
         if mode == "free_beams":
@@ -135,7 +135,7 @@ class VllmEngine:
                 logprobs=0,
                 stop_token_ids=[eos],
                 detokenize=False,
-                # On a GPU the engine is a process of its own, which PyTorch's seed here does not reach.
+                # On a CPU there are no seeds of requests.
                 seed=seed_of(seed, i) % 2**31 if self.gpu and mode == "sample" else None,
             )
             for i in range(len(prompts))
@@ -160,23 +160,41 @@ def _whole(folder: str) -> str:
     return str(merged if merged.exists() else policy.local_folder(folder))
 
 
-def _tensors(folder: str) -> Iterator[tuple[str, Any]]:
-    """Names and tensors of a folder's weight files."""
+def tensors(folder: str) -> Iterator[tuple[str, Any]]:
+    """Names and tensors of a folder's weight files.
+
+    Raises:
+        ValueError: it has none.
+    """
     import safetensors
 
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no *.safetensors there, and weights in other files are not read.")
+    for file in files:
         with safetensors.safe_open(file, framework="pt") as weights:
             yield from ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
 
 
-def _repack_tied_head(model: Any) -> None:
-    """Pack a head that shares the embedding's weight again.
+class Extension:
+    """Methods that vLLM's workers get, in whatever process: the engine calls them by name, so no code is sent."""
 
-    On a CPU every layer computes with a packed copy of its weight, and a reload renews the copies only of layers that
-    the file names; a tied head is not named, and would answer with the old weights.
-    """
-    if getattr(model.config, "tie_word_embeddings", False):
-        model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+    model_runner: Any
+
+    def take_policy(self, folder: str) -> None:
+        """Replace every weight by those of a folder."""
+        self.model_runner.reload_weights(weights_iterator=tensors(folder))
+        model = self.model_runner.get_model()
+        # On a CPU every layer computes with a packed copy of its weight, and a reload renews the copies only of layers
+        # that the file names; a tied head is not named, and would answer with the old weights.
+        if self.model_runner.device.type == "cpu" and getattr(model.config, "tie_word_embeddings", False):
+            model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+    def seed(self, number: int) -> None:
+        """Seed what samples."""
+        import torch
+
+        torch.manual_seed(number)
 
 
 class TorchEngine:

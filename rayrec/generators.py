@@ -93,8 +93,6 @@ class Generator:
 
     def answer(self, part: Part) -> tuple[list[list[Answer]], dict]:
         """Answers to the prompts of a part, best first (scored ones as given), and facts for the trace."""
-        import torch
-
         from rayrec.models import opens
 
         begun = time.time()
@@ -106,7 +104,6 @@ class Generator:
             engine.load(part.version, str(self.storage.fetch(part.folder)))
             self.versions[id(engine)] = part.version
         seed = seed_of(self.seed, part.phase, part.number)
-        torch.manual_seed(seed)  # vLLM on a CPU takes no seed of a request
         prompts = [list(ids) for ids in part.prompts]
         if part.mode == "score":
             answers = self.beams.score(prompts, [[list(ids) for ids in one] for one in part.choices])

@@ -48,12 +48,6 @@ def command(config: Config) -> None:
 _GO_ON = "The same command goes on at the first unfinished phase."
 
 
-def _logs() -> str:
-    """Where the processes' own words are."""
-    node = sys.modules["ray"]._private.worker._global_node if "ray" in sys.modules else None
-    return f"Logs of this node: {node.get_logs_dir_path()}" if node else ""
-
-
 @contextmanager
 def ending() -> Iterator[None]:
     """The end of a process that may have started Ray: with 1 after an error, told in one line where it is the user's or
@@ -65,7 +59,8 @@ def ending() -> Iterator[None]:
     except (ValueError, ConnectionError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
     except Stopped as error:
-        print(f"error: {error}\n{_GO_ON} {_logs()}", file=sys.stderr)
+        logs = cluster.logs()
+        print(f"error: {error}\n{_GO_ON}{logs and f' Logs of this node: {logs}'}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
     except BaseException as error:
@@ -249,7 +244,7 @@ class Session:
             if part.made is not None:
                 part.made.close(finished)
         if finished and "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
+            cluster.leave()
         if finished:
             self.processes.forget()
         self.work.trace.flush()

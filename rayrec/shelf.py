@@ -21,7 +21,7 @@ from rayrec.folders import damage, read_json, seal, sha256
 from rayrec.runs import versions
 
 if TYPE_CHECKING:
-    from rayrec.trainers import Phase
+    from rayrec.board import Phase
 
 #: Settings besides the phase's own that a training worker reads.
 _MODEL = ("lora_rank", "lora_alpha", "max_length", "template")

@@ -103,7 +103,7 @@ class TrainLane(Lane):
         counts: dict[str, int] | None = None,
         items: Path | None = None,
     ) -> Policy:
-        from rayrec.trainers import Phase
+        from rayrec.board import Phase
 
         steps = table["step"][-1].as_py() + 1
         config, train = self.shared.config, self.shared.config.train

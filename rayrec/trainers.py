@@ -7,152 +7,22 @@ the phase again.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
+from functools import partial
+from typing import Any
 
 from rayrec import cluster
+from rayrec.board import Board, Phase
 from rayrec.config import Config
 from rayrec.prompts import Template
 from rayrec.reserve import Reserved, room_for_trainers, trainer_bundles, trainers_shortage
 from rayrec.runs import Run, Stopped
-from rayrec.storage import Storage
+from rayrec.shards import shard_rows
 
 #: Seconds of silence after which that is first told.
 _WORD = 60.0
-#: Seconds between two heartbeats: a step of a small model is shorter than a call of Ray.
-_BEAT = 0.1
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One phase of training, wholly described: equal phases on equal rows give equal weights."""
-
-    name: str
-    kind: Literal["pretrain", "sft", "prefer"]
-    rows: str
-    """Parquet file of schema.PREFERENCES, padded to whole global batches."""
-    start: str
-    """Policy folder that it starts from."""
-    out: str
-    """Policy folder that it writes."""
-    steps: int
-    batch: int
-    lr: float
-    warmup: int
-    dropout: float
-    threads: int
-    items: str = ""
-    """Folder of the SASRec whose item vectors the policy gets in this phase."""
-    key: str = ""
-    """Hash of what decides its numbers, whatever the number of workers: a checkpoint of another key is not taken."""
-
-
-class Board:
-    """Actor that hands phases to the workers and results to the driver; phases are numbered in the order of posting."""
-
-    def __init__(self) -> None:
-        self.phases: list[tuple[Phase, list]] = []
-        self.results: list[dict] = []
-        self.beat: dict[str, Any] = {"time": time.time()}
-        self.closed = False
-        self.dismissed = False
-        self.there = False
-        """Whether a worker group has come up and lost nobody since."""
-        self.deaths, self.words = 0, ""
-        """Workers that died since a phase was finished, and what was last said of one."""
-        self._waiting: dict[int, object] = {}
-        self._news = asyncio.Condition()
-
-    async def post(self, phase: Phase, shards: list) -> int:
-        """Append a phase with one Ray Data shard per worker."""
-        return await self._tell(lambda: self.phases.append((phase, shards))) or len(self.phases) - 1
-
-    async def close(self) -> None:
-        """Let the workers end after what they do now."""
-        await self._tell(lambda: setattr(self, "closed", True))
-
-    async def deal(self, number: int, shards: list) -> None:
-        """Replace the shards of an unfinished phase: the group has another size now."""
-        await self._tell(lambda: self.phases.__setitem__(number, (self.phases[number][0], shards)))
-
-    async def dismiss(self) -> None:
-        """Let the workers end, those that still come up too; a new group goes on."""
-        await self._tell(lambda: setattr(self, "dismissed", True))
-
-    async def open(self) -> None:
-        """Expect a new group."""
-        self.dismissed = self.there = False
-
-    async def lose(self, words: str) -> None:
-        """Hear that a worker died: Ray Train makes the group anew."""
-        self.there, self.deaths, self.words = False, self.deaths + 1, words
-
-    async def next(self) -> int:
-        """Number of the first unfinished phase: where a new worker group goes on."""
-        self.there, self.beat = True, {**self.beat, "time": time.time()}
-        return len(self.results)
-
-    async def take(self, number: int, rank: int, world: int) -> tuple[Phase, Any] | None:
-        """Wait for a phase dealt to ``world`` workers and return it with this one's shard; None if they are to end."""
-        mine = self._waiting[rank] = object()
-
-        def over() -> bool:  # a worker that died still waits here until another one has its rank
-            return self.closed or self.dismissed or self._waiting[rank] is not mine
-
-        async with self._news:
-            self._news.notify_all()
-            await self._news.wait_for(
-                lambda: over() or (len(self.phases) > number and len(self.phases[number][1]) == world)
-            )
-            return None if over() else (self.phases[number][0], self.phases[number][1][rank])
-
-    async def report(self, **facts: Any) -> None:
-        """Heartbeat of a running phase, from rank 0."""
-        self.beat = {"time": time.time(), **facts}
-
-    async def finish(self, number: int, result: dict) -> None:
-        """Take the result of a phase: its metrics, the ``error`` in its numbers, or what ``stopped`` the storage."""
-        if number == len(self.results):
-            self.deaths = 0
-            self.phases[number] = (self.phases[number][0], [])  # lets go of the shards' actor
-            await self._tell(lambda: self.results.append(result))
-
-    async def poll(self, number: int, seconds: float) -> tuple[dict | None, dict, bool, int, str]:
-        """The result of a phase, or None after ``seconds``; the last heartbeat, whether a group is there, how many
-        workers died since a phase was finished, and what was said of the last."""
-        async with self._news:
-            try:
-                await asyncio.wait_for(self._news.wait_for(lambda: len(self.results) > number), seconds)
-            except TimeoutError:
-                return None, self.beat, self.there, self.deaths, self.words
-            return self.results[number], self.beat, self.there, 0, ""
-
-    async def _tell(self, change: Any) -> None:
-        async with self._news:
-            change()
-            self._news.notify_all()
-
-
-class Heartbeat:
-    """What a worker says of the phase that it is in; rank 0 tells the board, the first word and then the last known."""
-
-    def __init__(self, board: Any, rank: int):
-        self._board, self._speaks = board, rank == 0
-        self._phase, self._told = "", 0.0
-
-    def __call__(self, *, phase: str, **facts: Any) -> None:
-        now = time.monotonic()
-        if self._speaks and (phase != self._phase or now - self._told >= _BEAT):
-            self._phase, self._told = phase, now
-            self._board.report.remote(phase=phase, **facts)
 
 
 class TrainGroup:
@@ -250,7 +120,7 @@ class TrainGroup:
         """Shards of a phase for the group's size, once that is settled.
 
         Raises:
-            Stopped: it is not for as long as nodes and a silent process are waited for.
+            Stopped: it is not for as long as nodes and a silent process are waited for, or Ray Data deals no shards.
         """
         begun, patience = time.monotonic(), self._patience(there=False)
         while not self.size and self.error is None and not self.closed:
@@ -259,7 +129,9 @@ class TrainGroup:
                     f"{phase.name}: for {patience:.0f} s the last training workers have not left, or no new ones came"
                 )
             time.sleep(0.1)
-        return shard_rows(phase, self.size or self.counts[0], self._template, self.work.storage)
+        count, what = self.size or self.counts[0], f"{phase.name}: dealing its rows with Ray Data"
+        deal = partial(shard_rows, phase, count, self._template, self.work.storage)
+        return cluster.within(self._patience(there=True), what, deal)
 
     def _patience(self, there: bool) -> float:
         """Seconds of silence after which a group is given up; before it is there, nodes may have to come."""
@@ -375,7 +247,7 @@ def last_words(error: BaseException) -> str:
 def words_of(failures: Iterable[BaseException]) -> str:
     """The same, from what each of them ended with."""
     said = dict.fromkeys(f"{type(one).__name__}: {(str(one).strip().splitlines() or [''])[-1]}" for one in failures)
-    return f"{'; '.join([*said][:3])}\nThe workers' own logs lie on their nodes, in /tmp/ray/session_latest/logs."
+    return f"{'; '.join([*said][:3])}\nThe workers' own logs lie on their nodes, in {cluster.logs()}."
 
 
 def telling(board: Any) -> Any:
@@ -387,54 +259,3 @@ def telling(board: Any) -> Any:
             board.lose.remote(words_of(worker_exceptions.values()))
 
     return Telling()
-
-
-def shard_rows(phase: Phase, workers: int, template: Template, storage: Storage) -> list:
-    """Ray Data shards in which block ``step * workers + rank`` holds that worker's rows of that step.
-
-    The splitter deals blocks in turn, so with blocks of batch / workers rows any number of workers reads the same
-    global batches.
-    """
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    # The newer reader starts four processes to read the footer of this one file, at seconds for every phase.
-    context.use_datasource_v2 = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    storage.keep(Path(phase.rows))
-    rows = ray.data.read_parquet(**storage.for_ray_data(Path(phase.rows)))
-    rows = rows.map_batches(
-        Tokenise(phase.kind, template), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
-    )
-    # Read tasks grow in number with the cluster, and only strict blocks do not end where theirs do.
-    rows = rows.repartition(target_num_rows_per_block=phase.batch // workers, strict=True)
-    return rows.streaming_split(workers, equal=True)
-
-
-@dataclass(frozen=True)
-class Tokenise:
-    """Turns text into token ids: ``prompt``, ``answers`` (the chosen one first), and the ``neighbour`` of KTO."""
-
-    kind: str
-    template: Template
-
-    def __call__(self, table: Any) -> Any:
-        prompts, answers, neighbours = [], [], []
-        if self.kind != "pretrain":
-            prompts = self.template.prompts(table)
-        for row in table.select(["history", "chosen", "rejected", "neighbour"]).to_pylist():
-            neighbours.append(None if row["neighbour"] is None else self.template.answer_ids(row["neighbour"]))
-            if self.kind == "pretrain":
-                prompt, answer = self.template.sequence_ids([*row["history"], row["chosen"]])
-                prompts.append(prompt)
-                answers.append([answer])
-            else:
-                answers.append([self.template.answer_ids(title) for title in (row["chosen"], *row["rejected"])])
-        ids = pa.list_(pa.int32())
-        kept = table.select(["example_id", "weight", "step", "slot", "scores", "smoothing"])
-        kept = kept.append_column("prompt", pa.array(prompts, ids)).append_column(
-            "neighbour", pa.array(neighbours, ids)
-        )
-        return kept.append_column("answers", pa.array(answers, pa.list_(ids)))

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rayrec import checkpoint
+from rayrec.board import Heartbeat, Phase
 from rayrec.config import Config
 from rayrec.runs import Stopped
 from rayrec.seeds import seed_of
 from rayrec.storage import TROUBLES, Storage, errno_of
-from rayrec.trainers import Heartbeat, Phase
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
 Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]

@@ -256,14 +256,14 @@ FLOORS = {
     1: "config data methods seeds",
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
-    4: "baselines chat checkpoint cluster comparison comparison_page console engines estimate figures generate_lane "
-    "generators folders kept_parts lanes lease page plan prepare published report reserve runs selfplay session shelf "
-    "storage timeline tracking train_lane trainers worker",
+    4: "baselines board chat checkpoint cluster comparison comparison_page console engines estimate figures "
+    "folders generate_lane generators kept_parts lanes lease oracle outputs page plan prepare published report "
+    "reserve runs selfplay session shards shelf storage timeline tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}
-EDGE = {"baselines.py", "trainers.py", "worker.py", "generators.py", "engines.py", "cluster.py", "generate_lane.py"}
-EDGE |= {"checkpoint.py", "reserve.py"}
+EDGE = {"baselines.py", "trainers.py", "worker.py", "generators.py", "engines.py", "cluster.py", "checkpoint.py"}
+EDGE |= {"oracle.py", "reserve.py", "shards.py"}
 
 
 def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:

@@ -22,7 +22,7 @@ from rayrec.models.policy import add_lora, load_base, load_tokenizer, save, trai
 from rayrec.models.tiny import make_tiny
 from rayrec.plan import Lengths
 from rayrec.prepare import prepare
-from rayrec.trainers import Tokenise
+from rayrec.shards import Tokenise
 from tests.test_refusals import command
 
 TOKENS = Lengths(prompt=120, answer=10, longest=24, changed_titles=0)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import ast
+import json
+import pickle
+import threading
+import traceback
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rayrec import baselines, tracking
-from rayrec.config import BaselinesConfig, ModelConfig, to_dict
+from rayrec import baselines, chat, engines, tracking
+from rayrec.config import BaselinesConfig, DataConfig, ModelConfig, to_dict
+from rayrec.data import load
 from rayrec.folders import write_json
 from rayrec.methods import parse
 from rayrec.models import policy
@@ -59,6 +68,49 @@ def test_pickled_weights_of_an_adapter_are_refused(tmp_path: Path) -> None:
         policy.load_policy(tmp_path / "own")
 
 
+class Payload:
+    """What marks a file once it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)
+
+
+def test_a_pickle_is_no_data_and_no_weights(tmp_path: Path) -> None:
+    mark, bad = tmp_path / "mark", pickle.dumps(Payload(tmp_path / "mark"))
+    pickle.loads(bad)
+    mark.unlink()  # it would have worked
+    for name in (
+        "ratings.csv",
+        "ratings.dat",
+        "u.data",
+        "ratings.parquet",
+        "ratings.jsonl",
+        "ratings.json",
+        "data.pkl",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(bad)
+        for path in (tmp_path / name, tmp_path / name / name):
+            with pytest.raises(ValueError, match=str(tmp_path)):
+                load(DataConfig(data=str(path)))
+    make_tiny(["Heat (1995)"], ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=280), tmp_path / "base", 0)
+    (tmp_path / "base" / "model.safetensors").unlink()
+    (tmp_path / "base" / "pytorch_model.bin").write_bytes(bad)
+    with pytest.raises(ValueError, match="safetensors"):
+        policy.load_base(tmp_path / "base")
+    with pytest.raises(ValueError, match="safetensors"):
+        list(engines.tensors(str(tmp_path / "base")))  # what vLLM is handed
+    (tmp_path / "base" / "model.safetensors").write_bytes(bad)
+    with pytest.raises((ValueError, SafetensorError)):
+        policy.load_base(tmp_path / "base")
+    with pytest.raises((ValueError, SafetensorError)):
+        list(engines.tensors(str(tmp_path / "base")))
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "/tmp/x", "..", ".", "", ".shared", "a\nb", "a\0b"])
 def test_a_run_stays_in_its_folder(name: str) -> None:
     with pytest.raises(ValueError, match="is not a plain folder name"):
@@ -97,6 +149,39 @@ def test_a_store_with_a_key_in_its_address_is_refused(url: str) -> None:
 
 def test_a_store_may_say_where_it_is() -> None:
     Storage("s3://bucket/runs?region=us-east-1&endpoint_override=127.0.0.1:9&scheme=http").check()
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Refuses every request with the headers that it had."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"error": {"message": f"wrong: {self.headers['Authorization']}"}}).encode()
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_an_endpoint_that_repeats_the_key_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        config = resolve(parse("", ["--method", "ChatRec", "--endpoint", url, "--served", "m"]))
+        tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "some words")
+        setup: Any = SimpleNamespace(config=config, template=SimpleNamespace(tokenizer=tokenizer))
+        with pytest.raises(ValueError, match=r"wrong: Bearer \*\*\*") as refused:
+            chat.check_endpoint(config.evaluate)
+        with pytest.raises(ConnectionError, match=r"wrong: Bearer \*\*\*") as failed:
+            chat.ChatEngine(setup).answer([[1]], "greedy", 1, 0)
+        server.shutdown()
+    told = [line for info in (refused, failed) for line in traceback.format_exception(info.value)]
+    assert "s3cret" not in "".join(told)
 
 
 def test_tokens_are_written_nowhere(

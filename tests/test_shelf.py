@@ -11,6 +11,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
+from rayrec.board import Phase
 from rayrec.config import Config
 from rayrec.folders import CHECKPOINT, damage, seal
 from rayrec.lanes import Policy, Shared
@@ -20,7 +21,6 @@ from rayrec.runs import Run
 from rayrec.shelf import of_training, take_or_make
 from rayrec.storage import Storage
 from rayrec.train_lane import TrainLane
-from rayrec.trainers import Phase
 
 
 def phase_of(root: Path, run: str, rows: bytes = b"rows") -> Phase:

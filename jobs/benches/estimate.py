@@ -183,9 +183,10 @@ def work(rank: int, config: Any, base: str, rows: Any, template: Any, folder: Pa
     os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     import torch
 
+    from rayrec.board import Phase
     from rayrec.data import preferences
+    from rayrec.shards import Tokenise
     from rayrec.storage import Storage
-    from rayrec.trainers import Phase, Tokenise
     from rayrec.worker import Worker
 
     torch.set_num_threads(1)

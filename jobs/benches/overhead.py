@@ -155,7 +155,7 @@ def board(contender: str, count: int, most: int) -> dict[str, Any]:
     """Steps whose end the first training worker reports, ``most`` calls on the way."""
     import ray
 
-    from rayrec.trainers import Board, Heartbeat
+    from rayrec.board import Board, Heartbeat
 
     # As many calls at once as TrainGroup allows two workers.
     kind, calls = (Board, 68) if contender == "ours" else (Silent, 1)

@@ -74,10 +74,10 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
     import pyarrow as pa
     import torch
 
+    from rayrec.board import Phase
     from rayrec.methods import parse
     from rayrec.plan import resolve
     from rayrec.storage import Storage
-    from rayrec.trainers import Phase
     from rayrec.worker import Worker
 
     steps, ids = len(data) // BATCH, pa.list_(pa.int32())

@@ -24,7 +24,10 @@ TOY += ["--pretrain-steps", "40", "--test-rows", "128"]
 
 
 class Command:
-    """``python jobs/sprec.py`` with arguments, its output in a file; ``before`` are words that hand it to a cluster."""
+    """``python jobs/sprec.py`` with arguments, its output in a file of ``logs`` or ``runs``.
+
+    ``before`` are words that hand it to a cluster.
+    """
 
     def __init__(
         self,
@@ -34,8 +37,10 @@ class Command:
         env: dict[str, str] | None = None,
         url: str = "",
         before: Sequence[str] = (),
+        logs: Path | None = None,
     ):
-        self.folder, self.log, self.begun = Storage(url or str(runs)).root / name, runs / f"{name}.log", time.time()
+        self.folder, self.log = Storage(url or str(runs)).root / name, (logs or runs) / f"{name}.log"
+        self.begun = time.time()
         command = [*before, sys.executable, "jobs/sprec.py", *TOY, "--runs", url or str(runs), "--name", name, *args]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rayrec.trainers import Phase
+from rayrec.board import Phase
 from rayrec.worker import Worker
 from tests.edge.worker_program import settings
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayrec.board import Phase
 from rayrec.config import Config
 from rayrec.methods import parse
 from rayrec.prompts import make_template
+from rayrec.shards import Tokenise
 from rayrec.storage import Storage
-from rayrec.trainers import Phase, Tokenise
 
 STEPS, BATCH, LR = 3, 8, 3e-3
 #: The settings of every objective, none of them a default, so that a setting that is lost on the way is seen.

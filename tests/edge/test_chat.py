@@ -94,7 +94,7 @@ def test_an_endpoint_is_a_row_of_its_own(endpoint: tuple[str, subprocess.Popen],
     assert not (folder / "00" / "pretrain").exists()
     assert json.loads((folder / "config.json").read_text())["config"]["evaluate"]["served"] == "tiny"
     held = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
-    assert held and not any(secret.encode() in text for text in held)
+    assert held and not any(secret.encode() in text for text in [*held, (done.stdout + done.stderr).encode()])
 
     for pid in {server.pid, *descendants(server.pid)}:
         os.kill(pid, signal.SIGKILL)

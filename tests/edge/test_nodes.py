@@ -116,7 +116,8 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(
 def test_an_elastic_group_goes_on_with_fewer_and_grows_again(nodes: Nodes, runs: Path, overlapped: Path) -> None:
     where = ["--address", nodes.address, "--train-resource", "trainer", "--generate-resource", "generator"]
     where += ["--train-workers", "1:2", "--checkpoint-steps", "5", "--no-share", "--method", "BIGRec"]
-    where += ["--engine", "torch"]
+    where += ["--engine", "torch", "--generators", "2", "--zero-stage", "1"]
+    nodes.add("generator")
     while sum(node.poll() is None for node in nodes.trainers) < 2:
         nodes.add("trainer")
     command = Command(runs, "elastic", *where, "--test-rows", "32", "--valid-rows", "16", env=nodes.env)

@@ -174,11 +174,15 @@ def test_a_worker_that_dies_in_the_reference_loses_only_the_rest_of_it(runs: Pat
     assert contents(folder) == contents(Command(runs, "undisturbed reference", *args).wait())
 
 
-def test_generation_goes_on_with_the_parts_that_are_left(runs: Path, overlapped: Path) -> None:
-    """After Ctrl-C, which ends every process."""
+def test_generation_goes_on_with_the_parts_that_are_left(
+    runs: Path, overlapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-C, which ends every process; what is kept lies in a store that is a folder."""
+    monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / "copies"))
+    store = {"url": f"file://{tmp_path}/store"}
     args = ("--method", "BIGRec", "--engine", "torch", "--test-rows", "1000", "--checkpoint-seconds", "0.05")
     args += ("--decode", "greedy", "beams")
-    command = Command(runs, "cut short", *args)
+    command = Command(runs, "cut short", *args, **store)
     evaluate = command.folder / "00" / "evaluate"
     command.until(lambda trace: len(list(evaluate.glob(f"{CHECKPOINT}/*/DONE"))) >= 3, "kept parts")
     started = descendants(command.process.pid)
@@ -189,10 +193,10 @@ def test_generation_goes_on_with_the_parts_that_are_left(runs: Path, overlapped:
     kept = [file.with_name("outputs.parquet") for file in evaluate.glob(f"{CHECKPOINT}/*/DONE")]
     had = {(one.parent.name[:8], number) for one in kept for number in pq.read_table(one)["part"].to_pylist()}
     whole = Command(runs, "whole", *args)  # beside the other: they wait most of the time
-    folder = Command(runs, "cut short", *args).wait()
+    folder = Command(runs, "cut short", *args, **store).wait()
     trace = read_trace(folder)
     last = [e for e in trace["traceEvents"] if e["ts"] > trace["attempts"][-1]["start"] * 1e6 and e["cat"] == "part"]
     asked = [(e["name"], e["args"]["part"]) for e in last]
     assert len(had) >= 3 and len(asked) == len({*asked}) == 2 * 17 - len(had)
     assert not (evaluate / CHECKPOINT).exists()
-    assert contents(folder) == contents(whole.wait())
+    assert contents(folder) == contents(tmp_path / "store" / "cut short") == contents(whole.wait())

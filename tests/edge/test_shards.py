@@ -19,7 +19,8 @@ from rayrec.models.policy import load_tokenizer
 from rayrec.models.tiny import make_tiny
 from rayrec.prompts import make_template
 from rayrec.storage import Storage
-from rayrec.trainers import Phase, shard_rows
+from rayrec.board import Phase
+from rayrec.shards import shard_rows
 
 folder, batch = sys.argv[1], 32
 titles = [f"The Return of Number {i}" for i in range(40)]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rayrec.trainers import Board, Phase
+from rayrec.board import Board, Phase
 from tests.edge.conftest import ROOT
 
 PHASE = Phase("p", "sft", "", "", "", 1, 2, 0.0, 0, 0.0, 1)
@@ -40,7 +40,8 @@ from rayrec.methods import parse
 from rayrec.reserve import Reserved
 from rayrec.runs import Stopped
 from rayrec.storage import Storage
-from rayrec.trainers import Phase, TrainGroup
+from rayrec.board import Phase
+from rayrec.trainers import TrainGroup
 
 class Quiet(TrainGroup):
     '''A group whose workers never come.'''
@@ -67,6 +68,8 @@ out = {"posted": told(lambda: group._ask(group.board.post.remote(phase, [*range(
 out["taken"] = len(ray.get(waiting, timeout=30))
 out["unsettled"] = told(lambda: group._dealt(phase))
 group.size, trainers._WORD = 80, 1.0
+trainers.shard_rows = lambda *_: time.sleep(100)
+out["undealt"] = told(lambda: group._dealt(phase))
 group._dealt = lambda phase: [*range(80)]
 out["silent"] = told(lambda: group.run(phase, None))
 board = next(p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Board"))
@@ -74,6 +77,7 @@ board.suspend()
 out["stopped"] = told(lambda: group.run(phase, None))
 board.resume()
 group.close(True)
+out["words"] = trainers.words_of([ValueError("one\\ntwo")])
 print("RESULT", json.dumps(out))
 """
 
@@ -86,6 +90,9 @@ def test_whoever_waits_for_the_board_or_the_workers_is_told(tmp_path: Path) -> N
     # 240 calls wait at the board, of three groups, two of them dead, and it still takes a phase.
     assert (out["posted"], out["taken"]) == (0, 240)
     assert out["unsettled"].startswith("01/sft: for 4 s the last training workers have not left")
+    words, _, logs = out["words"].partition("\nThe workers' own logs lie on their nodes, in ")
+    assert words == "ValueError: two" and Path(logs.removesuffix("."), "raylet.out").exists()
+    assert out["undealt"] == "01/sft: dealing its rows with Ray Data took longer than 3 s"
     said = [line for line in done.stdout.splitlines() if line.startswith("01/sft: no word from the training workers")]
     assert [line.rsplit(" for ", 1)[1] for line in said[:2]] == ["1 s", "2 s"], said
     # 3 s of silence, and 1 s more while no group is there.

@@ -17,11 +17,12 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayrec.board import Phase
 from rayrec.config import Config
 from rayrec.methods import parse
 from rayrec.prompts import make_template
+from rayrec.shards import Tokenise
 from rayrec.storage import Storage
-from rayrec.trainers import Phase, Tokenise
 
 #: Kind of phase and objective, by the name of the case.
 CASES: dict[str, tuple[Literal["sft", "prefer"], str]]

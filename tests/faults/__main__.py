@@ -2,10 +2,10 @@
 
 Prints a row for each and writes them all: ``kind``, ``moment`` (the phase that it struck and how far that was),
 ``seconds`` from the strike until that phase was finished, ``landed`` if the phase was running, ``identical`` to the
-undisturbed run, ``left`` where a process, or a placement group of a cluster, was there 15 s longer than
-it should. Ends with 1 unless every fault landed, every
-run ended identical and nothing was left. With ``--runs`` the same command again makes good what FILE lacks of this
-seed, and what missed its phase.
+undisturbed run, ``said`` the error that a struck job ended with, ``left`` where a process, or a placement group of a
+cluster, was there 15 s longer than it should. Ends with 1 unless every fault landed, every run ended identical and
+nothing was left. With ``--runs`` the same command again makes good what FILE lacks of this seed, and what missed its
+phase.
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
     """
 
     def start() -> Command:
-        return Command(place.runs, name, *ARGS, *place.args, env=place.env, url=place.url, before=place.before)
+        return Command(place.runs, name, *ARGS, *place.args, **place.where)
 
     def working() -> set[int]:
         """The run's processes: what its driver has started, and of a cluster's nodes what works for it."""
         of_nodes = {pid for root in place.roots for pid in descendants(root) if any(w in title(pid) for w in OURS)}
         return {command.driver} | descendants(command.driver) | of_nodes
 
+    place.env |= kind.env
     command = start()
-    started: set[int] = set()
+    started, said = set[int](), list[str]()
     try:
         try:
             share = draw.uniform(0, 0.6) if phase.split("/")[1] in TRAINING else 0.0  # others last a second or two
@@ -72,6 +73,7 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         kind.strike(command, draw, place)
         if not kind.by_itself:
             landed &= command.process.wait(120) != 0  # a job that ended well had not been hit
+            said = [line for line in command.log.read_text().splitlines() if line.startswith("error: ")]
             ended = gone(ours)
             command = start()
             command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
@@ -92,7 +94,8 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         # Finding whom to strike takes a while.
         landed &= max((e["ts"] + e["dur"] for e in events), default=0) >= place.struck * 1e6
         moment = {"phase": phase, **{k: v for k, v in state.items() if k in ("step", "steps", "parts")}}
-        return {"moment": moment, "seconds": round(seconds, 1), "landed": landed, "identical": same, "left": not ended}
+        found = {"moment": moment, "seconds": round(seconds, 1), "landed": landed, "identical": same, "left": not ended}
+        return found | {"said": said[-1] if said else ""}
     finally:
         for pid in {command.process.pid} | alive(started | descendants(command.process.pid)):
             with contextlib.suppress(ProcessLookupError):

@@ -12,14 +12,16 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tests.edge.conftest import Command, descendants, title
 from tests.faults.places import Place
 
+#: vLLM's engine as a process of its own, which on a CPU it is not by itself.
+ENGINE_APART = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 Strike = Callable[[Command, random.Random, Place], None]
 TRAINING, GENERATING = ("pretrain", "sft", "prefer"), ("negatives", "evaluate")
 
@@ -213,10 +215,13 @@ class Kind:
     place: Literal["folder", "mount", "store", "cluster", "submitted"] = "folder"
     """Where the run must lie: in any folder, on a small file system of its own, or in an object store; or on what it
     must run: four nodes that share a store, or a cluster that a job is submitted to."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the run besides the place's."""
 
 
 KINDS = {
     "generator killed": Kind(kill("ray::Generator"), GENERATING, by_itself=True),
+    "engine killed": Kind(kill("VLLM::EngineCore"), GENERATING, by_itself=True, env=ENGINE_APART),
     "worker killed": Kind(kill("ray::RayTrainWorker"), TRAINING, by_itself=True),
     "controller killed": Kind(kill("ray::TrainController"), TRAINING, by_itself=True),
     "board killed": Kind(kill("ray::Board"), TRAINING),

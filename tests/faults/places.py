@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.edge.network import RAY, Network, Nodes, network
 
@@ -37,10 +38,16 @@ class Place:
         self.runs, self.url, self.env = runs, "", dict(os.environ)
         self.args, self.before, self.roots = list[str](), list[str](), set[int]()
         """Flags of a run here, words before its command, and processes besides the driver that start others for it."""
+        self.logs = runs
         self.struck = 0.0
         """When the fault struck, in seconds since the epoch."""
         self.unplugged = set[int]()
         """Processes of a node that nobody can reach: they end when their raylet gives up."""
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What a Command is told of this place besides its folder and its flags."""
+        return {"env": self.env, "url": self.url, "before": self.before, "logs": self.logs}
 
     def serve(self, host: str = "127.0.0.1") -> None:
         """Start an S3 server with an empty bucket."""

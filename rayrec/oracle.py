@@ -1,0 +1,61 @@
+"""The oracle: a SASRec that doubts pairs (RosePO) and guides beams (D3), trained in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rayrec import shelf
+from rayrec.lanes import Shared
+from rayrec.models import sequential
+from rayrec.runs import Stopped
+from rayrec.storage import Storage
+
+
+class Oracle:
+    """Actor that trains the SASRec, on whatever node, and answers meanwhile."""
+
+    def fit(self, storage: Storage, folder: Path, train: Any, valid: Any, catalogue: Any, seed: int) -> dict:
+        """Train and save it; returns its validation."""
+        here = storage.here(folder)
+        here.mkdir(parents=True, exist_ok=True)
+        report = sequential.fit_sasrec(train, valid, catalogue, seed, str(here))
+        storage.keep(here)
+        return report
+
+    def here(self) -> None:
+        """Answer that the process is alive."""
+
+
+def train_oracle(shared: Shared, folder: Path, facts: dict) -> dict:
+    """Train it on the training split into ``folder``, or take it from the shelf; returns its metrics.
+
+    Raises:
+        Stopped: its process died more often than allowed, or was silent for ``wait_seconds``.
+    """
+    if not shared.config.output.share:
+        return _fit(shared, folder)
+    deciding = {"oracle": "sasrec", "data": shared.data.content_hash, "seed": shared.config.data.seed}
+    return shelf.take_or_make(shared.run.root, folder, deciding, facts, lambda: _fit(shared, folder))
+
+
+def _fit(shared: Shared, folder: Path) -> dict:
+    import ray
+    from ray.exceptions import RayActorError
+
+    data, storage, placement = shared.data, shared.run.storage, shared.config.placement
+    patience, deaths = placement.wait_seconds, placement.max_deaths
+    # It takes no CPU of Ray's count: Ray Data would wait for it.
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": deaths, "max_task_retries": deaths}
+    actor: Any = ray.remote(Oracle).options(max_concurrency=2, **options).remote()
+    made = actor.fit.remote(storage, folder, data.train, data.valid, data.catalogue, shared.config.data.seed)
+    while not ray.wait([made], timeout=patience)[0]:
+        if not ray.wait([actor.here.remote()], timeout=patience)[0]:
+            raise Stopped(f"00/oracle: the process that trains it gave no answer for {patience:.0f} s")
+    try:
+        report: dict = ray.get(made)
+    except RayActorError as error:
+        words = f"00/oracle: the process that trains it died more than {deaths} times (--max-deaths)"
+        raise Stopped(f"{words}: {(str(error).strip().splitlines() or [''])[-1]}") from error
+    storage.gather(folder)
+    return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}
