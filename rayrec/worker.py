@@ -207,7 +207,7 @@ class Worker:
             "zero_allow_untested_optimizer": True,
             "optimizer": {
                 "type": "AdamW",
-                "params": {"lr": phase.lr, "weight_decay": train.weight_decay, "torch_adam": True},
+                "params": {"lr": phase.lr, "weight_decay": train.weight_decay, "torch_adam": True, "fused": True},
             },
             "steps_per_print": 10**9,
         }

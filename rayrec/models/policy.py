@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rayrec.config import ModelConfig
-from rayrec.models import item_vectors
+from rayrec.models import item_vectors, products
 
 ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
 
@@ -38,6 +38,8 @@ def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: st
         )
     except OSError as error:
         raise ValueError(f"{path}: no model with safetensors weights could be opened there: {error}") from error
+    if products.wanted():
+        products.by_onednn(model)
     return model.to(device).eval()
 
 
