@@ -6,8 +6,11 @@ which returns for each prompt (token ids, log-probability) pairs, best first.
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,6 +98,10 @@ class VllmEngine:
             seed=0,
             **(cards if gpu else here),
         )
+        # vLLM itself may wait for ever for an engine that is gone, and an engine outlive its actor on its card.
+        if engines := multiprocessing.active_children():
+            _end_after(engine.sentinel for engine in engines)
+            self.llm.collective_rpc("end_with_actor")
 
     def load(self, version: str, folder: str) -> None:
         """Take a finished policy: an adapter under its own name and id, or full weights in place of the old ones."""
@@ -176,6 +183,17 @@ def tensors(folder: str) -> Iterator[tuple[str, Any]]:
             yield from ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
 
 
+def _end_after(sentinels: Iterable[int]) -> None:
+    """End this process as soon as one of others has ended."""
+    others = list(sentinels)
+
+    def watch() -> None:
+        multiprocessing.connection.wait(others)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ends with others", daemon=True).start()
+
+
 class Extension:
     """Methods that vLLM's workers get, in whatever process: the engine calls them by name, so no code is sent."""
 
@@ -189,6 +207,11 @@ class Extension:
         # that the file names; a tied head is not named, and would answer with the old weights.
         if self.model_runner.device.type == "cpu" and getattr(model.config, "tie_word_embeddings", False):
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+    def end_with_actor(self) -> None:
+        """End this process once the one that has started it has ended."""
+        if actor := multiprocessing.parent_process():
+            _end_after([actor.sentinel])
 
     def seed(self, number: int) -> None:
         """Seed what samples."""

@@ -27,7 +27,7 @@ SIZE_OF_PART, TOKENS = 64, 120
 def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
     plan = [*(("parts", rows, 1000, 16) for rows in (10**4, 10**5, 10**6, 10**7)), ("board", 10**5, 1000, 1)]
     if quick:
-        plan = [("parts", 6400, 8, 2), ("board", 1000, 8, 1)]
+        plan = [("parts", 6400, 8, 2)]
     names = ("what", "rows", "logical", "processes")
     return [({**dict(zip(names, one, strict=True)), "dtype": "", "scratch": str(scratch)}, ["ray"]) for one in plan]
 

@@ -7,9 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from rayrec.board import Board, Phase
+import pytest
+
+from rayrec.board import Board, Heartbeat, Phase
 from tests.edge.conftest import ROOT
 
 PHASE = Phase("p", "sft", "", "", "", 1, 2, 0.0, 0, 0.0, 1)
@@ -29,6 +32,19 @@ def test_a_group_that_is_dismissed_while_it_comes_up_leaves() -> None:
         return [*told, *there, (await board.poll(0, 0.01))[2]]
 
     assert asyncio.run(asyncio.wait_for(story(), 20)) == [None, None, "shard 1", False, True, False]
+
+
+def test_of_short_steps_the_board_hears_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [0.0], list[dict]()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    actor = SimpleNamespace(report=SimpleNamespace(remote=lambda **facts: told.append(facts)))
+    first, second = Heartbeat(actor, 0), Heartbeat(actor, 1)
+    for step in range(1000):  # 2 s of them
+        for beat in (first, second):
+            beat(phase="01/sft" if step < 500 else "01/prefer", step=step)
+        now[0] += 0.002
+    assert [one["step"] for one in told if one["phase"] == "01/sft"] == [*range(0, 500, 50)]
+    assert [one["step"] for one in told if one["phase"] == "01/prefer"] == [*range(500, 1000, 50)]
 
 
 SCRIPT = """

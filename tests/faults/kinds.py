@@ -222,6 +222,7 @@ class Kind:
 KINDS = {
     "generator killed": Kind(kill("ray::Generator"), GENERATING, by_itself=True),
     "engine killed": Kind(kill("VLLM::EngineCore"), GENERATING, by_itself=True, env=ENGINE_APART),
+    "generator of an engine killed": Kind(kill("ray::Generator"), GENERATING, by_itself=True, env=ENGINE_APART),
     "worker killed": Kind(kill("ray::RayTrainWorker"), TRAINING, by_itself=True),
     "controller killed": Kind(kill("ray::TrainController"), TRAINING, by_itself=True),
     "board killed": Kind(kill("ray::Board"), TRAINING),
