@@ -6,7 +6,28 @@ returns besides ``rate`` and ``memory``, and PAIRS, those of them that are print
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def own_cluster() -> Iterator[None]:
+    """Ray on two cores of this machine, as a run starts it: without a dashboard, which nobody's calls are kept for."""
+    from rayrec import cluster
+
+    cluster.share_heaps()
+    os.environ["RAY_task_events_report_interval_ms"] = "0"  # noqa: SIM112
+    import ray
+
+    runtime = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def reset_peak() -> int:

@@ -107,10 +107,9 @@ def ours(base: str, dtype: str, asked: list, width: int, names: list[str], templ
 
 def hugging_face(base: str, dtype: str, asked: list, width: int, names: list[str], template: Any) -> dict[str, Any]:
     import torch
+    from transformers import AutoModelForCausalLM
 
-    from rayrec.models.policy import load_base
-
-    model = load_base(base, dtype)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
     shape: dict[str, Any] = {"num_beams": width, "num_return_sequences": width, "max_new_tokens": STEPS}
     shape |= {"do_sample": False, "length_penalty": 0.0}
 

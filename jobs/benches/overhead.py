@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benches import peak, reset_peak
+from benches import own_cluster, peak, reset_peak
 
 PACKAGES, SIZE, COLUMNS = ("ray",), "rows", ("what", "logical", "processes")
 UNIT, FACTS, PAIRS = "parts of 64 prompts, or steps, per second", ("answers",), ()
@@ -61,16 +61,10 @@ def measure(
     contender: str, what: str, rows: int, logical: int, processes: int, dtype: str, scratch: str
 ) -> dict[str, Any]:
     """Parts or reports per second, the driver's memory from the first on, and how many answers came."""
-    import ray
-
-    runtime = {"env_vars": {"PYTHONPATH": os.pathsep.join(os.sys.path)}}  # pyright: ignore[reportAttributeAccessIssue]
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime)
-    try:
+    with own_cluster():
         if what == "board":
             return board(contender, rows, logical)
         return parts(contender, rows // SIZE_OF_PART, logical, processes, scratch)
-    finally:
-        ray.shutdown()
 
 
 def parts(contender: str, count: int, logical: int, processes: int, scratch: str) -> dict[str, Any]:

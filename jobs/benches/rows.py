@@ -8,7 +8,6 @@ that it reads in place (anonymous memory, looked at 20 times a second).
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benches import own_cluster
 from benches.overhead import SIZE_OF_PART, NoOp, pool_of
 
 PACKAGES, SIZE, COLUMNS = ("ray", "pyarrow"), "rows", ("processes",)
@@ -36,18 +36,8 @@ def shown(setting: dict[str, Any]) -> dict[str, Any]:
 
 def measure(contender: str, rows: int, processes: int, dtype: str, scratch: str) -> dict[str, Any]:
     """Rows per second, the driver's memory, and how many rows came out."""
-    import ray
-
-    from rayrec import cluster
-
-    cluster.share_heaps()  # as a run does, whose own cluster has no dashboard to show calls in either
-    os.environ["RAY_task_events_report_interval_ms"] = "0"  # noqa: SIM112
-    runtime = {"env_vars": {"PYTHONPATH": os.pathsep.join(os.sys.path)}}  # pyright: ignore[reportAttributeAccessIssue]
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime)
-    try:
+    with own_cluster():
         return {"ours": ours, "ray_data": ray_data}[contender](rows, processes, Path(scratch))
-    finally:
-        ray.shutdown()
 
 
 class Quiet:
