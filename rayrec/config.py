@@ -136,6 +136,9 @@ class TrainConfig:
     row_tokens: int = 0
     """Examples share a row of the packed pass up to this many tokens; 0: as many as its longest example has, which is
     fastest on a CPU."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """How a GPU attends within packed rows: over a dense mask (`sdpa`), or by FlexAttention, which passes over blocks
+    where nobody looks (`flex`; it needs a model that supports it, and a compiler)."""
     activation_checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept."""
     warmup_steps: int = 20

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 
 #: Logits held at once; more are computed chunk by chunk, and again in the backward pass.
@@ -54,6 +55,17 @@ class Packed:
         segment_R1T = self.segment_RT[:, None, :]
         sees_RTT &= (segment_R1T == 0) | (segment_R1T == self.segment_RT[:, :, None])
         return torch.where(sees_RTT[:, None], 0.0, torch.finfo(dtype).min).to(dtype)
+
+    def block_mask(self) -> BlockMask:
+        """Return the same mask for FlexAttention, which passes over blocks where no token may look."""
+
+        def sees(r: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            together = self.example_RT[r, query] == self.example_RT[r, key]
+            shared = (self.segment_RT[r, key] == 0) | (self.segment_RT[r, key] == self.segment_RT[r, query])
+            return together & (query >= key) & shared
+
+        rows, length = self.ids_RT.shape
+        return create_block_mask(sees, rows, None, length, length, device=self.ids_RT.device)
 
 
 def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0) -> Packed:
@@ -138,7 +150,7 @@ class PackedLM(nn.Module):
         with _last_mlp_at(packed, lm if self.narrows else None):
             hidden_RTH = lm.base_model(
                 input_ids=packed.ids_RT,
-                attention_mask=packed.mask(lm.dtype),
+                attention_mask=packed.block_mask() if _is_flex(lm) else packed.mask(lm.dtype),
                 position_ids=packed.positions_RT,
                 use_cache=False,
             )[0]
@@ -188,6 +200,25 @@ def _last_mlp_at(packed: Packed, lm: Any) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def attend_by_flex(model: Any) -> None:
+    """Let ``model`` attend by FlexAttention in place of sdpa; PyTorch has no backward pass of it on a CPU.
+
+    Raises:
+        ValueError: the model does not support it.
+    """
+    lm = _plain(model)
+    try:
+        lm.set_attn_implementation("flex_attention")
+    except ValueError as error:
+        raise ValueError(
+            f"--attention flex: {type(lm).__name__} does not support it. Take --attention sdpa."
+        ) from error
+
+
+def _is_flex(lm: Any) -> bool:
+    return lm.config._attn_implementation == "flex_attention"
 
 
 def check_packed(model: Any, longest: int) -> None:

@@ -74,6 +74,10 @@ def prepare(config: Config, scratch: Path) -> Prepared:
             f"--tensor-parallel {cards} spreads vLLM's model over GPUs, and this plan has the engine {engine} on "
             f"{'GPUs' if gpu else 'CPUs'}. Leave it out, or take --engine vllm --device gpu."
         )
+    if config.train.attention == "flex" and not (gpu or config.placement.cluster):
+        raise ValueError(
+            "--attention flex trains on GPUs alone, and this plan is on CPUs. Take --attention sdpa, or --device gpu."
+        )
     data = load(config.data)
     # What `auto` meant is recorded and hashed, not the word.
     config = dataclasses.replace(

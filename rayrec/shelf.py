@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Settings besides the phase's own that a training worker reads.
 _MODEL = ("lora_rank", "lora_alpha", "max_length", "template")
-_TRAIN = ("micro_batch", "row_tokens", "activation_checkpointing")
+_TRAIN = ("micro_batch", "row_tokens", "attention", "activation_checkpointing")
 _TRAIN += ("schedule", "weight_decay", "clip", "dtype", "zero_stage")
 
 

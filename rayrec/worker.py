@@ -75,7 +75,7 @@ class Worker:
         import deepspeed
         import torch
 
-        from rayrec.logprobs import PackedLM, check_packed
+        from rayrec.logprobs import PackedLM, attend_by_flex, check_packed
         from rayrec.models import policy
 
         self.config: Config = setup["config"]
@@ -93,6 +93,8 @@ class Worker:
         deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
         self.tokenizer = policy.load_tokenizer(here)
         lm = policy.without_dropout(policy.load_base(here, getattr(torch, train.dtype), self.device))
+        if train.attention == "flex":
+            attend_by_flex(lm)
         check_packed(lm, model.max_length)
         self.hidden = int(lm.config.get_text_config().hidden_size)
         if model.lora_rank:

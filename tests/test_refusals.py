@@ -127,6 +127,10 @@ CASES = {
         ["--tensor-parallel", "2", "--device", "cpu"],
         ["--tensor-parallel 2 spreads vLLM's model over GPUs", "on CPUs", "Leave it out"],
     ),
+    "flex attention on a CPU": (
+        ["--attention", "flex", "--device", "cpu"],
+        ["--attention flex trains on GPUs alone", "on CPUs", "Take --attention sdpa"],
+    ),
     "no data": (["--source", "csv"], ["--data is missing", "reads files", "Add --data"]),
     "two data": (
         ["--source", "synthetic", "--data", "{root}/films"],

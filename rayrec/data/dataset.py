@@ -18,7 +18,7 @@ from rayrec.data import synthetic, windows
 from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.core import k_core
-from rayrec.data.mapped import slices, take
+from rayrec.data.mapped import ascending, slices, take
 from rayrec.data.met import Met
 from rayrec.data.sources import SOURCES, detect
 from rayrec.data.sources.reading import Raw, Truth
@@ -189,7 +189,7 @@ def _outside(cut: windows.Windows, catalogue: Catalogue) -> dict[str, int]:
 
 def numbered(rows: pa.Table) -> pa.Table:
     """The rows with a column ``number``, the place of each."""
-    return rows.append_column("number", pa.array(np.arange(len(rows), dtype=np.int32)))
+    return rows.append_column("number", pa.array(ascending(len(rows))))
 
 
 def load(config: DataConfig) -> Dataset:

@@ -1,11 +1,12 @@
-"""Tables that lie in files and not in memory: made a slice at a time, read where they lie.
+"""Tables, and numbers of rows, that lie in files and not in memory: made a slice at a time, read where they lie.
 
-What grows with the number of rows is kept so; a process then holds a few slices, and numbers of rows. The files are
-Arrow's, in the folder for temporary files (``TMPDIR``), without a name: they end with the process, however it ends.
+What grows with the number of rows is kept so; a process then holds a few slices. The files lie in the folder for
+temporary files (``TMPDIR``), without a name: they end with the process, however it ends.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,28 @@ def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
             with _written():
                 writer.close()
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+
+
+def array(length: int, dtype: type = np.int32) -> np.ndarray:
+    """Zeros, (length,), that the system may take out of memory.
+
+    Raises:
+        OSError: the folder for temporary files is full or cannot be written to.
+    """
+    if not length:
+        return np.zeros(0, dtype)
+    size = length * np.dtype(dtype).itemsize
+    with tempfile.TemporaryFile(prefix="rayrec-") as file:
+        with _written():
+            os.posix_fallocate(file.fileno(), 0, size)  # where a full disk is an error, and no signal later
+        return np.frombuffer(mmap.mmap(file.fileno(), size), dtype)
+
+
+def ascending(length: int) -> np.ndarray:
+    """The numbers below ``length``, (length,) int32, as an :func:`array`."""
+    numbers = array(length)
+    numbers[1:] = 1
+    return np.cumsum(numbers, dtype=np.int32, out=numbers)
 
 
 @contextmanager

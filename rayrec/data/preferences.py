@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayrec.data import schema
-from rayrec.data.mapped import SLICE, each, mapped, slices, take
+from rayrec.data.mapped import SLICE, array, ascending, each, mapped, slices, take
 from rayrec.seeds import seed_of
 
 #: Columns that only some objectives read.
@@ -24,13 +24,13 @@ def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Ta
 
     So rows repeat only after the split is used up. ``name`` separates independent readings.
     """
-    rounds, taken = [], start
-    while taken < start + count:
-        turn, offset = divmod(taken, len(train))
-        order = _permutation(len(train), seed, name, turn)
-        rounds.append(order[offset : offset + start + count - taken])
-        taken += len(rounds[-1])
-    return take(train, np.concatenate(rounds) if rounds else np.zeros(0, np.int32))
+    chosen, taken = array(count), 0
+    while taken < count:
+        turn, offset = divmod(start + taken, len(train))
+        some = _permutation(len(train), seed, name, turn)[offset : offset + count - taken]
+        chosen[taken : taken + len(some)] = some
+        taken += len(some)
+    return take(train, chosen)
 
 
 def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
@@ -87,12 +87,13 @@ def _places(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
 
 def distinct(rows: pa.Table) -> pa.Table:
     """Every ``number`` once, in the order in which they come first: a draw longer than the split holds some twice."""
-    numbers = rows["number"].to_numpy()
-    seen = np.zeros(numbers.max(initial=-1) + 1, bool)
-    seen[numbers] = True
-    if seen.sum() == len(rows):
+    last = pc.call_function("max", [rows["number"]]).as_py()
+    seen = array(0 if last is None else last + 1, bool)
+    for some in slices(rows):
+        seen[some["number"].to_numpy()] = True
+    if np.count_nonzero(seen) == len(rows):
         return rows
-    _, first = np.unique(numbers, return_index=True)
+    _, first = np.unique(rows["number"].to_numpy(), return_index=True)
     return take(rows, np.sort(first))
 
 
@@ -141,9 +142,11 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> p
         raise ValueError(
             f"{name}: there is no row to train on. Draw more rows, or keep pairs with --equal-target next."
         )
-    order = np.concatenate([_permutation(len(table), seed, name, epoch) for epoch in range(epochs)])
-    real = len(order)
-    order = np.concatenate([order, np.repeat(order[-1:], -real % batch)])
+    real = epochs * len(table)
+    order = array(real + -real % batch)
+    for epoch, start in enumerate(range(0, real, len(table))):
+        order[start : start + len(table)] = _permutation(len(table), seed, name, epoch)
+    order[real:] = order[real - 1]
 
     def arranged(start: int) -> pa.Table:
         some = take(table, order[start : start + SLICE])
@@ -157,5 +160,7 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> p
 
 
 def _permutation(length: int, seed: int, name: str, turn: int) -> np.ndarray:
-    """The numbers below ``length`` in random order: with the slices in hand, all that grows with the rows."""
-    return np.random.default_rng(seed_of(seed, name, turn)).permutation(length).astype(np.int32)
+    """The numbers below ``length`` in random order."""
+    order = ascending(length)
+    np.random.default_rng(seed_of(seed, name, turn)).shuffle(order)
+    return order

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from rayrec.data.mapped import slices
+from rayrec.data.mapped import ascending, slices
 from rayrec.negatives import NEGATIVES
 from rayrec.seeds import seed_of
 
@@ -46,7 +46,7 @@ def assign(examples: pa.Table, shares: dict[str, float], seed: int, iteration: i
     iteration, example id) and not on the order of the rows.
     """
     if len(shares) == 1:
-        return {next(iter(shares)): np.arange(len(examples), dtype=np.int32)}
+        return {next(iter(shares)): ascending(len(examples))}
     ids = (example_id for some in slices(examples) for example_id in some["example_id"].to_pylist())
     order = np.argsort(np.fromiter((seed_of(seed, "mixture", iteration, one) for one in ids), np.int64))
     exact = {name: share * len(order) for name, share in shares.items()}

@@ -87,13 +87,28 @@ def test_what_grows_with_the_rows_lies_in_files() -> None:
     assert rows == 24 * mapped.SLICE and held > 300 and memory < held / 2, (held, memory)
 
 
-def test_a_full_disk_is_told_with_its_folder() -> None:
+@pytest.mark.parametrize("length", [0, 1, 7, 10**5])
+def test_numbers_in_files_are_those_in_memory(length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert (mapped.array(length, bool) == np.zeros(length, bool)).all()
+    numbers = mapped.ascending(length)
+    assert numbers.dtype == np.int32 and (numbers == np.arange(length)).all() and not list(tmp_path.iterdir())
+
+
+FULL = [
+    "mapped((pa.table({'a': range(10**4)}) for _ in range(9)), pa.schema([('a', pa.int64())]))",
+    "ascending(10**5)",
+]
+
+
+@pytest.mark.parametrize("call", FULL)
+def test_a_full_disk_is_told_with_its_folder(call: str) -> None:
     script = (
         "import pyarrow as pa, resource, signal\n"
-        "from rayrec.data.mapped import mapped\n"
+        "from rayrec.data.mapped import ascending, mapped\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\n"
-        "mapped((pa.table({'a': range(10**4)}) for _ in range(9)), pa.schema([('a', pa.int64())]))\n"
+        f"{call}\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     last = done.stderr.splitlines()[-1]
