@@ -249,9 +249,6 @@ class _Group(TrainGroup):
             self._bars.log(self._name, f"{lacking} for {silent:.0f} s; they are given up after {patience:.0f} s")
         return super()._ask(answer, what)
 
-    def _dealt(self, phase: Phase) -> list:
-        return [None] * self.counts[0]  # the rows lie in the task
-
     def _trainer(self, size: int) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -280,9 +277,8 @@ def _work(task: dict) -> None:
     rank, world, board = train.get_context().get_world_rank(), train.get_context().get_world_size(), task["board"]
     say = Heartbeat(board, rank)
     number: int = ray.get(board.next.remote())
-    while (dealt := ray.get(board.take.remote(number, rank, world))) is not None:
-        share = sequential.Share(rank, world, dist.all_reduce)
-        report = _fit(task, dealt[0], share, say)
+    while (phase := cast("Phase | None", ray.get(board.take.remote(number, rank)))) is not None:
+        report = _fit(task, phase, sequential.Share(rank, world, dist.all_reduce), say)
         if world > 1:
             dist.barrier()
         if rank == 0:

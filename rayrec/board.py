@@ -39,7 +39,7 @@ class Board:
     """Actor that hands phases to the workers and results to the driver; phases are numbered in the order of posting."""
 
     def __init__(self) -> None:
-        self.phases: list[tuple[Phase, list]] = []
+        self.phases: list[Phase] = []
         self.results: list[dict] = []
         self.beat: dict[str, Any] = {"time": time.time()}
         self.closed = False
@@ -51,17 +51,14 @@ class Board:
         self._waiting: dict[int, object] = {}
         self._news = asyncio.Condition()
 
-    async def post(self, phase: Phase, shards: list) -> int:
-        """Append a phase with one Ray Data shard per worker."""
-        return await self._tell(lambda: self.phases.append((phase, shards))) or len(self.phases) - 1
+    async def post(self, phase: Phase) -> int:
+        """Append a phase; its number."""
+        await self._tell(lambda: self.phases.append(phase))
+        return len(self.phases) - 1
 
     async def close(self) -> None:
         """Let the workers end after what they do now."""
         await self._tell(lambda: setattr(self, "closed", True))
-
-    async def deal(self, number: int, shards: list) -> None:
-        """Replace the shards of an unfinished phase: the group has another size now."""
-        await self._tell(lambda: self.phases.__setitem__(number, (self.phases[number][0], shards)))
 
     async def dismiss(self) -> None:
         """Let the workers end, those that still come up too; a new group goes on."""
@@ -80,8 +77,8 @@ class Board:
         self.there, self.beat = True, {**self.beat, "time": time.time()}
         return len(self.results)
 
-    async def take(self, number: int, rank: int, world: int) -> tuple[Phase, Any] | None:
-        """Wait for a phase dealt to ``world`` workers and return it with this one's shard; None if they are to end."""
+    async def take(self, number: int, rank: int) -> Phase | None:
+        """Wait for a phase and return it; None if the workers are to end."""
         mine = self._waiting[rank] = object()
 
         def over() -> bool:  # a worker that died still waits here until another one has its rank
@@ -89,10 +86,8 @@ class Board:
 
         async with self._news:
             self._news.notify_all()
-            await self._news.wait_for(
-                lambda: over() or (len(self.phases) > number and len(self.phases[number][1]) == world)
-            )
-            return None if over() else (self.phases[number][0], self.phases[number][1][rank])
+            await self._news.wait_for(lambda: over() or len(self.phases) > number)
+            return None if over() else self.phases[number]
 
     async def report(self, **facts: Any) -> None:
         """Heartbeat of a running phase, from rank 0."""
@@ -102,7 +97,6 @@ class Board:
         """Take the result of a phase: its metrics, the ``error`` in its numbers, or what ``stopped`` the storage."""
         if number == len(self.results):
             self.deaths = 0
-            self.phases[number] = (self.phases[number][0], [])  # lets go of the shards' actor
             await self._tell(lambda: self.results.append(result))
 
     async def poll(self, number: int, seconds: float) -> tuple[dict | None, dict, bool, int, str]:

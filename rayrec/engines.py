@@ -66,6 +66,8 @@ class VllmEngine:
                 "VLLM_CPU_KVCACHE_SPACE": "1",
                 "VLLM_LOGGING_LEVEL": "ERROR",
                 "OMP_NUM_THREADS": str(threads),
+                # It would compile how the rank of a sampled token is counted: seconds, and not without a compiler.
+                "TORCH_COMPILE_DISABLE": "1",
             }
         import torch
         from vllm import LLM

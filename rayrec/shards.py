@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,29 +13,37 @@ from rayrec.board import Phase
 from rayrec.prompts import Template
 from rayrec.storage import Storage
 
+#: Bytes of a block of tokens: a worker's first rows are there once one is full.
+_BLOCK = 1 << 22
 
-def shard_rows(phase: Phase, workers: int, template: Template, storage: Storage) -> list:
-    """Ray Data shards in which block ``step * workers + rank`` holds that worker's rows of that step.
 
-    The splitter deals blocks in turn, so with blocks of batch / workers rows any number of workers reads the same
-    global batches.
+def read_shard(
+    phase: Phase, rank: int, world: int, template: Template, storage: Storage, begun: int
+) -> Iterable[pa.Table]:
+    """One worker's rows of every step from ``begun`` on, a table a step: its slots of the global batch.
+
+    Each worker has a stream of its own, in one task of Ray Data, which waits for no other worker's. All these tasks
+    together take half a CPU, so none waits for another's room either, while their workers wait for each other.
     """
     import ray
+    from ray.data.expressions import col
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     # The newer reader starts four processes to read the footer of this one file, at seconds for every phase.
     context.use_datasource_v2 = False
+    context.target_max_block_size = _BLOCK
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    storage.keep(Path(phase.rows))
-    rows = ray.data.read_parquet(**storage.for_ray_data(Path(phase.rows)))
-    rows = rows.map_batches(
-        Tokenise(phase.kind, template), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
+    size, share = phase.batch // world, 1 / (2 * world)
+    source = storage.for_ray_data(phase.rows)
+    rows = ray.data.read_parquet(**source, override_num_blocks=1, num_cpus=share)
+    mine = (col("step") >= begun) & (col("slot") >= rank * size) & (col("slot") < (rank + 1) * size)
+    tokenise = Tokenise(phase.kind, template)
+    rows = rows.filter(expr=mine, num_cpus=share).map_batches(
+        tokenise, batch_format="pyarrow", batch_size=None, zero_copy_batch=True, num_cpus=share
     )
-    # Read tasks grow in number with the cluster, and only strict blocks do not end where theirs do.
-    rows = rows.repartition(target_num_rows_per_block=phase.batch // workers, strict=True)
-    return rows.streaming_split(workers, equal=True)
+    return rows.iter_batches(batch_size=size, batch_format="pyarrow", prefetch_batches=2)
 
 
 @dataclass(frozen=True)

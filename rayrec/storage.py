@@ -209,9 +209,9 @@ class Storage:
             if file not in kept and file.relative_to(run).parts[0] not in _OWN:
                 file.unlink()
 
-    def for_ray_data(self, file: Path) -> dict[str, Any]:
+    def for_ray_data(self, file: str | Path) -> dict[str, Any]:
         """How Ray Data's tasks, on any node, read a file of the driver that is kept."""
-        return {"paths": self._at(file), "filesystem": self.store[0]} if self.url else {"paths": str(file)}
+        return {"paths": self._at(self.here(file)), "filesystem": self.store[0]} if self.url else {"paths": str(file)}
 
     def for_ray_train(self, run: Path) -> dict[str, Any]:
         """Where Ray Train writes down its own state of a run."""

@@ -131,6 +131,7 @@ class TrainLane(Lane):
             key, storage = shelf.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
 
             def fit() -> dict:
+                storage.keep(rows)  # read by every worker, on whatever node
                 keyed = dataclasses.replace(phase, key=key)
                 result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
                 checkpoint.clear(folder, storage)

@@ -1,6 +1,6 @@
 """The group of training workers: one Ray Train run for the whole job, whose workers pull phases from a board actor.
 
-A phase starts from the weights of a finished folder, reads its rows from Ray Data, trains with a fresh DeepSpeed engine
+A phase starts from the weights of a finished folder, reads its rows with Ray Data, trains with a fresh DeepSpeed engine
 and leaves a policy folder. Ray Train replaces a worker that dies; the new group asks the board where to go on and does
 the phase again.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 from rayrec import cluster
@@ -19,7 +18,6 @@ from rayrec.config import Config
 from rayrec.prompts import Template
 from rayrec.reserve import Reserved, room_for_trainers, trainer_bundles, trainers_shortage
 from rayrec.runs import Run, Stopped
-from rayrec.shards import shard_rows
 
 #: Seconds of silence after which that is first told.
 _WORD = 60.0
@@ -40,7 +38,8 @@ class TrainGroup:
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": calls, "scheduling_strategy": here}
         self.board: Any = ray.remote(Board).options(**options).remote()
         self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu, "storage": work.storage}
-        self._template, self.closed = template, False
+        self.setup["template"] = template
+        self.closed = False
         self.counts = config.worker_counts
         self.deaths = 0
         """How often Ray Train's run ended since a phase was finished."""
@@ -116,23 +115,6 @@ class TrainGroup:
             self.size = 0
             self._ask(self.board.dismiss.remote(), "training workers")
 
-    def _dealt(self, phase: Phase) -> list:
-        """Shards of a phase for the group's size, once that is settled.
-
-        Raises:
-            Stopped: it is not for as long as nodes and a silent process are waited for, or Ray Data deals no shards.
-        """
-        begun, patience = time.monotonic(), self._patience(there=False)
-        while not self.size and self.error is None and not self.closed:
-            if time.monotonic() - begun > patience:
-                raise Stopped(
-                    f"{phase.name}: for {patience:.0f} s the last training workers have not left, or no new ones came"
-                )
-            time.sleep(0.1)
-        count, what = self.size or self.counts[0], f"{phase.name}: dealing its rows with Ray Data"
-        deal = partial(shard_rows, phase, count, self._template, self.work.storage)
-        return cluster.within(self._patience(there=True), what, deal)
-
     def _patience(self, there: bool) -> float:
         """Seconds of silence after which a group is given up; before it is there, nodes may have to come."""
         placement = self.config.placement
@@ -186,8 +168,7 @@ class TrainGroup:
         """
         if self.elastic:
             self._grow()
-        shards = self._dealt(phase)
-        number = self._ask(self.board.post.remote(phase, shards), phase.name)
+        number = self._ask(self.board.post.remote(phase), phase.name)
         begun, told, heard, word = time.time(), 0, 0.0, _WORD
         while True:
             result, beat, there, deaths, words = self._ask(self.board.poll.remote(number, 0.5), phase.name)
@@ -197,10 +178,6 @@ class TrainGroup:
             if deaths > told and not self.elastic:
                 self._counted(f"{phase.name}: a training worker of {self.size}", deaths, words)
             told = deaths
-            if self.size not in (0, len(shards)):
-                shards = self._dealt(phase)
-                self._ask(self.board.deal.remote(number, shards), phase.name)
-                begun = time.time()
             if self.closed:
                 raise Stopped(f"{phase.name}: stopped")
             if self.error is not None:

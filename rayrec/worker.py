@@ -12,21 +12,24 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import pyarrow as pa
 
 from rayrec import checkpoint
 from rayrec.board import Heartbeat, Phase
 from rayrec.config import Config
 from rayrec.runs import Stopped
 from rayrec.seeds import seed_of
+from rayrec.shards import read_shard
 from rayrec.storage import TROUBLES, Storage, errno_of
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
 Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
-#: Bytes of batches that a worker keeps for the second reading of a phase: reading them anew takes longer.
-_KEPT = 1 << 28
-#: This worker's rows of every step from a given one on, read anew.
+#: This worker's rows of every step from a given one on, read anew: as tables, and as dicts.
+Shard = Callable[[int], Iterable[pa.Table]]
 Read = Callable[[int], Iterator[list[dict]]]
 
 
@@ -47,9 +50,9 @@ def work(setup: dict) -> None:
     torch.distributed.all_gather_object(nodes, ray.util.get_node_ip_address())
     worker.report = Heartbeat(board, rank)
     number: int = ray.get(board.next.remote())
-    while (task := ray.get(board.take.remote(number, rank, worker.world))) is not None:
-        phase, shard = task
+    while (phase := cast("Phase | None", ray.get(board.take.remote(number, rank)))) is not None:
         torch.set_num_threads(phase.threads)
+        shard = partial(read_shard, phase, rank, worker.world, setup["template"], worker.storage)
         try:
             result = worker.run(phase, shard)
             result["facts"]["nodes"] = nodes
@@ -102,7 +105,7 @@ class Worker:
         self.lm = PackedLM(lm, train.activation_checkpointing)
         self.initial = policy.trainable_state(lm)  # the base is read once, however often a phase starts from it
 
-    def run(self, phase: Phase, shard: Any) -> dict:
+    def run(self, phase: Phase, shard: Shard) -> dict:
         """Train one phase and save its policy on rank 0; returns its ``steps`` and the ``facts`` for the trace."""
         import torch
         import torch.distributed as dist
@@ -125,7 +128,6 @@ class Worker:
         if phase.items:
             item_vectors.attach(self.lm.model, sequential.load(phase.items).table(), self.config.data.seed)
         policy.set_lora_dropout(self.lm.model, phase.dropout)
-        self.kept: list[Any] = []
         self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
         done = checkpoint.records_of(checkpoint.folder_of(phase.out, "policy"), phase.key, self.storage)
         self.resumed = {"resumed_at": len(done)} if done else {}
@@ -144,40 +146,14 @@ class Worker:
         facts |= {"tokens_per_s": tokens / seconds, "weight_opens": opens.opens(), "worker_pid": os.getpid()}
         return {"steps": steps, "facts": facts | self.resumed}
 
-    def _rows(self, phase: Phase, shard: Any, begun: int) -> Iterator[list[dict]]:
+    def _rows(self, phase: Phase, shard: Shard, begun: int) -> Iterator[list[dict]]:
         """Rows of each step from ``begun`` on as dicts, refusing rows that Ray Data delivered out of their place."""
         slots = self._slots(phase)
-        for number, batch in enumerate(self._batches(phase, shard)):
-            if number < begun:
-                # Ray Data makes some thousand rows a second: before millions are passed, we would be taken for dead.
-                self.report(phase=phase.name, step=self.resumed.get("resumed_at", 0), steps=phase.steps)
-                continue
+        for number, batch in enumerate(shard(begun), begun):
             rows = batch.to_pylist()
             found = [(row["step"], row["slot"]) for row in rows]
             assert found == [(number, slot) for slot in slots], f"step {number}, slots {slots} received rows {found}"
             yield [row if row["weight"] else _stub(row) for row in rows]
-
-    def _batches(self, phase: Phase, shard: Any) -> Iterator[Any]:
-        """The shard's batches; a preference phase reads twice: all workers keep the first if it is small."""
-        if self.kept:
-            yield from self.kept
-            return
-        import torch
-        import torch.distributed as dist
-
-        kept: list[Any] = []
-        room = _KEPT if phase.kind == "prefer" else 0
-        for batch in shard.iter_batches(batch_size=len(self._slots(phase)), batch_format="pyarrow", prefetch_batches=2):
-            room -= batch.nbytes
-            if room > 0:
-                kept.append(batch)
-            else:
-                kept.clear()
-            yield batch
-        if phase.kind == "prefer":  # Ray Data begins an epoch when every worker does, so they keep together or none
-            full = torch.tensor(int(room <= 0))
-            dist.all_reduce(full)
-            self.kept = [] if full else kept
 
     def _slots(self, phase: Phase) -> range:
         """This worker's places in the global batch."""

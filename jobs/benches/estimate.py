@@ -194,10 +194,8 @@ def work(rank: int, config: Any, base: str, rows: Any, template: Any, folder: Pa
     table = Tokenise("sft", template)(preferences.sft_rows(first, BATCH, 1, 0, "00/sft"))
     config = replace(config, placement=replace(config.placement, checkpoint_seconds=0.0))
 
-    class Shard:
-        def iter_batches(self, batch_size: int, **_: object) -> Iterator[Any]:
-            for step in range(STEPS):
-                yield table.slice(step * BATCH + rank * batch_size, batch_size)
+    def shard(begun: int) -> Iterator[Any]:
+        return (table.slice(step * BATCH + rank * (BATCH // world), BATCH // world) for step in range(begun, STEPS))
 
     worker = Worker({"config": config, "base": base, "gpu": False, "storage": Storage("")}, rank, world)
     weights = sum(p.nbytes for p in worker.lm.parameters())
@@ -211,7 +209,7 @@ def work(rank: int, config: Any, base: str, rows: Any, template: Any, folder: Pa
     torch.distributed.barrier()
     before, sent = reset_peak(), loopback()
     out = str(folder / str(rank) / "policy")
-    worker.run(Phase("00/sft", "sft", "", base, out, STEPS, BATCH, 1e-4, 1, 0.0, 1), Shard())
+    worker.run(Phase("00/sft", "sft", "", base, out, STEPS, BATCH, 1e-4, 1, 0.0, 1), shard)
     torch.distributed.barrier()
     if rank == 0:
         results.put({"memory": (weights + peaks[-1] - before) / 1e6, "traffic": (loopback() - sent) / 1e6})

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from benches import peak, reset_peak
@@ -88,12 +89,8 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
     columns |= {"slot": pa.array(i % BATCH for i in range(len(data)))}
     table = pa.table(columns | {name: pa.nulls(len(data)) for name in ("neighbour", "scores", "smoothing")})
 
-    class Rows:
-        def __init__(self, steps: int):
-            self.steps = steps
-
-        def iter_batches(self, batch_size: int, **_: Any) -> Iterator[pa.Table]:
-            return (table.slice(step * batch_size, batch_size) for step in range(self.steps))
+    def shard(steps: int, begun: int) -> Iterator[pa.Table]:
+        return (table.slice(step * BATCH, BATCH) for step in range(begun, steps))
 
     class Timed(Worker):
         def report(self, **_: Any) -> None:
@@ -111,9 +108,9 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
         worker = Timed({"config": config, "base": base, "gpu": False, "storage": Storage("")}, 0, 1)
         phase = Phase("first", "prefer", "", base, f"{folder}/first", 1, BATCH, LR, 0, 0.0, 1)
         before = reset_peak()
-        worker.run(phase, Rows(1))
+        worker.run(phase, partial(shard, 1))
         times.clear()
-        done = worker.run(replace(phase, name="second", out=f"{folder}/second", steps=steps), Rows(steps))
+        done = worker.run(replace(phase, name="second", out=f"{folder}/second", steps=steps), partial(shard, steps))
         memory = peak() - before
     torch.distributed.destroy_process_group()
     return times[-1] - times[0], memory, done["facts"]["tokens"], done["steps"][-1]["loss"]

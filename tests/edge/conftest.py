@@ -85,7 +85,7 @@ class Command:
         """Wait until a phase is at work, as :meth:`inside` has it."""
         return self.until(lambda trace: self.inside(trace, phase, share), f"step inside {phase}", seconds)
 
-    def at_some_moment(self, draw: random.Random, phases: Sequence[str], most: float = 1.0) -> str:
+    def at_some_moment(self, draw: random.Random, phases: Sequence[str], most: float) -> str:
         """Wait until the first of ``phases`` that is still at work at a random moment, up to ``most`` seconds on."""
         for phase in phases:
             self.until(partial(self._at_work_or_over, phase=phase), f"step inside {phase}")

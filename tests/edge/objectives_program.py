@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,15 +46,10 @@ def settings(objective: str) -> Config:
     return resolve(parse("", [*args, "--dtype", "float32", "--checkpoint-steps", "0", "--checkpoint-seconds", "0"]))
 
 
-class Rows:
-    """A worker's rows of every step, in the manner of a Ray Data shard."""
-
-    def __init__(self, table: pa.Table, rank: int):
-        self.table, self.rank = table, rank
-
-    def iter_batches(self, batch_size: int, **_: object) -> Iterator[pa.Table]:
-        for step in range(STEPS):
-            yield self.table.slice(step * BATCH + self.rank * batch_size, batch_size)
+def shard(table: pa.Table, rank: int, world: int, begun: int) -> Iterator[pa.Table]:
+    """A worker's rows of every step, as Ray Data gives them."""
+    for step in range(begun, STEPS):
+        yield table.slice(step * BATCH + rank * (BATCH // world), BATCH // world)
 
 
 def main(root: Path, rank: int, world: int) -> None:
@@ -74,7 +70,8 @@ def main(root: Path, rank: int, world: int) -> None:
         worker = Worker(setup, rank, world)
         worker.report = lambda **facts: None
         phase = Phase(name, "prefer", "", base, str(root / name / "policy"), STEPS, BATCH, LR, 0, 0.0, 1, key="k")
-        steps[name] = worker.run(phase, Rows(doubted if name == "rosepo" else sure, rank))["steps"]
+        tokens = doubted if name == "rosepo" else sure
+        steps[name] = worker.run(phase, partial(shard, tokens, rank, world))["steps"]
     if rank == 0:
         (root / "steps.json").write_text(json.dumps(steps))
     torch.distributed.destroy_process_group()  # as Ray Train does: gloo's threads may not outlive the interpreter

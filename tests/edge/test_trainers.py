@@ -21,17 +21,17 @@ PHASE = Phase("p", "sft", "", "", "", 1, 2, 0.0, 0, 0.0, 1)
 def test_a_group_that_is_dismissed_while_it_comes_up_leaves() -> None:
     async def story() -> list[Any]:
         board = Board()
-        await board.post(PHASE, ["shard 0", "shard 1"])
+        await board.post(PHASE)
         await board.dismiss()
-        told = [await board.take(await board.next(), rank, 2) for rank in range(2)]
+        told = [await board.take(await board.next(), rank) for rank in range(2)]
         await board.open()
         there = [(await board.poll(0, 0.01))[2]]
-        told.append((await board.take(await board.next(), 1, 2) or [None])[-1])
+        told.append(await board.take(await board.next(), 1))
         there.append((await board.poll(0, 0.01))[2])
         await board.lose("")
         return [*told, *there, (await board.poll(0, 0.01))[2]]
 
-    assert asyncio.run(asyncio.wait_for(story(), 20)) == [None, None, "shard 1", False, True, False]
+    assert asyncio.run(asyncio.wait_for(story(), 20)) == [None, None, PHASE, False, True, False]
 
 
 def test_of_short_steps_the_board_hears_some(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,15 +78,11 @@ workers = ["--train-workers", "80", "--batch", "80", "--prefer-batch", "80", "--
 config = parse("", ["--preset", "toy", *workers, "--wait-seconds", "3", "--wait-for-resources", "1"])
 group = Quiet(config, "", None, Work(), False, Reserved())
 phase = Phase("01/sft", "sft", "", "", "", 1, 80, 0.0, 0, 0.0, 1)
-waiting = [group.board.take.remote(0, rank, 80) for rank in range(80) for _ in range(3)]
+waiting = [group.board.take.remote(0, rank) for rank in range(80) for _ in range(3)]
 time.sleep(1)
-out = {"posted": told(lambda: group._ask(group.board.post.remote(phase, [*range(80)]), "01/sft"))}
+out = {"posted": told(lambda: group._ask(group.board.post.remote(phase), "01/sft"))}
 out["taken"] = len(ray.get(waiting, timeout=30))
-out["unsettled"] = told(lambda: group._dealt(phase))
 group.size, trainers._WORD = 80, 1.0
-trainers.shard_rows = lambda *_: time.sleep(100)
-out["undealt"] = told(lambda: group._dealt(phase))
-group._dealt = lambda phase: [*range(80)]
 out["silent"] = told(lambda: group.run(phase, None))
 board = next(p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Board"))
 board.suspend()
@@ -105,10 +101,8 @@ def test_whoever_waits_for_the_board_or_the_workers_is_told(tmp_path: Path) -> N
     out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
     # 240 calls wait at the board, of three groups, two of them dead, and it still takes a phase.
     assert (out["posted"], out["taken"]) == (0, 240)
-    assert out["unsettled"].startswith("01/sft: for 4 s the last training workers have not left")
     words, _, logs = out["words"].partition("\nThe workers' own logs lie on their nodes, in ")
     assert words == "ValueError: two" and Path(logs.removesuffix("."), "raylet.out").exists()
-    assert out["undealt"] == "01/sft: dealing its rows with Ray Data took longer than 3 s"
     said = [line for line in done.stdout.splitlines() if line.startswith("01/sft: no word from the training workers")]
     assert [line.rsplit(" for ", 1)[1] for line in said[:2]] == ["1 s", "2 s"], said
     # 3 s of silence, and 1 s more while no group is there.

@@ -11,6 +11,7 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -128,15 +129,10 @@ def check_resumed(case: Case, facts: dict[str, Any]) -> None:
     assert facts["examples"] == seen, (case, facts)
 
 
-class Rows:
-    """A worker's rows of every step, in the manner of a Ray Data shard."""
-
-    def __init__(self, table: pa.Table, rank: int, world: int):
-        self.table, self.rank, self.world = table, rank, world
-
-    def iter_batches(self, batch_size: int, **_: object) -> Iterator[pa.Table]:
-        for step in range(STEPS):
-            yield self.table.slice(step * BATCH + self.rank * batch_size, batch_size)
+def shard(table: pa.Table, rank: int, world: int, begun: int) -> Iterator[pa.Table]:
+    """A worker's rows of every step, as Ray Data gives them."""
+    for step in range(begun, STEPS):
+        yield table.slice(step * BATCH + rank * (BATCH // world), BATCH // world)
 
 
 def main(root: Path, rank: int, world: int) -> None:
@@ -164,7 +160,8 @@ def main(root: Path, rank: int, world: int) -> None:
         worker.report = report
         dropout = 0.1 if case.lora and kind == "sft" else 0.0
         phase = Phase(case.name, kind, "", base, str(out / "policy"), STEPS, BATCH, LR, WARMUP, dropout, 1, items, "k")
-        return worker.run(phase, Rows(Tokenise(kind, shown if items else template)(table), rank, world))
+        tokens = Tokenise(kind, shown if items else template)(table)
+        return worker.run(phase, partial(shard, tokens, rank, world))
 
     if not (root / f"out{world}").exists():
         for case in WHOLE:
