@@ -30,7 +30,7 @@ from tests.faults.places import Place, place_of
 
 #: More rows than the tests have, so that every phase lasts long enough to be seen at work.
 ARGS = ["--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "10", "--no-share"]
-ARGS += ["--checkpoint-seconds", "1", "--rows-per-iteration", "512", "--test-rows", "1000"]
+ARGS += ["--checkpoint-seconds", "1", "--rows-per-iteration", "1024", "--test-rows", "1000"]
 #: Processes that a run has on the nodes of a cluster that it joins.
 OURS = ("ray::RayTrainWorker", "ray::Generator", "ray::Board", "ray::TrainController", "jobs/sprec.py")
 PHASES = ["00/pretrain", "00/sft", "00/evaluate"]
