@@ -2,7 +2,7 @@
 
 ``seconds``: `jobs/sprec.py` on the embedded data with the tiny model, in a process of its own with the real Ray,
 DeepSpeed and vLLM, from its start to its end; ``iteration`` is the time from one policy to the next, in the trace. The
-case `fitted` is the run that the figures of ``DEVICES["cpu"]`` were fitted to; no other case was used for them.
+cases `fitted` and `model` are the runs that the figures of ``DEVICES["cpu"]`` were fitted to; no other was used.
 
 ``memory``: MB of a training worker without Ray, in a process of its own, for a model of 34 million parameters: its
 weights, and what else four steps take. ``traffic``: MB that two such workers send each other (the loopback's counter).
