@@ -15,6 +15,8 @@ from rayrec.storage import Storage
 
 #: Bytes of a block of tokens: a worker's first rows are there once one is full.
 _BLOCK = 1 << 22
+#: Blocks that lie ready for a worker.
+_AHEAD = 16
 
 
 def read_shard(
@@ -26,10 +28,13 @@ def read_shard(
     together take half a CPU, so none waits for another's room either, while their workers wait for each other.
     """
     import ray
+    from ray.data import ExecutionResources
     from ray.data.expressions import col
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    # By itself every stream takes its share of the whole cluster's memory, as if it were the only one.
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_AHEAD * _BLOCK)
     context.enable_progress_bars = False
     # The newer reader starts four processes to read the footer of this one file, at seconds for every phase.
     context.use_datasource_v2 = False

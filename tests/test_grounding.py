@@ -157,6 +157,21 @@ def test_fold_keeps_case_and_punctuation():
     assert fold(' "Cafe\u0301",\t Part\n2: ') == '"Café", Part 2:'
 
 
+def test_title_vectors_are_the_weights_of_their_grams():
+    titles = ["ab", "AB  a", "ba"]
+    vectors = TitleEmbedder(titles).embed([*titles, "xyz", ""]).toarray()
+    # In order: ' a', ' a ', ' ab', ' ab ', ' b', ' ba', ' ba ', 'a ', 'ab', 'ab ', 'b ', 'ba', 'ba '.
+    having = np.array([2, 1, 2, 2, 1, 1, 1, 2, 2, 2, 2, 1, 1])
+    counts = np.array([
+        [1, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0],
+        [2, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1],
+    ])  # fmt: skip
+    weighed = counts * (1 + np.log((1 + 3) / (1 + having)))
+    assert np.allclose(vectors[:3], weighed / np.linalg.norm(weighed, axis=1, keepdims=True), atol=1e-15)
+    assert not vectors[3:].any()
+
+
 def test_title_distance_is_cosine_order():
     titles = ["Toy Story", "Toy Story 2", "History of Toys", "Alien", "Heat"]
     embedder = TitleEmbedder(titles)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 
 def fold(text: str) -> str:
@@ -18,22 +19,34 @@ def fold(text: str) -> str:
 class TitleEmbedder:
     """TF-IDF over character n-grams (2 to 4, within words) of the catalogue's titles, rows of unit length.
 
-    On unit rows the order by L2 distance is the order by cosine. A text without any n-gram of the catalogue is
-    equally far from all items. Two embedders are equal where their titles are.
+    A gram weighs its count times 1 + ln((1 + titles) / (1 + titles that have it)). On unit rows the order by L2
+    distance is the order by cosine. A text without any n-gram of the catalogue is equally far from all items. Two
+    embedders are equal where their titles are.
     """
 
     def __init__(self, titles: Sequence[str]) -> None:
         self._titles = tuple(titles)
-        self._vectorizer = TfidfVectorizer(
-            analyzer="char_wb", ngram_range=(2, 4), preprocessor=_lower, dtype=np.float64
-        )
-        self._vectorizer.fit(self._titles)
+        having = Counter(gram for title in self._titles for gram in {*_grams(title)})
+        self._columns = {gram: column for column, gram in enumerate(sorted(having))}
+        shares = [(1 + len(self._titles)) / (1 + having[gram]) for gram in self._columns]
+        self._weights_G = np.log(np.array(shares)) + 1
         self._raw = {title: item for item, title in reversed(list(enumerate(self._titles)))}
         self._folded = {fold(title): item for item, title in reversed(list(enumerate(self._titles)))}
 
     def embed(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """Return (n, n-grams) float64 rows of length 1, or 0 for a text without known n-grams."""
-        return sparse.csr_matrix(self._vectorizer.transform(texts))
+        ends, columns, counts = array("q", [0]), array("q"), array("d")
+        for text in texts:
+            found = Counter(self._columns[gram] for gram in _grams(text) if gram in self._columns)
+            for column in sorted(found):
+                columns.append(column)
+                counts.append(found[column])
+            ends.append(len(columns))
+        numbers = np.array(columns, np.int64)
+        values = np.array(counts) * self._weights_G[numbers]
+        row = np.repeat(np.arange(len(texts)), np.diff(np.array(ends)))
+        lengths_T = np.sqrt(np.bincount(row, values**2, len(texts)))
+        return sparse.csr_matrix((values / lengths_T[row], numbers, ends), (len(texts), len(self._columns)))
 
     def exact(self, text: str) -> int | None:
         """Return the item whose title is ``text``, else the first whose title is equal after :func:`fold`."""
@@ -46,5 +59,10 @@ class TitleEmbedder:
         return hash(self._titles)
 
 
-def _lower(text: str) -> str:
-    return fold(text).lower()
+def _grams(text: str) -> Iterator[str]:
+    """The n-grams of every word with a space on both sides; a word that has none is one itself."""
+    for word in fold(text).lower().split():
+        for n in (2, 3, 4):
+            yield from (f" {word} "[start : start + n] for start in range(max(1, len(word) + 3 - n)))
+            if len(word) + 2 <= n:
+                break

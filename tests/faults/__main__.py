@@ -2,10 +2,10 @@
 
 Prints a row for each and writes them all: ``kind``, ``moment`` (the phase that it struck and how far that was),
 ``seconds`` from the strike until that phase was finished, ``landed`` if the phase was running, ``identical`` to the
-undisturbed run, ``said`` the error that a struck job ended with, ``left`` where a process, or a placement group of a
-cluster, was there 15 s longer than it should. Ends with 1 unless every fault landed, every run ended identical and
-nothing was left. With ``--runs`` the same command again makes good what FILE lacks of this seed, and what missed its
-phase.
+undisturbed run, ``said`` the error that a struck job ended with, ``left`` the processes, and the placement groups of a
+cluster, that were there 15 s longer than they should. Ends with 1 unless every fault landed, every run ended identical
+and nothing was left. With ``--runs`` the same command again makes good what FILE lacks of this seed, and what missed
+its phase.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
 
     place.env |= kind.env
     command = start()
-    started, said = set[int](), list[str]()
+    started, said, left = set[int](), list[str](), set[str]()
     try:
         try:
             share = draw.uniform(0, 0.6) if phase.split("/")[1] in TRAINING else 0.0  # others last a second or two
@@ -74,18 +74,19 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         if not kind.by_itself:
             landed &= command.process.wait(120) != 0  # a job that ended well had not been hit
             said = [line for line in command.log.read_text().splitlines() if line.startswith("error: ")]
-            ended = gone(ours)
+            left |= lasting(ours)
             command = start()
             command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
-            ended &= gone(started, 1)  # what else there was of a killed driver's cluster, the next start ends by its id
+            left |= lasting(
+                started, 1
+            )  # what else there was of a killed driver's cluster, the next start ends by its id
         else:
             if not (command.folder / phase / "DONE").exists():  # a run may end during a strike of half a minute
                 command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
-            ended = True
         seconds = time.monotonic() - begun
         started |= working()
         command.wait()
-        ended = gone(started - place.unplugged) and not place.groups() and ended
+        left |= lasting(started - place.unplugged) | {f"placement group {name}" for name in place.groups()}
         kept = place.kept(command.folder)
         same = contents(kept) == contents(wanted) and counted(kept) == counted(wanted)
         same &= not any(damage(done.parent) for done in kept.glob("*/*/DONE"))
@@ -94,12 +95,24 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         # Finding whom to strike takes a while.
         landed &= max((e["ts"] + e["dur"] for e in events), default=0) >= place.struck * 1e6
         moment = {"phase": phase, **{k: v for k, v in state.items() if k in ("step", "steps", "parts")}}
-        found = {"moment": moment, "seconds": round(seconds, 1), "landed": landed, "identical": same, "left": not ended}
+        found = {
+            "moment": moment,
+            "seconds": round(seconds, 1),
+            "landed": landed,
+            "identical": same,
+            "left": sorted(left),
+        }
         return found | {"said": said[-1] if said else ""}
     finally:
         for pid in {command.process.pid} | alive(started | descendants(command.process.pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def lasting(pids: set[int], seconds: float = 15) -> set[str]:
+    """What there still is of some processes after so long."""
+    gone(pids, seconds)
+    return {f"{pid} {title(pid)}"[:200] for pid in alive(pids)}
 
 
 def main() -> int:
@@ -132,7 +145,7 @@ def main() -> int:
             if found["landed"] or found.get("identical") is False or found.get("left"):
                 break  # only what changed nothing because it came too late is tried anew
         record = {"number": number, "seed": given.seed, "kind": name}
-        records.append(record | {"seconds": None, "identical": False, "left": False} | found)
+        records.append(record | {"seconds": None, "identical": False, "left": []} | found)
         print(json.dumps(records[-1]), flush=True)
         records.sort(key=lambda record: record["number"])
         given.json.write_text(json.dumps(records, indent=1) + "\n")
