@@ -63,7 +63,6 @@ class VllmEngine:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             os.environ |= {
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                "VLLM_CPU_KVCACHE_SPACE": "1",
                 "VLLM_LOGGING_LEVEL": "ERROR",
                 "OMP_NUM_THREADS": str(threads),
                 # It would compile how the rank of a sampled token is counted: seconds, and not without a compiler.
@@ -71,6 +70,8 @@ class VllmEngine:
             }
         import torch
         from vllm import LLM
+
+        from rayrec.models import policy
 
         torch.set_num_threads(threads)
         config = setup.config
@@ -80,6 +81,9 @@ class VllmEngine:
         self.adapter: Any = None
         # Whole policies replace every weight before the first answer, so the base's need not be read here.
         here = {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni", "load_format": "dummy"}
+        # What a full batch may need, up to a GiB: all of it is zeroed, which takes seconds.
+        longest = (model.max_length + 32) * policy.cache_size(setup.base) * getattr(torch, config.train.dtype).itemsize
+        here |= {"max_num_seqs": 256, "kv_cache_memory_bytes": max(2 * longest, min(2**30, 256 * longest))}
         cards = {
             "tensor_parallel_size": placement.tensor_parallel,
             "distributed_executor_backend": "ray" if placement.tensor_parallel > 1 else "uni",

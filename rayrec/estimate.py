@@ -114,6 +114,7 @@ class Shape:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         from rayrec.logprobs import last_mlp
+        from rayrec.models.policy import cache_size
 
         settings: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
         with torch.device("meta"):
@@ -121,8 +122,6 @@ class Shape:
         head, words = lm.get_output_embeddings(), lm.get_input_embeddings().weight
         linear = [m for m in lm.modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head]
         text = settings.get_text_config()
-        heads = text.num_attention_heads
-        kv_heads, size = getattr(text, "num_key_value_heads", None) or heads, words.shape[1] // heads
         total, tied = sum(p.numel() for p in lm.parameters()), head.weight is words
         return cls(
             blocks=total - words.numel() * (1 if tied else 2),
@@ -131,7 +130,7 @@ class Shape:
             layers=text.num_hidden_layers,
             hidden=words.shape[1],
             last_mlp=sum(p.numel() for p in mlp.parameters()) if (mlp := last_mlp(lm)) is not None else 0,
-            kv=2 * text.num_hidden_layers * kv_heads * (getattr(text, "head_dim", None) or size),
+            kv=cache_size(model),
             adapters=sum(sum(m.weight.shape) for m in linear),
         )
 

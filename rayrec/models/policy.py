@@ -132,6 +132,14 @@ def vocabulary(path: str | Path) -> int:
     return int(AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config().vocab_size)
 
 
+def cache_size(path: str | Path) -> int:
+    """Return the numbers that a token leaves in a model's key-value cache, by its configuration alone."""
+    text = AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config()
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * size
+
+
 def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -> PeftModel:
     """Return ``model`` with seeded LoRA adapters in float32 on all linear layers except the head."""
     settings = LoraConfig(

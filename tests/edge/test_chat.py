@@ -39,9 +39,10 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, su
     # What `vllm serve` starts; the command itself looks for a package that the CPU build calls by another name.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager"]
-    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    command += ["--max-model-len", "512", "--kv-cache-memory-bytes", str(2**26)]
+    env = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     log = (folder.parent / "log").open("w")
-    server = subprocess.Popen([*command, "--max-model-len", "512"], env=env, stdout=log, stderr=subprocess.STDOUT)
+    server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 240
         while True:
