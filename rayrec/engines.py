@@ -75,15 +75,17 @@ class VllmEngine:
 
         torch.set_num_threads(threads)
         config = setup.config
-        model, placement = config.model, config.placement
+        model, train, placement = config.model, config.train, config.placement
         self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens or model.max_length
         self.lora = gpu and bool(model.lora_rank)
         self.adapter: Any = None
         # Whole policies replace every weight before the first answer, so the base's need not be read here.
         here = {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni", "load_format": "dummy"}
-        # What a full batch may need, up to a GiB: all of it is zeroed, which takes seconds.
-        longest = (model.max_length + 32) * policy.cache_size(setup.base) * getattr(torch, config.train.dtype).itemsize
-        here |= {"max_num_seqs": 256, "kv_cache_memory_bytes": max(2 * longest, min(2**30, 256 * longest))}
+        if not gpu:
+            # The cache of a full batch of the longest sequences, in whole blocks; up to a GiB, or else for two of them.
+            # All of it is zeroed at the start, which takes seconds.
+            longest = (model.max_length + 32) * policy.cache_size(setup.base) * getattr(torch, train.dtype).itemsize
+            here |= {"max_num_seqs": 256, "kv_cache_memory_bytes": max(2 * longest, min(2**30, 256 * longest))}
         cards = {
             "tensor_parallel_size": placement.tensor_parallel,
             "distributed_executor_backend": "ray" if placement.tensor_parallel > 1 else "uni",
@@ -95,9 +97,9 @@ class VllmEngine:
         }
         self.llm = LLM(
             model=setup.base,
-            dtype=config.train.dtype,
+            dtype=train.dtype,
             max_model_len=model.max_length,
-            max_logprobs=2 * max(10, config.evaluate.beam_width, 2 * config.train.num_negatives),
+            max_logprobs=2 * max(10, config.evaluate.beam_width, 2 * train.num_negatives),
             enable_prefix_caching=True,
             disable_log_stats=True,
             worker_extension_cls=f"{__name__}.{Extension.__name__}",

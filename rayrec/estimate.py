@@ -68,7 +68,7 @@ DEVICES = {
     "H200": Device(989e12, 67e12, 4.8e12, 141e9, 450e9),
     "A100": Device(312e12, 19.5e12, 2.04e12, 80e9, 300e9),
     "L40S": Device(362e12, 91.6e12, 0.864e12, 48e9, 32e9),
-    "cpu": Device(260e9, 260e9, 10e9, 12e9, 5e9, 1.0, 1.0, step=0.018, token=0.003, phase=1.3, start=26.0),
+    "cpu": Device(260e9, 260e9, 10e9, 12e9, 5e9, 1.0, 1.0, step=0.018, token=0.003, phase=1.3, start=24.0),
 }
 #: n threads of one process do as much as n ** this cores, which the other processes leave them.
 _THREADS = 0.5

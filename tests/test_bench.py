@@ -84,7 +84,7 @@ with own_cluster():
         bench.own_cluster = contextlib.nullcontext
         ((setting, rivals),) = bench.cases(True, Path(sys.argv[1]))
         for contender in ("ours", *rivals):
-            found[contender, bench.SIZE, bench.FACTS[0]] = bench.shown(setting) | bench.measure(contender, **setting)
+            found[contender, bench.FACTS[0]] = bench.shown(setting) | bench.measure(contender, **setting)
 Path(sys.argv[1], "found.json").write_text(json.dumps([[*key, one] for key, one in found.items()]))
 """
 
@@ -95,7 +95,7 @@ def test_the_pool_and_the_driver_lose_no_row(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
     assert all(one["rate"] > 0 and one["memory"] > 0 for *_, one in found)
-    counted = {(contender, fact): (one["rows"], one[fact]) for contender, _, fact, one in found}
+    counted = {(contender, fact): (one["rows"], one[fact]) for contender, fact, one in found}
     assert counted == {
         ("ours", "answers"): (6400, 6400),
         ("ray", "answers"): (6400, 6400),

@@ -17,6 +17,8 @@ import pyarrow as pa
 
 #: Rows of a slice. As Python objects a row takes some kilobytes, in Arrow some hundred bytes.
 SLICE = 1 << 13
+#: Rows that :func:`take` gathers at once. Rows in any order come from all slices, which each gathering looks through.
+_GATHER = 4 * SLICE
 
 
 def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
@@ -85,7 +87,7 @@ def take(table: pa.Table, numbers: np.ndarray) -> pa.Table:
     ends = np.cumsum([len(batch) for batch in batches])
     if 0 < len(numbers) <= SLICE:
         return _take(batches, ends, numbers)
-    parts = (numbers[start : start + SLICE] for start in range(0, len(numbers), SLICE))
+    parts = (numbers[start : start + _GATHER] for start in range(0, len(numbers), _GATHER))
     return mapped((_take(batches, ends, part) for part in parts), table.schema)
 
 

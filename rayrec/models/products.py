@@ -14,6 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+#: Rows of a product. oneDNN compiles a kernel for each number of rows that it meets, which takes as long as some
+#: products do, and batches hardly ever have as many tokens as another; so products are cut up, and torch has the rest.
+_PIECES = (256, 64)
+#: Weights of a layer; smaller ones gain nothing.
+_LEAST = 1 << 15
+
 
 @cache
 def wanted() -> bool:
@@ -21,13 +27,6 @@ def wanted() -> bool:
     about = Path("/proc/cpuinfo")
     amd = about.exists() and "AuthenticAMD" in about.read_text()
     return amd and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
-
-
-#: Rows of a product. oneDNN compiles a kernel for each number of rows that it meets, which takes as long as some
-#: products do, and batches hardly ever have as many tokens as another; so products are cut up, and torch has the rest.
-_PIECES = (256, 64)
-#: Layers with fewer weights gain nothing.
-_LEAST = 1 << 15
 
 
 def by_onednn(model: nn.Module) -> None:

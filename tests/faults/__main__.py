@@ -77,9 +77,8 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
             left |= lasting(ours)
             command = start()
             command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
-            left |= lasting(
-                started, 1
-            )  # what else there was of a killed driver's cluster, the next start ends by its id
+            # What else there was of a killed driver's cluster, the next start ends by its id.
+            left |= lasting(started, 1)
         else:
             if not (command.folder / phase / "DONE").exists():  # a run may end during a strike of half a minute
                 command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
@@ -95,14 +94,8 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         # Finding whom to strike takes a while.
         landed &= max((e["ts"] + e["dur"] for e in events), default=0) >= place.struck * 1e6
         moment = {"phase": phase, **{k: v for k, v in state.items() if k in ("step", "steps", "parts")}}
-        found = {
-            "moment": moment,
-            "seconds": round(seconds, 1),
-            "landed": landed,
-            "identical": same,
-            "left": sorted(left),
-        }
-        return found | {"said": said[-1] if said else ""}
+        found = {"moment": moment, "seconds": round(seconds, 1), "landed": landed, "identical": same}
+        return found | {"left": sorted(left), "said": said[-1] if said else ""}
     finally:
         for pid in {command.process.pid} | alive(started | descendants(command.process.pid)):
             with contextlib.suppress(ProcessLookupError):
