@@ -29,7 +29,7 @@ from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.runs import Run, check_claim
 from rayrec.storage import Storage
-from rayrec.trainers import TrainGroup, backends, telling
+from rayrec.trainers import TrainGroup, backends, failures, telling
 
 #: How a model is written in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
@@ -250,7 +250,7 @@ class _Group(TrainGroup):
         return super()._ask(answer, what)
 
     def _trainer(self, size: int) -> Any:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         bundle, *_ = reserve.trainer_bundles(self.config, self.gpu)
@@ -262,7 +262,7 @@ class _Group(TrainGroup):
             run_config=RunConfig(
                 name=f"train-{self._task['name']}",
                 **self.work.storage.for_ray_train(self.work.root),
-                failure_config=FailureConfig(max_failures=-1),  # as often as run() allows
+                failure_config=failures(self.elastic),
                 callbacks=[telling(self.board)],
             ),
         )

@@ -50,7 +50,8 @@ class TrainGroup:
         self._thread.start()
 
     def _fit(self) -> None:
-        """Ray Train's runs: one, and another where its controller dies with its workers, or where their number changes.
+        """Ray Train's runs: one, and another where its controller dies with its workers, where they do not come up, or
+        where their number changes.
 
         An elastic group ends with the first worker that dies, and comes up again in the size that there is room for.
         """
@@ -68,11 +69,13 @@ class TrainGroup:
             except (*cluster.deaths(), TrainingFailedError) as error:
                 if self.closed:
                     return
+                self.reserved.free_orphans()
+                if _lacked_room(error):  # run() waits for it, and tells how long
+                    continue
                 self.deaths += 1
                 who = "a training worker" if isinstance(error, TrainingFailedError) else "Ray Train's controller"
                 if self._counted(f"{who} of {found}", self.deaths, last_words(error)):
                     return
-                self.reserved.free_orphans()
             except BaseException as error:
                 self.error = error
                 return
@@ -138,7 +141,7 @@ class TrainGroup:
             raise Stopped(f"{what}: the board, which hands phases to the workers, {how}") from error
 
     def _trainer(self, size: int) -> Any:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         from rayrec.worker import work
@@ -152,8 +155,7 @@ class TrainGroup:
             run_config=RunConfig(
                 name="train",
                 **self.work.storage.for_ray_train(self.work.root),
-                # A group of fixed size is made anew by Ray Train, as often as run() allows.
-                failure_config=FailureConfig(max_failures=0 if self.elastic else -1),
+                failure_config=failures(self.elastic),
                 callbacks=[telling(self.board)],
             ),
         )
@@ -214,6 +216,23 @@ class TrainGroup:
 def backends(gpu: bool) -> str:
     """What a group's workers talk by: NCCL has no sums of what lies on CPUs, and those of the losses do."""
     return "cpu:gloo,cuda:nccl" if gpu else "gloo"
+
+
+def failures(elastic: bool) -> Any:
+    """A group of fixed size is made anew by Ray Train, as often as :meth:`TrainGroup.run` allows.
+
+    One that does not come up ends Ray Train's run, which would try again without a word and without an end.
+    """
+    from ray.train import FailureConfig
+
+    return FailureConfig(max_failures=0 if elastic else -1, controller_failure_limit=0)
+
+
+def _lacked_room(error: BaseException) -> bool:
+    """Whether a group did not come up for want of a node, which may come yet."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
 def last_words(error: BaseException) -> str:

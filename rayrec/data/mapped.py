@@ -17,12 +17,13 @@ import pyarrow as pa
 
 #: Rows of a slice. As Python objects a row takes some kilobytes, in Arrow some hundred bytes.
 SLICE = 1 << 13
-#: Rows that :func:`take` gathers at once. Rows in any order come from all slices, which each gathering looks through.
-_GATHER = 4 * SLICE
+#: Rows of a chunk, a file's unit, and what is gathered at once: rows in any order come from every chunk, and each chunk
+#: takes some kilobytes of memory in each table.
+CHUNK = 2 * SLICE
 
 
 def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
-    """Write tables of one schema after each other and return them as one, in chunks of about SLICE rows.
+    """Write tables of one schema after each other and return them as one, in chunks of about CHUNK rows.
 
     Raises:
         OSError: the folder for temporary files is full or cannot be written to.
@@ -32,7 +33,7 @@ def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
             writer = pa.ipc.new_file(sink, schema)
             for some in _even(slices):
                 with _written():
-                    writer.write_table(some.combine_chunks(), max_chunksize=SLICE)
+                    writer.write_table(some.combine_chunks(), max_chunksize=CHUNK)
             with _written():
                 writer.close()
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
@@ -85,32 +86,32 @@ def take(table: pa.Table, numbers: np.ndarray) -> pa.Table:
     """The rows ``numbers``, in that order; Arrow's own ``take`` would copy the whole table first."""
     batches = table.to_batches()
     ends = np.cumsum([len(batch) for batch in batches])
-    if 0 < len(numbers) <= SLICE:
+    if 0 < len(numbers) <= CHUNK:
         return _take(batches, ends, numbers)
-    parts = (numbers[start : start + _GATHER] for start in range(0, len(numbers), _GATHER))
+    parts = (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
     return mapped((_take(batches, ends, part) for part in parts), table.schema)
 
 
 def _take(batches: list[pa.RecordBatch], ends: np.ndarray, numbers: np.ndarray) -> pa.Table:
-    """Rows of few slices, chunk by chunk and then put in order."""
+    """At most CHUNK rows, chunk by chunk and then put in order."""
     chunk = np.searchsorted(ends, numbers, side="right")
     order = np.argsort(chunk, kind="stable")
     found, first = np.unique(chunk[order], return_index=True)
-    parts = [
+    parts = pa.Table.from_batches(
         batches[one].take(pa.array(numbers[own] - (ends[one] - len(batches[one]))))
         for one, own in zip(found, np.split(order, first[1:]), strict=True)
-    ]
+    )
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
-    return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+    return parts.take(pa.array(back)).combine_chunks()
 
 
 def _even(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of SLICE rows or a little more: every chunk of a file costs some kilobytes of memory."""
+    """The same rows in tables of CHUNK rows or a little more."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
-        if sum(map(len, waiting)) >= SLICE:
+        if sum(map(len, waiting)) >= CHUNK:
             yield pa.concat_tables(waiting)
             waiting = []
     if waiting:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayrec.data import schema
-from rayrec.data.mapped import SLICE, array, ascending, each, mapped, slices, take
+from rayrec.data.mapped import CHUNK, array, ascending, each, mapped, slices, take
 from rayrec.seeds import seed_of
 
 #: Columns that only some objectives read.
@@ -149,14 +149,14 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> p
     order[real:] = order[real - 1]
 
     def arranged(start: int) -> pa.Table:
-        some = take(table, order[start : start + SLICE])
+        some = take(table, order[start : start + CHUNK])
         place = np.arange(start, start + len(some))
         weight = np.where(place < real, some["weight"].to_numpy(), np.float32(0))
         some = some.set_column(some.column_names.index("weight"), "weight", pa.array(weight))
         some = some.append_column("step", pa.array(place // batch, pa.int32()))
         return schema.check(some.append_column("slot", pa.array(place % batch, pa.int32())), schema.PREFERENCES, name)
 
-    return mapped(map(arranged, range(0, len(order), SLICE)), schema.PREFERENCES)
+    return mapped(map(arranged, range(0, len(order), CHUNK)), schema.PREFERENCES)
 
 
 def _permutation(length: int, seed: int, name: str, turn: int) -> np.ndarray:

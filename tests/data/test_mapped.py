@@ -29,7 +29,8 @@ def test_rows_are_those_of_plain_tables(sizes: list[int], data: st.DataObject) -
     ]
     whole = pa.concat_tables([kind.empty_table(), *parts])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mapped, "SLICE", 4)
+        patch.setattr(mapped, "SLICE", 2)
+        patch.setattr(mapped, "CHUNK", 4)
         table = mapped.mapped(iter(parts), whole.schema)
         assert table.equals(whole) and all(len(chunk) <= 4 for chunk in table["text"].chunks)
         assert pa.concat_tables([whole.slice(0, 0), *mapped.slices(table)]).equals(whole)

@@ -48,7 +48,8 @@ def test_of_short_steps_the_board_hears_some(monkeypatch: pytest.MonkeyPatch) ->
 
 
 SCRIPT = """
-import json, os, signal, time
+import json, sys, threading, time
+from pathlib import Path
 import psutil
 from rayrec import cluster, trainers  # before Ray, which else joins whatever cluster it finds
 import ray
@@ -65,7 +66,18 @@ class Quiet(TrainGroup):
         pass
 
 class Work:
-    storage = Storage("")
+    storage, root = Storage(""), Path(sys.argv[1])
+
+def kill_workers(killed, until):
+    '''Every training worker dies as it comes up.'''
+    while not until.wait(0.2):
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if process.name().startswith("ray::RayTrain") and process.pid not in killed:
+                    process.kill()
+                    killed.append(process.pid)
+            except psutil.NoSuchProcess:
+                pass
 
 def told(ask):
     try:
@@ -89,13 +101,20 @@ board.suspend()
 out["stopped"] = told(lambda: group.run(phase, None))
 board.resume()
 group.close(True)
+config = parse("", ["--preset", "toy", "--max-deaths", "0", "--wait-seconds", "120"])
+killed, until = [], threading.Event()
+threading.Thread(target=kill_workers, args=(killed, until), daemon=True).start()
+group = TrainGroup(config, "", None, Work(), False, Reserved())
+out["never_up"] = told(lambda: group.run(phase, None))
+until.set()
+out["killed"] = len(killed)
 out["words"] = trainers.words_of([ValueError("one\\ntwo")])
 print("RESULT", json.dumps(out))
 """
 
 
 def test_whoever_waits_for_the_board_or_the_workers_is_told(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT]
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
@@ -108,3 +127,7 @@ def test_whoever_waits_for_the_board_or_the_workers_is_told(tmp_path: Path) -> N
     # 3 s of silence, and 1 s more while no group is there.
     assert out["silent"].startswith("01/sft: no word from the training workers for 4 s")
     assert out["stopped"].startswith("01/sft: the board, which hands phases to the workers, gave no answer for 3 s")
+    # A group that does not come up has died, and how often it may is limited.
+    assert out["killed"] == 1
+    start = "01/sft: the training workers are gone: a training worker of 1 died (1 of 0 allowed). ControllerError: "
+    assert out["never_up"].startswith(start) and "The workers' own logs lie" in out["never_up"]
