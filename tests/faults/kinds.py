@@ -51,6 +51,20 @@ def kill(word: str) -> Strike:
     return strike
 
 
+def kill_next(word: str) -> Strike:
+    """SIGKILL all of these processes, and one that takes their place while it comes up."""
+
+    def strike(command: Command, draw: random.Random, place: Place) -> None:
+        found = named(word, command.process.pid)
+        place.struck = time.time()
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        fresh = patiently(lambda: [pid for pid in named(word, command.process.pid) if pid not in found], f"new {word}")
+        os.kill(fresh[0], signal.SIGKILL)
+
+    return strike
+
+
 def stop(word: str, seconds: float = 30) -> Strike:
     """SIGSTOP one of these processes for a while; the empty word is the driver itself."""
 
@@ -224,6 +238,7 @@ KINDS = {
     "engine killed": Kind(kill("VLLM::EngineCore"), GENERATING, by_itself=True, env=ENGINE_APART),
     "generator of an engine killed": Kind(kill("ray::Generator"), GENERATING, by_itself=True, env=ENGINE_APART),
     "worker killed": Kind(kill("ray::RayTrainWorker"), TRAINING, by_itself=True),
+    "worker killed, and the next": Kind(kill_next("ray::RayTrainWorker"), TRAINING, by_itself=True),
     "controller killed": Kind(kill("ray::TrainController"), TRAINING, by_itself=True),
     "board killed": Kind(kill("ray::Board"), TRAINING),
     "raylet killed": Kind(kill("raylet/raylet")),
