@@ -24,10 +24,11 @@ test: .venv/tested
 
 # The slow tests, and then every kind of fault at seeded moments, about two minutes each.
 FAULTS_JSON ?= faults.json
-FAULTS ?= 30
+FAULTS ?= 34
+FAULTS_SEED ?= 0
 faults: .venv/tested
-	$(BIN)/python -m pytest tests/edge -m slow
-	$(BIN)/python -m tests.faults --faults $(FAULTS) --json $(FAULTS_JSON)
+	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(FAULTS_SEED) --json $(FAULTS_JSON)
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

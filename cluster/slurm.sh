@@ -5,6 +5,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-task=8
 #SBATCH --cpus-per-task=32
+#SBATCH --exclusive
 #SBATCH --time=24:00:00
 # Slurm queues the job again when it is preempted or loses a node; out of time it would be over, so two minutes before
 # that the trap below asks for the same. The run goes on where it was.
@@ -23,12 +24,14 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$SHARED/.ray-token-$SLURM_JOB_ID
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
-export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-ib0}" RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+# Ray starts itself by its name on every node.
+export PATH="$VENV/bin:$PATH" RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 cd "$SHARED/rayrec"
-srun --kill-on-bad-exit=1 "$VENV/bin/ray" symmetric-run \
+# srun does not take --cpus-per-task from the job by itself.
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" ray symmetric-run \
   --address "$head_ip:$PORT" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "$SLURM_GPUS_ON_NODE" \
-  -- "$VENV/bin/python" jobs/sprec.py --runs "$SHARED/runs" "$@" &
+  -- python jobs/sprec.py --runs "$SHARED/runs" "$@" &
 # A trap waits for a command in the foreground, and ends a `wait`: the second one has the job's own end.
 wait $! || wait $!

@@ -152,24 +152,27 @@ def test_the_slurm_script_gives_ray_what_it_takes() -> None:
 STUBS = {
     "scontrol": 'if [ "$1" = show ]; then echo node1; else echo "$@" > requeued; touch end; fi',
     "srun": """case "$*" in *hostname*) echo 10.0.0.1; exit;; esac
-touch begun; until [ -e end ]; do sleep 0.02; done; exit 7""",
+command -v ray > begun; until [ -e end ]; do sleep 0.02; done; exit 7""",
 }
 
 
 @pytest.mark.parametrize("warned", [True, False])
 def test_a_slurm_job_that_is_nearly_out_of_time_is_queued_again(tmp_path: Path, warned: bool) -> None:
-    (tmp_path / "rayrec").mkdir()
     for name, does in STUBS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
+    ray = tmp_path / "rayrec" / ".venv" / "bin" / "ray"  # which `symmetric-run` calls by its name
+    ray.parent.mkdir(parents=True)
+    ray.touch(0o755)
     given = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "1"}
     given |= {"SLURM_GPUS_ON_NODE": "0", "SHARED": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     job = subprocess.Popen(["bash", str(CLUSTER / "slurm.sh")], env=os.environ | given)
     begun, token = tmp_path / "rayrec" / "begun", tmp_path / ".ray-token-42"
     deadline = time.monotonic() + 10
-    while not begun.exists():
+    while not (begun.exists() and begun.read_text()):
         assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+    assert begun.read_text() == f"{ray}\n"
     assert len(token.read_text()) == 64 and token.stat().st_mode & 0o77 == 0
     if warned:
         job.send_signal(signal.SIGUSR1)

@@ -1,11 +1,11 @@
 """The long matrix: ``make faults FAULTS_JSON=FILE`` lets every kind of fault strike at seeded moments.
 
 Prints a row for each and writes them all: ``kind``, ``moment`` (the phase that it struck and how far that was),
-``seconds`` from the strike until that phase was finished, ``landed`` if the phase was running, ``identical`` to the
-undisturbed run, ``said`` the error that a struck job ended with, ``left`` the processes, and the placement groups of a
-cluster, that were there 15 s longer than they should. Ends with 1 unless every fault landed, every run ended identical
-and nothing was left. With ``--runs`` the same command again makes good what FILE lacks of this seed, and what missed
-its phase.
+``seconds`` from when the strike was over, such as a stop of 30 s, until that phase was finished, ``landed`` if the
+phase was running, ``identical`` to the undisturbed run, ``said`` the error that a struck job ended with, ``left`` the
+processes, and the placement groups of a cluster, that were there 15 s longer than they should. Ends with 1 unless every
+fault landed, every run ended identical and nothing was left. With ``--runs`` the same command again makes good what
+FILE lacks of this seed, and what missed its phase.
 """
 
 from __future__ import annotations
@@ -32,7 +32,16 @@ from tests.faults.places import Place, place_of
 ARGS = ["--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "10", "--no-share"]
 ARGS += ["--checkpoint-seconds", "1", "--rows-per-iteration", "1024", "--test-rows", "1000"]
 #: Processes that a run has on the nodes of a cluster that it joins.
-OURS = ("ray::RayTrainWorker", "ray::Generator", "ray::Board", "ray::TrainController", "jobs/sprec.py")
+OURS = (
+    "ray::RayTrainWorker",
+    "ray::Generator",
+    "VLLM::EngineCore",
+    "ray::Board",
+    "ray::TrainController",
+    "jobs/sprec.py",
+)
+#: A run in which one of two suffers.
+PAIRS = ["--train-workers", "2", "--generators", "2"]
 PHASES = ["00/pretrain", "00/sft", "00/evaluate"]
 PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
 
@@ -50,7 +59,7 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
     """
 
     def start() -> Command:
-        return Command(place.runs, name, *ARGS, *place.args, **place.where)
+        return Command(place.runs, name, *ARGS, *place.args, *(PAIRS if kind.pairs else ()), **place.where)
 
     def working() -> set[int]:
         """The run's processes: what its driver has started, and of a cluster's nodes what works for it."""
@@ -62,15 +71,15 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
     started, said, left = set[int](), list[str](), set[str]()
     try:
         try:
-            share = draw.uniform(0, 0.6) if phase.split("/")[1] in TRAINING else 0.0  # others last a second or two
-            state = command.until_inside(phase, share=share)["running"][phase]
-        except AssertionError as error:
+            state = at_some_moment(command, phase, draw)
+        except (AssertionError, KeyError) as error:
             raise Missed(str(error)) from error
         started = working()
         ours = {pid for pid in started if any(word in title(pid) for word in OURS)}
         landed = not (command.folder / phase / "DONE").exists()
-        begun, place.struck = time.monotonic(), time.time()
+        place.struck = time.time()
         kind.strike(command, draw, place)
+        begun = time.monotonic()
         if not kind.by_itself:
             landed &= command.process.wait(120) != 0  # a job that ended well had not been hit
             said = [line for line in command.log.read_text().splitlines() if line.startswith("error: ")]
@@ -102,6 +111,15 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
                 os.kill(pid, signal.SIGKILL)
 
 
+def at_some_moment(command: Command, phase: str, draw: random.Random) -> dict:
+    """Wait for a random moment of a phase; how far it is then."""
+    if phase.split("/")[1] in TRAINING:
+        return command.until_inside(phase, share=draw.uniform(0, 0.6))["running"][phase]
+    command.until_inside(phase)
+    time.sleep(draw.uniform(0, 1.5))  # a phase of generation lasts some seconds
+    return read_trace(command.folder)["running"][phase]
+
+
 def lasting(pids: set[int], seconds: float = 15) -> set[str]:
     """What there still is of some processes after so long."""
     gone(pids, seconds)
@@ -110,7 +128,7 @@ def lasting(pids: set[int], seconds: float = 15) -> set[str]:
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--faults", type=int, default=2 * len(KINDS), help="how many, the kinds in turn")
+    options.add_argument("--faults", type=int, default=len(KINDS), help="how many, the kinds in turn")
     options.add_argument("--kinds", nargs="+", choices=sorted(KINDS), default=list(KINDS))
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--json", type=Path, default=Path("faults.json"))
@@ -118,8 +136,10 @@ def main() -> int:
     given = options.parse_args()
     runs = given.runs or Path(tempfile.mkdtemp(prefix="rayrec-faults-"))
     runs.mkdir(parents=True, exist_ok=True)
-    wanted = Command(runs, "undisturbed", *ARGS).wait()
     kinds = [given.kinds[number % len(given.kinds)] for number in range(given.faults)]
+    wanted = {False: Command(runs, "undisturbed", *ARGS).wait()}
+    if any(KINDS[name].pairs for name in kinds):
+        wanted[True] = Command(runs, "undisturbed-pairs", *ARGS, *PAIRS).wait()
     records: list[dict] = json.loads(given.json.read_text()) if given.runs and given.json.exists() else []
     records = [r for r in records if r["landed"] and r["number"] < given.faults]
     records = [r for r in records if (r.get("seed"), r["kind"]) == (given.seed, kinds[r["number"]])]
@@ -127,11 +147,11 @@ def main() -> int:
         name = kinds[number]
         kind, draw = KINDS[name], random.Random(f"{given.seed}/{number}")
         found: dict = {}
-        for again in range(3):
+        for again in range(5):
             phase = draw.choice([p for p in PHASES if p.split("/")[1] in kind.phases])
             try:
                 with place_of(kind.place, runs) as place:
-                    found = suffer(f"fault-{number}{'abc'[again]}", kind, phase, place, draw, wanted)
+                    found = suffer(f"fault-{number}{'abcde'[again]}", kind, phase, place, draw, wanted[kind.pairs])
             except (Missed, ProcessLookupError, AssertionError, subprocess.SubprocessError) as error:
                 missed = isinstance(error, Missed | ProcessLookupError)  # over, or its process gone, before the strike
                 found = {"moment": {"phase": phase}, "landed": not missed, "error": str(error)[-2000:]}

@@ -69,7 +69,7 @@ def stop(word: str, seconds: float = 30) -> Strike:
     """SIGSTOP one of these processes for a while; the empty word is the driver itself."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
-        pid = draw.choice(named(word, command.process.pid)) if word else command.process.pid
+        pid = draw.choice(named(word, command.process.pid, *place.roots)) if word else command.process.pid
         place.struck = time.time()
         os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
@@ -199,17 +199,24 @@ def lose_generators_node(command: Command, draw: random.Random, place: Place) ->
     place.roots.add(place.nodes.add("generator").pid)
 
 
-def unplug(command: Command, draw: random.Random, place: Place) -> None:
-    """Take a node off the network; where there are no namespaces its raylet is stopped, and hears and says nothing."""
-    node = _node_of(place, "ray::RayTrainWorker")
-    place.struck = time.time()
-    place.unplugged |= descendants(node.pid)
-    if place.nodes.net:
-        place.nodes.net.cut(place.nodes.addresses[node.pid])
-    else:
-        for pid in descendants(node.pid):
-            if "raylet/raylet" in title(pid):
-                os.kill(pid, signal.SIGSTOP)
+def unplug(word: str) -> Strike:
+    """Take a node that a process with ``word`` in its title is on off the network; where there are no namespaces its
+    raylet is stopped, and hears and says nothing. Another node is free, or for generators comes a little later."""
+
+    def strike(command: Command, draw: random.Random, place: Place) -> None:
+        node = _node_of(place, word)
+        place.struck = time.time()
+        place.unplugged |= descendants(node.pid)
+        if place.nodes.net:
+            place.nodes.net.cut(place.nodes.addresses[node.pid])
+        else:
+            for pid in descendants(node.pid):
+                if "raylet/raylet" in title(pid):
+                    os.kill(pid, signal.SIGSTOP)
+        if word == "ray::Generator":
+            place.roots.add(place.nodes.add("generator").pid)
+
+    return strike
 
 
 def kill_supervisor(command: Command, draw: random.Random, place: Place) -> None:
@@ -231,13 +238,17 @@ class Kind:
     must run: four nodes that share a store, or a cluster that a job is submitted to."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables of the run besides the place's."""
+    pairs: bool = False
+    """Whether the run has two training workers and two generators, one of which suffers."""
 
 
 KINDS = {
     "generator killed": Kind(kill("ray::Generator"), GENERATING, by_itself=True),
     "engine killed": Kind(kill("VLLM::EngineCore"), GENERATING, by_itself=True, env=ENGINE_APART),
     "generator of an engine killed": Kind(kill("ray::Generator"), GENERATING, by_itself=True, env=ENGINE_APART),
+    "one of two generators killed": Kind(kill("ray::Generator"), GENERATING, by_itself=True, pairs=True),
     "worker killed": Kind(kill("ray::RayTrainWorker"), TRAINING, by_itself=True),
+    "one of two workers killed": Kind(kill("ray::RayTrainWorker"), TRAINING, by_itself=True, pairs=True),
     "worker killed, and the next": Kind(kill_next("ray::RayTrainWorker"), TRAINING, by_itself=True),
     "controller killed": Kind(kill("ray::TrainController"), TRAINING, by_itself=True),
     "board killed": Kind(kill("ray::Board"), TRAINING),
@@ -245,6 +256,7 @@ KINDS = {
     "driver killed": Kind(kill_driver),
     "driver told to end": Kind(interrupt),
     "generator stopped for 30 s": Kind(stop("ray::Generator"), GENERATING, by_itself=True),
+    "engine stopped for 30 s": Kind(stop("VLLM::EngineCore"), GENERATING, by_itself=True, env=ENGINE_APART),
     "worker stopped for 30 s": Kind(stop("ray::RayTrainWorker"), TRAINING, by_itself=True),
     "controller stopped for 30 s": Kind(stop("ray::TrainController"), TRAINING, by_itself=True),
     "board stopped for 30 s": Kind(stop("ray::Board"), TRAINING, by_itself=True),
@@ -261,6 +273,8 @@ KINDS = {
     "controller killed on a cluster": Kind(kill("ray::TrainController"), TRAINING, by_itself=True, place="cluster"),
     "node lost": Kind(lose_node, TRAINING, by_itself=True, place="cluster"),
     "generator's node lost": Kind(lose_generators_node, GENERATING, by_itself=True, place="cluster"),
-    "node unplugged": Kind(unplug, TRAINING, by_itself=True, place="cluster"),
+    "node unplugged": Kind(unplug("ray::RayTrainWorker"), TRAINING, by_itself=True, place="cluster"),
+    "generator's node unplugged": Kind(unplug("ray::Generator"), GENERATING, by_itself=True, place="cluster"),
     "job supervisor killed": Kind(kill_supervisor, place="submitted"),
+    "job supervisor stopped for 30 s": Kind(stop("JobSupervisor"), by_itself=True, place="submitted"),
 }
