@@ -245,7 +245,7 @@ class PlacementConfig:
     train_resource: str | None = None
     """Custom Ray resource of which every training worker takes 1: what nodes that carry it are for."""
     generate_resource: str | None = None
-    """The same for generators."""
+    """The same for generators; the cards of one share it."""
     wait_for_resources: float = 0.0
     """Seconds to wait until the cluster has room for the plan, where nodes come when they are asked for."""
     max_deaths: int = 3

@@ -20,15 +20,14 @@ def trainer_bundles(config: AnyConfig, gpu: bool) -> list[Bundle]:
 
 
 def generator_bundles(config: AnyConfig, gpu: bool) -> list[Bundle]:
-    """What one generator takes: a bundle for each of its GPUs, and one on a CPU."""
+    """What one generator takes: a bundle for each of its GPUs, which share 1 of the resource, and one on a CPU."""
     placement = config.placement
     cards = placement.tensor_parallel if gpu else 1
-    first = _bundle(gpu, placement.placement == "shared", placement.generate_resource)
-    return [first, *[_bundle(gpu, False, None)] * (cards - 1)]  # `shared` takes one card only
+    return [_bundle(gpu, placement.placement == "shared", placement.generate_resource, 1 / cards)] * cards
 
 
-def _bundle(gpu: bool, shared: bool, resource: str | None) -> Bundle:
-    return {"CPU": 1.0} | ({"GPU": 0.5 if shared else 1.0} if gpu else {}) | ({resource: 1.0} if resource else {})
+def _bundle(gpu: bool, shared: bool, resource: str | None, share: float = 1.0) -> Bundle:
+    return {"CPU": 1.0} | ({"GPU": 0.5 if shared else 1.0} if gpu else {}) | ({resource: share} if resource else {})
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ OPENAI_API_KEY RAY_AUTH_TOKEN WANDB_API_KEY"""
 
 def test_nothing_does_what_a_file_says() -> None:
     found = []
-    for path in sorted([*(ROOT / "rayrec").rglob("*.py"), *(ROOT / "jobs").glob("*.py")]):
+    for path in sorted([*(ROOT / "rayrec").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [f"{node.module}.{one.name}" for one in node.names] if isinstance(node, ast.ImportFrom) else []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from rayrec.folders import damage
 from rayrec.storage import Storage
 
 ROOT = Path(__file__).parents[2]
@@ -118,8 +119,10 @@ def read_trace(folder: Path) -> dict:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """sha256 of every file of every finished phase, pruned ones too, from the manifests."""
+    """sha256 of every file of every finished phase, pruned ones too, from the manifests, which the files agree with."""
     manifests = sorted(folder.glob("*/*/DONE"))
+    damaged = {str(path.parent): found for path in manifests if (found := damage(path.parent))}
+    assert not damaged, damaged
     return {
         f"{path.parent.relative_to(folder)}/{entry['name']}": entry["sha256"]
         for path in manifests

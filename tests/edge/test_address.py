@@ -42,12 +42,14 @@ from rayrec.reserve import reserve
 import ray
 
 for cards in (0, 3):
-    ray.init(address="local", num_cpus=6, num_gpus=cards, include_dashboard=False, logging_level="ERROR")
+    room = {"num_cpus": 6, "num_gpus": cards, "resources": {"gen": 1}}
+    ray.init(address="local", include_dashboard=False, logging_level="ERROR", **room)
     config = parse("", ["--preset", "toy", "--address", ray.get_runtime_context().gcs_address])
     print("RESULT", cards, cluster.has_gpu(config), cluster.runs_at_once(config))
     reserve(config, False, train=False)
     if cards:
-        spread = parse("", ["--preset", "toy", "--train-workers", "1", "--generators", "1", "--tensor-parallel", "2"])
+        spread = parse("", ["--preset", "toy", "--train-workers", "1", "--generators", "1", "--tensor-parallel", "2",
+                            "--generate-resource", "gen"])
         held = reserve(spread, True)
         print("RESULT", [group.bundle_specs for group in (held.trainers, *held.generators)])
         print("RESULT", ray.available_resources().get("GPU", 0))
@@ -65,4 +67,5 @@ def test_auto_asks_the_cluster_and_not_the_drivers_machine() -> None:
     assert said[2].startswith("warning: --device auto took CPUs, before this cluster told of its 3 GPUs")
     # A generator over two cards is one placement group with a bundle for each card, as vLLM's Ray executor wants it.
     card = {"CPU": 1.0, "GPU": 1.0}
-    assert said[3:5] == [f"RESULT {[[card], [card, card]]}", "RESULT 0"], said
+    half = card | {"gen": 0.5}
+    assert said[3:5] == [f"RESULT {[[card], [half, half]]}", "RESULT 0"], said

@@ -74,6 +74,9 @@ def test_a_submitted_job_runs_stops_and_resumes(cluster: dict[str, str], runs: P
     done = submit(cluster, *small)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "succeeded" in done.stdout and (runs / "job" / "report.html").exists()
+    trace = read_trace(runs / "job")
+    made = [event["name"] for event in trace["traceEvents"] if event["cat"] == "phase"]
+    assert len(trace["attempts"]) == 2 and made[0] == "00/base" and len(made) == len({*made})  # nothing was made twice
 
 
 @pytest.mark.parametrize(
