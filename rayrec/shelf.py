@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Settings besides the phase's own that a training worker reads.
 _MODEL = ("lora_rank", "lora_alpha", "max_length", "template")
+_DATA = ("protocol", "ask", "ratings")  # what prompts are made of, besides the rows
 _TRAIN = ("micro_batch", "row_tokens", "attention", "activation_checkpointing")
 _TRAIN += ("schedule", "weight_decay", "clip", "dtype", "zero_stage")
 
@@ -74,6 +75,7 @@ def of_training(phase: Phase, config: Config) -> dict[str, Any]:
         "items": _hashes(Path(phase.items)) if phase.items else {},
         "model": {name: getattr(config.model, name) for name in _MODEL},
         "train": {name: getattr(config.train, name) for name in _TRAIN},
+        "prompts": {name: getattr(config.data, name) for name in _DATA},
         "workers": config.worker_counts,
         "seed": config.data.seed,
         "processor": torch.backends.cpu.get_cpu_capability(),

@@ -74,6 +74,9 @@ def changed(**groups: dict) -> Config:
     "config",
     [
         changed(data={"seed": 1}),
+        changed(data={"ratings": True}),
+        changed(data={"ask": "title_by_liking"}),
+        changed(data={"protocol": "candidates"}),
         changed(train={"zero_stage": 2}),
         changed(train={"weight_decay": 0.5}),
         changed(model={"max_length": 64}),
