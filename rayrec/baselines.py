@@ -69,9 +69,9 @@ def run(config: BaselinesConfig) -> Path | None:
         return None
     processes = cluster.Processes(root / ".processes.json")
     processes.end_former()
-    storage.pull(root)
     lease = Lease(storage, root)
     lease.check()
+    storage.pull(root)  # which removes what is not finished here
     work = Run(storage, root, config, data.content_hash)
     processes.record()
     plan.write_inputs(root, data)

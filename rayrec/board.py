@@ -52,7 +52,8 @@ class Board:
         self._news = asyncio.Condition()
 
     async def post(self, phase: Phase) -> int:
-        """Append a phase; its number."""
+        """Append a phase; its number. Who died before is not held against it."""
+        self.deaths = 0
         await self._tell(lambda: self.phases.append(phase))
         return len(self.phases) - 1
 

@@ -232,6 +232,6 @@ def _make_moments(engine: Any, steps: int) -> None:
     flat = getattr(outer, "fp32_partitioned_groups_flat", None)
     for partition in flat if flat is not None else [p for group in adam.param_groups for p in group["params"]]:
         moments = {moment: torch.zeros_like(partition) for moment in _MOMENTS}
-        adam.state[partition] = {"step": torch.tensor(float(steps)), **moments}
+        adam.state[partition] = {"step": torch.tensor(float(steps), device=partition.device), **moments}
     if hasattr(outer, "_lazy_init_hp_params_optimizer_state"):
         outer._lazy_init_hp_params_optimizer_state()

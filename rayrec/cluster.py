@@ -236,6 +236,8 @@ def connect(config: AnyConfig) -> bool:
     """
     share_heaps()
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # It would tell of one worker that is taken away every two seconds, and those tellings are counted as deaths.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     address, placement = find_address(config), config.placement
     if address is None and "ray" not in sys.modules:  # Ray reads how it is asked who one is when it is imported
         # Its processes listen to the network, and whoever reaches them could run what they like.
@@ -250,9 +252,8 @@ def connect(config: AnyConfig) -> bool:
         "configure_logging": True,
     }
     if address is None:
-        # A machine of our own is not preempted and has no Prometheus; and idle processes stay for the next phase, whose
+        # A machine of our own has no Prometheus; and idle processes stay for the next phase, whose
         # rows would otherwise wait for new ones to start.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
         # Nobody can look at its calls, so the driver need not remember them.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayrec.config import Config
+from rayrec.negatives import NEGATIVES, mixture
 from rayrec.prompts import Template
 from rayrec.seeds import seed_of
 from rayrec.storage import Storage
@@ -89,7 +90,7 @@ class VllmEngine:
         cards = {
             "tensor_parallel_size": placement.tensor_parallel,
             "distributed_executor_backend": "ray" if placement.tensor_parallel > 1 else "uni",
-            "gpu_memory_utilization": 0.45 if placement.placement == "shared" else 0.9,
+            "gpu_memory_utilization": 0.45 if placement.placement == "shared" or two_models(config) else 0.9,
             "enable_sleep_mode": placement.placement == "shared",
             "enable_lora": self.lora,
             "load_format": "safetensors",  # by itself vLLM would unpickle a model that comes as *.bin
@@ -270,6 +271,17 @@ class TorchEngine:
         self.model.to(self.device)
 
 
+#: What :class:`BeamEngine` answers.
+BY_WEIGHTS = frozenset({"beams", "d3", "score"})
+
+
+def two_models(config: Config) -> bool:
+    """Whether generators of a resolved plan hold a :class:`BeamEngine`'s model besides vLLM's."""
+    train, modes = config.train, {*config.evaluate.decode}
+    modes |= {NEGATIVES[name].decode or "" for name in mixture.parse(train.negatives)}
+    return bool(modes & BY_WEIGHTS) or train.score_negatives or config.data.ask == "liking"
+
+
 class BeamEngine:
     """What vLLM has not: catalogue-constrained beam search and packed scores; its model is the first policy's."""
 
@@ -287,7 +299,9 @@ class BeamEngine:
         if self.model is not None and adapter == self.adapter:
             return policy.load_weights(self.model, folder)
         self.adapter = adapter
-        self.model = policy.load_policy(folder, dtype=self.setup.config.train.dtype, device=self.device)
+        # Its settings name the base as the user did, whose words may mean something else on this machine.
+        dtype = self.setup.config.train.dtype
+        self.model = policy.load_policy(folder, dtype=dtype, device=self.device, base=self.setup.base)
         self.ids = [self.setup.template.answer_ids(title) for title in self.setup.titles]
         self.trie = Trie.build(self.ids)
 

@@ -98,7 +98,9 @@ class GenerateLane(Lane):
 
             folder = self.phase(name, self._outputs.parts_of(rows) * (1 + train.score_negatives), "parts", write)
             files = [sorted(folder.glob(f"part-{number:05d}-*.parquet")) for number in range(-(-len(rows) // SLICE))]
-            return (schema.check(pq.read_table(some), schema.NEGATIVES, name) for some in files)
+            # Of a folder such as `k=3` above them Arrow would make a column.
+            plainly: dict[str, Any] = {"partitioning": None}
+            return (schema.check(pq.read_table(some, **plainly), schema.NEGATIVES, name) for some in files)
 
         return self.submit(make, policy)
 

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from rayrec import cluster
-from rayrec.engines import BeamEngine, Guide, Mode, Setup, TorchEngine, VllmEngine
+from rayrec.engines import BY_WEIGHTS, BeamEngine, Guide, Mode, Setup, TorchEngine, VllmEngine
 from rayrec.reserve import Reserved, generator_bundles
 from rayrec.runs import Stopped
 from rayrec.seeds import seed_of
@@ -99,7 +99,7 @@ class Generator:
         if self.sleeps:
             self.engine.wake()
             self.sleeps = False
-        engine = self.beams if part.mode in ("beams", "d3", "score") else self.engine
+        engine = self.beams if part.mode in BY_WEIGHTS else self.engine
         if self.versions.get(id(engine)) != part.version:
             engine.load(part.version, str(self.storage.fetch(part.folder)))
             self.versions[id(engine)] = part.version
@@ -360,6 +360,8 @@ class GeneratorPool:
             Stopped: too many died of this part, or in turn on this seat without an answer.
         """
         self._bury(seat.actor)
+        if self._gpu and self.config.placement.tensor_parallel > 1:
+            self._reserved.renew(seat.index)
         seat.deaths += 1
         deaths, allowed = seat.deaths, self.config.placement.max_deaths
         if seat.job is not None:

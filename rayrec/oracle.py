@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rayrec import shelf
+from rayrec import cluster, shelf
 from rayrec.lanes import Shared
 from rayrec.models import sequential
 from rayrec.runs import Stopped
@@ -41,7 +41,6 @@ def train_oracle(shared: Shared, folder: Path, facts: dict) -> dict:
 
 def _fit(shared: Shared, folder: Path) -> dict:
     import ray
-    from ray.exceptions import RayActorError
 
     data, storage, placement = shared.data, shared.run.storage, shared.config.placement
     patience, deaths = placement.wait_seconds, placement.max_deaths
@@ -54,7 +53,7 @@ def _fit(shared: Shared, folder: Path) -> dict:
             raise Stopped(f"00/oracle: the process that trains it gave no answer for {patience:.0f} s")
     try:
         report: dict = ray.get(made)
-    except RayActorError as error:
+    except cluster.deaths() as error:
         words = f"00/oracle: the process that trains it died more than {deaths} times (--max-deaths)"
         raise Stopped(f"{words}: {(str(error).strip().splitlines() or [''])[-1]}") from error
     storage.gather(folder)

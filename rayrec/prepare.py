@@ -25,6 +25,7 @@ from rayrec.data.likings import liking_rows
 from rayrec.data.mapped import take
 from rayrec.data.met import Met
 from rayrec.data.reweight import by_genre
+from rayrec.engines import two_models
 from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
 from rayrec.objectives import SCORED
 from rayrec.pair_scores import Ahead, retarget
@@ -73,6 +74,11 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         raise ValueError(
             f"--tensor-parallel {cards} spreads vLLM's model over GPUs, and this plan has the engine {engine} on "
             f"{'GPUs' if gpu else 'CPUs'}. Leave it out, or take --engine vllm --device gpu."
+        )
+    if cards > 1 and two_models(config):
+        raise ValueError(
+            f"--tensor-parallel {cards}: constrained beams, d3 and scores have a model of their own, on one GPU. "
+            "Take --decode greedy or free_beams and negatives without scores, or leave --tensor-parallel out."
         )
     if config.train.attention == "flex" and not (gpu or config.placement.cluster):
         raise ValueError(

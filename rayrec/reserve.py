@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rayrec.config import AnyConfig, Config
@@ -35,7 +35,7 @@ class Reserved:
     """Placement groups of one run; Ray gives them back when the driver ends."""
 
     trainers: Any = None
-    generators: tuple[Any, ...] = ()
+    generators: list[Any] = field(default_factory=list)
     alone: bool = False
     """Whether the cluster was made for this run."""
 
@@ -45,6 +45,17 @@ class Reserved:
 
         if self.trainers is not None:
             remove_placement_group(self.trainers)
+
+    def renew(self, generator: int) -> None:
+        """Hold anew what one generator holds, which ends whatever of a dead one is still there.
+
+        vLLM's workers of several cards are actors of an engine that does not hear of the death of who asked for it.
+        """
+        from ray.util import placement_group, remove_placement_group
+
+        old = self.generators[generator]
+        remove_placement_group(old)
+        self.generators[generator] = placement_group(old.bundle_specs, strategy="PACK")
 
     def free_orphans(self) -> None:
         """Give back what Ray Train's workers held when its controller died.
@@ -95,7 +106,7 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
             print(_shortage(wanted, config), flush=True)
             told = time.monotonic()
         time.sleep(0.05)
-    return Reserved(trainers, tuple(generators), alone)
+    return Reserved(trainers, generators, alone)
 
 
 def _held(group: Any) -> bool:

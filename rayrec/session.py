@@ -97,8 +97,8 @@ def run(config: Config) -> Path | None:
             console.print_plan(ready.shown)
             return None
         cluster.Processes(ready.root / ".processes.json").end_former()
-        storage.pull(ready.root)
         Lease(storage, ready.root).check()
+        storage.pull(ready.root)  # which removes what is not finished here
         work = Run(storage, ready.root, ready.config, ready.data.content_hash, ready.model_hash)
         if ready.config.model.model == "tiny":
             ready = dataclasses.replace(ready, base=keep_base(work, ready.base))

@@ -42,7 +42,7 @@ def read_shard(
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     size, share = phase.batch // world, 1 / (2 * world)
     source = storage.for_ray_data(phase.rows)
-    rows = ray.data.read_parquet(**source, override_num_blocks=1, num_cpus=share)
+    rows = ray.data.read_parquet(**source, partitioning=None, override_num_blocks=1, num_cpus=share)
     mine = (col("step") >= begun) & (col("slot") >= rank * size) & (col("slot") < (rank + 1) * size)
     tokenise = Tokenise(phase.kind, template)
     rows = rows.filter(expr=mine, num_cpus=share).map_batches(

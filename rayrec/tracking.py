@@ -37,13 +37,17 @@ class Tracker:
 
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._others = [_STARTERS[name](folder.name, settings) for name in trackers]
+        self._warned = set[str]()
 
     def phase(self, metrics: dict[str, Any]) -> None:
-        """Send one phase's ``metrics.json``: its steps one by one, its records at their iteration."""
+        """Send one phase's ``metrics.json``: its steps one by one, its records at their iteration.
+
+        Trouble elsewhere is told once, not raised: the run does not need it.
+        """
         for name, value, at in _scalars(metrics):
             self._board.add_scalar(name, value, at)
             for other in self._others:
-                other.send(name, value, at)
+                self._try("told of", other.send, name, value, at)
         self._board.flush()
 
     def close(self) -> None:
@@ -54,10 +58,15 @@ class Tracker:
         self._board.close()
         error = sys.exc_info()[0]
         for other in self._others:
-            try:
-                other.end(error)
-            except Exception as trouble:
-                print(f"warning: the run could not be ended where it is tracked: {trouble}", file=sys.stderr)
+            self._try("ended", other.end, error)
+
+    def _try(self, what: str, call: Callable[..., Any], *given: Any) -> None:
+        try:
+            call(*given)
+        except Exception as trouble:
+            if what not in self._warned:
+                print(f"warning: the run could not be {what} where it is tracked: {trouble}", file=sys.stderr)
+            self._warned.add(what)
 
 
 def _scalars(metrics: dict[str, Any]) -> Iterator[tuple[str, float, int]]:

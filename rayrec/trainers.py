@@ -225,7 +225,8 @@ def failures(elastic: bool) -> Any:
     """
     from ray.train import FailureConfig
 
-    return FailureConfig(max_failures=0 if elastic else -1, controller_failure_limit=0)
+    again = 0 if elastic else -1
+    return FailureConfig(max_failures=again, max_preemption_failures=again, controller_failure_limit=0)
 
 
 def _lacked_room(error: BaseException) -> bool:

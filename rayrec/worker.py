@@ -331,10 +331,12 @@ class Worker:
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         sums: dict[str, Any] = {}
+        losses: list[tuple[list[dict], Any]] = []
         for micro in self._micro(phase, rows):
             loss_B, logged = loss(engine(self._pack(micro)), micro)
             weight_B = torch.tensor([row["weight"] for row in micro], device=loss_B.device)
             share = (weight_B * loss_B).sum() / float(total)
+            losses.append((micro, loss_B.detach()))
             for name, value_B in {"loss": loss_B.detach(), **logged}.items():
                 part = (weight_B * value_B.detach()).sum().double().cpu() / float(total)
                 sums[name] = sums.get(name, 0) + part
@@ -346,14 +348,27 @@ class Worker:
         self.late = bool(values[-1])
         norm = float(engine.get_global_grad_norm() or 0.0)
         if not math.isfinite(values[0]) or not math.isfinite(norm):
-            ids = [row["example_id"] for row in rows]
             raise FloatingPointError(
                 f"{phase.name}: step {number + 1} has loss {float(values[0])} and gradient norm {norm}; nothing of "
-                f"this phase is kept. Its examples: {ids[:16]}. Lower --lr, or look at these rows."
+                f"this phase is kept. Its examples: {self._suspects(losses)[:16]}. Lower --lr, or look at these rows."
             )
         self.report(phase=phase.name, step=number + 1, steps=phase.steps, loss=float(values[0]))
         record = {name: float(v) for name, v in zip(sums, values[:-1], strict=True)}
         return {"step": number + 1, **record, "grad_norm": norm, "lr": rate}
+
+    def _suspects(self, losses: list[tuple[list[dict], Any]]) -> list[str]:
+        """Ids of the examples of all ranks whose own loss is not finite; of all examples where every one is."""
+        import torch.distributed as dist
+
+        own = [
+            (row["example_id"], math.isfinite(loss))
+            for rows, loss_B in losses
+            for row, loss in zip(rows, loss_B.tolist(), strict=True)
+        ]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, own)
+        ids = [one for some in found for one in some]
+        return [name for name, fine in ids if not fine] or [name for name, _ in ids]
 
     def _micro(self, phase: Phase, rows: list[dict]) -> Iterator[list[dict]]:
         """Cut a worker's rows of one step into micro-batches of like length."""

@@ -93,8 +93,13 @@ def local_folder(path: str | Path) -> Path:
     return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json"]))
 
 
-def load_policy(folder: str | Path, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu") -> Any:
-    """Return the policy in a finished folder; an adapter's base comes from where its settings say.
+def load_policy(
+    folder: str | Path,
+    dtype: torch.dtype | str = "float32",
+    device: str | torch.device = "cpu",
+    base: str | Path | None = None,
+) -> Any:
+    """Return the policy in a finished folder; an adapter's ``base``, unless given, from where its settings say.
 
     Raises:
         ValueError: an adapter without safetensors weights, or a base as in :func:`load_base`.
@@ -103,9 +108,11 @@ def load_policy(folder: str | Path, dtype: torch.dtype | str = "float32", device
     if settings.exists() and not (Path(folder) / ADAPTER).exists():  # peft would take pickled ones, or ask the hub
         found = sorted(p.name for p in Path(folder).iterdir())
         raise ValueError(f"{folder}: found {found}, but no {ADAPTER}. Convert the adapter with save_pretrained.")
-    base = folder if not settings.exists() else json.loads(settings.read_text("utf-8"))["base_model_name_or_path"]
-    model = load_base(base, dtype, device)
-    if settings.exists():
+    adapted = settings.exists()
+    if adapted:
+        base = base or str(json.loads(settings.read_text("utf-8"))["base_model_name_or_path"])
+    model = load_base(base if adapted and base else folder, dtype, device)
+    if adapted:
         model = PeftModel.from_pretrained(model, str(folder))
     item_vectors.load(model, folder)
     return model.eval()

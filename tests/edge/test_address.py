@@ -53,6 +53,23 @@ for cards in (0, 3):
         held = reserve(spread, True)
         print("RESULT", [group.bundle_specs for group in (held.trainers, *held.generators)])
         print("RESULT", ray.available_resources().get("GPU", 0))
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        class Orphan:
+            def here(self):
+                return True
+
+        (old,) = held.generators
+        room = PlacementGroupSchedulingStrategy(old, placement_group_bundle_index=1)
+        own = {"num_gpus": 1, "lifetime": "detached", "name": "orphan"}
+        orphan = ray.remote(Orphan).options(scheduling_strategy=room, **own).remote()
+        assert ray.get(orphan.here.remote())
+        held.renew(0)
+        assert held.generators[0].wait(20) and held.generators[0].id != old.id
+        try:
+            ray.get(orphan.here.remote(), timeout=20)
+        except ray.exceptions.RayActorError:
+            print("RESULT gone")
     ray.shutdown()
 print("RESULT", cluster._resources("127.0.0.1:1"), cluster._resources("somewhere"))
 """
@@ -68,4 +85,4 @@ def test_auto_asks_the_cluster_and_not_the_drivers_machine() -> None:
     # A generator over two cards is one placement group with a bundle for each card, as vLLM's Ray executor wants it.
     card = {"CPU": 1.0, "GPU": 1.0}
     half = card | {"gen": 0.5}
-    assert said[3:5] == [f"RESULT {[[card], [half, half]]}", "RESULT 0"], said
+    assert said[3:5] == [f"RESULT {[[card], [half, half]]}", "RESULT 0"] and said[5] == "RESULT gone", said

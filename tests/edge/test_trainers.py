@@ -29,9 +29,12 @@ def test_a_group_that_is_dismissed_while_it_comes_up_leaves() -> None:
         told.append(await board.take(await board.next(), 1))
         there.append((await board.poll(0, 0.01))[2])
         await board.lose("")
-        return [*told, *there, (await board.poll(0, 0.01))[2]]
+        there.append((await board.poll(0, 0.01))[2])
+        deaths = [(await board.poll(0, 0.01))[3]]
+        await board.post(PHASE)
+        return [*told, *there, *deaths, (await board.poll(1, 0.01))[3]]
 
-    assert asyncio.run(asyncio.wait_for(story(), 20)) == [None, None, PHASE, False, True, False]
+    assert asyncio.run(asyncio.wait_for(story(), 20)) == [None, None, PHASE, False, True, False, 1, 0]
 
 
 def test_of_short_steps_the_board_hears_some(monkeypatch: pytest.MonkeyPatch) -> None:
