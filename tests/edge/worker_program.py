@@ -30,6 +30,8 @@ CASES: dict[str, tuple[Literal["sft", "prefer"], str]]
 CASES = {"sft": ("sft", "dpo"), "sdpo": ("prefer", "sdpo"), "kto": ("prefer", "kto")}
 #: The same, of policies that read item vectors.
 ITEMS: dict[str, tuple[Literal["sft", "prefer"], str]] = {"llara": ("sft", "dpo")}
+#: A loss that divides by ratings.
+BROKEN: dict[str, tuple[Literal["sft", "prefer"], str]] = {"recpo": ("prefer", "recpo")}
 STEPS, BATCH, LR, WARMUP = 3, 4, 3e-3, 1
 #: Rows of each step that are no padding.
 REAL = [4, 4, 3]
@@ -135,6 +137,14 @@ def shard(table: pa.Table, rank: int, world: int, begun: int) -> Iterator[pa.Tab
         yield table.slice(step * BATCH + rank * (BATCH // world), BATCH // world)
 
 
+def with_ratings(table: pa.Table) -> pa.Table:
+    """The rows with ratings, of which one in the first step is no number."""
+    scores = [[4.0, *[2.0] * len(rejected)] for rejected in table["rejected"].to_pylist()]
+    scores[BATCH - 1][0] = float("nan")
+    column = table.column_names.index("scores")
+    return table.set_column(column, "scores", pa.array(scores, table.schema.field("scores").type))
+
+
 def main(root: Path, rank: int, world: int) -> None:
     """Run every case and write its policy to ``root/out{world}/{case}-{stage}``, once.
 
@@ -151,8 +161,8 @@ def main(root: Path, rank: int, world: int) -> None:
     table = pq.read_table(root / "rows.parquet")
     shown.show_items(sorted({title for history in table["history"].to_pylist() for title in history}), vocabulary(base))
 
-    def train(case: Case, out: Path, report: Any = lambda **facts: None) -> dict:
-        kind, objective = (CASES | ITEMS)[case.name]
+    def train(case: Case, out: Path, report: Any = lambda **facts: None, table: pa.Table = table) -> dict:
+        kind, objective = (CASES | ITEMS | BROKEN)[case.name]
         items = str(root / "oracle") if case.name in ITEMS else ""
         worker = Worker(
             {"config": settings(objective, *case[1:5]), "base": base, "gpu": False, "storage": Storage("")}, rank, world
@@ -174,6 +184,13 @@ def main(root: Path, rank: int, world: int) -> None:
             if rank == 0:
                 shutil.copytree(folder, root / f"moved{3 - world}" / case.folder)
             check_resumed(case, train(case, folder)["facts"])
+    rated = with_ratings(table)
+    broken = rated["example_id"][BATCH - 1].as_py()  # of the last rank
+    try:
+        train(Case("recpo", 1), root / "broken", table=rated)
+        raise AssertionError("a loss that is no number changed the policy")
+    except FloatingPointError as error:
+        assert "step 1 has loss nan" in str(error) and f"Its examples: ['{broken}']." in str(error), error
     if (root / f"moved{world}").exists():
         for case in CUT_OFF:
             check_resumed(case, train(case, root / f"moved{world}" / case.folder)["facts"])

@@ -73,7 +73,8 @@ def stop(word: str, seconds: float = 30) -> Strike:
         place.struck = time.time()
         os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # what is no longer needed ends although it stands still
+            os.kill(pid, signal.SIGCONT)
 
     return strike
 
