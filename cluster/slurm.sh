@@ -21,7 +21,9 @@ head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-addres
 
 # Whoever reaches the port without the token is sent away. It lives in a file that only this user reads.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$SHARED/.ray-token-$SLURM_JOB_ID"
-(umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
+# What lies there already may be somebody else's, who could read what is written into it.
+rm -f "$RAY_AUTH_TOKEN_PATH"
+(umask 077 && set -o noclobber && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 # Ray starts itself by its name on every node.

@@ -108,7 +108,7 @@ def main() -> int:
     parser.add_argument("--endpoint", help="of ChatRec's cells")
     parser.add_argument("--served", help="of ChatRec's cells")
     parser.add_argument("--k", type=int, help="length of the lists in the tables; default: 5, of candidates 1")
-    parser.add_argument("--runs", default="runs", help="a folder; a comparison reads all its cells")
+    parser.add_argument("--runs", help="a folder; a comparison reads all its cells")
     parser.add_argument("--name", default="comparison", help="folder of the cells and the tables, in --runs")
     parser.add_argument(
         "--at-once",
@@ -142,10 +142,12 @@ def named(rest: list[str], flag: str) -> bool:
 
 def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
     """The flags of all cells and the methods, those of the preset included; ``args`` gets protocol, k and output."""
-    from rayrec import plan
+    from rayrec import cluster, plan
 
-    if "://" in args.runs:
-        raise ValueError(f"--runs {args.runs} is a URL; a comparison reads all its cells. Name a folder.")
+    args.runs = cluster.settle_runs(args.runs)
+    if "://" in args.runs:  # which is not repeated: it may hold keys
+        raise ValueError("--runs is a URL; a comparison reads all its cells. Name a folder.")
+    plan.check_open(args.endpoint or "")
     plan.check_name(args.name)
     for flag, instead in OWN.items():
         if named(rest, flag) or f"--{(args.vary or [''])[0]}" == flag:

@@ -27,7 +27,8 @@ from rayrec.lease import Lease
 from rayrec.metrics import evaluate_splits
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
-from rayrec.runs import Run, check_claim
+from rayrec.prepare import content_hash
+from rayrec.runs import Run, check_claim, versions
 from rayrec.storage import Storage
 from rayrec.trainers import TrainGroup, backends, failures, telling
 
@@ -58,27 +59,29 @@ def run(config: BaselinesConfig) -> Path | None:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
     if (longest := max(config.sequential.top_k)) > len(data.catalogue):
         raise ValueError(f"--top-k {longest} asks for more than the catalogue's {len(data.catalogue)} items. Lower it.")
-    features = _features(config.sequential, data)
+    features, hashes = _features(config.sequential, data), {"data": data.content_hash}
+    if features is not None:
+        hashes["embedder"] = content_hash(str(config.sequential.embedder_path))
     name = config.output.name or f"{data.source}-baselines-seed{config.data.seed}"
     storage = Storage(config.output.runs or "runs")
     root = storage.root / name
     console.log("data", ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in data.counts.items()))
     if config.output.dry_run:
         storage.bring(root / "config.json")
-        check_claim(root, config, data.content_hash)
+        check_claim(root, config, hashes)
         return None
     processes = cluster.Processes(root / ".processes.json")
     processes.end_former()
     lease = Lease(storage, root)
     lease.check()
     storage.pull(root)  # which removes what is not finished here
-    work = Run(storage, root, config, data.content_hash)
+    work = Run(storage, root, config, hashes)
     processes.record()
     plan.write_inputs(root, data)
     work.keep("catalogue.parquet", "examples", "rejected.parquet")
     phases = [f"00/{model}" for model in config.sequential.models]
     left = [phase for phase in phases if not work.done(phase)]
-    work.trace.attempt(left=left)
+    work.trace.attempt(left=left, versions=versions())
     with lease:
         if set(left) - {"00/popular"}:
             cluster.connect(config)
@@ -88,6 +91,7 @@ def run(config: BaselinesConfig) -> Path | None:
             lease.check_held()
             _make(phase, config, data, work, gpu, features)
             processes.record()
+    cluster.leave()
     processes.forget()
     records, seconds = work.write_metrics(phases), work.trace.facts("seconds")
     console.print_iteration_table([r | {"seconds": seconds.get(r["phase"])} for r in records])

@@ -74,7 +74,7 @@ def deciding(training: dict[str, Any], config: Config) -> dict[str, Any]:
     Going on with another number of workers or threads, or on another type of CPU, changes them by rounding.
     """
     phase = {name: value for name, value in training["phase"].items() if name != "threads"}
-    kept = {name: value for name, value in training.items() if name not in ("workers", "processor")}
+    kept = {name: value for name, value in training.items() if name not in ("workers", "processor", "gpu")}
     return kept | {"phase": phase, "loss": repr(config.loss)}
 
 

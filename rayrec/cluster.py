@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -34,6 +34,8 @@ C = TypeVar("C", Config, BaselinesConfig)
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 #: A head greets in milliseconds; what says nothing for so long is none, or is stopped.
 _GREETING_SECONDS = 8.0
+#: Processes of our own cluster have so long to end after it has.
+_LEAVING = 3.0
 #: Its number in glibc's malloc.h.
 _ARENA_MAX = -8
 #: The empty settings frame of HTTP/2: three bytes of length, the type 4, one of flags, four of the stream.
@@ -45,19 +47,29 @@ def submitted() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def settle_paths(config: C) -> C:
-    """Fill in where runs are written, and refuse paths that mean nothing in a submitted job.
+def settle_runs(runs: str | None, **others: str | None) -> str:
+    """Where runs are written; refuses paths that mean nothing in a submitted job, those of ``others`` (flags) too.
 
     Raises:
-        ValueError: ``--runs`` or ``--data`` is relative and this is a submitted job, or ``--runs`` no store.
+        ValueError: a path is relative and this is a submitted job.
     """
-    runs = config.output.runs or (str(Path.home() / "rayrec-runs") if submitted() else "runs")
-    for flag, path in (("--runs", runs), ("--data", config.data.data)):
+    runs = runs or (str(Path.home() / "rayrec-runs") if submitted() else "runs")
+    for flag, path in {"runs": runs, **others}.items():
         if submitted() and path and "://" not in path and not Path(path).is_absolute():
             raise ValueError(
-                f"{flag} {path} is relative, but a submitted job runs in a copy of the working folder that is thrown "
+                f"--{flag} {path} is relative, but a submitted job runs in a copy of the working folder that is thrown "
                 "away. Give an absolute path that every node sees."
             )
+    return runs
+
+
+def settle_paths(config: C) -> C:
+    """Fill in where runs are written.
+
+    Raises:
+        ValueError: as in :func:`settle_runs`, or ``--runs`` is no store.
+    """
+    runs = settle_runs(config.output.runs, data=config.data.data, json=getattr(config, "json", None))
     Storage(runs).check()
     return dataclasses.replace(config, output=dataclasses.replace(config.output, runs=runs))
 
@@ -89,7 +101,8 @@ def check_address(config: AnyConfig) -> None:
 
 
 def find_address(config: AnyConfig) -> str | None:
-    """The cluster to join: --address, RAY_ADDRESS, or a living one made by ``ray start``; None for one of our own.
+    """The cluster to join: --address, RAY_ADDRESS, or a living one that this user made by ``ray start``; None for one
+    of our own.
 
     Another driver's private cluster is never joined, not by ``auto`` either, with which Ray itself would. ``local``, as
     Ray has it, is one of our own whatever runs here.
@@ -100,7 +113,8 @@ def find_address(config: AnyConfig) -> str | None:
     # Written by `ray start` only, and left behind when that cluster is killed. Read here: Ray's import takes a second.
     folder = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
     file = Path(folder, "ray", "ray_current_cluster")
-    made = file.read_text().strip() if file.exists() else ""
+    # Everybody may write there, and whoever joins a cluster runs what it is told.
+    made = file.read_text().strip() if file.exists() and file.stat().st_uid == os.getuid() else ""
     return made if made and _answers(made) else None
 
 
@@ -352,7 +366,11 @@ def _same_process(record: tuple[int, float]) -> psutil.Process | None:
 
 def kill_children() -> None:
     """End every process that this one started, and theirs: Ray's agents would live for minutes."""
-    for process in psutil.Process().children(recursive=True):
+    _kill(psutil.Process().children(recursive=True))
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
@@ -380,19 +398,33 @@ def within(seconds: float, what: str, work: Callable[[], T]) -> T:
         raise Stopped(f"{what} took longer than {seconds:.0f} s") from None
 
 
+def _node() -> Any:
+    """Ray's own record of the node that this process is on; None without Ray."""
+    return sys.modules["ray"]._private.worker._global_node if "ray" in sys.modules else None
+
+
 def logs() -> str:
     """The folder of Ray's logs: on this node, and on others that keep Ray's files where this one does."""
-    node = sys.modules["ray"]._private.worker._global_node if "ray" in sys.modules else None
+    node = _node()
     return node.get_logs_dir_path() if node else ""
 
 
 def leave() -> None:
-    """Leave the cluster, or end our own; what does not end in a minute is killed."""
+    """Leave the cluster, if one was joined, or end our own: what does not end with it is killed."""
+    node = _node()
+    if node is None:
+        return
+    own = {info.process.pid for infos in node.all_processes.values() for info in infos}
+    started = list[psutil.Process]()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started += [child, *child.children(recursive=True)] if child.pid in own else []
     try:
         within(60.0, "the end of Ray", sys.modules["ray"].shutdown)
     except Stopped as error:
         print(error, flush=True)
-        kill_children()
+    # An actor that leaves by itself as its node ends is no longer the node's to end, and now and then stands still.
+    _kill(psutil.wait_procs(started, timeout=_LEAVING)[1])
 
 
 def interrupt_on_signals() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -374,15 +375,19 @@ def to_dict(config: AnyConfig) -> dict[str, dict[str, Any]]:
 
 
 def _deciding(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Settings that decide numbers; the data's path does not, its content hash does."""
+    """Settings that decide numbers; the paths of data and embedder do not, their contents' hashes do."""
     groups = [config[group] for group in _RESULTS if group in config]
     # More models in a folder change no number of those that are there.
-    return {f"--{k.replace('_', '-')}": v for group in groups for k, v in group.items() if k not in ("data", "models")}
+    others = ("data", "embedder_path", "models")
+    return {f"--{k.replace('_', '-')}": v for group in groups for k, v in group.items() if k not in others}
 
 
-def result_hash(config: AnyConfig, data_hash: str, model_hash: str = "") -> str:
-    """Hash of everything that decides the numbers of a run: two runs with equal hashes have equal results."""
-    text = json.dumps([_deciding(to_dict(config)), data_hash, model_hash], sort_keys=True)
+def result_hash(config: AnyConfig, hashes: Mapping[str, str]) -> str:
+    """Hash of everything that decides the numbers of a run: two runs with equal hashes have equal results.
+
+    ``hashes`` are of what the settings only name: of the ``data``'s contents, a ``model``'s, an ``embedder``'s.
+    """
+    text = json.dumps([_deciding(to_dict(config)), dict(hashes)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -390,8 +395,8 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Lines that name each deciding setting in which two ``config.json`` records differ."""
     old, new = _deciding(found["config"]), _deciding(wanted["config"])
     lines = [f"{k}: there {old.get(k)!r}, here {new.get(k)!r}" for k in sorted(old | new) if old.get(k) != new.get(k)]
-    if found["data_hash"] != wanted["data_hash"]:
-        lines.append(f"data: there {found['data_hash'][:12]}, here {wanted['data_hash'][:12]} (content hash)")
-    if found.get("model_hash", "") != wanted.get("model_hash", ""):
-        lines.append(f"model: there {found['model_hash'][:12]}, here {wanted['model_hash'][:12]} (content hash)")
-    return lines
+    for name in ("data", "model", "embedder"):
+        there, here = (record.get(f"{name}_hash", "")[:12] for record in (found, wanted))
+        if there != here:
+            lines.append(f"{name}: there {there or 'none'}, here {here or 'none'} (content hash)")
+    return lines or ["what rayrec itself reads, at another revision"]

@@ -124,6 +124,11 @@ class VllmEngine:
             self.adapter = LoRARequest(version, seed_of(version, folder) % 2**31 + 1, folder)
             return
         folder = _whole(folder)
+        if (Path(folder) / "adapter_config.json").exists():
+            raise ValueError(
+                f"{folder}: found an adapter alone, as runs on GPUs keep it; vLLM on a CPU wants merged weights. Go on "
+                "with --device gpu."
+            )
         self.llm.collective_rpc("take_policy", args=(folder,))
 
     def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:

@@ -42,6 +42,7 @@ class Shared:
     """console.LaneProgress."""
     check_held: Callable[[], None] = lambda: None
     """Raises once another driver has the run."""
+    gpu: bool = False
 
 
 class Lane:

@@ -17,6 +17,9 @@ class Oracle:
 
     def fit(self, storage: Storage, folder: Path, train: Any, valid: Any, catalogue: Any, seed: int) -> dict:
         """Train and save it; returns its validation."""
+        import torch
+
+        torch.set_num_threads(1)  # whatever the node's environment says: it decides the order of sums
         here = storage.here(folder)
         here.mkdir(parents=True, exist_ok=True)
         report = sequential.fit_sasrec(train, valid, catalogue, seed, str(here))
@@ -35,7 +38,8 @@ def train_oracle(shared: Shared, folder: Path, facts: dict) -> dict:
     """
     if not shared.config.output.share:
         return _fit(shared, folder)
-    deciding = {"oracle": "sasrec", "data": shared.data.content_hash, "seed": shared.config.data.seed}
+    deciding: dict[str, Any] = {"oracle": "sasrec", "data": shared.data.content_hash, "seed": shared.config.data.seed}
+    deciding["processor"] = shelf.processor()
     return shelf.take_or_make(shared.run.root, folder, deciding, facts, lambda: _fit(shared, folder))
 
 

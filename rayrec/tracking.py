@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
@@ -30,13 +31,17 @@ class Curves(NamedTuple):
 
 
 class Tracker:
-    """Sends the numbers of each finished phase to the chosen places; the run folder stays the record of truth."""
+    """Sends the numbers of each finished phase to the chosen places; the run folder stays the record of truth.
+
+    Raises:
+        ValueError: a place takes no run.
+    """
 
     def __init__(self, folder: Path, trackers: Sequence[str], settings: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(folder / "tensorboard"))
-        self._others = [_STARTERS[name](folder.name, settings) for name in trackers]
+        self._others = [_start(name, folder.name, settings) for name in trackers]
         self._warned = set[str]()
 
     def phase(self, metrics: dict[str, Any]) -> None:
@@ -65,8 +70,25 @@ class Tracker:
             call(*given)
         except Exception as trouble:
             if what not in self._warned:
-                print(f"warning: the run could not be {what} where it is tracked: {trouble}", file=sys.stderr)
+                print(f"warning: the run could not be {what} where it is tracked: {_told(trouble)}", file=sys.stderr)
             self._warned.add(what)
+
+
+def _start(name: str, run: str, settings: dict[str, Any]) -> Curves:
+    """Begin a run elsewhere.
+
+    Raises:
+        ValueError: that place does not take it.
+    """
+    try:
+        return _STARTERS[name](run, settings)
+    except Exception as trouble:
+        raise ValueError(f"--track {name}: no run could be begun there: {_told(trouble)}") from None
+
+
+def _told(trouble: Exception) -> str:
+    """What is wrong, without the user and password that an address may hold."""
+    return re.sub(r"//[^/@\s]+@", "//***@", f"{type(trouble).__name__}: {trouble}")
 
 
 def _scalars(metrics: dict[str, Any]) -> Iterator[tuple[str, float, int]]:

@@ -127,7 +127,7 @@ class TrainLane(Lane):
                 items=str(items or ""),
             )
 
-            deciding = shelf.of_training(phase, config)
+            deciding = shelf.of_training(phase, config, self.shared.gpu)
             key, storage = shelf.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
 
             def fit() -> dict:
@@ -142,7 +142,9 @@ class TrainLane(Lane):
                 record |= {"first_loss": first["loss"], "last_loss": last["loss"], **_tail_means(result["steps"])}
                 return {"records": [record], "steps": result["steps"]}
 
-            shares = alone and config.output.share and config.model.model == "tiny"
+            # Of a range of workers nobody knows beforehand how many there will be.
+            fixed = len(config.worker_counts) == 1
+            shares = alone and config.output.share and config.model.model == "tiny" and fixed
             if not shares:
                 return fit()
 

@@ -151,7 +151,7 @@ def test_negatives_are_the_protocols_own_unless_they_are_named() -> None:
     for method in ("SPRec", "SPRec-noSFT", "SPIN"):
         assert negatives("--method", method, *choosing) == ("self_play",)
     left_out, named = (plan.resolve(parse("", args)) for args in ([], ["--negatives", "self_play"]))
-    assert result_hash(left_out, "content") == result_hash(named, "content")
+    assert result_hash(left_out, {"data": "content"}) == result_hash(named, {"data": "content"})
 
 
 def test_epochs_of_the_preference_step_are_planned() -> None:
@@ -215,15 +215,15 @@ def other(kind: Any, value: Any) -> Any:
 
 @pytest.mark.parametrize(("group", "name"), [(group, field.name) for group, field in settings()])
 def test_the_hash_is_of_what_decides_numbers(group: str, name: str) -> None:
-    """All of data to evaluate, but for the path of the data, for which its content stands; nothing else."""
+    """All of data to evaluate, but for the paths of data and embedder, for which their content stands; nothing else."""
     config, part = Config(), getattr(Config(), group)
     kind = typing.get_type_hints(type(part))[name]
     changed = dataclasses.replace(part, **{name: other(kind, getattr(part, name))})
     assert changed != part
-    decides = group in ("data", "model", "train", "loss", "evaluate") and name != "data"
+    decides = group in ("data", "model", "train", "loss", "evaluate") and name not in ("data", "embedder_path")
     again = dataclasses.replace(config, **{group: changed})
-    assert (result_hash(again, "content") != result_hash(config, "content")) == decides
-    assert result_hash(config, "content") != result_hash(config, "other content")
+    assert (result_hash(again, {"data": "content"}) != result_hash(config, {"data": "content"})) == decides
+    assert result_hash(config, {"data": "content"}) != result_hash(config, {"data": "other content"})
 
 
 #: How code calls a group, and what its reader in data/ calls all of its settings.

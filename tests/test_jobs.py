@@ -35,6 +35,7 @@ def job(name: str, *args: str) -> subprocess.CompletedProcess:
         (["--methods", "BIGRec", "--k", "7"], "--k 7 is not among --top-k"),
         (["--methods", "BIGRec", "--lr", "-1"], "--lr is -1.0"),
         (["--methods", "BIGRec", "--at-once", "0"], "--at-once is 0"),
+        (["--methods", "BIGRec", "--endpoint", "http://me:secret@host/v1"], "--endpoint holds a user name or a query"),
     ],
 )
 def test_wrong_words_are_refused_before_any_cell(tmp_path: Path, args: list[str], says: str) -> None:

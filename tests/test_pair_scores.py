@@ -166,7 +166,7 @@ def lane_inputs(tmp_path: Path, train: pa.Table, *args: str) -> tuple[Shared, Po
     """What a lane of a run on ``train`` knows, and a policy."""
     config, storage = resolve(parse("", list(args))), Storage(str(tmp_path))
     data: Any = SimpleNamespace(train=train, catalogue=Catalogue.from_items([*TITLES, *NEVER_MET], [[]] * 60))
-    run = Run(storage, storage.root / "mine", config, "data")
+    run = Run(storage, storage.root / "mine", config, {"data": ""})
     return Shared(config, data, run, None, 1, 1, lambda *args: None, Quiet()), Policy("00/sft", tmp_path)
 
 

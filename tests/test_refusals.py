@@ -24,11 +24,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayrec import plan
-from rayrec.config import Config, ModelConfig
+from rayrec.cluster import settle_runs
+from rayrec.config import ModelConfig
 from rayrec.data import load
 from rayrec.methods import parse
 from rayrec.models.tiny import make_tiny
-from rayrec.prepare import run_folder
+from rayrec.prepare import prepare
 from rayrec.runs import Run
 from rayrec.session import run
 from rayrec.storage import Storage
@@ -419,9 +420,9 @@ def claimed(tmp_path: Path, *args: str) -> tuple[list[str], Path]:
     """A run folder as a run with these arguments begins it, and the arguments."""
     given = ["--runs", str(tmp_path / "runs"), "--name", "mine", "--source", "csv", "--engine", "vllm", *args]
     given += ["--max-new-tokens", "5"]
-    config: Config = plan.resolve(parse("", given))
-    data = load(config.data)
-    return given, Run(Storage(str(tmp_path / "runs")), run_folder(config), config, data.content_hash).root
+    (scratch := tmp_path / "scratch").mkdir(parents=True, exist_ok=True)
+    ready = prepare(parse("", given), scratch)
+    return given, Run(Storage(str(tmp_path / "runs")), ready.root, ready.config, ready.hashes).root
 
 
 def test_a_run_folder_of_another_configuration(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -442,6 +443,37 @@ def test_a_run_folder_of_another_configuration(root: Path, tmp_path: Path, capsy
     # Placement and output may change, and a fresh start may change everything.
     assert "00/sft" in dry_run(root, tmp_path, capsys, *given, "--generators", "2", "--keep", "all")
     assert "00/sft" in dry_run(root, tmp_path, capsys, *given, "--beta", "0.2", "--on-existing", "overwrite")
+
+
+def test_a_run_goes_on_with_the_embedder_it_began_with(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copytree(root / "model", tmp_path / "embedder"))
+    given, _ = claimed(tmp_path, "--data", str(root / "films"), "--embedder", "lm", "--embedder-path", str(path))
+    moved = [*given, "--embedder-path", str(path.rename(tmp_path / "moved"))]
+    assert "00/sft" in dry_run(root, tmp_path, capsys, *moved)
+    (tmp_path / "moved" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"made with other settings:\n  embedder: there [0-9a-f]{12}, here [0-9a-f]{12}"
+    ):
+        run(parse("", [*moved, "--dry-run"]))
+
+
+def test_a_run_that_goes_on_with_other_packages_says_so_and_keeps_what_it_began_with(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, folder = claimed(tmp_path, "--data", str(root / "films"))
+    record = json.loads((folder / "config.json").read_text())
+    now = record["versions"].pop("torch")
+    (folder / "config.json").write_text(json.dumps(record | {"versions": record["versions"] | {"ray": "1.0"}}))
+    told = dry_run(root, tmp_path, capsys, *given)
+    assert "this run began with ray 1.0, and goes on with" in told
+    assert f"this run began with torch none, and goes on with {now}" in told
+    claimed(tmp_path / "again", "--data", str(root / "films"))
+    shutil.copy(folder / "config.json", tmp_path / "again" / "runs" / "mine")
+    folder = claimed(tmp_path / "again", "--data", str(root / "films"))[1]
+    kept = json.loads((folder / "config.json").read_text())["versions"]
+    assert kept["ray"] == "1.0" and "torch" not in kept
 
 
 @pytest.mark.parametrize("existing", ["resume", "overwrite"])
@@ -538,6 +570,9 @@ def test_a_submitted_job_takes_no_relative_path(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ValueError, match=r"--data here is relative, .* Give an absolute path"):
         run(parse("", ["--runs", "/runs", "--data", "here"]))
+    assert settle_runs(None) == str(Path.home() / "rayrec-runs")
+    with pytest.raises(ValueError, match=r"--json here is relative"):
+        settle_runs(None, json="here")
 
 
 def test_a_hub_id_that_cannot_be_fetched(root: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import re
 import threading
 import traceback
 from dataclasses import replace
@@ -53,6 +54,9 @@ def test_nothing_does_what_a_file_says() -> None:
                 found += [(path.name, call) for call in [ast.unparse(node.func)] if call in CALLS]
                 shell = [word for word in node.keywords if word.arg in ("shell", "trust_remote_code", "allow_pickle")]
                 found += [(path.name, w.arg) for w in shell if ast.unparse(w.value) != "False"]
+                # Left out, it is a question at the terminal, and a yes runs the folder's code.
+                asks = re.fullmatch(r"Auto\w+\.from_(pretrained|config)", ast.unparse(node.func))
+                found += [(path.name, asks[0])] if asks and "trust_remote_code" not in [w.arg for w in shell] else []
     assert found == []
 
 
@@ -193,7 +197,7 @@ def test_tokens_are_written_nowhere(
     seen = []
     curves = tracking.Curves(print, print)
     monkeypatch.setitem(tracking._STARTERS, "wandb", lambda run, settings: seen.append((run, settings)) or curves)
-    run = Run(Storage(str(tmp_path)), tmp_path / "r", config, "data")
+    run = Run(Storage(str(tmp_path)), tmp_path / "r", config, {"data": ""})
     run.trace.attempt(left=[])
     tracker = tracking.Tracker(run.root, ("wandb",), to_dict(config))
     tracker.phase({"records": [{"kind": "sft", "phase": "00/sft", "iteration": 0, "loss": 1.0}]})

@@ -40,16 +40,17 @@ class Maker:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, root: Path, phase: Phase, config: Config) -> dict:
+    def __call__(self, root: Path, phase: Phase, config: Config, gpu: bool = False, **happened: int) -> dict:
         def make() -> dict:
             self.calls += 1
+            facts.update(happened)
             Path(phase.out).mkdir()
             (Path(phase.out) / "model.safetensors").write_bytes(b"tuned")
             return {"records": [{"loss": 1.5}]}
 
         facts: dict = {}
         run = Path(phase.rows).parents[2]
-        metrics = take_or_make(run, Path(phase.rows).parent, of_training(phase, config), facts, make)
+        metrics = take_or_make(run, Path(phase.rows).parent, of_training(phase, config, gpu), facts, make)
         assert metrics == {"records": [{"loss": 1.5}]}
         assert (Path(phase.out) / "model.safetensors").read_bytes() == b"tuned"
         assert not (Path(phase.out).parent / "DONE").exists()  # the phase is finished by its run
@@ -88,6 +89,21 @@ def test_what_decides_the_bytes_is_not_shared(tmp_path: Path, config: Config) ->
     maker(tmp_path, phase_of(tmp_path, "a"), Config())
     maker(tmp_path, phase_of(tmp_path, "b"), config)
     assert maker.calls == 2
+
+
+def test_what_a_gpu_made_is_for_gpus(tmp_path: Path) -> None:
+    maker = Maker()
+    maker(tmp_path, phase_of(tmp_path, "a"), Config(), gpu=True)
+    maker(tmp_path, phase_of(tmp_path, "b"), Config())
+    assert maker.calls == 2
+
+
+def test_what_was_resumed_is_not_shared(tmp_path: Path) -> None:
+    """Maybe by another number of workers than its name says."""
+    maker = Maker()
+    maker(tmp_path, phase_of(tmp_path, "a"), Config(), resumed_at=2)
+    maker(tmp_path, phase_of(tmp_path, "b"), Config())
+    assert maker.calls == 2 and len([*(tmp_path / ".shared").iterdir()]) == 1
 
 
 def test_other_rows_are_not_shared_and_later_settings_do_not_matter(tmp_path: Path) -> None:
@@ -142,7 +158,7 @@ def test_what_a_worker_elsewhere_made_is_on_the_shelf(tmp_path: Path, monkeypatc
     table = pa.table({"step": [0]})
     for name in ("a", "b"):
         config = resolve(parse("", ["--runs", url, "--name", name, "--model", "tiny"]))
-        run = Run(storage, storage.root / name, config, "data")
+        run = Run(storage, storage.root / name, config, {"data": ""})
         lost = run.folder("00/sft") / CHECKPOINT / "5"  # of an earlier attempt at this very phase
         lost.mkdir(parents=True)
         seal(lost, CHECKPOINT, {"key": "", "records": []})

@@ -59,7 +59,7 @@ def open_run(url: str, *args: str) -> Run:
     config = resolve(parse("", ["--runs", url, "--name", "r", *args]))
     work = Storage(url)
     work.pull(work.root / "r")
-    return Run(work, work.root / "r", config, "data")
+    return Run(work, work.root / "r", config, {"data": ""})
 
 
 def files(folder: Path) -> dict[str, bytes]:

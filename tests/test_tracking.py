@@ -53,7 +53,7 @@ def test_a_tracker_that_cannot_end_keeps_nothing_open(
     tmp_path: Path, told: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def gone(status: str) -> None:
-        raise ConnectionError("the server is gone")
+        raise ConnectionError("POST https://me:secret@server/api is gone")
 
     tracker = Tracker(tmp_path, ("mlflow", "wandb"), {})
     monkeypatch.setattr(sys.modules["mlflow"], "end_run", gone)
@@ -64,6 +64,8 @@ def test_a_tracker_that_cannot_end_keeps_nothing_open(
     tracker.close()
     assert told[-1] == 0  # and end
     said = capsys.readouterr().err.splitlines()
-    assert said == [
-        f"warning: the run could not be {what} where it is tracked: the server is gone" for what in ("told of", "ended")
-    ]
+    trouble = "where it is tracked: ConnectionError: POST https://***@server/api is gone"
+    assert said == [f"warning: the run could not be {what} {trouble}" for what in ("told of", "ended")]
+    monkeypatch.setattr(sys.modules["mlflow"], "start_run", lambda run_name: gone(""))
+    with pytest.raises(ValueError, match=r"--track mlflow: no run could be begun there: .* POST https://\*\*\*@server"):
+        Tracker(tmp_path, ("mlflow",), {})

@@ -109,7 +109,7 @@ def hugging_face(base: str, dtype: str, asked: list, width: int, names: list[str
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False).eval()
     shape: dict[str, Any] = {"num_beams": width, "num_return_sequences": width, "max_new_tokens": STEPS}
     shape |= {"do_sample": False, "length_penalty": 0.0}
 

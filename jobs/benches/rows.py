@@ -131,7 +131,7 @@ def ours(rows: int, processes: int, scratch: Path) -> dict[str, Any]:
     train = numbered(mapped(examples(rows), schema.EXAMPLES))
     data: Any = SimpleNamespace(train=train, catalogue=Catalogue.from_items(titles, [[]] * TITLES))
     storage, config = Storage(str(scratch / "runs")), resolve(parse("", ["--negatives", "self_play"]))
-    work = Run(storage, storage.root / "rows", config, "rows")
+    work = Run(storage, storage.root / "rows", config, {"data": ""})
     shared = Shared(config, data, work, template, 1, 1, lambda *_: None, Quiet())
     pool = pool_of([ray.remote(NoOp).options(num_cpus=0).remote() for _ in range(processes)], processes, scratch)
     # A group that is told of a phase and has trained at once.

@@ -30,7 +30,8 @@ class Dataset:
 
     ``train`` also has a column ``number``, the place of the row, which whatever is taken from it keeps.
     ``rejected`` holds the bad rows (``reading.REJECTED``), ``counts`` what became of every row, ``content_hash`` is the
-    sha256 of catalogue and examples whatever their path, ``truth`` the distribution behind synthetic data, else None.
+    sha256 of catalogue and examples (adherence rows too) whatever their path, ``truth`` the distribution behind
+    synthetic data, else None.
     """
 
     catalogue: Catalogue
@@ -223,6 +224,6 @@ def load(config: DataConfig) -> Dataset:
         adherence = adherence_rows(later, met, catalogue, config.seed, config.test_rows)
         adherence = adherence if len(adherence) else None
     counts |= {"valid": len(valid), "test": len(test)}
-    digest = content_hash(catalogue.to_table(), train, valid, test)
+    digest = content_hash(catalogue.to_table(), train, valid, test, *([] if adherence is None else [adherence]))
     train = numbered(train)
     return Dataset(catalogue, train, valid, test, rejected, counts, digest, source, raw.truth, adherence)

@@ -37,10 +37,12 @@ class LanguageModelEmbedder:
         if not (Path(path) / "config.json").is_file():
             raise ValueError(f"Found no config.json in {path}, wanted the folder of a Hugging Face language model.")
         try:
-            model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                path, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as a Hugging Face language model: {error}") from error
-        return cls(model.eval(), AutoTokenizer.from_pretrained(path))
+        return cls(model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False))
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> torch.Tensor:

@@ -69,8 +69,8 @@ def _transformer(path: Path, kinds: dict[str, Path]) -> Callable[[list[str]], to
         raise ValueError(f"Found the modules {list(kinds)} in {path}, wanted Transformer, Pooling, maybe Normalize.")
     pooling = _pooling(kinds["Pooling"])
     limits = _read(kinds["Transformer"] / "sentence_bert_config.json")
-    model = AutoModel.from_pretrained(kinds["Transformer"], use_safetensors=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(kinds["Transformer"])
+    model = AutoModel.from_pretrained(kinds["Transformer"], use_safetensors=True, trust_remote_code=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(kinds["Transformer"], trust_remote_code=False)
 
     @torch.inference_mode()
     def embed(texts: list[str]) -> torch.Tensor:

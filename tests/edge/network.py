@@ -67,9 +67,11 @@ class Network:
 
     def close(self) -> None:
         """Remove all of it."""
-        for name in self.names:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                _ip("netns", "delete", name)
+        for number, name in enumerate(self.names, 2):
+            # A cable outlives its namespace for a while, unless it is taken away, and the next network has the name.
+            for what in (["link", "delete", f"{self.bridge}v{number}"], ["netns", "delete", name]):
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    _ip(*what)
         with contextlib.suppress(subprocess.CalledProcessError):
             _ip("link", "delete", self.bridge)
 

@@ -29,13 +29,17 @@ def test_auto_is_a_cluster_made_by_ray_start_alone(named: str, tmp_path: Path, m
         write_ray_address(address)  # what `ray start` does
         check_address(config)
         assert find_address(config) == address
+        with monkeypatch.context() as other:  # of another user
+            other.setattr("os.getuid", lambda: tmp_path.stat().st_uid + 1)
+            assert find_address(config) is None
     assert find_address(config) is None  # that cluster is gone, its file is not
     with pytest.raises(ValueError, match=f"{named} auto"):
         check_address(config)
 
 
 SCRIPT = """
-import os
+import atexit, os, time
+import psutil
 from rayrec import cluster  # before Ray
 from rayrec.methods import parse
 from rayrec.reserve import reserve
@@ -70,7 +74,19 @@ for cards in (0, 3):
             ray.get(orphan.here.remote(), timeout=20)
         except ray.exceptions.RayActorError:
             print("RESULT gone")
-    ray.shutdown()
+        # An actor that nobody holds leaves its node, and is still busy with its own end as that one ends.
+        class Slow:
+            def stay(self):
+                atexit.register(time.sleep, 600)
+                return os.getpid()
+
+        slow = psutil.Process(ray.get(ray.remote(Slow).options(num_cpus=0).remote().stay.remote()))
+        time.sleep(2)
+        print("RESULT", slow.is_running())
+        cluster.leave()
+        print("RESULT", psutil.wait_procs([slow], timeout=5)[1])
+    else:
+        ray.shutdown()
 print("RESULT", cluster._resources("127.0.0.1:1"), cluster._resources("somewhere"))
 """
 
@@ -86,3 +102,4 @@ def test_auto_asks_the_cluster_and_not_the_drivers_machine() -> None:
     card = {"CPU": 1.0, "GPU": 1.0}
     half = card | {"gen": 0.5}
     assert said[3:5] == [f"RESULT {[[card], [half, half]]}", "RESULT 0"] and said[5] == "RESULT gone", said
+    assert said[6:8] == ["RESULT True", "RESULT []"]

@@ -139,12 +139,12 @@ def place_of(kind: str, runs: Path) -> Iterator[Place]:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "none", str(place.runs)], check=True)
     if kind == "store":
         place.serve()
-    if kind == "cluster":
-        net = network()
-        place.join(net)
-    if kind == "submitted":
-        place.submitted()
     try:
+        if kind == "cluster":
+            net = network()
+            place.join(net)
+        if kind == "submitted":
+            place.submitted()
         yield place
     finally:
         for process in reversed(place.nodes.processes) if place.roots else ():
