@@ -114,11 +114,10 @@ def flip(command: Command, draw: random.Random, place: Place) -> None:
 def fill(command: Command, draw: random.Random, place: Place) -> None:
     """The storage is full until the job has ended."""
     filler = command.folder.parent / "filler"
-    with filler.open("wb") as file:
+    with filler.open("wb", buffering=0) as file:  # what is buffered would be refused once more as the file is closed
         try:
             while True:
                 file.write(b"\0" * 2**16)
-                file.flush()
         except OSError:
             pass
     command.process.wait(300)
