@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import example as such_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -198,6 +199,7 @@ def test_parse_refuses(specs: list[str], says: str) -> None:
 
 
 @settings(max_examples=60)
+@such_as([16, 7, 17], 260)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(0, 300))
 def test_assign_gives_exact_shares_whatever_the_order(weights: list[int], size: int) -> None:
     shares = {name: w / sum(weights) for name, w in zip(NEGATIVES, weights, strict=False)}
@@ -208,7 +210,8 @@ def test_assign_gives_exact_shares_whatever_the_order(weights: list[int], size: 
     for name, share in shares.items():
         distinct = {ids[i] for i in found.get(name, [])}
         assert abs(len(distinct) - share * size) < 1
-        if sum(round(other * size) for other in shares.values()) == size:
+        whole = sum(round(other * size) for other in shares.values()) == size
+        if whole and abs(share * size % 1 - 0.5) > 1e-6:  # of two halves either may be rounded up
             assert len(distinct) == round(share * size)
     turned = mixture.assign(table.take(np.arange(size)[::-1]), shares, 0, 1)
     assert {n: {ids[i] for i in r} for n, r in found.items()} == {
