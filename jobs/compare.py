@@ -15,6 +15,7 @@ The same command again does what is left, and rewrites the table, comparison.jso
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import signal
 import subprocess
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rayrec.comparison import Cell
 
 ROOT = Path(__file__).parents[1]
+_LIBC = ctypes.CDLL(None)  # opened before a cell's process does with it what a process of several threads may
 #: The systems of a published table that are methods of jobs/sprec.py.
 PRESETS = {
     "table2": "BIGRec SPRec SASRec RW D3 DMPO S-DPO RosePO SPRec-noSFT SPRec-noDPO SPRec-RN",
@@ -123,7 +125,9 @@ def main() -> int:
         folder = Path(args.runs).absolute() / args.name
         if args.output.dry_run:
             return plans(args, rows, rest, folder)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # under nohup
+                signal.signal(number, signal.default_int_handler)
         failed = run_cells(args, rows, rest, folder)
         made = show(args, rows, rest, folder, failed)
     except ValueError as error:
@@ -254,7 +258,7 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
     rounds = [cells] if at_once == 1 else [[c for c in cells if (c[1] == first) == now] for now in (True, False)]
     folder.mkdir(parents=True, exist_ok=True)
     lock, failed, facts = threading.Lock(), {}, read_facts(folder)
-    running: list[subprocess.Popen] = []
+    running, stopped = list[subprocess.Popen](), threading.Event()
 
     def do(seed: int, row: Row) -> None:
         name = f"{row.label}-seed{seed}"
@@ -263,10 +267,13 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
         begun = time.monotonic()
         with (folder / f"{name}.log").open("a") as log:
             line = command(args, row, seed, rest, folder)
-            process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            running.append(process)
+            with lock:
+                if stopped.is_set():
+                    return
+                ending = {"start_new_session": True, "preexec_fn": end_with_parent}
+                process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, **ending)
+                running.append(process)
             memory = watch(process)
-            running.remove(process)
         with lock:
             attempt = {"seconds": time.monotonic() - begun, "memory": memory, "finished": not process.returncode}
             known = None if args.output.on_existing == "overwrite" else facts.get(name)
@@ -284,6 +291,8 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
                     cell.result()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
+            with lock:
+                stopped.set()
             for process in running:  # each ends its own cluster, and goes on with the next start
                 process.terminate()
             raise
@@ -301,6 +310,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: found a {type(found).__name__}, wanted a JSON object. {remedy}")
     return found
+
+
+def end_with_parent() -> None:
+    """A cell ends in an orderly way when its comparison is killed: the same command would find it at work."""
+    _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def watch(process: subprocess.Popen) -> int:

@@ -45,6 +45,7 @@ def train_oracle(shared: Shared, folder: Path, facts: dict) -> dict:
 
 def _fit(shared: Shared, folder: Path) -> dict:
     import ray
+    from ray.exceptions import RayTaskError
 
     data, storage, placement = shared.data, shared.run.storage, shared.config.placement
     patience, deaths = placement.wait_seconds, placement.max_deaths
@@ -60,5 +61,8 @@ def _fit(shared: Shared, folder: Path) -> dict:
     except cluster.deaths() as error:
         words = f"00/oracle: the process that trains it died more than {deaths} times (--max-deaths)"
         raise Stopped(f"{words}: {(str(error).strip().splitlines() or [''])[-1]}") from error
+    except RayTaskError as error:
+        # What Ray hands on has no errno, by which trouble with a disk is known.
+        raise error.cause if isinstance(error.cause, OSError | Stopped) else error from error
     storage.gather(folder)
     return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}

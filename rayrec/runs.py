@@ -187,6 +187,7 @@ class Run:
 
     def __init__(self, storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str]):
         self.root, self.storage, self._checked, self._lock = root, storage, {}, threading.Lock()
+        self._pruned = set[str]()
         self._claim(check_claim(root, config, hashes), config)
         self.trace = Trace(root / "trace.json")
 
@@ -253,20 +254,24 @@ class Run:
         """Take a phase as never having happened."""
         (self.folder(phase) / MANIFEST).unlink(missing_ok=True)
         self.storage.remove(self.folder(phase) / MANIFEST)
+        self._pruned.discard(phase)
         with self._lock:
             self._checked[phase] = False
 
     def prune(self, phase: str) -> None:
         """Remove the weights of a finished policy; its metrics and tables stay."""
+        if phase in self._pruned:
+            return
         folder = self.folder(phase)
         manifest = read_json(folder / MANIFEST)
-        if not manifest["pruned"]:
-            names = [e["name"] for e in manifest["files"] if e["name"].endswith(_WEIGHTS)]
+        names = [e["name"] for e in manifest["files"] if e["name"].endswith(_WEIGHTS)]
+        if manifest["pruned"] != names:
             write_json(folder / MANIFEST, {**manifest, "pruned": names})
             self.storage.keep(folder / MANIFEST)
-            for name in names:
-                self.storage.remove(folder / name)
-                (folder / name).unlink(missing_ok=True)
+        for name in names:  # those of an earlier start too, which may have ended amid this
+            self.storage.remove(folder / name)
+            (folder / name).unlink(missing_ok=True)
+        self._pruned.add(phase)
 
     def forget_unusable(self, phases: Iterable[tuple[str, tuple[str, ...]]]) -> None:
         """Forget pruned policies that an unfinished phase needs; ``phases``: ``(name, needed policies)`` in order."""

@@ -215,7 +215,7 @@ class Session:
         for phase in self.phases:
             readers = [p.name for p in self.phases if phase.name in p.needs]
             wanted = not phase.makes_policy or phase.name in kept or not all(map(self.work.done, readers))
-            if not wanted and self.work.has_weights(phase.name):
+            if not wanted and self.work.done(phase.name):
                 self.work.prune(phase.name)
 
     def _report(self) -> None:

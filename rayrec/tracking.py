@@ -42,17 +42,19 @@ class Tracker:
 
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._others = [_start(name, folder.name, settings) for name in trackers]
-        self._warned = set[str]()
+        self._silent = set[Curves]()
 
     def phase(self, metrics: dict[str, Any]) -> None:
         """Send one phase's ``metrics.json``: its steps one by one, its records at their iteration.
 
-        Trouble elsewhere is told once, not raised: the run does not need it.
+        Trouble elsewhere is told once, not raised, and nothing more is sent there: the run does not need it.
         """
         for name, value, at in _scalars(metrics):
             self._board.add_scalar(name, value, at)
             for other in self._others:
-                self._try("told of", other.send, name, value, at)
+                # Every attempt at what does not answer may take minutes, and training waits for it.
+                if other not in self._silent and not _try("told of", other.send, name, value, at):
+                    self._silent.add(other)
         self._board.flush()
 
     def close(self) -> None:
@@ -63,15 +65,17 @@ class Tracker:
         self._board.close()
         error = sys.exc_info()[0]
         for other in self._others:
-            self._try("ended", other.end, error)
+            _try("ended", other.end, error)
 
-    def _try(self, what: str, call: Callable[..., Any], *given: Any) -> None:
-        try:
-            call(*given)
-        except Exception as trouble:
-            if what not in self._warned:
-                print(f"warning: the run could not be {what} where it is tracked: {_told(trouble)}", file=sys.stderr)
-            self._warned.add(what)
+
+def _try(what: str, call: Callable[..., Any], *given: Any) -> bool:
+    """Whether a call elsewhere went well; if not, it says so."""
+    try:
+        call(*given)
+    except Exception as trouble:
+        print(f"warning: the run could not be {what} where it is tracked: {_told(trouble)}", file=sys.stderr)
+        return False
+    return True
 
 
 def _start(name: str, run: str, settings: dict[str, Any]) -> Curves:

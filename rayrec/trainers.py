@@ -46,8 +46,15 @@ class TrainGroup:
         self.size = 0
         """Workers of the group that is there or comes up; 0 while that is not settled."""
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="ray-train", daemon=True)
         self._thread.start()
+
+    def _work(self) -> None:
+        """:meth:`_fit`; whoever waits for a result hears of its error."""
+        try:
+            self._fit()
+        except BaseException as error:
+            self.error = error
 
     def _fit(self) -> None:
         """Ray Train's runs: one, and another where its controller dies with its workers, where they do not come up, or
@@ -76,9 +83,6 @@ class TrainGroup:
                 who = "a training worker" if isinstance(error, TrainingFailedError) else "Ray Train's controller"
                 if self._counted(f"{who} of {found}", self.deaths, last_words(error)):
                     return
-            except BaseException as error:
-                self.error = error
-                return
 
     def _counted(self, who: str, deaths: int, words: str) -> bool:
         """Tell of a death; whether it was one too many, which the lane hears that waits for a result."""

@@ -277,6 +277,17 @@ def test_a_phase_that_is_pruned_stays_finished(url: str, tmp_path: Path, monkeyp
     assert open_run(url).has_weights("01/sft")
 
 
+def test_the_next_start_removes_what_a_pruning_has_left(url: str) -> None:
+    folder = finish(open_run(url))
+    manifest = read_json(folder / MANIFEST)
+    weights = [one["name"] for one in manifest["files"] if one["name"].endswith(".safetensors")]
+    write_json(folder / MANIFEST, manifest | {"pruned": weights})
+    run = open_run(url)
+    assert weights and run.done("01/sft") and all((folder / name).exists() for name in weights)
+    run.prune("01/sft")
+    assert not any((folder / name).exists() for name in weights)
+
+
 def test_nothing_outside_is_pruned(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(url)
     folders = [finish(run, phase) for phase in ("01/sft", "02/sft")]

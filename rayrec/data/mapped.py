@@ -28,15 +28,16 @@ def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
     Raises:
         OSError: the folder for temporary files is full or cannot be written to.
     """
-    with tempfile.NamedTemporaryFile(prefix="rayrec-", suffix=".arrow") as file:
-        with pa.OSFile(file.name, "wb") as sink:
+    with tempfile.TemporaryFile(prefix="rayrec-") as file:
+        path = f"/proc/self/fd/{file.fileno()}"  # Arrow opens files by name, and this one has no other
+        with pa.OSFile(path, "wb") as sink:
             writer = pa.ipc.new_file(sink, schema)
             for some in _even(slices):
                 with _written():
                     writer.write_table(some.combine_chunks(), max_chunksize=CHUNK)
             with _written():
                 writer.close()
-        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+        return pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
 def array(length: int, dtype: type = np.int32) -> np.ndarray:

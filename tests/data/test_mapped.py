@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,15 @@ def test_rows_are_those_of_plain_tables(sizes: list[int], data: st.DataObject) -
 
 def test_the_files_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    table = mapped.mapped([pa.table({"a": range(1000)})], pa.schema([("a", pa.int64())]))
-    assert not list(tmp_path.iterdir()) and table["a"].to_pylist() == list(range(1000))
+    seen: list[Path] = []
+
+    def made() -> Iterator[pa.Table]:
+        for start in range(0, 3 * mapped.CHUNK, mapped.CHUNK):
+            yield pa.table({"a": range(start, start + mapped.CHUNK)})
+            seen.extend(tmp_path.iterdir())  # nor while rows are still to come, which may take hours
+
+    table = mapped.mapped(made(), pa.schema([("a", pa.int64())]))
+    assert not [*seen, *tmp_path.iterdir()] and table["a"].to_pylist() == list(range(3 * mapped.CHUNK))
 
 
 SCRIPT = """
