@@ -28,6 +28,7 @@ from rayrec.metrics import evaluate_splits
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.prepare import content_hash
+from rayrec.processes import Processes
 from rayrec.runs import Run, check_claim, versions
 from rayrec.storage import Storage
 from rayrec.trainers import TrainGroup, backends, failures, telling
@@ -70,7 +71,7 @@ def run(config: BaselinesConfig) -> Path | None:
         storage.bring(root / "config.json")
         check_claim(root, config, hashes)
         return None
-    processes = cluster.Processes(root / ".processes.json")
+    processes = Processes(root / ".processes.json")
     processes.end_former()
     lease = Lease(storage, root)
     lease.check()
@@ -89,7 +90,7 @@ def run(config: BaselinesConfig) -> Path | None:
             processes.record()
         for phase in left:
             lease.check_held()
-            _make(phase, config, data, work, gpu, features)
+            _make(phase, config, data, work, gpu, features, lease.check_held)
             processes.record()
     cluster.leave()
     processes.forget()
@@ -137,8 +138,16 @@ def _features(settings: SequentialConfig, data: Dataset) -> Any:
     return torch.nn.functional.normalize(vectors.float())
 
 
-def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bool, features: Any) -> None:
-    """Train one model and write its lists and metrics."""
+def _make(
+    phase: str,
+    config: BaselinesConfig,
+    data: Dataset,
+    work: Run,
+    gpu: bool,
+    features: Any,
+    check_held: Callable[[], None],
+) -> None:
+    """Train one model and write its lists and metrics, as long as the run is ours."""
     name, settings = phase.split("/")[1], config.sequential
     rows, k = pa.concat_tables(data.evaluated.values()), max(settings.top_k)
     folder, begun, report = work.begin(phase), time.time(), {}
@@ -152,7 +161,8 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
             lists["masked"] = popular_lists(rows, data.catalogue, k, _met(rows, met))
             made = {place: (titles, [[] for _ in titles]) for place, titles in lists.items()}
         else:
-            report = _train(name, config, data, work, folder, gpu, features if name == "morec" else None)
+            known = features if name == "morec" else None
+            report = _train(name, config, data, work, folder, gpu, known, check_held)
             made = _rank(folder, data, rows, k)
         tables, records = [], []
         for place, (titles, logprobs) in made.items():
@@ -163,12 +173,20 @@ def _make(phase: str, config: BaselinesConfig, data: Dataset, work: Run, gpu: bo
         records.sort(key=lambda record: record["split"] != "test")  # they come first
         pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
         facts["seconds"] = time.time() - begun
+    check_held()
     work.finish(phase, {"records": records})
     console.log(phase, f"done in {time.time() - begun:.0f} s")
 
 
 def _train(
-    name: str, config: BaselinesConfig, data: Dataset, work: Run, folder: Path, gpu: bool, features: Any
+    name: str,
+    config: BaselinesConfig,
+    data: Dataset,
+    work: Run,
+    folder: Path,
+    gpu: bool,
+    features: Any,
+    check_held: Callable[[], None],
 ) -> dict:
     """Train through Ray Train; the model lies in ``folder``, with the validation of every epoch.
 
@@ -206,7 +224,7 @@ def _train(
         threads=config.placement.threads or 0,
     )
     with console.LaneProgress(["trainers"]) as bars:
-        group, finished = _Group(config, task, work, gpu, bars), False
+        group, finished = _Group(config, task, work, gpu, bars, check_held), False
         try:
             report = group.train(phase)
             if "error" in report:
@@ -223,8 +241,16 @@ def _train(
 class _Group(TrainGroup):
     """The training lane for one model: workers are replaced and given up as those of a run, and silence is told."""
 
-    def __init__(self, config: BaselinesConfig, task: dict, work: Run, gpu: bool, bars: console.LaneProgress):
-        self._task, self._bars, self._name = task, bars, "training workers"
+    def __init__(
+        self,
+        config: BaselinesConfig,
+        task: dict,
+        work: Run,
+        gpu: bool,
+        bars: console.LaneProgress,
+        check_held: Callable[[], None],
+    ):
+        self._task, self._bars, self._name, self._check_held = task, bars, "training workers", check_held
         self._last, self._heard, self._told = {}, time.monotonic(), 0.0
         alone = cluster.find_address(config) is None
         # What a base model and its prompts are needed for is done otherwise here.
@@ -246,6 +272,7 @@ class _Group(TrainGroup):
 
     def _ask(self, answer: Any, what: str) -> Any:
         """The board is asked twice a second, so here silence is told before it is ended."""
+        self._check_held()
         silent, patience = time.monotonic() - self._heard, self._patience(bool(self._last))
         if silent > self._told + min(30.0, patience / 2):
             self._told = silent

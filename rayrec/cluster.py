@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,7 +23,7 @@ import psutil
 
 from rayrec import reserve
 from rayrec.config import AnyConfig, BaselinesConfig, Config
-from rayrec.folders import read_json, write_json
+from rayrec.processes import kill
 from rayrec.runs import Stopped
 from rayrec.storage import Storage
 
@@ -314,67 +314,6 @@ def _set(name: str, value: str) -> Iterator[None]:
             os.environ[name] = former
 
 
-class Processes:
-    """The driver of a run and the processes that it started, on record in the run folder.
-
-    After the driver is killed, Ray's agents live for minutes; the next start ends them, by their ids.
-    """
-
-    def __init__(self, file: Path):
-        self.file = file
-
-    def end_former(self) -> None:
-        """End what a killed driver has left on this machine.
-
-        Raises:
-            ValueError: that driver is alive: two would write into each other's phases.
-        """
-        if not self.file.exists() or (known := read_json(self.file))["host"] != socket.gethostname():
-            return
-        driver, *started = map(_same_process, known["processes"])
-        if driver is not None and driver.pid != os.getpid():
-            raise ValueError(
-                f"{self.file.parent} is being written by process {driver.pid} on this machine. Wait for its end, stop "
-                "it, or take another --name."
-            )
-        for process in started:
-            if process is not None:
-                process.kill()
-
-    def record(self) -> None:
-        """Put on record what lives now."""
-        me = psutil.Process()
-        living = []
-        for process in [me, *me.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                living.append([process.pid, process.create_time()])
-        write_json(self.file, {"host": socket.gethostname(), "processes": living})
-
-    def forget(self) -> None:
-        """An orderly end leaves nothing."""
-        self.file.unlink(missing_ok=True)
-
-
-def _same_process(record: tuple[int, float]) -> psutil.Process | None:
-    """The living process of a record; ids are used again, so the time of its start must fit."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(record[0])
-        if abs(process.create_time() - record[1]) < 0.05 and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    return None
-
-
-def kill_children() -> None:
-    """End every process that this one started, and theirs: Ray's agents would live for minutes."""
-    _kill(psutil.Process().children(recursive=True))
-
-
-def _kill(processes: Iterable[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
 def within(seconds: float, what: str, work: Callable[[], T]) -> T:
     """What ``work`` returns, where Ray itself sets it no limit.
 
@@ -424,7 +363,7 @@ def leave() -> None:
     except Stopped as error:
         print(error, flush=True)
     # An actor that leaves by itself as its node ends is no longer the node's to end, and now and then stands still.
-    _kill(psutil.wait_procs(started, timeout=_LEAVING)[1])
+    kill(psutil.wait_procs(started, timeout=_LEAVING)[1])
 
 
 def interrupt_on_signals() -> None:

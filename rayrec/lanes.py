@@ -51,6 +51,8 @@ class Lane:
     def __init__(self, name: str, shared: Shared, threads: int):
         self.name, self.shared = name, shared
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self.futures = list[Future]()
+        """All that was submitted."""
 
     def submit(self, work: Callable[..., Any], *inputs: Any) -> Future:
         """Run ``work`` on the inputs, futures among them waited for first."""
@@ -59,6 +61,7 @@ class Lane:
             return work(*(value.result() if isinstance(value, Future) else value for value in inputs))
 
         future = self._threads.submit(resolved)
+        self.futures.append(future)
         if self.shared.config.placement.sequential:
             while not wait([future], timeout=0.5).done:  # its error is raised where the run waits for all futures
                 self.shared.check_held()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rayrec.console import log
 from rayrec.folders import read_json, write_json
+from rayrec.processes import machine
 from rayrec.runs import Stopped
 from rayrec.storage import DRIVER, Storage
 
@@ -27,7 +28,7 @@ class Lease:
 
     def __init__(self, storage: Storage, root: Path):
         self.storage, self.file, self._lost = storage, root / DRIVER, ""
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self._me = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         self._over, self._thread = threading.Event(), threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def check(self) -> None:
@@ -37,7 +38,7 @@ class Lease:
             ValueError: one does.
         """
         first = self._read()
-        if not first or first["host"] == self._me["host"]:
+        if not first or first["machine"] == self._me["machine"]:
             return
         whose, end = f"process {first['pid']} on {first['host']}", time.monotonic() + SILENCE
         log("run", f"was written by {whose}: listening for {SILENCE:.0f} s whether it still is")
@@ -73,7 +74,7 @@ class Lease:
         with contextlib.suppress(OSError, Stopped, ValueError):
             self.storage.bring(self.file)
             found = read_json(self.file)
-            if isinstance(found, dict) and {"host", "pid", "token", "beat"} <= found.keys():
+            if isinstance(found, dict) and {*self._me, "beat"} <= found.keys():
                 return found
         return {}
 

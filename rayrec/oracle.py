@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,15 @@ from rayrec.models import sequential
 from rayrec.runs import Stopped
 from rayrec.storage import Storage
 
+#: Seconds between two questions, and of silence until it is told.
+_ASK, _WORD = 2.0, 30.0
+
 
 class Oracle:
     """Actor that trains the SASRec, on whatever node, and answers meanwhile."""
+
+    def __init__(self) -> None:
+        self._passes = 0
 
     def fit(self, storage: Storage, folder: Path, train: Any, valid: Any, catalogue: Any, seed: int) -> dict:
         """Train and save it; returns its validation."""
@@ -22,12 +29,16 @@ class Oracle:
         torch.set_num_threads(1)  # whatever the node's environment says: it decides the order of sums
         here = storage.here(folder)
         here.mkdir(parents=True, exist_ok=True)
-        report = sequential.fit_sasrec(train, valid, catalogue, seed, str(here))
+        report = sequential.fit_sasrec(train, valid, catalogue, seed, str(here), self._count)
         storage.keep(here)
         return report
 
-    def here(self) -> None:
-        """Answer that the process is alive."""
+    def _count(self, *_: Any) -> None:
+        self._passes += 1
+
+    def passes(self) -> int:
+        """How many passes through the model were made: more and more while it is trained."""
+        return self._passes
 
 
 def train_oracle(shared: Shared, folder: Path, facts: dict) -> dict:
@@ -53,10 +64,8 @@ def _fit(shared: Shared, folder: Path) -> dict:
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": deaths, "max_task_retries": deaths}
     actor: Any = ray.remote(Oracle).options(max_concurrency=2, **options).remote()
     made = actor.fit.remote(storage, folder, data.train, data.valid, data.catalogue, shared.config.data.seed)
-    while not ray.wait([made], timeout=patience)[0]:
-        if not ray.wait([actor.here.remote()], timeout=patience)[0]:
-            raise Stopped(f"00/oracle: the process that trains it gave no answer for {patience:.0f} s")
     try:
+        _listen(actor, made, patience)
         report: dict = ray.get(made)
     except cluster.deaths() as error:
         words = f"00/oracle: the process that trains it died more than {deaths} times (--max-deaths)"
@@ -66,3 +75,24 @@ def _fit(shared: Shared, folder: Path) -> dict:
         raise error.cause if isinstance(error.cause, OSError | Stopped) else error from error
     storage.gather(folder)
     return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}
+
+
+def _listen(actor: Any, made: Any, patience: float) -> None:
+    """Wait until the model is made, as long as it is worked on.
+
+    Raises:
+        Stopped: no pass was made, or no answer given, for ``patience`` seconds.
+    """
+    import ray
+
+    known, heard, word = -1, time.monotonic(), _WORD
+    while not ray.wait([made], timeout=_ASK)[0]:
+        answer = actor.passes.remote()
+        if ray.wait([answer], timeout=_ASK)[0] and (passes := ray.get(answer)) != known:
+            known, heard, word = passes, time.monotonic(), _WORD
+        silent = time.monotonic() - heard
+        if silent > patience:
+            raise Stopped(f"00/oracle: the process that trains it has done nothing for {silent:.0f} s")
+        if silent > word:
+            print(f"00/oracle: the process that trains it has done nothing for {silent:.0f} s", flush=True)
+            word *= 2

@@ -204,8 +204,11 @@ class Run:
             probe = self.root / ".writable"
             probe.write_text("")
             probe.unlink()
-            write_json(record, {**wanted, "seed": config.data.seed})
-            self.storage.keep(record)
+            whole = {**wanted, "seed": config.data.seed}
+            # An interrupt amid its writing would leave half of it in a store.
+            if not record.exists() or read_json(record) != json.loads(json.dumps(whole)):
+                write_json(record, whole)
+                self.storage.keep(record)
         except (OSError, Stopped) as error:
             why = error.strerror if isinstance(error, OSError) else error
             name = self.storage.name(self.root)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import pyarrow as pa
 
@@ -14,8 +13,9 @@ from rayrec.train_lane import TrainLane
 
 def self_play(
     config: Config, trainers: TrainLane, generators: GenerateLane, draw: Callable[[int], pa.Table], first_rows: pa.Table
-) -> list[Future]:
-    """The algorithm. What the lanes return are futures, so a line starts as soon as what it reads is finished.
+) -> None:
+    """The algorithm. What the lanes return are futures, so a line starts as soon as what it reads is finished; the run
+    waits for them all (:attr:`~rayrec.lanes.Lane.futures`).
 
     Negatives and the SFT step both read π_θt, and an evaluation only π_θ(t+1): generation runs beside training, and the
     numbers are those of the sequential order.
@@ -24,7 +24,8 @@ def self_play(
     start = trainers.pretrain() if config.pretrains else trainers.base
     oracle = generators.oracle()  # a SASRec, beside the first training; None if nothing reads it
     policy = trainers.sft(start, first_rows, 0, oracle) if len(first_rows) else start  # BIGRec, or the model as it is
-    evaluations = [generators.baseline(), generators.evaluate(policy, oracle, 0)]
+    generators.baseline()
+    generators.evaluate(policy, oracle, 0)
     for t in range(1, train.iterations + 1):
         rows = draw(t)
         current, tuned = policy, policy
@@ -33,5 +34,4 @@ def self_play(
             tuned = policy = trainers.sft(current, rows, t)
         if negatives is not None:
             policy = trainers.prefer(tuned, rows, negatives, oracle, t)  # reference = tuned, frozen
-        evaluations.append(generators.evaluate(policy, oracle, t))  # beside iteration t + 1
-    return evaluations
+        generators.evaluate(policy, oracle, t)  # beside iteration t + 1

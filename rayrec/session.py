@@ -29,6 +29,7 @@ from rayrec.generators import GeneratorPool
 from rayrec.lanes import Lane, Once, Policy, Shared
 from rayrec.lease import Lease
 from rayrec.prepare import Prepared, keep_base, prepare
+from rayrec.processes import Processes, kill_children
 from rayrec.report import best_policy, build_report, read_samples
 from rayrec.runs import Run, Stopped, check_claim, versions
 from rayrec.selfplay import self_play
@@ -53,6 +54,7 @@ def ending() -> Iterator[None]:
     """The end of a process that may have started Ray: with 1 after an error, told in one line where it is the user's or
     the cluster's, and with 130 after an interrupt."""
     code = 1
+    cluster.interrupt_on_signals()
     try:
         yield
         return
@@ -61,7 +63,7 @@ def ending() -> Iterator[None]:
     except Stopped as error:
         logs = cluster.logs()
         print(f"error: {error}\n{_GO_ON}{logs and f' Logs of this node: {logs}'}", file=sys.stderr)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter is SIGTERM while Ray comes up
         code = 130
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in TROUBLES:
@@ -74,7 +76,7 @@ def ending() -> Iterator[None]:
         sys.exit(code)
     # Threads may still wait for actors, and an orderly end of Ray beside them can crash. On a joined cluster the actors
     # end with this process; a cluster of our own is its children.
-    cluster.kill_children()
+    kill_children()
     os._exit(code)
 
 
@@ -96,7 +98,7 @@ def run(config: Config) -> Path | None:
             check_claim(ready.root, ready.config, ready.hashes)
             console.print_plan(ready.shown)
             return None
-        cluster.Processes(ready.root / ".processes.json").end_former()
+        Processes(ready.root / ".processes.json").end_former()
         Lease(storage, ready.root).check()
         storage.pull(ready.root)  # which removes what is not finished here
         work = Run(storage, ready.root, ready.config, ready.hashes)
@@ -124,7 +126,7 @@ class Session:
         config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
         setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, ready.engine, ready.threads)
         self.reserved = reserve.Reserved()
-        self.processes = cluster.Processes(work.root / ".processes.json")
+        self.processes = Processes(work.root / ".processes.json")
         self.group = Once(lambda: TrainGroup(config, base, ready.template, work, ready.gpu, self.reserved))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
         self.lease = Lease(work.storage, work.root)
@@ -149,7 +151,8 @@ class Session:
                         self.group()
                     self.pool()
                 lanes = self._lanes(progress)
-                self._wait(self._submit(*lanes))
+                self._submit(*lanes)
+                self._wait([future for lane in lanes for future in lane.futures])
                 finished = True
             except KeyboardInterrupt:
                 progress.log("stopped", "the same command goes on at the first unfinished phase")
@@ -178,7 +181,7 @@ class Session:
         base = Policy(BASE, ready.base)
         return TrainLane(shared, self.group, base), GenerateLane(shared, self.pool, ready.embedder)
 
-    def _submit(self, trainers: TrainLane, generators: GenerateLane) -> list[Future]:
+    def _submit(self, trainers: TrainLane, generators: GenerateLane) -> None:
         train, seed, rows = self.config.train, self.config.data.seed, self.ready.tuning
         count = train.rows_per_iteration
 
@@ -186,7 +189,7 @@ class Session:
             return preferences.draw(rows, (t - 1) * count, count, seed, "iterations")
 
         first = preferences.draw(rows, 0, train.first_rows, seed, "first")
-        return self_play(self.config, trainers, generators, draw, first)
+        self_play(self.config, trainers, generators, draw, first)
 
     def _wait(self, futures: list[Future]) -> None:
         """Wait for all, in short waits so that signals are heard, and raise the first error."""
@@ -238,12 +241,12 @@ class Session:
                     console.log("samples", str(error))
 
     def _close(self, lanes: tuple[Lane, ...], finished: bool) -> None:
-        self.tracker.close()
         for lane in lanes:
             lane.close()
         for part in (self.pool, self.group):
             if part.made is not None:
                 part.made.close(finished)
+        self.tracker.close()  # after what could be lost: it may wait for a server
         if finished:
             cluster.leave()
             self.processes.forget()

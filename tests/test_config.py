@@ -257,8 +257,8 @@ FLOORS = {
     2: "grounding metrics negatives objectives prompts statistics",
     3: "decoding logprobs models pair_scores",
     4: "baselines board chat checkpoint cluster comparison comparison_page console engines estimate figures "
-    "folders generate_lane generators kept_parts lanes lease oracle outputs page plan prepare published report "
-    "reserve runs selfplay session shards shelf storage timeline tracking train_lane trainers worker",
+    "folders generate_lane generators kept_parts lanes lease oracle outputs page plan prepare processes published "
+    "report reserve runs selfplay session shards shelf storage timeline tracking train_lane trainers worker",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 HEAVY = {"ray", "deepspeed", "vllm"}

@@ -35,7 +35,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 def on(host: str, storage: Storage) -> Lease:
     made = Lease(storage, storage.root / "run")
-    made._me["host"] = host
+    made._me |= {"host": host, "machine": host}
     return made
 
 
@@ -127,4 +127,5 @@ def test_a_sequential_run_that_another_driver_has_taken_stops_amid_a_phase() -> 
     with pytest.raises(Stopped, match="another driver"):
         lane.submit(lambda: end.wait(60))
     end.set()
+    assert len(lane.futures) == 1  # a run waits for what was submitted, read or not
     lane.close()

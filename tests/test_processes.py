@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import psutil
 import pytest
 
-from rayrec.cluster import Processes, find_address
+from rayrec.cluster import find_address
 from rayrec.folders import read_json, write_json
 from rayrec.methods import parse
+from rayrec.processes import Processes, birth, machine
 
 DRIVER = """
 import subprocess, sys, time
 from pathlib import Path
-from rayrec.cluster import Processes
+from rayrec.processes import Processes
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 Processes(Path(sys.argv[1])).record()
 print(child.pid, flush=True)
@@ -50,11 +53,11 @@ def test_only_the_very_processes_are_ended(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
         try:
             Processes(file).record()
-            known, born = read_json(file), psutil.Process(other.pid).create_time()
+            known, born = read_json(file), birth(psutil.Process(other.pid))
             gone = [2**22 + 1, 0.0]
             write_json(file, known | {"processes": [gone, [other.pid, born - 5]]})
             Processes(file).end_former()
-            write_json(file, {"host": "elsewhere", "processes": [gone, [other.pid, born]]})
+            write_json(file, {"machine": "elsewhere", "processes": [gone, [other.pid, born]]})
             Processes(file).end_former()
             assert other.poll() is None
             write_json(file, known | {"processes": [gone, [other.pid, born]]})
@@ -62,6 +65,17 @@ def test_only_the_very_processes_are_ended(tmp_path: Path) -> None:
             assert other.wait(10)
         finally:
             other.kill()
+
+
+def test_ids_of_another_space_are_those_of_another_machine() -> None:
+    """Two containers of one host may have one host name."""
+    apart = ["unshare", "--pid", "--fork"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        warnings.warn("no process ids of its own allowed here: a container is not played", stacklevel=1)
+        return
+    command = [sys.executable, "-c", "from rayrec.processes import machine; print(machine())"]
+    one, same = (subprocess.check_output([*before, *command], text=True).strip() for before in (apart, []))
+    assert same == machine() != one and one.split()[:-1] == same.split()[:-1]
 
 
 def test_an_orderly_end_leaves_no_record(tmp_path: Path) -> None:

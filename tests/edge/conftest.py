@@ -70,14 +70,16 @@ class Command:
         """Whether a phase is done."""
         return (self.folder / phase / "DONE").exists()
 
+    def attempted(self, trace: dict) -> bool:
+        """Whether this command has begun to work: a killed driver's last words are in the trace until then."""
+        return trace["attempts"][-1]["start"] > self.begun
+
     def inside(self, trace: dict, phase: str, share: float = 0.0) -> bool:
         """Whether a phase is at work, for some steps, parts or tenths of a second, and is not finished.
 
         ``share``: of a training phase's steps, at least so much.
         """
-        # A killed driver leaves its last words in the trace until the next one has started.
-        ours = trace["attempts"][-1]["start"] > self.begun
-        running = trace["running"].get(phase, {}) if ours else {}
+        running = trace["running"].get(phase, {}) if self.attempted(trace) else {}
         begun = running.get("step") or running.get("parts") or time.time() - running.get("started", 1e12) > 0.3
         begun = begun and (not share or running.get("step", 0) >= share * running.get("steps", 1e12))
         return bool(begun) and not self.finished(phase)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
+from rayrec.processes import birth, machine
 from tests.edge.conftest import ROOT, alive, descendants, gone, read_trace, title
 
 SMALL = ["--history", "10", "--test-rows", "300", "--valid-rows", "100", "--hidden", "16", "--dropout", "0"]
@@ -62,9 +62,7 @@ def test_models_are_trained_ranked_and_kept(tmp_path: Path) -> None:
 
     record = folder / ".processes.json"
     assert not record.exists()
-    record.write_text(
-        json.dumps({"host": socket.gethostname(), "processes": [[os.getpid(), psutil.Process().create_time()]]})
-    )
+    record.write_text(json.dumps({"machine": machine(), "processes": [[os.getpid(), birth(psutil.Process())]]}))
     refused = run_baselines(*args)
     assert refused.returncode == 1 and f"is being written by process {os.getpid()}" in refused.stderr
 

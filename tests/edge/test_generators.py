@@ -1,4 +1,4 @@
-"""The pool of generators on a real Ray: what counts as a death, and what is told of an actor that hangs."""
+"""Actors on a real Ray, generators and the oracle: what counts as a death, and what is told of one that hangs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.edge.conftest import ROOT
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from rayrec import cluster, generators  # before Ray, which else joins whatever cluster it finds
+from rayrec import cluster, generators, oracle  # before Ray, which else joins whatever cluster it finds
 import ray
 from ray.exceptions import ActorUnschedulableError, ObjectFreedError, ObjectLostError, OutOfMemoryError
 from rayrec.engines import Setup
@@ -55,6 +55,13 @@ class Written:
         return [[part.number]], {"start": 0.0, "end": 0.0}
     def sleep(self):
         self.once("slept")
+
+class Idle:
+    '''Stands still, and answers.'''
+    def fit(self):
+        time.sleep(600)
+    def passes(self):
+        return 7
 
 class Trace:
     def add(self, *args, **facts):
@@ -99,6 +106,12 @@ pool.close(orderly=True)
 pool = GeneratorPool(setup, Trace(), reserved)
 out["deadly"] = told("deadly", 1)
 pool.close(orderly=True)
+oracle._ASK, oracle._WORD = 0.2, 1.0
+idle = ray.remote(Idle).options(num_cpus=0, max_concurrency=2).remote()
+try:
+    oracle._listen(idle, idle.fit.remote(), 3.0)
+except oracle.Stopped as error:
+    out["idle"] = str(error)
 lost = ObjectLostError("00" * 28, "", ""), ObjectFreedError("00" * 28, "", "")
 gone = OutOfMemoryError(""), ActorUnschedulableError("")
 out["deaths"] = [is_death(error) for error in (*lost, *gone, ValueError(), ConnectionError())]
@@ -135,4 +148,6 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     deadly = re.findall(r"died in deadly part 0 \((\d) of 3 allowed\): it is replaced", done.stdout)
     assert deadly == ["1", "2", "3"]
     assert out["deadly"].split("(")[0].endswith("died in deadly part 0 ") and "(4 of 3 allowed)" in out["deadly"]
+    assert out["idle"] == "00/oracle: the process that trains it has done nothing for 3 s"
+    assert "has done nothing for 1 s" in done.stdout
     assert out["deaths"] == [True, True, True, True, False, False]

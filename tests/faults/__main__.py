@@ -75,7 +75,7 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
             raise Missed(str(error)) from error
         started = working()
         ours = {pid for pid in started if any(word in title(pid) for word in OURS)}
-        landed = not (command.folder / phase / "DONE").exists()
+        landed = not command.finished(phase)
         place.struck = time.time()
         kind.strike(command, draw, place)
         begun = time.monotonic()
@@ -84,12 +84,12 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
             said = [line for line in command.log.read_text().splitlines() if line.startswith("error: ")]
             left |= lasting(ours)
             command = start()
-            command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
+            command.until(lambda trace: command.attempted(trace) and command.finished(phase), f"{phase} again")
             # What else there was of a killed driver's cluster, the next start ends by its id.
             left |= lasting(started, 1)
         else:
-            if not (command.folder / phase / "DONE").exists():  # a run may end during a strike of half a minute
-                command.until(lambda trace: (command.folder / phase / "DONE").exists(), f"{phase} again")
+            if not command.finished(phase):  # a run may end during a strike of half a minute
+                command.until(lambda trace: command.finished(phase), f"{phase} again")
         seconds = time.monotonic() - begun
         started |= working()
         command.wait()

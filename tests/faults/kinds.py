@@ -253,6 +253,7 @@ KINDS = {
     "controller killed": Kind(kill("ray::TrainController"), TRAINING, by_itself=True),
     "board killed": Kind(kill("ray::Board"), TRAINING),
     "raylet killed": Kind(kill("raylet/raylet")),
+    "GCS killed": Kind(kill("gcs/gcs_server")),
     "driver killed": Kind(kill_driver),
     "driver told to end": Kind(interrupt),
     "generator stopped for 30 s": Kind(stop("ray::Generator"), GENERATING, by_itself=True),

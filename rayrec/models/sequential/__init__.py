@@ -6,7 +6,7 @@ Every one is a :class:`SequentialModel`, trained by :func:`fit` and chosen from 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,20 @@ def build(name: str, shape: Mapping[str, Any], seed: int, features: Tensor | Non
     return model
 
 
-def fit_sasrec(train: pa.Table, valid: pa.Table, catalogue: Catalogue, seed: int, folder: str) -> dict[str, float]:
-    """Train a SASRec on the training split, stopped early on the validation rows, and save it in ``folder``."""
+def fit_sasrec(
+    train: pa.Table,
+    valid: pa.Table,
+    catalogue: Catalogue,
+    seed: int,
+    folder: str,
+    hear: Callable[..., None] = lambda *_: None,
+) -> dict[str, float]:
+    """Train a SASRec on the training split, stopped early on the validation rows, and save it in ``folder``.
+
+    ``hear`` is called after every pass.
+    """
     model = build("sasrec", {"items": len(catalogue), "length": longest_history(train)}, seed)
+    model.register_forward_hook(hear)
     report = fit(model, sequences_of(train, catalogue), known_rows(valid, catalogue), seed)
     save(model, folder)
     return report
