@@ -35,8 +35,8 @@ def check_read(config: BaselinesConfig) -> None:
 
 def main() -> None:
     config = tyro.cli(BaselinesConfig, description=__doc__)
-    from rayrec.baselines import run  # heavy, and not needed for --help
-    from rayrec.session import ending
+    from rayrec.driver.baselines import run  # heavy, and not needed for --help
+    from rayrec.driver.session import ending
 
     with ending():
         check_read(config)

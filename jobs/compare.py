@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayrec.folders import read_json, write_json
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
+from rayrec.runs.manifest import read_json, write_json
 
 if TYPE_CHECKING:
-    from rayrec.comparison import Cell
+    from rayrec.compare.compare import Cell
 
 ROOT = Path(__file__).parents[1]
 _LIBC = ctypes.CDLL(None)  # opened before a cell's process does with it what a process of several threads may
@@ -146,9 +146,10 @@ def named(rest: list[str], flag: str) -> bool:
 
 def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
     """The flags of all cells and the methods, those of the preset included; ``args`` gets protocol, k and output."""
-    from rayrec import cluster, plan
+    from rayrec.cluster import connect
+    from rayrec.driver import plan
 
-    args.runs = cluster.settle_runs(args.runs)
+    args.runs = connect.settle_runs(args.runs)
     if "://" in args.runs:  # which is not repeated: it may hold keys
         raise ValueError("--runs is a URL; a comparison reads all its cells. Name a folder.")
     plan.check_open(args.endpoint or "")
@@ -196,7 +197,7 @@ def rows_of(args: argparse.Namespace, methods: list[str]) -> list[Row]:
 
 def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
     """Refuse what no cell could do, before the first starts."""
-    from rayrec import plan
+    from rayrec.driver import plan
 
     popular = ["Popular"] if any(row.method not in BASELINES for row in rows) else []
     if args.against not in (names := [*(row.label for row in rows), *popular]):
@@ -249,8 +250,8 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
 
     Where several run at once, --against comes before the others of its seed, which share its first training.
     """
-    from rayrec.cluster import runs_at_once
-    from rayrec.comparison import account, finished_phases
+    from rayrec.cluster.connect import runs_at_once
+    from rayrec.compare.compare import account, finished_phases
 
     at_once = args.at_once or runs_at_once(parse("", cell_args(args, rows[0], args.seeds[0], rest)))
     cells = [(seed, row) for seed in args.seeds for row in rows]
@@ -340,7 +341,7 @@ def watch(process: subprocess.Popen) -> int:
 
 def read_cells(args: argparse.Namespace, rows: list[Row], folder: Path, failed: dict[str, str]) -> list[Cell]:
     """The cells that are finished, and Popular of each seed that has a language model."""
-    from rayrec.comparison import read_cell
+    from rayrec.compare.compare import read_cell
 
     cells, popular = [], {}
     for seed in args.seeds:
@@ -357,10 +358,10 @@ def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder:
     from rich.console import Console
     from rich.table import Table
 
-    from rayrec import comparison_page
-    from rayrec.comparison import compare
-    from rayrec.published import published
-    from rayrec.runs import versions
+    from rayrec.compare import page
+    from rayrec.compare.compare import compare
+    from rayrec.compare.published import published
+    from rayrec.runs.run import versions
 
     if not (cells := read_cells(args, compared, folder, failed)):
         return False
@@ -380,11 +381,11 @@ def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder:
     about += f" × {seeds} seed{'s' if seeds > 1 else ''}"
     known = {"command": sys.argv, "versions": versions(), "k": args.k, "against": against, "failed": failed}
     (folder / "comparison.json").write_text(json.dumps({**known, "rows": rows, "published": beside}, indent=1))
-    (folder / "comparison.csv").write_text(comparison_page.as_csv(rows))
+    (folder / "comparison.csv").write_text(page.as_csv(rows))
     setting = args.vary[0] if args.vary else ""
-    text = comparison_page.page(rows, beside, args.k, against, f"Comparison: {args.name}", about, setting)
+    text = page.page(rows, beside, args.k, against, f"Comparison: {args.name}", about, setting)
     (folder / "comparison.html").write_text(text, encoding="utf-8")
-    head, lines = comparison_page.table(rows, args.k, against)
+    head, lines = page.table(rows, args.k, against)
     table = Table(*head, title=about, title_justify="left", box=None)
     for line in lines:
         table.add_row(*line)

@@ -35,7 +35,7 @@ def main() -> None:
         check_untrained(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    from rayrec.session import command  # heavy, and not needed for --help
+    from rayrec.driver.session import command  # heavy, and not needed for --help
 
     command(config)
 

@@ -14,7 +14,7 @@ from rayrec.methods import parse
 
 def main() -> None:
     config = parse(__doc__ or "")
-    from rayrec.session import command  # heavy, and not needed for --help
+    from rayrec.driver.session import command  # heavy, and not needed for --help
 
     command(config)
 

@@ -28,9 +28,9 @@ from typing import Any
 
 from rayrec.config import Config
 from rayrec.data.candidates import CANDIDATES
-from rayrec.generate_lane import ALPHAS
+from rayrec.driver.plan import Lengths, PhasePlan
+from rayrec.generation.lane import ALPHAS
 from rayrec.negatives import NEGATIVES, Sampler, mixture
-from rayrec.plan import Lengths, PhasePlan
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Shape:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        from rayrec.logprobs import last_mlp
+        from rayrec.models.logprobs import last_mlp
         from rayrec.models.policy import cache_size
 
         settings: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rayrec.config import Config
 from rayrec.data import Dataset
-from rayrec.runs import Run
+from rayrec.runs.run import Run
 
 
 @dataclass(frozen=True)

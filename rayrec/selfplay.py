@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from rayrec.config import Config
-from rayrec.generate_lane import GenerateLane
-from rayrec.train_lane import TrainLane
+from rayrec.generation.lane import GenerateLane
+from rayrec.training.lane import TrainLane
 
 
 def self_play(

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from rayrec import plan
 from rayrec.config import Config, result_hash
+from rayrec.driver import plan
 from rayrec.methods import METHODS, PRESETS, parse
 
 ROOT = Path(__file__).parents[1]

@@ -10,21 +10,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from rayrec import plan
 from rayrec.config import Config, ModelConfig, TrainConfig
 from rayrec.data import preferences
-from rayrec.engines import _whole
+from rayrec.driver import plan
+from rayrec.driver.plan import Lengths
+from rayrec.driver.prepare import prepare
 from rayrec.estimate import DEVICES, Shape, Work, _ends, estimate
 from rayrec.estimate import parse as parse_cluster
-from rayrec.logprobs import PackedLM, pack
+from rayrec.generation.engine import _whole
 from rayrec.methods import parse
 from rayrec.models import products
+from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models.policy import add_lora, load_base, load_tokenizer, save, trainable_state
 from rayrec.models.tiny import make_tiny
-from rayrec.plan import Lengths
-from rayrec.prepare import prepare
-from rayrec.shards import Tokenise
-from tests.test_refusals import command
+from rayrec.training.batches import Tokenise
+from tests.driver.test_refusals import command
 
 TOKENS = Lengths(prompt=120, answer=10, longest=24, changed_titles=0)
 

@@ -19,17 +19,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rayrec import baselines, chat, engines, tracking
 from rayrec.config import BaselinesConfig, DataConfig, ModelConfig, to_dict
 from rayrec.data import load
-from rayrec.folders import write_json
+from rayrec.driver import baselines
+from rayrec.driver.plan import resolve
+from rayrec.generation import chat, engine
 from rayrec.methods import parse
 from rayrec.models import policy
 from rayrec.models.tiny import make_tiny
-from rayrec.plan import resolve
-from rayrec.report import build_report
-from rayrec.runs import Run
-from rayrec.storage import Storage
+from rayrec.report.build import build_report, trackers
+from rayrec.runs.manifest import write_json
+from rayrec.runs.run import Run
+from rayrec.runs.storage import Storage
 
 ROOT = Path(__file__).parents[1]
 #: Modules that run what a file says or write where it says, and calls of others that do.
@@ -106,12 +107,12 @@ def test_a_pickle_is_no_data_and_no_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="safetensors"):
         policy.load_base(tmp_path / "base")
     with pytest.raises(ValueError, match="safetensors"):
-        list(engines.tensors(str(tmp_path / "base")))  # what vLLM is handed
+        list(engine.tensors(str(tmp_path / "base")))  # what vLLM is handed
     (tmp_path / "base" / "model.safetensors").write_bytes(bad)
     with pytest.raises((ValueError, SafetensorError)):
         policy.load_base(tmp_path / "base")
     with pytest.raises((ValueError, SafetensorError)):
-        list(engines.tensors(str(tmp_path / "base")))
+        list(engine.tensors(str(tmp_path / "base")))
     assert not mark.exists()
 
 
@@ -195,11 +196,11 @@ def test_tokens_are_written_nowhere(
         monkeypatch.setenv(name, "s3cret")
     config = resolve(parse("", ["--runs", str(tmp_path), "--name", "r"]))
     seen = []
-    curves = tracking.Curves(print, print)
-    monkeypatch.setitem(tracking._STARTERS, "wandb", lambda run, settings: seen.append((run, settings)) or curves)
+    curves = trackers.Curves(print, print)
+    monkeypatch.setitem(trackers._STARTERS, "wandb", lambda run, settings: seen.append((run, settings)) or curves)
     run = Run(Storage(str(tmp_path)), tmp_path / "r", config, {"data": ""})
     run.trace.attempt(left=[])
-    tracker = tracking.Tracker(run.root, ("wandb",), to_dict(config))
+    tracker = trackers.Tracker(run.root, ("wandb",), to_dict(config))
     tracker.phase({"records": [{"kind": "sft", "phase": "00/sft", "iteration": 0, "loss": 1.0}]})
     tracker.close()
     write_json(run.root / "plan.json", {"phases": []})

@@ -16,9 +16,9 @@ from pathlib import Path
 @contextmanager
 def own_cluster() -> Iterator[None]:
     """Ray on two cores of this machine, as a run starts it: without a dashboard, which nobody's calls are kept for."""
-    from rayrec import cluster
+    from rayrec.cluster import connect
 
-    cluster.share_heaps()
+    connect.share_heaps()
     os.environ["RAY_task_events_report_interval_ms"] = "0"  # noqa: SIM112
     import ray
 

@@ -92,8 +92,8 @@ def measure(
 
 def told(args: list[str]) -> dict[str, Any]:
     """What the dry run tells of as many cores as this machine has."""
+    from rayrec.driver.prepare import prepare
     from rayrec.methods import parse
-    from rayrec.prepare import prepare
 
     with tempfile.TemporaryDirectory() as folder:
         given = parse("", [*args, "--dry-run", "--cluster", f"1x{os.cpu_count()}xcpu"])
@@ -106,7 +106,7 @@ def told(args: list[str]) -> dict[str, Any]:
 
 def ran(args: list[str], scratch: Path, case: str) -> dict[str, Any]:
     """What the run took."""
-    from rayrec.timeline import spans
+    from rayrec.report.timeline import spans
 
     folder, begun = scratch / case, time.time()
     command = [sys.executable, "jobs/sprec.py", *args, "--runs", str(scratch), "--name", case]
@@ -135,16 +135,16 @@ def _end_with_parent() -> None:
 
 def prepared(args: list[str], folder: Path) -> Any:
     """The settings, rows and base model of a training worker."""
+    from rayrec.driver.prepare import prepare
     from rayrec.methods import parse
-    from rayrec.prepare import prepare
 
     return prepare(parse("", [*args, "--dry-run", "--cluster", "1x4xcpu"]), folder)
 
 
 def told_worker(what: str, args: list[str]) -> dict[str, Any]:
     """MB of the worker, or of what two send in the phase, by the cost model."""
+    from rayrec.driver.plan import check_lengths
     from rayrec.estimate import DEVICES, Shape, Work
-    from rayrec.plan import check_lengths
 
     with tempfile.TemporaryDirectory() as folder:
         ready = prepared(args, Path(folder))
@@ -183,11 +183,11 @@ def work(rank: int, config: Any, base: str, rows: Any, template: Any, folder: Pa
     os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     import torch
 
-    from rayrec.board import Phase
     from rayrec.data import preferences
-    from rayrec.shards import Tokenise
-    from rayrec.storage import Storage
-    from rayrec.worker import Worker
+    from rayrec.runs.storage import Storage
+    from rayrec.training.batches import Tokenise
+    from rayrec.training.board import Phase
+    from rayrec.training.worker import Worker
 
     torch.set_num_threads(1)
     first = preferences.draw(rows, 0, config.train.first_rows, 0, "first")

@@ -43,7 +43,7 @@ class NoOp:
         return {"pid": os.getpid()}
 
     def answer(self, part: Any) -> tuple[list[list[Any]], dict]:
-        from rayrec.generators import Answer
+        from rayrec.generation.pool import Answer
 
         now = time.time()
         made = [[Answer("A title of some length (1999)", -1.5)] for _ in part.prompts]
@@ -70,7 +70,7 @@ def measure(
 def parts(contender: str, count: int, logical: int, processes: int, scratch: str) -> dict[str, Any]:
     import ray
 
-    from rayrec.generators import Part
+    from rayrec.generation.pool import Part
 
     engine: Any = ray.remote(NoOp)
     actors = [engine.options(num_cpus=0, max_concurrency=2).remote() for _ in range(min(processes, logical))]
@@ -118,8 +118,8 @@ def ours(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str
 def pool_of(actors: list[Any], logical: int, scratch: Path) -> Any:
     """The pool that a run has, with ``logical`` generators that share ``actors``."""
     from rayrec.config import Config
-    from rayrec.generators import GeneratorPool
-    from rayrec.runs import Trace
+    from rayrec.generation.pool import GeneratorPool
+    from rayrec.runs.run import Trace
 
     class Pool(GeneratorPool):
         """A pool whose generators share actors."""
@@ -149,7 +149,7 @@ def board(contender: str, count: int, most: int) -> dict[str, Any]:
     """Steps whose end the first training worker reports, ``most`` calls on the way."""
     import ray
 
-    from rayrec.board import Board, Heartbeat
+    from rayrec.training.board import Board, Heartbeat
 
     # As many calls at once as TrainGroup allows two workers.
     kind, calls = (Board, 68) if contender == "ours" else (Silent, 1)

@@ -75,11 +75,11 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
     import pyarrow as pa
     import torch
 
-    from rayrec.board import Phase
+    from rayrec.driver.plan import resolve
     from rayrec.methods import parse
-    from rayrec.plan import resolve
-    from rayrec.storage import Storage
-    from rayrec.worker import Worker
+    from rayrec.runs.storage import Storage
+    from rayrec.training.board import Phase
+    from rayrec.training.worker import Worker
 
     steps, ids = len(data) // BATCH, pa.list_(pa.int32())
     columns = {"prompt": pa.array([prompt for prompt, _ in data], ids)}

@@ -113,17 +113,17 @@ def ours(rows: int, processes: int, scratch: Path) -> dict[str, Any]:
     from rayrec.data.catalogue import Catalogue
     from rayrec.data.dataset import numbered
     from rayrec.data.mapped import mapped
-    from rayrec.generate_lane import GenerateLane
+    from rayrec.driver.plan import resolve
+    from rayrec.generation.lane import GenerateLane
     from rayrec.grounding import TitleEmbedder
     from rayrec.lanes import Policy, Shared
     from rayrec.methods import parse
     from rayrec.models.policy import load_tokenizer
     from rayrec.models.tiny import make_tiny
-    from rayrec.plan import resolve
     from rayrec.prompts import make_template
-    from rayrec.runs import Run
-    from rayrec.storage import Storage
-    from rayrec.train_lane import TrainLane
+    from rayrec.runs.run import Run
+    from rayrec.runs.storage import Storage
+    from rayrec.training.lane import TrainLane
 
     titles = [f"A title of some length, number {i} (1999)" for i in range(TITLES)]
     make_tiny(titles, ModelConfig(tiny_hidden=32, tiny_layers=1), scratch / "base", 0)

@@ -19,7 +19,7 @@ def div_ratio(outcome: Outcome, k: int) -> float | None:
 
 
 def div_ratio_without(predictions: pa.Table, users: list[str], k: int) -> np.ndarray:
-    """DivRatio@k without the rows of each user in turn, (U,), sorted by user; for :func:`rayrec.statistics.jackknife`.
+    """DivRatio@k without the rows of each user in turn, (U,), sorted by user, for ``intervals.jackknife``.
 
     ``users`` names the user of each of the N rows. An item is lost with a user when all its occurrences are that
     user's, so one pass serves all users. NaN where nothing is left.

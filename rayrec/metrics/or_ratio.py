@@ -21,7 +21,7 @@ def or_ratio(outcome: Outcome, k: int) -> float | None:
 
 
 def or_ratio_without(predictions: pa.Table, users: list[str], k: int) -> np.ndarray:
-    """ORRatio@k without the rows of each user in turn, (U,), sorted by user; for :func:`rayrec.statistics.jackknife`.
+    """ORRatio@k without the rows of each user in turn, (U,), sorted by user, for ``intervals.jackknife``.
 
     ``users`` names the user of each of the N rows. Only items of the user lose occurrences, so the three most frequent
     of the rest are among as many of the most frequent of all as the user has items, and three more. NaN where nothing

@@ -20,8 +20,8 @@ import jsonschema
 import pytest
 import yaml
 
+from rayrec.driver.plan import resolve
 from rayrec.methods import parse
-from rayrec.plan import resolve
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 SCHEMAS = json.loads(gzip.decompress((Path(__file__).parent / "kuberay-v1.json.gz").read_bytes()))

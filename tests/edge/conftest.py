@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.folders import damage
-from rayrec.storage import Storage
+from rayrec.runs.manifest import damage
+from rayrec.runs.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 #: Small, and with enough steps in a phase that it can be hit in the middle.

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rayrec.board import Phase
-from rayrec.worker import Worker
+from rayrec.training.board import Phase
+from rayrec.training.worker import Worker
 from tests.edge.worker_program import settings
 
 STAGES = (1, 2, 3)
@@ -25,7 +25,7 @@ class OneModel(Worker):
     """A worker of a given model, for its engine alone."""
 
     def __init__(self, lm: Any, stage: int, world: int):
-        from rayrec.logprobs import PackedLM
+        from rayrec.models.logprobs import PackedLM
 
         config = settings(stage=stage)
         self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=16))
@@ -39,8 +39,8 @@ def main(root: Path, rank: int, world: int) -> None:
     import torch.distributed as dist
     from deepspeed.utils import safe_get_full_grad
 
-    from rayrec.logprobs import pack
-    from tests.test_logprobs import CONFIGS, batch, gradients, model, plain
+    from rayrec.models.logprobs import pack
+    from tests.models.test_logprobs import CONFIGS, batch, gradients, model, plain
 
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]

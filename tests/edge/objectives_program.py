@@ -14,12 +14,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec.board import Phase
 from rayrec.config import Config
 from rayrec.methods import parse
 from rayrec.prompts import make_template
-from rayrec.shards import Tokenise
-from rayrec.storage import Storage
+from rayrec.runs.storage import Storage
+from rayrec.training.batches import Tokenise
+from rayrec.training.board import Phase
 
 STEPS, BATCH, LR = 3, 8, 3e-3
 #: The settings of every objective, none of them a default, so that a setting that is lost on the way is seen.
@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, float]] = {
 
 def settings(objective: str) -> Config:
     """A resolved configuration for direct use; four rows of a step for each of two workers, in two micro-batches."""
-    from rayrec.plan import resolve
+    from rayrec.driver.plan import resolve
 
     args = ["--objective", objective, "--micro-batch", "2", "--lora-rank", "0", "--schedule", "constant"]
     args += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS[objective].items()]
@@ -58,7 +58,7 @@ def main(root: Path, rank: int, world: int) -> None:
 
     torch.set_num_threads(1)
     from rayrec.models.policy import load_tokenizer
-    from rayrec.worker import Worker
+    from rayrec.training.worker import Worker
 
     base, steps = str(root / "base"), {}
     template = make_template("compact", load_tokenizer(base))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.cluster import check_address, find_address
+from rayrec.cluster.connect import check_address, find_address
 from rayrec.methods import parse
 from tests.edge.conftest import ROOT
 
@@ -42,7 +42,7 @@ import atexit, os, time
 import psutil
 from rayrec import cluster  # before Ray
 from rayrec.methods import parse
-from rayrec.reserve import reserve
+from rayrec.cluster.reserve import reserve
 import ray
 
 for cards in (0, 3):

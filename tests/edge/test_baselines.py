@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from rayrec.processes import birth, machine
+from rayrec.runs.processes import birth, machine
 from tests.edge.conftest import ROOT, alive, descendants, gone, read_trace, title
 
 SMALL = ["--history", "10", "--test-rows", "300", "--valid-rows", "100", "--hidden", "16", "--dropout", "0"]

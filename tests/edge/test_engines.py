@@ -16,14 +16,14 @@ SCRIPT = """
 import json, sys
 import torch
 from rayrec.methods import parse
-from rayrec.engines import Setup
-from rayrec.generators import Generator, Part
-from rayrec.logprobs import PackedLM, pack
+from rayrec.generation.engine import Setup
+from rayrec.generation.pool import Generator, Part
+from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models import policy
 from rayrec.models.tiny import make_tiny
-from rayrec.plan import resolve
+from rayrec.driver.plan import resolve
 from rayrec.prompts import make_template
-from rayrec.storage import Storage
+from rayrec.runs.storage import Storage
 
 engine, folder = sys.argv[1], sys.argv[2]
 config = resolve(parse("", ["--preset", "toy", "--max-new-tokens", "12"]))

@@ -14,14 +14,16 @@ from tests.edge.conftest import ROOT
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from rayrec import cluster, generators, oracle  # before Ray, which else joins whatever cluster it finds
+from rayrec import oracle  # before Ray, which else joins whatever cluster it finds
+from rayrec.cluster import connect
+from rayrec.generation import pool
 import ray
 from ray.exceptions import ActorUnschedulableError, ObjectFreedError, ObjectLostError, OutOfMemoryError
-from rayrec.engines import Setup
-from rayrec.generators import GeneratorPool, Part, is_death
+from rayrec.generation.engine import Setup
+from rayrec.generation.pool import GeneratorPool, Part, is_death
 from rayrec.methods import parse
-from rayrec.reserve import reserve
-from rayrec.storage import Storage
+from rayrec.cluster.reserve import reserve
+from rayrec.runs.storage import Storage
 
 folder = Path(sys.argv[1])
 

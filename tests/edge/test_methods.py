@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.likings import NO, YES
-from rayrec.generate_lane import ALPHAS
+from rayrec.generation.lane import ALPHAS
 from rayrec.grounding import fold
-from rayrec.logprobs import PackedLM, pack
 from rayrec.models import sequential
 from rayrec.models.item_vectors import attach
+from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models.policy import load_base, load_policy, load_tokenizer, vocabulary
 from rayrec.prompts import make_template
 from tests.edge.conftest import Command

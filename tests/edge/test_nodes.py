@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from rayrec.folders import damage
-from rayrec.storage import Storage
+from rayrec.runs.manifest import damage
+from rayrec.runs.storage import Storage
 from tests.edge.conftest import Command, contents, descendants, read_trace, title
 from tests.edge.network import Nodes, network
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from rayrec.config import ModelConfig
 from rayrec.data import preferences, schema
-from rayrec.folders import read_json
 from rayrec.models.policy import load_base, load_tokenizer
 from rayrec.models.tiny import make_tiny
 from rayrec.objectives import OBJECTIVES
 from rayrec.prompts import make_template
+from rayrec.runs.manifest import read_json
 from tests.edge.conftest import ROOT
 from tests.edge.network import free_port
 from tests.edge.objectives_program import BATCH, LR, SETTINGS, STEPS

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from rayrec import cluster
+from rayrec.cluster import connect
 from rayrec.data import load, preferences
-from rayrec.folders import CHECKPOINT
 from rayrec.methods import parse
+from rayrec.runs.manifest import CHECKPOINT
 from tests.edge.conftest import TOY, Command, contents, descendants, gone, read_trace, title
 from tests.faults.kinds import named
 
@@ -132,7 +132,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     told = " ".join(map(title, descendants(command.process.pid)))
     address = told.partition("--gcs-address=")[2].split()[0]
     with pytest.raises(ValueError, match="InvalidAuthToken"):  # a run's own cluster has a token that nobody else knows
-        cluster.has_gpu(parse("", ["--address", address]))
+        connect.has_gpu(parse("", ["--address", address]))
     kill("ray::TrainController", "Ray Train's controller of 1", "02/sft", "02/prefer")
     checkpoints = command.folder / "02" / "prefer" / CHECKPOINT / "policy"
     command.until(lambda trace: any(checkpoints.glob("*/DONE")), "checkpoint of 02/prefer")

@@ -18,9 +18,9 @@ from rayrec.data import preferences, schema
 from rayrec.models.policy import load_tokenizer
 from rayrec.models.tiny import make_tiny
 from rayrec.prompts import make_template
-from rayrec.storage import Storage
-from rayrec.board import Phase
-from rayrec.shards import read_shard
+from rayrec.runs.storage import Storage
+from rayrec.training.board import Phase
+from rayrec.training.batches import read_shard
 
 folder, batch = sys.argv[1], 32
 titles = [f"The Return of Number {i}" for i in range(40)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rayrec.board import Board, Heartbeat, Phase
+from rayrec.training.board import Board, Heartbeat, Phase
 from tests.edge.conftest import ROOT
 
 PHASE = Phase("p", "sft", "", "", "", 1, 2, 0.0, 0, 0.0, 1)
@@ -54,14 +54,15 @@ SCRIPT = """
 import json, sys, threading, time
 from pathlib import Path
 import psutil
-from rayrec import cluster, trainers  # before Ray, which else joins whatever cluster it finds
+from rayrec import trainers  # before Ray, which else joins whatever cluster it finds
+from rayrec.cluster import connect
 import ray
 from rayrec.methods import parse
-from rayrec.reserve import Reserved
-from rayrec.runs import Stopped
-from rayrec.storage import Storage
-from rayrec.board import Phase
-from rayrec.trainers import TrainGroup
+from rayrec.cluster.reserve import Reserved
+from rayrec.runs.run import Stopped
+from rayrec.runs.storage import Storage
+from rayrec.training.board import Phase
+from rayrec.training.group import TrainGroup
 
 class Quiet(TrainGroup):
     '''A group whose workers never come.'''

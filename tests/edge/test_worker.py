@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 
 from rayrec.config import ModelConfig
 from rayrec.data import preferences, schema
-from rayrec.folders import read_json
 from rayrec.models import item_vectors, sequential
 from rayrec.models.policy import load_base, load_tokenizer
 from rayrec.models.tiny import make_tiny
 from rayrec.objectives import Pairs, make_objective
 from rayrec.prompts import make_template
+from rayrec.runs.manifest import read_json
 from tests.edge.conftest import ROOT
 from tests.edge.exactness_program import STAGES
 from tests.edge.worker_program import BATCH, CASES, CUT_OFF, LR, STEPS, Case, settings
-from tests.test_logprobs import CONFIGS
+from tests.models.test_logprobs import CONFIGS
 
 TITLES = [f"The {word} of {name}" for word in ("Night", "Return", "Last Day") for name in ("Ann", "Bob", "Eve Smith")]
 

@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec.board import Phase
 from rayrec.config import Config
 from rayrec.methods import parse
 from rayrec.prompts import make_template
-from rayrec.shards import Tokenise
-from rayrec.storage import Storage
+from rayrec.runs.storage import Storage
+from rayrec.training.batches import Tokenise
+from rayrec.training.board import Phase
 
 #: Kind of phase and objective, by the name of the case.
 CASES: dict[str, tuple[Literal["sft", "prefer"], str]]
@@ -96,7 +96,7 @@ def settings(
     objective: str = "dpo", stage: int = 1, lora: int = 0, dtype: str = "float32", timed: bool = False
 ) -> Config:
     """A resolved configuration for direct use."""
-    from rayrec.plan import resolve
+    from rayrec.driver.plan import resolve
 
     args = ["--objective", objective, "--zero-stage", str(stage), "--micro-batch", "2", "--lora-rank", str(lora)]
     when = ["--checkpoint-seconds", "1e-9", "--checkpoint-steps", "0"] if timed else ["--checkpoint-seconds", "0"]
@@ -154,7 +154,7 @@ def main(root: Path, rank: int, world: int) -> None:
 
     torch.set_num_threads(1)
     from rayrec.models.policy import load_tokenizer, vocabulary
-    from rayrec.worker import Worker
+    from rayrec.training.worker import Worker
 
     base = str(root / "base")
     template, shown = (make_template("compact", load_tokenizer(base)) for _ in range(2))

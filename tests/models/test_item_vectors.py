@@ -8,8 +8,8 @@ import torch
 
 from rayrec.config import ModelConfig
 from rayrec.decoding import generate
-from rayrec.logprobs import PackedLM, pack
 from rayrec.models import item_vectors, policy
+from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models.tiny import make_tiny
 
 WORDS, ITEMS = 280, 5

@@ -1,0 +1,1 @@
+"""Ray: joining or starting it, and the room that a run takes there."""

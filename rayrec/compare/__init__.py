@@ -1,0 +1,1 @@
+"""Methods side by side: one table from many runs."""

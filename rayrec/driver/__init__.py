@@ -1,0 +1,1 @@
+"""The process that a user starts: it checks, plans, and runs the loop."""

@@ -1,0 +1,414 @@
+"""Sequential recommenders and Popular on the rows of any source: trained by Ray Train, ranked over the whole catalogue.
+
+Every model is a phase of a run folder, ``00/NAME``, so a run that was stopped goes on with the models that are left.
+Lists are made twice: of all items, as those of a language model, and without what the user met (``masked``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayrec.cluster import connect, reserve
+from rayrec.config import BaselinesConfig, SequentialConfig
+from rayrec.data import Dataset, load, schema
+from rayrec.data.met import Met
+from rayrec.driver import plan
+from rayrec.driver.prepare import content_hash
+from rayrec.grounding import EMBEDDERS
+from rayrec.metrics import evaluate_splits
+from rayrec.models import sequential
+from rayrec.models.popular import popular_choices, popular_lists
+from rayrec.report import terminal
+from rayrec.runs.lease import Lease
+from rayrec.runs.manifest import write_json
+from rayrec.runs.processes import Processes
+from rayrec.runs.run import Run, check_claim, versions
+from rayrec.runs.storage import Storage
+from rayrec.training.board import Heartbeat, Phase
+from rayrec.training.group import TrainGroup, backends, failures, telling
+
+#: How a model is written in tables.
+NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
+#: The kinds of lists, and what the names of their metrics end in in --json: all items, and those that the user had not
+#: met; of a choice, the candidates.
+_PLACES = {"unmasked": "_unmasked", "masked": "", "score": ""}
+
+
+def run(config: BaselinesConfig) -> Path | None:
+    """Train and rank every model that is not done; returns the run folder, or None after ``--dry-run``.
+
+    Raises:
+        ValueError: settings or data that no model can serve, before anything is trained.
+    """
+    config = connect.settle_paths(config)
+    check(config)
+    if config.placement.max_train_workers is not None:
+        raise ValueError(
+            "--max-train-workers: these models train in a group of fixed size. Take --train-workers alone."
+        )
+    if config.placement.cluster is not None:
+        raise ValueError(f"--cluster {config.placement.cluster}: these models have no estimate. Leave it out.")
+    connect.check_address(config)
+    plan.check_name(config.output.name)
+    gpu, data = connect.has_gpu(config), load(config.data)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
+    if (longest := max(config.sequential.top_k)) > len(data.catalogue):
+        raise ValueError(f"--top-k {longest} asks for more than the catalogue's {len(data.catalogue)} items. Lower it.")
+    features, hashes = _features(config.sequential, data), {"data": data.content_hash}
+    if features is not None:
+        hashes["embedder"] = content_hash(str(config.sequential.embedder_path))
+    name = config.output.name or f"{data.source}-baselines-seed{config.data.seed}"
+    storage = Storage(config.output.runs or "runs")
+    root = storage.root / name
+    terminal.log("data", ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in data.counts.items()))
+    if config.output.dry_run:
+        storage.bring(root / "config.json")
+        check_claim(root, config, hashes)
+        return None
+    processes = Processes(root / ".processes.json")
+    processes.end_former()
+    lease = Lease(storage, root)
+    lease.check()
+    storage.pull(root)  # which removes what is not finished here
+    work = Run(storage, root, config, hashes)
+    processes.record()
+    plan.write_inputs(root, data)
+    work.keep("catalogue.parquet", "examples", "rejected.parquet")
+    phases = [f"00/{model}" for model in config.sequential.models]
+    left = [phase for phase in phases if not work.done(phase)]
+    work.trace.attempt(left=left, versions=versions())
+    with lease:
+        if set(left) - {"00/popular"}:
+            connect.connect(config)
+            reserve.reserve(config, gpu, generate=False).free_trainers()
+            processes.record()
+        for phase in left:
+            lease.check_held()
+            _make(phase, config, data, work, gpu, features, lease.check_held)
+            processes.record()
+    connect.leave()
+    processes.forget()
+    records, seconds = work.write_metrics(phases), work.trace.facts("seconds")
+    terminal.print_iteration_table([r | {"seconds": seconds.get(r["phase"])} for r in records])
+    if config.json:
+        write_json(Path(config.json), _summary(records, phases, seconds))
+    work.keep("trace.json")
+    terminal.log("run folder", storage.name(root))
+    return root
+
+
+def check(config: BaselinesConfig) -> None:
+    """Refuse settings out of range.
+
+    Raises:
+        ValueError: with the flag, its value and what was wanted.
+    """
+    settings, values = config.sequential, vars(config.sequential) | vars(config.placement)
+    for name in ("hidden", "lr", "batch", "epochs", "patience", "train_workers", "wait_seconds"):
+        if not 0 < values[name] < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} is {values[name]}, wanted a finite number above 0.")
+    for name in ("weight_decay", "sampled", "lr_drops", "max_deaths", "wait_for_resources"):
+        if not 0 <= values[name] < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} is {values[name]}, wanted a finite number, 0 or more.")
+    if not 0 <= settings.dropout < 1:
+        raise ValueError(f"--dropout is {settings.dropout}, wanted a share below 1.")
+    for name in ("models", "top_k"):
+        values = getattr(settings, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"--{name.replace('_', '-')} is {values}, wanted at least one value, each once.")
+    if min(settings.top_k) < 1:
+        raise ValueError(f"--top-k is {settings.top_k}, wanted list lengths of 1 or more.")
+    if "morec" in settings.models and not settings.embedder_path:
+        raise ValueError("--models morec reads item vectors from titles. Add --embedder-path FOLDER.")
+
+
+def _features(settings: SequentialConfig, data: Dataset) -> Any:
+    """The frozen text embeddings of the titles, [I, E] float32 of length 1, where a model reads them."""
+    import torch
+
+    if "morec" not in settings.models:
+        return None
+    vectors: Any = EMBEDDERS[settings.embedder](settings.embedder_path).embed(data.catalogue.titles)
+    return torch.nn.functional.normalize(vectors.float())
+
+
+def _make(
+    phase: str,
+    config: BaselinesConfig,
+    data: Dataset,
+    work: Run,
+    gpu: bool,
+    features: Any,
+    check_held: Callable[[], None],
+) -> None:
+    """Train one model and write its lists and metrics, as long as the run is ours."""
+    name, settings = phase.split("/")[1], config.sequential
+    rows, k = pa.concat_tables(data.evaluated.values()), max(settings.top_k)
+    folder, begun, report = work.begin(phase), time.time(), {}
+    with work.trace.phase(phase, "baselines") as facts:
+        if name == "popular" and config.data.protocol == "candidates":
+            titles = popular_choices(rows, data.catalogue, k)
+            made = {"score": (titles, [[] for _ in titles])}
+        elif name == "popular":
+            met = Met(data.train)
+            lists = {"unmasked": popular_lists(rows, data.catalogue, k, [()] * len(rows))}
+            lists["masked"] = popular_lists(rows, data.catalogue, k, _met(rows, met))
+            made = {place: (titles, [[] for _ in titles]) for place, titles in lists.items()}
+        else:
+            known = features if name == "morec" else None
+            report = _train(name, config, data, work, folder, gpu, known, check_held)
+            made = _rank(folder, data, rows, k)
+        tables, records = [], []
+        for place, (titles, logprobs) in made.items():
+            tables.append(_table(rows, name, place, titles, logprobs))
+            base = {"kind": "baseline", "model": NAMES[name], "phase": phase, "iteration": 0, "decode": place}
+            found = evaluate_splits(tables[-1], data.evaluated, data.catalogue, settings.top_k, place == "score")
+            records += [{**base, **report, **one} for one in found]
+        records.sort(key=lambda record: record["split"] != "test")  # they come first
+        pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
+        facts["seconds"] = time.time() - begun
+    check_held()
+    work.finish(phase, {"records": records})
+    terminal.log(phase, f"done in {time.time() - begun:.0f} s")
+
+
+def _train(
+    name: str,
+    config: BaselinesConfig,
+    data: Dataset,
+    work: Run,
+    folder: Path,
+    gpu: bool,
+    features: Any,
+    check_held: Callable[[], None],
+) -> dict:
+    """Train through Ray Train; the model lies in ``folder``, with the validation of every epoch.
+
+    Raises:
+        ValueError: a loss was not finite, or no sequence is long enough.
+        Stopped: the workers died more often than allowed, or were silent for ``wait_seconds``.
+    """
+    import ray
+
+    settings = config.sequential
+    shape = {"items": len(data.catalogue), "hidden": settings.hidden, "dropout": settings.dropout}
+    shape["length"] = config.data.history
+    fitting = {f.name: getattr(settings, f.name) for f in dataclasses.fields(sequential.Fitting)}
+    rows = sequential.sequences_of(data.train, data.catalogue), sequential.known_rows(data.valid, data.catalogue)
+    task = {
+        "name": name,
+        "shape": shape,
+        "how": sequential.Fitting(**fitting),
+        "seed": config.data.seed,
+        "rows": ray.put((*rows, features)),
+        "storage": work.storage,
+        "gpu": gpu,
+    }
+    phase = Phase(
+        name=f"00/{name}",
+        kind="pretrain",
+        rows="",
+        start="",
+        out=str(folder),
+        steps=settings.epochs,
+        batch=settings.batch,
+        lr=settings.lr,
+        warmup=0,
+        dropout=settings.dropout,
+        threads=config.placement.threads or 0,
+    )
+    with terminal.LaneProgress(["trainers"]) as bars:
+        group, finished = _Group(config, task, work, gpu, bars, check_held), False
+        try:
+            report = group.train(phase)
+            if "error" in report:
+                raise ValueError(f"{phase.name}: {report['error']}")
+            finished = True
+            best = "epoch {best_epoch} of {epochs} was the best, valid NDCG@10 {valid_NDCG@10:.4f}"
+            bars.finish(phase.name, best.format_map(report))
+        finally:
+            group.close(finished)
+    work.storage.gather(folder)
+    return report
+
+
+class _Group(TrainGroup):
+    """The training lane for one model: workers are replaced and given up as those of a run, and silence is told."""
+
+    def __init__(
+        self,
+        config: BaselinesConfig,
+        task: dict,
+        work: Run,
+        gpu: bool,
+        bars: terminal.LaneProgress,
+        check_held: Callable[[], None],
+    ):
+        self._task, self._bars, self._name, self._check_held = task, bars, "training workers", check_held
+        self._last, self._heard, self._told = {}, time.monotonic(), 0.0
+        alone = connect.find_address(config) is None
+        # What a base model and its prompts are needed for is done otherwise here.
+        super().__init__(cast("Any", config), "", cast("Any", None), work, gpu, reserve.Reserved(alone=alone))
+
+    def train(self, phase: Phase) -> dict:
+        """Train the model; its report, or the ``error`` in its numbers."""
+        self._name, self._heard = phase.name, time.monotonic()
+        self._bars.start("trainers", phase.name, phase.steps, "epochs")
+        return self.run(phase, self._hear)["report"]
+
+    def _hear(self, **beat: Any) -> None:
+        """Take the last heartbeat; a new one counts more passes."""
+        if beat != self._last:
+            self._last, self._heard, self._told = beat, time.monotonic(), 0.0
+            self.work.trace.progress(self._name, **beat)
+            note = f"loss {beat['loss']:.4f}, valid NDCG@10 {beat['valid']:.4f}" if "loss" in beat else ""
+            self._bars.update(self._name, beat["epoch"], note)
+
+    def _ask(self, answer: Any, what: str) -> Any:
+        """The board is asked twice a second, so here silence is told before it is ended."""
+        self._check_held()
+        silent, patience = time.monotonic() - self._heard, self._patience(bool(self._last))
+        if silent > self._told + min(30.0, patience / 2):
+            self._told = silent
+            lacking = "no word from the training workers" if self._last else "the training workers have not come up"
+            self._bars.log(self._name, f"{lacking} for {silent:.0f} s; they are given up after {patience:.0f} s")
+        return super()._ask(answer, what)
+
+    def _trainer(self, size: int) -> Any:
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        bundle, *_ = reserve.trainer_bundles(self.config, self.gpu)
+        return TorchTrainer(
+            _work,
+            train_loop_config={**self._task, "board": self.board},
+            scaling_config=ScalingConfig(num_workers=size, use_gpu=self.gpu, resources_per_worker=bundle),
+            torch_config=TorchConfig(backend=backends(self.gpu)),
+            run_config=RunConfig(
+                name=f"train-{self._task['name']}",
+                **self.work.storage.for_ray_train(self.work.root),
+                failure_config=failures(self.elastic),
+                callbacks=[telling(self.board)],
+            ),
+        )
+
+
+def _work(task: dict) -> None:
+    """Ray Train's function in every worker: train until the board closes."""
+    import ray
+    import torch.distributed as dist
+    from ray import train
+
+    rank, world, board = train.get_context().get_world_rank(), train.get_context().get_world_size(), task["board"]
+    say = Heartbeat(board, rank)
+    number: int = ray.get(board.next.remote())
+    while (phase := cast("Phase | None", ray.get(board.take.remote(number, rank)))) is not None:
+        report = _fit(task, phase, sequential.Share(rank, world, dist.all_reduce), say)
+        if world > 1:
+            dist.barrier()
+        if rank == 0:
+            ray.get(board.finish.remote(number, {"report": report}))
+        number += 1
+
+
+def _fit(task: dict, phase: Phase, share: sequential.Share, say: Callable[..., Any]) -> dict:
+    """Train one model and save it on rank 0; ``say`` takes the heartbeats."""
+    import os
+
+    import ray
+    import torch
+
+    torch.set_num_threads(phase.threads or max(1, (os.cpu_count() or 1) // share.world))
+    torch.use_deterministic_algorithms(not task["gpu"], warn_only=True)
+    sequences, valid, features = ray.get(task["rows"])
+    model = sequential.build(task["name"], task["shape"], task["seed"], features)
+    model.to("cuda" if task["gpu"] else "cpu")
+    storage: Storage = task["storage"]
+    folder = storage.here(phase.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    epochs = folder / "epochs.jsonl"
+    epochs.unlink(missing_ok=True)
+    beat: dict[str, Any] = {"phase": phase.name, "epoch": 0, "passes": 0}
+
+    def count(*_: Any) -> None:
+        """Every pass is a sign of life: an epoch may take longer than a silence is borne."""
+        beat["passes"] += 1
+        say(**beat)
+
+    def hear(epoch: int, loss: float, found: float) -> None:
+        beat.update(epoch=epoch, loss=loss, valid=found)
+        say(**beat)
+        if share.rank == 0:
+            with epochs.open("a") as file:
+                file.write(json.dumps({"epoch": epoch, "loss": loss, "valid_NDCG@10": found}) + "\n")
+
+    say(**beat)
+    model.register_forward_hook(count)
+    try:
+        report = sequential.fit(model, sequences, valid, task["seed"], task["how"], share, hear)
+    except (FloatingPointError, ValueError) as error:  # every rank raises it, and would again
+        report = {"error": str(error)}
+    if share.rank == 0:
+        sequential.save(model.to("cpu"), folder)
+        storage.keep(folder)
+    return report
+
+
+def _met(rows: pa.Table, met: Met) -> list[set[str]]:
+    """What each row's user met before: in training, and in the row's history."""
+    users, histories = rows["user"].to_pylist(), rows["history"].to_pylist()
+    return [{*met.get(user, ()), *history} for user, history in zip(users, histories, strict=True)]
+
+
+def _rank(folder: Path, data: Dataset, rows: pa.Table, k: int) -> dict[str, tuple[list, list]]:
+    """Titles and log-probabilities of the best ``k`` of all items, and of those that the user had not met."""
+    model, catalogue = sequential.load(folder), data.catalogue
+    histories = sequential.item_numbers(rows["history"].to_pylist(), catalogue)
+    if not rows["candidates"].null_count:
+        return {"score": _choices(model, histories, rows, data, k)}
+    met = sequential.item_numbers(_met(rows, Met(data.train)), catalogue)
+    made = {}
+    for place in ("unmasked", "masked"):
+        items, logprobs = sequential.top_lists(model, histories, k, met if place == "masked" else None)
+        made[place] = ([[catalogue.titles[i] for i in one] for one in items], logprobs)
+    return made
+
+
+def _choices(model: Any, histories: list[list[int]], rows: pa.Table, data: Dataset, k: int) -> tuple[list, list]:
+    """The best ``k`` candidates of each row and their scores; ties count against the target."""
+    lists, found = [], []
+    asked = zip(rows["target"].to_pylist(), rows["candidates"].to_pylist(), strict=True)
+    for (target, titles), score_I in zip(asked, sequential.each_score(model, histories), strict=True):
+        scored = [(float(score_I[data.catalogue.index[t]]), t) for t in titles if t in data.catalogue.index]
+        scored.sort(key=lambda one: (-one[0], one[1] == target))
+        lists.append([title for _, title in scored[:k]])
+        found.append([score for score, _ in scored[:k]])
+    return lists, found
+
+
+def _table(rows: pa.Table, name: str, place: str, titles: list, logprobs: list) -> pa.Table:
+    columns = {"example_id": rows["example_id"], "policy": pa.repeat(name, len(rows))}
+    columns |= {"decode": pa.repeat(place, len(rows)), "target": rows["target"]}
+    texts = pa.array(titles, schema.PREDICTIONS.field("texts").type)
+    columns |= {"texts": texts, "logprobs": pa.array(logprobs, schema.PREDICTIONS.field("logprobs").type)}
+    return schema.check(pa.table(columns | {"titles": texts}), schema.PREDICTIONS, f"predictions of {name}")
+
+
+def _summary(records: list[dict], phases: list[str], seconds: dict[str, float]) -> list[dict]:
+    """One record per model: the metrics on the test rows without what users met, and ``_unmasked`` with it."""
+    made = []
+    for phase in phases:
+        mine = [r for r in records if r["phase"] == phase and r["split"] == "test"]
+        one: dict[str, Any] = {"model": phase.split("/")[1], "N": mine[0]["N"], "seconds": seconds.get(phase)}
+        for record in mine:
+            one |= {f"{k}{_PLACES[record['decode']]}": v for k, v in record.items() if "@" in k and "valid" not in k}
+        made.append(one)
+    return made

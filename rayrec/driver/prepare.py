@@ -1,0 +1,347 @@
+"""Everything that is settled and checked before the first actor starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from rayrec import estimate
+from rayrec.cluster import connect
+from rayrec.config import Config
+from rayrec.data import Dataset, load
+from rayrec.data.candidates import with_candidates
+from rayrec.data.dataset import numbered
+from rayrec.data.likings import liking_rows
+from rayrec.data.mapped import take
+from rayrec.data.met import Met
+from rayrec.data.reweight import by_genre
+from rayrec.driver import plan
+from rayrec.generation.chat import check_endpoint
+from rayrec.generation.engine import two_models
+from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
+from rayrec.objectives import SCORED
+from rayrec.prompts import Template, make_template, resolve_template
+from rayrec.report import trackers
+from rayrec.runs import cache
+from rayrec.runs.manifest import sha256
+from rayrec.runs.run import Run
+from rayrec.runs.storage import Storage
+from rayrec.training.pair_columns import Ahead, retarget
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose settings, data and base model are known to fit together."""
+
+    config: Config
+    data: Dataset
+    root: Path
+    """The run folder, which may not exist yet."""
+    tuning: pa.Table
+    """Training rows of the SFT and preference phases."""
+    phases: list[plan.PhasePlan]
+    base: Path
+    """Folder or hub id of the base model."""
+    hashes: dict[str, str]
+    """Of the contents of data, model and embedder (:func:`~rayrec.config.result_hash`)."""
+    template: Template
+    embedder: Embedder
+    gpu: bool
+    engine: Literal["vllm", "torch", "chat"]
+    threads: int
+    """CPU threads of a process that works beside others; ``all_threads`` of a trainer that works alone."""
+    all_threads: int
+    shown: dict[str, Any]
+    """The plan as a person reads it."""
+
+
+def prepare(config: Config, scratch: Path) -> Prepared:
+    """Check settings, data and model against each other; a tiny base model is made in ``scratch``.
+
+    Raises:
+        ValueError: anything that can be known before an actor starts.
+    """
+    config = plan.resolve(connect.settle_paths(config))
+    connect.check_address(config)
+    trackers.check(config.output.track)
+    gpu, engine = config.placement.cluster is None and connect.has_gpu(config), choose_engine(config)
+    if (cards := config.placement.tensor_parallel) > 1 and not (engine == "vllm" and (gpu or config.placement.cluster)):
+        raise ValueError(
+            f"--tensor-parallel {cards} spreads vLLM's model over GPUs, and this plan has the engine {engine} on "
+            f"{'GPUs' if gpu else 'CPUs'}. Leave it out, or take --engine vllm --device gpu."
+        )
+    if cards > 1 and two_models(config):
+        raise ValueError(
+            f"--tensor-parallel {cards}: constrained beams, d3 and scores have a model of their own, on one GPU. "
+            "Take --decode greedy or free_beams and negatives without scores, or leave --tensor-parallel out."
+        )
+    if config.train.attention == "flex" and not (gpu or config.placement.cluster):
+        raise ValueError(
+            "--attention flex trains on GPUs alone, and this plan is on CPUs. Take --attention sdpa, or --device gpu."
+        )
+    data = load(config.data)
+    # What `auto` meant is recorded and hashed, not the word.
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, source=data.source),
+        evaluate=dataclasses.replace(config.evaluate, engine=engine),
+    )
+    plan.check_data(config, data)
+    tuning = rows_to_tune(config, data)
+    embedder, of_embedder = make_embedder(config, data)
+    base, template = make_base(config, data, scratch)
+    # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
+    of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else content_hash(str(base))
+    if engine == "vllm" and not gpu and config.placement.cluster is None:
+        check_heads(config.model.model, base)
+    tokens = plan.check_lengths(config, data, tuning, template)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
+    phases = plan.phases(config, sum(map(len, data.evaluated.values())))
+    cores, placement = os.cpu_count() or 1, config.placement
+    workers = config.worker_counts[-1]
+    threads = placement.threads or max(1, cores // (workers + placement.generators))
+    resources = {
+        "train_workers": " or ".join(map(str, config.worker_counts)),
+        "generators": placement.generators,
+        "device": placement.cluster or ("gpu" if gpu else "cpu"),
+        "threads": threads,
+        "cpus": cores,
+        "engine": engine,
+        "decode": " ".join(config.evaluate.decode),
+    }
+    root = run_folder(config)
+    shape = estimate.Shape.of(str(base))
+    shown = plan.describe(config, data, phases, tokens, shape, **resources)
+    if placement.cluster:
+        found = estimate.estimate(config, phases, tokens, shape, len(data.valid))
+        times = found.pop("seconds")
+        shown["estimate"] = found
+        shown["phases"] = [row | {"seconds": times[row["phase"]]} for row in shown["phases"]]
+    return Prepared(
+        config=config,
+        data=data,
+        root=root,
+        tuning=tuning,
+        phases=phases,
+        base=base,
+        hashes={"data": data.content_hash, "model": of_model, "embedder": of_embedder},
+        template=template,
+        embedder=embedder,
+        gpu=gpu,
+        engine=engine,
+        threads=threads,
+        all_threads=placement.threads or max(1, cores // workers),
+        shown=shown | {"folder": Storage(config.output.runs or "runs").name(root), "rows_to_tune": len(tuning)},
+    )
+
+
+def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
+    """The training rows of SFT and preference phases: all, or those whose target is rated ``--min-rating`` or more.
+
+    Questions about likings are numbered anew. With ``--reweight`` rows have a column ``weight``.
+
+    Raises:
+        ValueError: ratings or genres are asked for and the data has none, or no row is left.
+    """
+    low, ratings = config.train.min_rating, data.train["target_rating"].to_numpy()
+    rated = not np.isnan(ratings).all()
+    if not rated and (low is not None or config.loss.objective in SCORED):
+        what = f"--objective {config.loss.objective}" if low is None else f"--min-rating {low:g}"
+        raise ValueError(
+            f"{what} reads ratings, but the source {data.source} has none. Take data with ratings (movielens, recbole, "
+            "steam-hours), or another objective and no --min-rating."
+        )
+    if config.data.ratings and not rated:
+        raise ValueError(f"--ratings: the source {data.source} has none. Take data with ratings, or leave this out.")
+    rows = _retargeted(config, data, rated)
+    ratings = rows["target_rating"].to_numpy()
+    rows = rows if low is None else take(rows, np.flatnonzero(ratings >= low))
+    if not len(rows):
+        raise ValueError(f"--min-rating {low:g}: none of {len(ratings)} training rows is rated so high. Lower it.")
+    if config.loss.objective == "recpo" and (low_ := np.nanmin(data.train["target_rating"].to_numpy())) <= 0:
+        raise ValueError(
+            f"--objective recpo divides by ratings, and one is {low_:g}. Take a scale that starts above 0."
+        )
+    if config.loss.margin == "log_diff" and config.train.target == "nearest":
+        raise ValueError(
+            "--margin log_diff with --target nearest is the logarithm of a number below 0 where a title was rated a "
+            "little lower and came much sooner. Take --target utility, or --margin ratio."
+        )
+    if config.loss.margin == "log_diff" and config.train.target == "next":
+        least, most = np.nanmin(rows["target_rating"].to_numpy()), np.nanmax(ratings)
+        if least <= most / 2**0.5 - 1:  # the utility of an item rated `most` that comes after the next
+            raise ValueError(
+                f"--margin log_diff of targets rated {least:g} beside later items rated {most:g} is the logarithm of a "
+                f"number below 0. Add --min-rating {most - 1:g}, or --margin ratio."
+            )
+    if config.data.ask == "liking":
+        return numbered(liking_rows(rows, Met(data.train), data.catalogue, config.data.seed))
+    if config.train.reweight == "genre":
+        rows = rows.append_column("weight", pa.array(by_genre(rows, data.catalogue).astype(np.float32)))
+    return rows
+
+
+def _retargeted(config: Config, data: Dataset, rated: bool) -> pa.Table:
+    """The training rows with the titles that ``--target`` asks for; candidates list all that came next (RecPO)."""
+    how, low = config.train.target, config.train.min_rating
+    if how == "next":
+        return data.train
+    if not rated or low is None:
+        missing = f"the source {data.source} has no ratings" if not rated else "--min-rating is missing"
+        raise ValueError(f"--target {how} reads ratings, and {missing}. Add --min-rating 4, or take --target next.")
+    ahead = Ahead(data.train)
+    rows = retarget(data.train, ahead, how, low)
+    if config.data.protocol == "candidates":
+        rows = with_candidates(rows, Met(data.train), data.catalogue, config.data.seed, ahead.titles)
+    return rows
+
+
+def content_hash(model: str) -> str:
+    """sha256 of what is read of a model folder; for a hub id the commit."""
+    from transformers import AutoConfig
+
+    if not Path(model).is_dir():
+        return str(getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "_commit_hash", None))
+    sha = hashlib.sha256()
+    kinds = (".safetensors", ".json", ".model", ".txt", ".jinja")
+    for path in sorted(p for p in Path(model).rglob("*") if p.suffix in kinds):
+        with path.open("rb") as file:
+            sha.update(str(path.relative_to(model)).encode() + hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
+
+
+def choose_engine(config: Config) -> Literal["vllm", "torch", "chat"]:
+    """Resolve ``--engine auto``: vllm where it is installed.
+
+    Raises:
+        ValueError: ``--engine vllm`` without vllm, or ``--engine chat`` and an endpoint that does not answer.
+    """
+    if config.evaluate.engine == "chat":
+        check_endpoint(config.evaluate)
+        return "chat"
+    installed = importlib.util.find_spec("vllm") is not None
+    if config.evaluate.engine == "vllm" and not installed:
+        raise ValueError("--engine vllm: vllm is not installed. Install rayrec[cpu] or rayrec[gpu], or --engine torch.")
+    if config.model.item_vectors:
+        return "torch"
+    if config.evaluate.engine == "auto" and not installed:
+        warnings.warn(
+            "vllm is not installed: generating with transformers, several times slower. Install rayrec[cpu] or "
+            "rayrec[gpu], or say --engine torch.",
+            stacklevel=2,
+        )
+    return "torch" if config.evaluate.engine == "torch" or not installed else "vllm"
+
+
+def make_embedder(config: Config, data: Dataset) -> tuple[Embedder, str]:
+    """The embedder that grounds greedy text, and the hash of its folder's contents; empty where it has none."""
+    name, path = config.evaluate.embedder, config.evaluate.embedder_path
+    if name == "lm" and not path and config.model.model != "tiny":
+        path = whole_model(config.model.model)
+    if name == "title":
+        return EMBEDDERS[name](data.catalogue.titles), ""
+    if not path:
+        kind = "a Hugging Face language model's" if name == "lm" else "a model2vec or sentence-transformers"
+        raise ValueError(f"--embedder {name} needs --embedder-path, {kind} folder.")
+    embedder, contents = EMBEDDERS[name](path), content_hash(path)
+    if config.output.share:
+        key = cache.name_of({"embedder": name, "contents": contents})
+        embedder = KeptEmbedder(embedder, key, run_folder(config).parent / ".shared" / "embeddings")
+    return embedder, contents
+
+
+def whole_model(model: str) -> str:
+    """The folder of ``--model``, whose weights are read here; a hub id's is fetched.
+
+    Raises:
+        ValueError: there is no such folder, or the hub does not give its weights.
+    """
+    from rayrec.models.policy import check_model, local_folder
+
+    folder = Path(model).expanduser()
+    path = str(folder) if folder.is_dir() else model
+    check_model(path)
+    try:
+        return str(local_folder(path))
+    except OSError as error:
+        raise ValueError(
+            f"--embedder lm reads the weights of --model {model}, and the hub does not give them. Download them first, "
+            f"or name a folder with --embedder-path. ({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Template]:
+    """The base model's folder or hub id, and the prompt template bound to its tokenizer.
+
+    Raises:
+        ValueError: the model cannot be had or opened, or sees fewer tokens than ``--max-length``.
+    """
+    from rayrec.models.policy import check_model, context_length, load_tokenizer, vocabulary
+    from rayrec.models.tiny import make_tiny
+
+    base = Path(config.model.model).expanduser()
+    if config.model.model == "tiny":
+        base = scratch / "base"
+        titles = [t for t, n in zip(data.catalogue.titles, data.catalogue.popularity, strict=True) if n]
+        make_tiny(titles, config.model, base, config.data.seed)
+    elif base.is_dir():
+        base = base.absolute()  # it is opened from other folders too
+    elif config.model.model.startswith((".", "/", "~")) or config.model.model.count("/") > 1 or base.exists():
+        raise ValueError(
+            f"model {config.model.model}: no such folder. Name a Hugging Face folder or hub id, or `tiny`."
+        )
+    name = str(base)
+    check_model(name, weights=config.placement.cluster is None)
+    context_length(config.model, name)
+    tokenizer = load_tokenizer(name)
+    form = resolve_template(config.model.template, config.model.model, tokenizer)
+    template = make_template(
+        form, tokenizer, config.data.protocol == "candidates", config.data.ratings, config.data.ask
+    )
+    template.seed = config.data.seed
+    if config.model.item_vectors:
+        template.show_items(data.catalogue.titles, vocabulary(name))
+    return base, template
+
+
+def check_heads(model: str, base: Path) -> None:
+    """Refuse what vLLM would stop at in the first part, with a page of its own words.
+
+    Raises:
+        ValueError: heads that are too small for vLLM on a CPU.
+    """
+    from rayrec.models.policy import head_size
+
+    if (found := head_size(str(base))) < 32:
+        raise ValueError(
+            f"--model {model}: its attention has a head dimension of {found}, and vLLM on a CPU wants 32 or more. Add "
+            "--engine torch."
+        )
+
+
+def keep_base(work: Run, base: Path) -> Path:
+    """Move a made base model into the run folder, as its first finished phase."""
+    if not work.done("00/base"):
+        shutil.copytree(base, work.begin("00/base"), dirs_exist_ok=True)
+        work.finish("00/base", {"records": []})
+    return work.folder("00/base")
+
+
+def run_folder(config: Config) -> Path:
+    """``RUNS/NAME``; without --name it says source, model, method and seed."""
+    train = config.train
+    negatives = "+".join(train.negatives).replace(":", "")
+    method = f"{config.loss.objective}-{negatives}" if train.prefer else "sft"
+    model = Path(config.model.model).name
+    name = config.output.name or f"{config.data.source}-{model}-{method}-seed{config.data.seed}"
+    return Storage(config.output.runs or "runs").root / name

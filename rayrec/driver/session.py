@@ -1,0 +1,262 @@
+"""One attempt at a run: what is left of it is done, printed and reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rayrec.cluster import connect, reserve
+from rayrec.config import Config, to_dict
+from rayrec.data import preferences
+from rayrec.driver import plan
+from rayrec.driver.prepare import Prepared, keep_base, prepare
+from rayrec.generation.engine import BASE, Setup
+from rayrec.generation.lane import GenerateLane
+from rayrec.generation.pool import GeneratorPool
+from rayrec.lanes import Lane, Once, Policy, Shared
+from rayrec.report import terminal
+from rayrec.report.build import best_policy, build_report, read_samples
+from rayrec.report.timeline import by_iteration, placed, spans
+from rayrec.report.trackers import Tracker
+from rayrec.runs.lease import Lease
+from rayrec.runs.manifest import read_json, write_json
+from rayrec.runs.processes import Processes, kill_children
+from rayrec.runs.run import Run, Stopped, check_claim, versions
+from rayrec.runs.storage import TROUBLES, Storage
+from rayrec.selfplay import self_play
+from rayrec.training.group import TrainGroup
+from rayrec.training.lane import TrainLane
+
+
+def command(config: Config) -> None:
+    """:func:`run` as the work of a process."""
+    with ending():
+        run(config)
+
+
+_GO_ON = "The same command goes on at the first unfinished phase."
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """The end of a process that may have started Ray: with 1 after an error, told in one line where it is the user's or
+    the cluster's, and with 130 after an interrupt."""
+    code = 1
+    connect.interrupt_on_signals()
+    try:
+        yield
+        return
+    except (ValueError, ConnectionError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except Stopped as error:
+        logs = connect.logs()
+        print(f"error: {error}\n{_GO_ON}{logs and f' Logs of this node: {logs}'}", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit):  # the latter is SIGTERM while Ray comes up
+        code = 130
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in TROUBLES:
+            print(f"error: {error}. Nothing that was finished is lost. {_GO_ON}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "ray" not in sys.modules:
+        sys.exit(code)
+    # Threads may still wait for actors, and an orderly end of Ray beside them can crash. On a joined cluster the actors
+    # end with this process; a cluster of our own is its children.
+    kill_children()
+    os._exit(code)
+
+
+def run(config: Config) -> Path | None:
+    """Do a whole run, or what is left of it; returns its folder, or None after ``--dry-run``.
+
+    After an error that was raised amid phases Ray is left as it is: ``ray.shutdown()`` ends it.
+
+    Raises:
+        ValueError: anything about the settings, the data or the machine that can be known before an actor starts.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM; the same call goes on at the first unfinished phase.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="rayrec-"))
+    try:
+        ready = prepare(config, scratch)
+        storage = Storage(ready.config.output.runs or "runs")
+        if ready.config.output.dry_run:
+            storage.bring(ready.root / "config.json")
+            check_claim(ready.root, ready.config, ready.hashes)
+            terminal.print_plan(ready.shown)
+            return None
+        Processes(ready.root / ".processes.json").end_former()
+        Lease(storage, ready.root).check()
+        storage.pull(ready.root)  # which removes what is not finished here
+        work = Run(storage, ready.root, ready.config, ready.hashes)
+        if ready.config.model.model == "tiny":
+            ready = dataclasses.replace(ready, base=keep_base(work, ready.base))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    work.forget_unusable((phase.name, phase.needs) for phase in ready.phases)
+    done = {phase.name: work.done(phase.name) for phase in ready.phases}
+    shown = ready.shown | {"done": [p for p in done if done[p]], "to_do": [p for p in done if not done[p]]}
+    write_json(work.root / "plan.json", shown)
+    plan.write_inputs(work.root, ready.data)
+    work.keep("plan.json", "catalogue.parquet", "examples", "rejected.parquet")
+    terminal.print_plan(shown)
+    Session(ready, work).run()
+    return work.root
+
+
+class Session:
+    """One attempt at a run: lanes, actors and their end."""
+
+    def __init__(self, ready: Prepared, work: Run):
+        self.ready, self.work, self.config, self.data = ready, work, ready.config, ready.data
+        self.phases, self._lock = ready.phases, threading.Lock()
+        config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
+        setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, ready.engine, ready.threads)
+        self.reserved = reserve.Reserved()
+        self.processes = Processes(work.root / ".processes.json")
+        self.group = Once(lambda: TrainGroup(config, base, ready.template, work, ready.gpu, self.reserved))
+        self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
+        self.lease = Lease(work.storage, work.root)
+        self.tracker = Tracker(work.root, config.output.track, to_dict(config))
+
+    def run(self) -> None:
+        """Do what is left of the run, print its tables and write its report."""
+        left = [phase.name for phase in self.phases if not self.work.done(phase.name)]
+        self.work.trace.attempt(left=left, sequential=self.config.placement.sequential, versions=versions())
+        lanes: tuple[TrainLane, GenerateLane] | None = None
+        finished = False
+        with terminal.LaneProgress() as progress, self.lease:
+            try:
+                self.processes.record()
+                if left:
+                    alone = connect.connect(self.config)
+                    trains = any(phase.makes_policy and phase.name in left for phase in self.phases)
+                    self.reserved = reserve.reserve(self.config, self.ready.gpu, trains, alone=alone)
+                    self.processes.record()
+                    # Both take seconds to come up, so both start now, beside the first phase.
+                    if trains:
+                        self.group()
+                    self.pool()
+                lanes = self._lanes(progress)
+                self._submit(*lanes)
+                self._wait([future for lane in lanes for future in lane.futures])
+                finished = True
+            except KeyboardInterrupt:
+                progress.log("stopped", "the same command goes on at the first unfinished phase")
+                raise
+            finally:
+                self._close(lanes or (), finished)
+        self._report()
+        report = build_report(self.work.root)
+        self.work.keep(report.name)
+        progress.log("report", self.work.storage.name(report))
+
+    def _lanes(self, progress: Any) -> tuple[TrainLane, GenerateLane]:
+        ready = self.ready
+        shared = Shared(
+            config=self.config,
+            data=self.data,
+            run=self.work,
+            template=ready.template,
+            threads=ready.threads,
+            all_threads=ready.all_threads,
+            on_finish=self._finished,
+            progress=progress,
+            check_held=self.lease.check_held,
+            gpu=ready.gpu,
+        )
+        base = Policy(BASE, ready.base)
+        return TrainLane(shared, self.group, base), GenerateLane(shared, self.pool, ready.embedder)
+
+    def _submit(self, trainers: TrainLane, generators: GenerateLane) -> None:
+        train, seed, rows = self.config.train, self.config.data.seed, self.ready.tuning
+        count = train.rows_per_iteration
+
+        def draw(t: int) -> pa.Table:
+            return preferences.draw(rows, (t - 1) * count, count, seed, "iterations")
+
+        first = preferences.draw(rows, 0, train.first_rows, seed, "first")
+        self_play(self.config, trainers, generators, draw, first)
+
+    def _wait(self, futures: list[Future]) -> None:
+        """Wait for all, in short waits so that signals are heard, and raise the first error."""
+        open_: set[Future] = set(futures)
+        while open_:
+            self.lease.check_held()
+            done, open_ = wait(open_, timeout=0.5, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+
+    def _finished(self, phase: str, new: bool) -> None:
+        """Rebuild metrics.jsonl, send the new numbers to the trackers, remove weights that nothing needs any more."""
+        with self._lock:
+            if new:
+                self.processes.record()
+                self.tracker.phase(read_json(self.work.folder(phase) / "metrics.json"))
+            self._prune(self.work.write_metrics(p.name for p in self.phases))
+
+    def _prune(self, records: list[dict]) -> None:
+        keep = self.config.output.keep
+        if keep == "all":
+            return
+        policies = [p.needs[0] for p in self.phases if p.kind == "evaluate" and p.needs and self.work.done(p.name)]
+        best = best_policy([r for r in records if r["kind"] == "evaluation"])
+        kept = {*policies[-int(keep) :], *(best[:1] if best else ())}
+        for phase in self.phases:
+            readers = [p.name for p in self.phases if phase.name in p.needs]
+            wanted = not phase.makes_policy or phase.name in kept or not all(map(self.work.done, readers))
+            if not wanted and self.work.done(phase.name):
+                self.work.prune(phase.name)
+
+    def _report(self) -> None:
+        events = read_json(self.work.root / "trace.json")["traceEvents"]
+        lanes = placed(events)
+        for lane, nodes in lanes.items() if len({*itertools.chain(*lanes.values())}) > 1 else ():
+            terminal.log("placement", f"{lane} on {', '.join(nodes)}")
+        times = by_iteration(spans(events))
+        rows = [r for r in read_records(self.work.root) if r["kind"] in ("evaluation", "baseline")]
+        for row in rows:
+            seconds, overlap = times.get(row["iteration"], (None, None))
+            row |= {"seconds": seconds, "overlap": overlap} if row["kind"] == "evaluation" else {}
+        terminal.print_iteration_table(rows)
+        for t in range(1, self.config.train.iterations + 1):
+            samples = self.work.root / f"{t:02d}" / "samples.json"
+            if samples.exists():
+                try:
+                    terminal.print_samples(read_samples(samples), f"Iteration {t}")
+                except ValueError as error:
+                    terminal.log("samples", str(error))
+
+    def _close(self, lanes: tuple[Lane, ...], finished: bool) -> None:
+        for lane in lanes:
+            lane.close()
+        for part in (self.pool, self.group):
+            if part.made is not None:
+                part.made.close(finished)
+        self.tracker.close()  # after what could be lost: it may wait for a server
+        if finished:
+            connect.leave()
+            self.processes.forget()
+        self.work.trace.flush()
+        if finished:
+            self.work.keep("trace.json")
+
+
+def read_records(folder: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

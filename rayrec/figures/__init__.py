@@ -1,9 +1,0 @@
-"""The pictures of a report, as SVG text: no window, no global state, and the same bytes for the same numbers."""
-
-from __future__ import annotations
-
-from rayrec.figures.drawing import METRICS
-from rayrec.figures.quality import curves, effect, genre_bars, genre_gaps, methods, tradeoff
-from rayrec.figures.work import lanes, training
-
-__all__ = ["METRICS", "curves", "effect", "genre_bars", "genre_gaps", "lanes", "methods", "tradeoff", "training"]

@@ -1,0 +1,1 @@
+"""The generation lane: engine actors, and what is asked of them."""

@@ -1,0 +1,251 @@
+"""The generation lane: negatives, evaluations, the popularity baseline and the oracle, beside the training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayrec.data import schema
+from rayrec.data.candidates import CANDIDATES, Also
+from rayrec.data.mapped import SLICE, each, mapped, slices, take
+from rayrec.data.met import Met
+from rayrec.data.preferences import distinct
+from rayrec.generation.outputs import Outputs, candidates, prediction_table
+from rayrec.grounding import Embedder, ground
+from rayrec.grounding.choice import chosen_lists
+from rayrec.lanes import Lane, Policy, Shared
+from rayrec.metrics import evaluate, evaluate_splits
+from rayrec.models.popular import popular_choices, popular_lists
+from rayrec.negatives import NEGATIVES, Draw, Sampler, Statistics, mixture, unscored, with_scores
+from rayrec.runs.manifest import read_json
+from rayrec.training import checkpoint
+from rayrec.training.oracle import train_oracle
+from rayrec.training.pair_columns import Ahead
+
+if TYPE_CHECKING:
+    from rayrec.data.catalogue import Catalogue
+    from rayrec.generation.engine import Mode
+
+#: Rejected answers, the rows that they are for, and what was written for these.
+Finished = tuple[pa.Table, pa.Table, pa.Table | None]
+#: Weights of the language model that D3 chooses from on the validation rows.
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class GenerateLane(Lane):
+    """Negatives and evaluations; a phase starts when its policy is finished, and negatives go first."""
+
+    def __init__(self, shared: Shared, pool: Callable[[], Any], embedder: Embedder):
+        super().__init__("generators", shared, threads=32)
+        self.embedder, self._outputs = embedder, Outputs(shared, pool)
+
+    def oracle(self) -> Future | None:
+        """Train the SASRec that doubts pairs (RosePO) and guides beams (D3), on the training split.
+
+        The future holds its folder; None if this run needs none.
+        """
+        if not self.shared.config.reads_oracle:
+            return None
+        return self.submit(lambda: self.phase("00/oracle", 1, "models", partial(train_oracle, self.shared)))
+
+    def negatives(self, policy: Future | Policy, rows: pa.Table, t: int) -> Future:
+        """Rejected answers of iteration ``t`` from π_θt, the policy at its start.
+
+        The future holds them (schema.NEGATIVES) table by table, one for each slice of the distinct rows.
+        """
+        train, name = self.shared.config.train, f"{t:02d}/negatives"
+        catalogue, seed = self.shared.data.catalogue, self.shared.config.data.seed
+        shares, rows = mixture.parse(train.negatives), distinct(rows)
+
+        def make(current: Policy) -> Iterable[pa.Table]:
+            draw = Draw(
+                train.num_negatives,
+                seed,
+                t,
+                current.version,
+                train.equal_target,
+                embedder=self.embedder if train.ground else None,
+                touched=self.touched if {"candidates", "self_hard"} & shares.keys() else {},
+                later=self.later,
+                similar=self.embedder,
+            )
+
+            def write(folder: Path, facts: dict) -> dict:
+                made = {kind: Statistics(catalogue, draw.k) for kind in (*shares, *["mixture"] * (len(shares) > 1))}
+                for kind, numbers in mixture.assign(rows, shares, seed, t).items():
+                    part = take(rows, numbers) if len(shares) > 1 else rows
+                    sampler = NEGATIVES[kind]
+                    outputs = self._asked(f"{name}/{kind}", current, part, sampler, draw)
+                    borders = np.searchsorted(numbers, np.arange(0, len(rows) + SLICE, SLICE))
+                    for number, one in _finished(part, borders, outputs, sampler, catalogue, draw):
+                        if train.score_negatives:
+                            one = self._scored_too(f"{name}/{kind}-{number}", current, one)
+                        pq.write_table(one[0], folder / f"part-{number:05d}-{kind}.parquet")
+                        for counted in {kind, "mixture"} & made.keys():
+                            made[counted].add(*one)
+                checkpoint.clear(folder, self.shared.run.storage)
+                record = {"kind": "negatives", "phase": name, "iteration": t}
+                return {"records": [record | {"sampler": kind} | one.result() for kind, one in made.items()]}
+
+            folder = self.phase(name, self._outputs.parts_of(rows) * (1 + train.score_negatives), "parts", write)
+            files = [sorted(folder.glob(f"part-{number:05d}-*.parquet")) for number in range(-(-len(rows) // SLICE))]
+            # Of a folder such as `k=3` above them Arrow would make a column.
+            plainly: dict[str, Any] = {"partitioning": None}
+            return (schema.check(pq.read_table(some, **plainly), schema.NEGATIVES, name) for some in files)
+
+        return self.submit(make, policy)
+
+    @cached_property
+    def touched(self) -> Met:
+        """Titles that each user met in the training split."""
+        return Met(self.shared.data.train)
+
+    @cached_property
+    def later(self) -> Also | None:
+        """Titles that came next, where prompts are asked for the best of them and list none (RecPO)."""
+        lists = self._chooses or self.shared.config.train.target == "next"
+        return None if lists else Ahead(self.shared.data.train).titles
+
+    def _asked(self, name: str, policy: Policy, rows: pa.Table, sampler: Sampler, draw: Draw) -> pa.Table | None:
+        """What the policy says for a sampler: texts of its own, or the log-probabilities of given titles."""
+        if sampler.decode is None:
+            return None
+        catalogue, lists = self.shared.data.catalogue, sampler.choices
+        choices = None if lists is None else lambda some: lists(some, catalogue, draw)
+        return self._outputs.ask(name, policy, rows, sampler.decode, sampler.answers(draw.k), choices, urgent=True)
+
+    def _scored_too(self, name: str, policy: Policy, finished: Finished) -> Finished:
+        """The rows with log π of the titles that the policy did not write (``--score-negatives``)."""
+        negatives, rows, written = finished
+        titles = unscored(negatives)
+        if not titles:
+            return finished
+        among = pc.SetLookupOptions(pa.array(titles))
+        asked = rows.filter(pc.call_function("is_in", [rows["example_id"]], among))
+
+        def choices(some: pa.Table) -> list[list[str]]:
+            return [titles[example_id] for example_id in some["example_id"].to_pylist()]
+
+        most = max(map(len, titles.values()))
+        outputs = self._outputs.ask(name, policy, asked, "score", most, choices, urgent=True)
+        return with_scores(negatives, outputs), rows, written
+
+    def evaluate(self, policy: Future | Policy, oracle: Future | None, t: int) -> Future:
+        """Lists for the validation and test rows, for every --decode; the future holds the metrics records."""
+        data, settings, name = self.shared.data, self.shared.config.evaluate, f"{t:02d}/evaluate"
+        data_config = self.shared.config.data
+        examples, model = pa.concat_tables(data.evaluated.values()), self.shared.config.model
+        reweighted = self.shared.config.train.reweight != "none"
+        plain = not (reweighted or model.item_vectors or data_config.ask != "title")  # then the first SFT is BIGRec
+
+        def make(current: Policy, judge: Path | None) -> list[dict]:
+            def predict(rows: pa.Table, decode: Mode, alpha: float | None) -> pa.Table:
+                width = 1 if decode == "greedy" else settings.beam_width
+                guide = None if alpha is None else (str(judge), alpha)
+                kind = decode if alpha is None else f"{decode}-{alpha:g}"
+                if data_config.ask == "liking":
+                    return self._predictions(self._outputs.likings(f"{name}/{kind}", current, rows), rows, decode)
+                choices = candidates if decode == "score" else None
+                outputs = self._outputs.ask(f"{name}/{kind}", current, rows, decode, width, choices, guide=guide)
+                return self._predictions(outputs, rows, decode)
+
+            def write(folder: Path, facts: dict) -> dict:
+                tables, records = [], []
+                for decode in cast("tuple[Mode, ...]", settings.decode):  # `auto` is resolved
+                    alpha = settings.d3_alpha
+                    if decode == "d3" and alpha is None:
+                        alpha = max(ALPHAS, key=lambda one: self._ndcg(predict(data.valid, "d3", one), data.valid))
+                    tables.append(predict(examples, decode, alpha if decode == "d3" else None))
+                    record = {"kind": "evaluation", "phase": name, "iteration": t, "policy": current.version}
+                    record |= {} if plain or t else {"model": "first SFT"}
+                    grounded = decode == "greedy" and not self._chooses
+                    record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
+                    record |= {"alpha": alpha} if decode == "d3" else {}
+                    records += self._scored(record, tables[-1])
+                pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet", row_group_size=SLICE)
+                checkpoint.clear(folder, self.shared.run.storage)
+                return {"records": records}
+
+            total = self._outputs.parts_of(examples) * len(settings.decode)
+            if "d3" in settings.decode and settings.d3_alpha is None:
+                total += self._outputs.parts_of(data.valid) * len(ALPHAS)
+            if data_config.ask == "liking":  # about every candidate
+                total *= CANDIDATES
+            return read_json(self.phase(name, total, "parts", write) / "metrics.json")["records"]
+
+        return self.submit(make, policy, oracle)
+
+    def _ndcg(self, predictions: pa.Table, examples: pa.Table) -> float:
+        top_k = self.shared.config.evaluate.top_k
+        return evaluate(predictions, examples, self.shared.data.catalogue, top_k)[f"NDCG@{max(top_k)}"]
+
+    def baseline(self) -> Future:
+        """Popular, on the same rows."""
+        data, k = self.shared.data, max(self.shared.config.evaluate.top_k)
+        examples = pa.concat_tables(data.evaluated.values())
+
+        def write(folder: Path, facts: dict) -> dict:
+            choose = popular_choices if self._chooses else popular_lists
+
+            def listed(some: pa.Table) -> pa.Table:
+                none: list[list] = [[]] * len(some)
+                return prediction_table(some, "popular", "popular", none, none, choose(some, data.catalogue, k))
+
+            predictions = each(examples, listed)
+            pq.write_table(predictions, folder / "predictions.parquet", row_group_size=SLICE)
+            record = {"kind": "baseline", "model": "Popular", "phase": "00/baseline", "iteration": 0}
+            return {"records": self._scored(record, predictions)}
+
+        return self.submit(lambda: self.phase("00/baseline", 1, "lists", write))
+
+    def _scored(self, record: dict, predictions: pa.Table) -> list[dict]:
+        """The metrics of each split, test first."""
+        data, top_k = self.shared.data, self.shared.config.evaluate.top_k
+        found = evaluate_splits(predictions, data.evaluated, data.catalogue, top_k, self._chooses)
+        return [record | one | ({"protocol": "candidates"} if self._chooses else {}) for one in found]
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether prompts list candidates."""
+        return self.shared.config.data.protocol == "candidates"
+
+    def _predictions(self, outputs: pa.Table, examples: pa.Table, decode: str) -> pa.Table:
+        """Turn outputs into top-k lists: greedy text is grounded, beams are taken where they are titles.
+
+        Among candidates, greedy text is the one title that it names, and scored ones are ranked.
+        """
+        settings, catalogue = self.shared.config.evaluate, self.shared.data.catalogue
+        k = max(settings.top_k)
+
+        def listed(some: pa.Table, asked: pa.Table) -> pa.Table:
+            texts = some["texts"].to_pylist()
+            if self._chooses:
+                lists = [[title for title in one if title in catalogue.index][:k] for one in chosen_lists(some, asked)]
+            elif decode == "greedy":
+                first = [one[0] if one else "" for one in texts]
+                lists = ground(first, catalogue, self.embedder, k, settings.popularity_gamma)
+            else:
+                lists = [[t for t in dict.fromkeys(one) if t in catalogue.index][:k] for one in texts]
+            at, field = outputs.column_names.index("titles"), schema.PREDICTIONS.field("titles")
+            return some.set_column(at, field, pa.array(lists, field.type))
+
+        return mapped(map(listed, slices(outputs), slices(examples)), schema.PREDICTIONS)
+
+
+def _finished(
+    rows: pa.Table, borders: np.ndarray, outputs: pa.Table | None, sampler: Sampler, catalogue: Catalogue, draw: Draw
+) -> Iterator[tuple[int, Finished]]:
+    """Rejected answers, their rows and what was written for these; ``borders``: where slices of all rows end."""
+    for number, (start, end) in enumerate(itertools.pairwise(borders.tolist())):
+        if end > start:
+            some, own = rows.slice(start, end - start), None if outputs is None else outputs.slice(start, end - start)
+            yield number, (sampler.finish(some, own, catalogue, draw), some, None if sampler.decode == "score" else own)

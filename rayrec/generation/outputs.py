@@ -1,0 +1,152 @@
+"""What a policy answers to many rows: asked of the generators' pool part by part, kept on the way, and put in order."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rayrec.data import content_hash, schema
+from rayrec.data.likings import NO, YES, one_by_one
+from rayrec.data.mapped import each, mapped, slices
+from rayrec.generation.parts import KeptParts
+from rayrec.lanes import Policy, Shared
+from rayrec.models.sequential import item_numbers
+from rayrec.runs import cache
+from rayrec.runs.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from rayrec.generation.engine import Mode
+
+
+class Outputs:
+    """Asks the pool for the phases of a run, and counts what has come for each."""
+
+    def __init__(self, shared: Shared, pool: Callable[[], Any]):
+        self.shared, self._pool, self._done = shared, pool, Counter[str]()
+
+    def parts_of(self, rows: pa.Table) -> int:
+        """In how many parts so many rows are asked about."""
+        return -(-len(rows) // self.shared.config.evaluate.part)
+
+    def ask(
+        self,
+        name: str,
+        policy: Policy,
+        rows: pa.Table,
+        decode: Mode,
+        n: int,
+        choices: Callable[[pa.Table], list[list[str]]] | None = None,
+        urgent: bool = False,
+        guide: tuple[str, float] | None = None,
+    ) -> pa.Table:
+        """What the policy writes for every row, or how it scores its ``choices``: schema.PREDICTIONS without titles.
+
+        Rows go out and answers come in part by part, and are written in order.
+        ``guide``: folder of a SASRec that has its word, and the weight of the policy beside it.
+        """
+        from rayrec.generation.pool import Guide, Part
+
+        template, size, catalogue = self.shared.template, self.shared.config.evaluate.part, self.shared.data.catalogue
+        phase = "/".join(name.split("/")[:2])
+        kept, total = self._kept(phase, name, policy, rows, [decode, n, guide and guide[1]]), self.parts_of(rows)
+        made = kept.load()
+        open_ = [i for i in range(total) if i not in made]
+        if made:
+            self._hear(phase, len(made))
+        asked: dict[int, list[list[str]]] = {}
+
+        def part_of(i: int) -> Part:
+            some = rows.slice(i * size, size)
+            asked[i] = choices(some) if choices else []
+            given = [tuple(tuple(template.scored_ids(title)) for title in one) for one in asked[i]]
+            items = item_numbers(some["history"].to_pylist(), catalogue) if guide else []
+            return Part(
+                name,
+                i,
+                policy.version,
+                str(policy.folder),
+                tuple(map(tuple, template.prompts(some))),
+                decode,
+                n,
+                tuple(given),
+                Guide(*guide, tuple(items)) if guide else None,
+            )
+
+        def answered() -> Iterator[tuple[int, pa.Table]]:
+            for j, answers in self._pool().ask(len(open_), lambda j: part_of(open_[j]), urgent):
+                i, given = open_[j], asked.pop(open_[j])
+                texts = given if choices else [[answer.text for answer in one] for one in answers]
+                logprobs = [[answer.logprob for answer in one] for one in answers]
+                some = rows.slice(i * size, size)
+                table = prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
+                kept.add(i, table)
+                self._hear(phase, 1)
+                yield i, table
+
+        return mapped(_in_order(total, made, answered()), schema.PREDICTIONS)
+
+    def _kept(self, phase: str, name: str, policy: Policy, rows: pa.Table, asked: list[Any]) -> KeptParts:
+        """What is there of a request; the run's settings and data are those of every attempt."""
+        run, manifest = self.shared.run, policy.folder.parent / MANIFEST
+        deciding = {"name": name, "policy": manifest.read_text() if manifest.exists() else policy.version}
+        ids = content_hash(rows.select(["example_id"]))
+        deciding |= {"asked": asked, "rows": ids, "part": self.shared.config.evaluate.part}
+        every = self.shared.config.placement.checkpoint_seconds
+        return KeptParts(run.folder(phase), cache.name_of(deciding), run.storage, every)
+
+    def likings(self, name: str, policy: Policy, rows: pa.Table) -> pa.Table:
+        """Every candidate with log p(Yes) − log p(No), each asked about alone (TALLRec)."""
+        asked = one_by_one(rows)
+        outputs = self.ask(name, policy, asked, "score", 2, lambda some: [[YES, NO]] * len(some))
+        odds = (yes - no for some in slices(outputs) for yes, no in some["logprobs"].to_pylist())
+
+        def joined(some: pa.Table) -> pa.Table:
+            texts = candidates(some)
+            logprobs = [[next(odds) for _ in one] for one in texts]
+            return prediction_table(some, policy.version, "score", texts, logprobs, [[]] * len(texts))
+
+        return each(rows, joined)
+
+    def _hear(self, name: str, parts: int) -> None:
+        """Count parts of a phase, whichever request they belong to."""
+        self._done[name] += parts
+        self.shared.run.trace.progress(name, parts=self._done[name])
+        self.shared.progress.update(name, self._done[name])
+
+
+def candidates(rows: pa.Table) -> list[list[str]]:
+    """The titles that each prompt lists."""
+    return rows["candidates"].to_pylist()
+
+
+def _in_order(total: int, made: Mapping[int, pa.Table], answered: Iterator[tuple[int, pa.Table]]) -> Iterator[pa.Table]:
+    """The parts 0 to ``total``, those that are ``made`` and those that are answered in any order."""
+    waiting: dict[int, pa.Table] = {}
+    for i in range(total):
+        if i in made:
+            yield made[i]
+            continue
+        while i not in waiting:
+            number, table = next(answered)
+            waiting[number] = table
+        yield waiting.pop(i)
+    deque(answered, maxlen=0)  # nothing is left, but it is told so
+
+
+def prediction_table(
+    examples: pa.Table, policy: str, decode: str, texts: Sequence, logprobs: Sequence, titles: Sequence
+) -> pa.Table:
+    """Columns of schema.PREDICTIONS for some examples."""
+    columns = {
+        "example_id": examples["example_id"],
+        "policy": pa.array([policy] * len(examples)),
+        "decode": pa.array([decode] * len(examples)),
+        "target": examples["target"],
+        "texts": pa.array(texts, schema.PREDICTIONS.field("texts").type),
+        "logprobs": pa.array(logprobs, schema.PREDICTIONS.field("logprobs").type),
+        "titles": pa.array(titles, schema.PREDICTIONS.field("titles").type),
+    }
+    return schema.check(pa.table(columns), schema.PREDICTIONS, f"predictions of {policy}")

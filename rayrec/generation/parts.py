@@ -1,0 +1,95 @@
+"""Answered parts of a generation phase that is not finished: cut short, it goes on with the parts that are left.
+
+Every ``--checkpoint-seconds``, and before it is much, what was answered since is put into a finished folder
+``PHASE/checkpoint/NUMBER``, in the storage too. A part has the same bits whoever makes it, so nothing else is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayrec.data import schema
+from rayrec.data.mapped import SLICE, mapped
+from rayrec.runs.manifest import CHECKPOINT, damage, read_json, seal
+from rayrec.runs.storage import Storage
+
+#: Rows that are not put off any longer: they lie in memory until they are kept.
+_MOST = 4 * SLICE
+_FILE, _NUMBER = "outputs.parquet", pa.field("part", pa.int32(), nullable=False)
+#: Outputs of a part, and the part's number.
+_KEPT = schema.PREDICTIONS.append(_NUMBER)
+
+
+class Parts(Mapping[int, pa.Table]):
+    """Outputs (schema.PREDICTIONS) by the number of their part, from tables of whole parts with a column ``part``."""
+
+    def __init__(self, tables: Iterable[pa.Table]):
+        self._places: dict[int, tuple[int, int]] = {}
+        self._rows = mapped(map(self._placed, tables), _KEPT)
+
+    def _placed(self, table: pa.Table) -> pa.Table:
+        """Note where each part will lie; the rows of those that are there already are left out."""
+        number = table[_NUMBER.name].to_numpy()
+        new = ~np.isin(number, list(self._places))
+        table, number = table.filter(pa.array(new)), number[new]
+        starts = np.flatnonzero(np.diff(number, prepend=-1))  # the rows of a part lie together
+        before = sum(length for _, length in self._places.values())
+        for start, length in zip(starts.tolist(), np.diff(starts, append=len(number)).tolist(), strict=True):
+            self._places[int(number[start])] = (before + start, length)
+        return table
+
+    def __getitem__(self, number: int) -> pa.Table:
+        return self._rows.slice(*self._places[number]).drop_columns(_NUMBER.name)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class KeptParts:
+    """Outputs (schema.PREDICTIONS) of one request's parts, by number; ``key`` says what decides their bytes."""
+
+    def __init__(self, phase: Path, key: str, storage: Storage, every: float):
+        self.folder, self.key, self.storage, self.every = phase / CHECKPOINT, key, storage, every
+        self._lock, self._since = threading.Lock(), time.monotonic()
+        self._new: list[pa.Table] = []
+        self._rows = 0
+
+    def load(self) -> Parts:
+        """Return the parts that an earlier attempt has kept; what is damaged or of another key is left out."""
+
+        def sound() -> Iterator[Path]:
+            for folder in self.storage.finished_in(self.folder):
+                self.storage.fetch_sound(folder)
+                if not damage(folder) and read_json(folder / "metrics.json")["key"] == self.key:
+                    yield folder
+
+        return Parts(schema.check(pq.read_table(folder / _FILE), _KEPT, str(folder)) for folder in sound())
+
+    def add(self, number: int, outputs: pa.Table) -> None:
+        """Take an answered part; every now and then, keep what was taken."""
+        if not self.every:
+            return
+        column = pa.array([number] * len(outputs), _NUMBER.type)
+        with self._lock:
+            self._new.append(outputs.append_column(_NUMBER, column))
+            self._rows += len(outputs)
+            if time.monotonic() - self._since < self.every and self._rows < _MOST:
+                return
+            self._since, new, self._new, self._rows = time.monotonic(), self._new, [], 0
+        made = self.folder / f"{self.key[:8]}-{number}"  # a part is taken once in an attempt, and left out in the next
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        pq.write_table(pa.concat_tables(new), made / _FILE)
+        seal(made, CHECKPOINT, {"key": self.key})
+        self.storage.keep(made)

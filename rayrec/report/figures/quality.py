@@ -1,0 +1,236 @@
+"""How good the lists are: over iterations, against diversity, by method, by setting and by genre."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rayrec.report.figures.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    METRICS,
+    ORANGE,
+    PURPLE,
+    QUIET,
+    SERIES,
+    SKY,
+    VERMILION,
+    Row,
+    draw,
+    legend,
+    value,
+)
+from rayrec.report.terminal import cuts, label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def curves(rows: Sequence[Row]) -> str:
+    """Draw each metric over the iterations, one line per k; ``rows`` are one group's evaluations and baselines.
+
+    Bars at HR are 95 % binomial intervals, 1.96·sqrt(p(1 − p)/N).
+    """
+    policies = sorted((row for row in rows if row["kind"] == "evaluation"), key=lambda row: row.get("iteration", 0))
+    baselines = [row for row in rows if row["kind"] == "baseline"]
+
+    def paint(figure: Figure) -> None:
+        from matplotlib.lines import Line2D
+
+        grid = figure.subplots(2, 3, sharex=True, gridspec_kw={"wspace": 0.2, "hspace": 0.28})
+        for axes, (name, better) in zip(grid.flat, METRICS.items(), strict=True):
+            _curve(axes, name, policies, baselines)
+            axes.set_title(f"{name}  {better}")
+        for axes in grid[1]:
+            axes.set_xlabel("iteration (0: before self-play)")
+        handles, _ = grid.flat[0].get_legend_handles_labels()
+        names = dict.fromkeys(label(row) for row in baselines)
+        legend(figure, [*handles, *(Line2D([], [], color=QUIET, linestyle=":", label=name) for name in names)])
+
+    return draw((10, 4.7), paint, (0.4, 0.45, 0.1, 0.42))
+
+
+def _curve(axes: Axes, name: str, policies: Sequence[Row], baselines: Sequence[Row]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    x, top = [row.get("iteration", 0) for row in policies], 0.0
+    for k, (colour, marker) in zip(cuts(policies), SERIES, strict=False):
+        y = [value(row, f"{name}@{k}") for row in policies]
+        spread = [0.0] * len(y)
+        if name == "HR":  # a share of rows, so binomial
+            spread = [
+                1.96 * math.sqrt(p * (1 - p) / max(row.get("N") or 1, 1)) for p, row in zip(y, policies, strict=True)
+            ]
+            axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.6)
+        axes.plot(x, y, color=colour, marker=marker, label=f"k = {k}", clip_on=False)
+        top = max([top, *(a + b for a, b in zip(y, spread, strict=True) if not math.isnan(a))])
+        for row in baselines:
+            axes.axhline(value(row, f"{name}@{k}"), color=colour, linestyle=":", linewidth=0.9)
+    # The policies set the scale: a baseline beyond it stands in the table.
+    axes.set_ylim(0, top * 1.08 or 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(min(x) - 0.15, max(x) + 0.15)
+    axes.grid(axis="x", visible=False)
+
+
+def tradeoff(groups: Mapping[str, Sequence[Row]], k: int) -> str:
+    """Draw accuracy against diversity at ``k``: up and to the right is better; a line joins the iterations in order."""
+    baselines = {label(row): row for rows in groups.values() for row in rows if row["kind"] == "baseline"}
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, 2, gridspec_kw={"wspace": 0.16})
+        for axes, name in zip(panels, ("DivRatio", "ORRatio"), strict=True):
+            tops = (0.0, 0.0)
+            for (title, rows), (colour, marker) in zip(groups.items(), SERIES, strict=False):
+                top = _path(axes, (f"NDCG@{k}", f"{name}@{k}"), rows, colour, marker, title)
+                tops = (max(tops[0], top[0]), max(tops[1], top[1]))
+            limits = (tops[0] * 1.15 or 1.0, tops[1] * 1.15 or 1.0)
+            for text, row in baselines.items():
+                _baseline(axes, text, (value(row, f"NDCG@{k}"), value(row, f"{name}@{k}")), limits)
+            turned = name == "ORRatio"
+            axes.set_xlim(0, limits[0])
+            axes.set_ylim(*((limits[1], 0) if turned else (0, limits[1])))
+            axes.set_title(f"NDCG ↑ against {name} {METRICS[name]}")
+            axes.set(xlabel=f"NDCG@{k}", ylabel=f"{name}@{k}" + (", axis turned round" if turned else ""))
+        handles, _ = panels[0].get_legend_handles_labels()
+        legend(figure, handles)
+
+    return draw((10, 4.0), paint, (0.5, 0.45, 0.1, 0.42))
+
+
+def _path(
+    axes: Axes, keys: tuple[str, str], rows: Sequence[Row], colour: str, marker: str, title: str
+) -> tuple[float, float]:
+    """Draw one group's policies in order and return the largest values."""
+    policies = sorted((row for row in rows if row["kind"] == "evaluation"), key=lambda row: row.get("iteration", 0))
+    policies = [row for row in policies if None not in (row.get(keys[0]), row.get(keys[1]))]
+    x, y = ([value(row, key) for row in policies] for key in keys)
+    axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.5)
+    axes.plot(x, y, color=colour, marker=marker, linestyle="none", label=title, markersize=5)
+    axes.plot(x[:1], y[:1], color="white", marker=marker, linestyle="none", markeredgecolor=colour, markersize=5)
+    for row, at_x, at_y in zip(policies, x, y, strict=True):
+        first = row.get("iteration") == 0
+        place, side = ((-6, 4), "right") if first else ((5, 4), "left")
+        text = label(row).split()[0] if first else str(row.get("iteration"))
+        axes.annotate(text, (at_x, at_y), place, textcoords="offset points", ha=side, color=colour, fontsize=7)
+    return max(x, default=0.0), max(y, default=0.0)
+
+
+def _baseline(axes: Axes, text: str, point: tuple[float, float], limits: tuple[float, float]) -> None:
+    """Mark a baseline; one off the scale, which the policies set, stands at the edge with its numbers."""
+    if math.isnan(sum(point)):
+        return
+    inside = min(point[0], limits[0]), min(point[1], limits[1])
+    if inside != point:
+        text += f" ({point[0]:.3f}, {point[1]:.3f}), off the scale"
+    axes.plot(*inside, color=QUIET, marker="D", linestyle="none", clip_on=False, zorder=3)
+    far = inside[0] > 0.8 * limits[0]  # its words would leave the picture on the right
+    place, side = ((-6, 4), "right") if far else ((6, 4), "left")
+    axes.annotate(text, inside, place, textcoords="offset points", ha=side, color=QUIET, fontsize=7)
+
+
+def methods(rows: Sequence[Row], k: int) -> str:
+    """Draw each method of a comparison as a point with its 95 % intervals, and join the Pareto front.
+
+    ``rows`` are those of :func:`rayrec.compare.compare.compare`.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        points = [(row, row[f"NDCG@{k}"], row[f"DivRatio@{k}"]) for row in rows]
+        points = [one for one in points if None not in (one[1]["value"], one[2]["value"])]
+        points.sort(key=lambda one: -one[2]["value"])  # the names stand in the order of the points' heights
+        shown = [one for one in points if one[0]["method"] != "Popular"] or points
+        front = sorted((x["value"], y["value"]) for row, x, y in shown if row["pareto"])
+        axes.plot(*zip(*front, strict=True), color=QUIET, linewidth=0.8, linestyle="--", label="Pareto front")
+        for number_, (row, x, y) in enumerate(shown):
+            (colour, _), (_, marker) = (SERIES[i % len(SERIES)] for i in (number_, number_ + number_ // len(SERIES)))
+            spans: dict[str, Any] = {
+                f"{axis}err": [[one["value"] - one["low"]], [one["high"] - one["value"]]]
+                for axis, one in (("x", x), ("y", y))
+                if one["low"] is not None
+            }
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 0.7}
+            axes.errorbar(x["value"], y["value"], **spans, **look, label=row["method"])
+        axes.set(xlabel=f"NDCG@{k}  ↑", ylabel=f"DivRatio@{k}  ↑")
+        heights = [y["value"] for _, _, y in shown if y["value"] > 0]
+        if heights and max(heights) > 8 * min(heights):  # else all but the most diverse lie on one line
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        for _, x, y in (one for one in points if one not in shown):  # far from the others, which would lie in a heap
+            where = f"Popular ({x['value']:.3f}, {y['value']:.3f})"
+            axes.text(0.01, 0.02, where, transform=axes.transAxes, color=QUIET, fontsize=7)
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles, names, loc="upper right", bbox_to_anchor=(1, 0.95), borderaxespad=0)
+
+    return draw((10, 4.6), paint, (0.65, 0.2, 1.6, 0.45))
+
+
+def effect(rows: Sequence[Row], setting: str, k: int) -> str:
+    """Draw how the metrics of each method follow a setting, with 95 % intervals where there are some.
+
+    ``rows`` are those of :func:`rayrec.compare.compare.compare`; those with ``varied`` (method and value) are drawn.
+    """
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if "varied" in row:
+            lines.setdefault(row["varied"]["method"], []).append(row)
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, 3)
+        for axes, name in zip(panels, (f"NDCG@{k}", f"DivRatio@{k}", f"ORRatio@{k}"), strict=True):
+            for number_, (method, members) in enumerate(lines.items()):
+                colour, marker = SERIES[number_ % len(SERIES)]
+                known = sorted((r["varied"]["value"], r[name]) for r in members if r[name]["value"] is not None)
+                x, y = [at for at, _ in known], [one["value"] for _, one in known]
+                spans: dict[str, Any] = {}
+                if all(one["low"] is not None for _, one in known):
+                    low = [one["value"] - one["low"] for _, one in known]
+                    spans["yerr"] = [low, [one["high"] - one["value"] for _, one in known]]
+                axes.errorbar(x, y, **spans, color=colour, marker=marker, markersize=4, linewidth=0.9, label=method)
+            axes.set(xlabel=setting, ylabel=name)
+            axes.set_ylim(bottom=0)
+        legend(figure, panels[0].get_legend_handles_labels()[0])
+
+    return draw((10, 3.4), paint, (0.55, 0.4, 0.3, 0.45))
+
+
+def genre_gaps(row: Row) -> tuple[int, dict[str, float]] | None:
+    """Return (k, {genre: d_g}) at the smallest k of a row's ``genres`` that has them, or None where none has.
+
+    d_g = GP_g − GH_g, the genre's share of the top-k lists minus its share of the histories (SPRec section 3.3).
+    """
+    genres = row.get("genres") or {}
+    history = genres.get("GH") or {}
+    for k in cuts([row]):
+        lists = genres.get(f"GP@{k}")
+        if lists and history:
+            return k, {name: float(lists[name]) - float(history[name]) for name in genres["selected"]}
+    return None
+
+
+def genre_bars(gaps: Mapping[str, Mapping[str, float]], k: int) -> str:
+    """Draw d_g per genre as in SPRec fig. 3; ``gaps`` is {policy: {genre: d_g}}, of two to seven policies."""
+    names = sorted(
+        {genre for gap in gaps.values() for genre in gap}, key=lambda g: (-next(iter(gaps.values())).get(g, 0), g)
+    )
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        width, colours = 0.8 / len(gaps), ("#B9C3CC", BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+        for at, ((policy, gap), colour) in enumerate(zip(gaps.items(), colours, strict=False)):
+            x = [place + (at - (len(gaps) - 1) / 2) * width for place in range(len(names))]
+            axes.bar(x, [100 * gap.get(name, math.nan) for name in names], width * 0.94, color=colour, label=policy)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_xticks(range(len(names)), [textwrap.fill(name, 110 // len(names) or 1) for name in names], color=INK)
+        axes.set_ylabel(f"share of top-{k} lists − share of histories\n(percentage points)")
+        axes.grid(axis="x", visible=False)
+        axes.margins(x=0.02)
+        handles, _ = axes.get_legend_handles_labels()
+        legend(figure, handles)
+
+    return draw((10, 3.6), paint, (0.75, 0.3, 0.1, 0.7))

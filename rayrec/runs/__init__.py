@@ -1,0 +1,1 @@
+"""The run folder: manifests, storage, cache, trace and lease."""

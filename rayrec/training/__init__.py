@@ -1,0 +1,1 @@
+"""The training lane: one group of workers, phase after phase."""

@@ -1,0 +1,180 @@
+"""The training lane: SFT and preference phases, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayrec.data import preferences
+from rayrec.data.mapped import SLICE
+from rayrec.grounding import TitleEmbedder
+from rayrec.lanes import Lane, Policy, Shared
+from rayrec.objectives import SCORED
+from rayrec.runs import cache
+from rayrec.runs.manifest import write_json
+from rayrec.training import checkpoint, pair_columns
+
+
+class TrainLane(Lane):
+    """SFT and preference phases, in the order in which they are submitted."""
+
+    def __init__(self, shared: Shared, group: Callable[[], Any], base: Policy):
+        super().__init__("trainers", shared, threads=1)
+        self.base, self._group = base, group
+
+    def pretrain(self) -> Future:
+        """Train the tiny model from scratch: every title of a training window is a target."""
+        model, data, seed = self.shared.config.model, self.shared.data, self.shared.config.data.seed
+        rows = model.pretrain_steps * model.pretrain_batch
+
+        def make() -> Policy:
+            drawn = preferences.draw(data.train, 0, rows, seed, "pretrain")
+            table = preferences.sft_rows(drawn, model.pretrain_batch, 1, seed, "00/pretrain")
+            return self._train(
+                "00/pretrain", "pretrain", self.base, table, model.pretrain_batch, model.pretrain_lr, 0.0
+            )
+
+        return self.submit(make)
+
+    def sft(self, policy: Future | Policy, rows: pa.Table, t: int, oracle: Future | None = None) -> Future:
+        """Supervised tuning on (x, y_w): BIGRec for ``t`` = 0, step 3 of iteration ``t`` else.
+
+        With ``--item-vectors`` the first of them gives the policy those of the ``oracle`` (LLaRA).
+        """
+        train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/sft"
+        epochs, rate = (1, train.lr) if t else (train.first_epochs, train.first_lr)
+
+        def make(start: Policy, items: Path | None) -> Policy:
+            table = preferences.sft_rows(rows, train.batch, epochs, seed, name)
+            dropout = self.shared.config.model.lora_dropout
+            return self._train(name, "sft", start, table, train.batch, rate, dropout, items=items)
+
+        return self.submit(make, policy, oracle if self.shared.config.model.item_vectors else None)
+
+    def prefer(
+        self, policy: Future | Policy, rows: pa.Table, negatives: Future, oracle: Future | None, t: int
+    ) -> Future:
+        """The preference step of iteration ``t``; its reference is ``policy``, frozen. ``oracle`` smooths, if asked."""
+        train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/prefer"
+
+        def make(start: Policy, rejected: Iterable[pa.Table], judge: Path | None) -> Policy:
+            table = self._scored(preferences.pairs(rows, rejected), judge)
+            counts = {}
+            if self.shared.config.loss.objective == "odpo":
+                table, counts["unordered"] = pair_columns.ordered(table)
+                if counts["unordered"] and not len(table):
+                    raise ValueError(
+                        f"{name}: none of {counts['unordered']} pairs has a chosen title that is worth more than the "
+                        "rejected one, and odpo learns from no other. Take other --negatives, or another --objective."
+                    )
+            counts["left_out"] = len(rows) - len(table)
+            table = preferences.arrange(table, train.prefer_batch, train.prefer_epochs, seed, name)
+            if self.shared.config.loss.objective == "kto":
+                table = preferences.with_neighbours(table)
+            self._sample(table, t)
+            return self._train(name, "prefer", start, table, train.prefer_batch, train.lr, 0.0, counts)
+
+        return self.submit(make, policy, negatives, oracle)
+
+    def _scored(self, table: pa.Table, judge: Path | None) -> pa.Table:
+        """The pairs with what the objective reads besides their texts."""
+        catalogue = self.shared.data.catalogue
+        if self.shared.config.loss.objective in SCORED:
+            best = self.shared.config.train.target != "next"
+            table = pair_columns.with_utilities(table, pair_columns.Ahead(self.shared.data.train), best)
+        if judge is not None and self.shared.config.loss.smoothing != "none":
+            table = pair_columns.with_doubts(table, judge, catalogue, TitleEmbedder(catalogue.titles))
+        return table
+
+    def _train(
+        self,
+        name: str,
+        kind: Any,
+        start: Policy,
+        table: pa.Table,
+        batch: int,
+        rate: float,
+        dropout: float,
+        counts: dict[str, int] | None = None,
+        items: Path | None = None,
+    ) -> Policy:
+        from rayrec.training.board import Phase
+
+        steps = table["step"][-1].as_py() + 1
+        config, train = self.shared.config, self.shared.config.train
+        alone = name.startswith("00/")  # no generator works beside iteration 0's training
+
+        def make(folder: Path, facts: dict) -> dict:
+            rows = folder / "rows.parquet"
+            pq.write_table(table, rows, row_group_size=SLICE)
+            phase = Phase(
+                name=name,
+                kind=kind,
+                rows=str(rows),
+                start=str(start.folder),
+                out=str(folder / "policy"),
+                steps=steps,
+                batch=batch,
+                lr=rate,
+                warmup=steps // 20 if kind == "pretrain" else min(train.warmup_steps, steps // 2),
+                dropout=dropout,
+                threads=self.shared.all_threads if alone else self.shared.threads,
+                items=str(items or ""),
+            )
+
+            deciding = cache.of_training(phase, config, self.shared.gpu)
+            key, storage = cache.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
+
+            def fit() -> dict:
+                storage.keep(rows)  # read by every worker, on whatever node
+                keyed = dataclasses.replace(phase, key=key)
+                result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
+                checkpoint.clear(folder, storage)
+                facts.update(result["facts"])
+                first, last = result["steps"][0], result["steps"][-1]
+                record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
+                record |= {"rows": len(table), "steps": steps, **(counts or {})}
+                record |= {"first_loss": first["loss"], "last_loss": last["loss"], **_tail_means(result["steps"])}
+                return {"records": [record], "steps": result["steps"]}
+
+            # Of a range of workers nobody knows beforehand how many there will be.
+            fixed = len(config.worker_counts) == 1
+            shares = alone and config.output.share and config.model.model == "tiny" and fixed
+            if not shares:
+                return fit()
+
+            def fit_here() -> dict:
+                metrics = fit()
+                storage.gather(folder)  # the shelf keeps what another node may have made
+                return metrics
+
+            metrics = cache.take_or_make(self.shared.run.root, folder, deciding, facts, fit_here)
+            checkpoint.clear(folder, storage)  # of an earlier attempt, where the phase was taken
+            return metrics
+
+        return Policy(name, self.phase(name, steps, "steps", make) / "policy")
+
+    def _hear(self, name: str, step: int = 0, **beat: Any) -> None:
+        self.shared.run.trace.progress(name, step=step, **beat)
+        note = f"loss {beat['loss']:.4f}" if "loss" in beat else "reference" if "reference" in beat else ""
+        self.shared.progress.update(name, step, note)
+
+    def _sample(self, table: pa.Table, t: int) -> None:
+        """Keep the iteration's first three rows for people to read."""
+        columns = ["example_id", "history", "chosen", "rejected"]
+        run, name = self.shared.run, f"{t:02d}/samples.json"
+        write_json(run.root / name, table.select(columns).slice(0, 3).to_pylist())
+        run.keep(name)
+
+
+def _tail_means(steps: list[dict]) -> dict[str, float]:
+    """Means over the last tenth of the steps, so that one batch does not speak for a phase."""
+    tail = steps[-max(1, len(steps) // 10) :]
+    names = [name for name in tail[0] if name not in ("step", "lr")]
+    return {f"final_{name}": sum(step[name] for step in tail) / len(tail) for name in names}

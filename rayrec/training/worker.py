@@ -1,0 +1,435 @@
+"""What one training process does: load the base model once, then phase after phase with DeepSpeed.
+
+Shapes: B examples of a micro-batch, A answers of an example (the chosen one first), K = A − 1 rejected answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+
+from rayrec.config import Config
+from rayrec.runs.run import Stopped
+from rayrec.runs.storage import TROUBLES, Storage, errno_of
+from rayrec.seeds import seed_of
+from rayrec.training import checkpoint
+from rayrec.training.batches import read_shard
+from rayrec.training.board import Heartbeat, Phase
+
+#: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
+Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
+#: This worker's rows of every step from a given one on, read anew: as tables, and as dicts.
+Shard = Callable[[int], Iterable[pa.Table]]
+Read = Callable[[int], Iterator[list[dict]]]
+
+
+def work(setup: dict) -> None:
+    """Ray Train's function in every worker: do phases until the board closes."""
+    from rayrec.models import opens
+
+    opens.install()
+    import ray
+    import torch
+    from ray import train
+    from safetensors import SafetensorError
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if setup["gpu"] else "cpu")
+    rank, board = train.get_context().get_world_rank(), setup["board"]
+    worker = Worker(setup, rank, train.get_context().get_world_size())
+    nodes = [""] * worker.world
+    torch.distributed.all_gather_object(nodes, ray.util.get_node_ip_address())
+    worker.report = Heartbeat(board, rank)
+    number: int = ray.get(board.next.remote())
+    while (phase := cast("Phase | None", ray.get(board.take.remote(number, rank)))) is not None:
+        torch.set_num_threads(phase.threads)
+        shard = partial(read_shard, phase, rank, worker.world, setup["template"], worker.storage)
+        try:
+            result = worker.run(phase, shard)
+            result["facts"]["nodes"] = nodes
+        except FloatingPointError as error:  # every rank raises it: the loss is summed over all
+            result = {"error": str(error)}
+        except (Stopped, OSError, SafetensorError) as error:
+            if isinstance(error, Stopped) or errno_of(error) in TROUBLES:
+                # The storage has been asked often enough: another group would only ask it again.
+                ray.get(board.finish.remote(number, {"stopped": str(error)}))
+            raise
+        torch.distributed.barrier()  # no rank asks for the next phase before this one's files are written
+        if rank == 0:
+            ray.get(board.finish.remote(number, result))
+        number += 1
+
+
+class Worker:
+    """One training process of ``world``."""
+
+    report: Callable[..., Any]
+
+    def __init__(self, setup: dict, rank: int, world: int):
+        import deepspeed
+        import torch
+
+        from rayrec.models import policy
+        from rayrec.models.logprobs import PackedLM, attend_by_flex, check_packed
+
+        self.config: Config = setup["config"]
+        self.storage: Storage = setup["storage"]
+        self.base, self.rank, self.world = setup["base"], rank, world
+        here = str(self.storage.fetch(self.base))
+        model, train = self.config.model, self.config.train
+        self.device = torch.device("cuda", torch.cuda.current_device()) if setup["gpu"] else torch.device("cpu")
+        # Equal inputs give equal bits on a CPU; on a GPU the fast kernels are kept and results agree to rounding.
+        torch.use_deterministic_algorithms(not setup["gpu"], warn_only=True)
+        # Filling every new buffer would cost more than the training of a small model.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        # gloo does; the shared-memory collectives would be compiled here first, which takes minutes and a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
+        deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
+        self.tokenizer = policy.load_tokenizer(here)
+        lm = policy.without_dropout(policy.load_base(here, getattr(torch, train.dtype), self.device))
+        if train.attention == "flex":
+            attend_by_flex(lm)
+        check_packed(lm, model.max_length)
+        self.hidden = int(lm.config.get_text_config().hidden_size)
+        if model.lora_rank:
+            lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout, self.config.data.seed)
+        self.lm = PackedLM(lm, train.activation_checkpointing)
+        self.initial = policy.trainable_state(lm)  # the base is read once, however often a phase starts from it
+
+    def run(self, phase: Phase, shard: Shard) -> dict:
+        """Train one phase and save its policy on rank 0; returns its ``steps`` and the ``facts`` for the trace."""
+        import torch
+        import torch.distributed as dist
+
+        from rayrec.models import item_vectors, opens, policy, sequential
+
+        begun, from_base = time.time(), phase.start == self.base
+        phase = dataclasses.replace(
+            phase,
+            start=phase.start if from_base else str(self.storage.fetch(phase.start)),
+            out=str(self.storage.here(phase.out)),
+            items=str(self.storage.fetch(phase.items)) if phase.items else "",
+        )
+        self.report(phase=phase.name, step=0, steps=phase.steps)
+        with self._whole():
+            if from_base:
+                policy.copy_weights(self.lm.model, self.initial)
+            else:
+                policy.load_weights(self.lm.model, phase.start)
+        if phase.items:
+            item_vectors.attach(self.lm.model, sequential.load(phase.items).table(), self.config.data.seed)
+        policy.set_lora_dropout(self.lm.model, phase.dropout)
+        self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
+        done = checkpoint.records_of(checkpoint.folder_of(phase.out, "policy"), phase.key, self.storage)
+        self.resumed = {"resumed_at": len(done)} if done else {}
+        engine = self._engine(phase)
+        try:
+            train = self._prefer if phase.kind == "prefer" else self._sft
+            steps = train(engine, phase, done, lambda begun: self._rows(phase, shard, begun))
+            self._save(phase)
+        finally:
+            engine.destroy()
+        dist.all_reduce(self.seen)  # by now rank 0 has saved the policy
+        checkpoint.clear_copies(checkpoint.folder_of(phase.out), self.storage)
+        examples, tokens = map(int, self.seen)
+        seconds = time.time() - begun
+        facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
+        facts |= {"tokens_per_s": tokens / seconds, "weight_opens": opens.opens(), "worker_pid": os.getpid()}
+        return {"steps": steps, "facts": facts | self.resumed}
+
+    def _rows(self, phase: Phase, shard: Shard, begun: int) -> Iterator[list[dict]]:
+        """Rows of each step from ``begun`` on as dicts, refusing rows that Ray Data delivered out of their place."""
+        slots = self._slots(phase)
+        for number, batch in enumerate(shard(begun), begun):
+            rows = batch.to_pylist()
+            found = [(row["step"], row["slot"]) for row in rows]
+            assert found == [(number, slot) for slot in slots], f"step {number}, slots {slots} received rows {found}"
+            yield [row if row["weight"] else _stub(row) for row in rows]
+
+    def _slots(self, phase: Phase) -> range:
+        """This worker's places in the global batch."""
+        rows = phase.batch // self.world
+        return range(self.rank * rows, (self.rank + 1) * rows)
+
+    def _engine(self, phase: Phase) -> Any:
+        """A fresh DeepSpeed engine: optimiser state and schedule belong to one phase."""
+        import deepspeed
+
+        train = self.config.train
+        rows, parts = phase.batch // self.world, self._accumulation(phase)
+        trainable: Any = [p for p in self.lm.parameters() if p.requires_grad]
+        bucket = min(5 * 10**8, sum(getattr(p, "ds_numel", p.numel()) for p in trainable))
+        settings = {
+            "train_micro_batch_size_per_gpu": math.ceil(rows / parts),
+            "gradient_accumulation_steps": parts,
+            "gradient_clipping": train.clip,
+            # Adapters stay in float32 over a bfloat16 base; DeepSpeed would round them.
+            "bf16": {"enabled": train.dtype == "bfloat16" and not self.config.model.lora_rank},
+            # DeepSpeed allocates whole buckets, 2 GB each by default, at every backward pass.
+            "zero_optimization": {
+                "stage": train.zero_stage,
+                "reduce_bucket_size": bucket,
+                "allgather_bucket_size": bucket,
+                # Smaller parameters are not cut up (stage 3); DeepSpeed's own 1e5 is every matrix of a small model.
+                "stage3_param_persistence_threshold": 10 * self.hidden,
+            },
+            "zero_allow_untested_optimizer": True,
+            "optimizer": {
+                "type": "AdamW",
+                "params": {"lr": phase.lr, "weight_decay": train.weight_decay, "torch_adam": True, "fused": True},
+            },
+            "steps_per_print": 10**9,
+        }
+        engine, *_ = deepspeed.initialize(model=self.lm, model_parameters=trainable, config=settings)
+        outer: Any = engine.optimizer
+        if hasattr(outer, "fp32_groups"):  # bfloat16 at stage 0: DeepSpeed's empty step before the first is none
+            outer.optimizer.state.clear()
+        return engine
+
+    def _sft(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
+        """Weighted log-probabilities over the completion tokens of the global batch; the prompt is not trained on."""
+
+        def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
+            return -logprob_BA[:, 0], {}
+
+        def count(row: dict) -> float:
+            return len(row["answers"][0]) if row["weight"] else 0
+
+        steps = read(len(done))
+        if phase.items:
+            steps = self._curriculum(phase, len(done), steps)
+        return self._steps(engine, phase, done, steps, loss, count)
+
+    def _curriculum(self, phase: Phase, begun: int, steps: Iterable[list[dict]]) -> Iterator[list[dict]]:
+        """Prompts with items' vectors the likelier the later the step, else text alone (LLaRA).
+
+        A text-only step leaves the vectors' network without a gradient; Adam's momentum goes on.
+        """
+        from rayrec.models.item_vectors import attached
+
+        items: Any = attached(self.lm.model)
+        for number, rows in enumerate(steps, begun):
+            draw = seed_of(self.config.data.seed, phase.name, "curriculum", number) / 2**63
+            shown = draw < (number + 1) / phase.steps
+            yield rows if shown else [{**row, "prompt": items.hide(row["prompt"])} for row in rows]
+
+    def _prefer(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
+        """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
+        from rayrec.objectives import make_objective, pairs_of, rewards
+
+        objective = make_objective(self.config.loss)
+        scale: float = getattr(objective, "beta", None) or objective.tau
+        steps = read(len(done))
+        if objective.needs_reference:
+            steps = _with_reference(steps, self._reference(engine, phase, len(done), read))
+
+        def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
+            pairs = pairs_of(logprob_BA, rows)
+            margin_B, accuracy_B = rewards(pairs, scale)
+            return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
+
+        return self._steps(engine, phase, done, steps, loss, lambda row: float(row["weight"] > 0))
+
+    def _steps(
+        self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]], loss: Loss, count: Callable
+    ) -> list[dict]:
+        """The optimiser steps after those that are ``done``; returns the records of all."""
+        import torch
+
+        folder = checkpoint.folder_of(phase.out, "policy")
+        self.clock = checkpoint.Clock(self.config.placement)
+        if done:
+            checkpoint.restore(folder, len(done), engine, self._whole)
+        records = list(done)
+        for rows in steps:
+            # Dropout follows from the number of the step, so a phase that goes on at one draws what it would have.
+            if phase.dropout:
+                torch.manual_seed(seed_of(self.config.data.seed, phase.name, len(records), self.rank))
+            if phase.kind == "prefer" and self.config.loss.objective == "kto":
+                self._set_baseline(engine, phase, rows)
+            engine.train()
+            records.append(self._step(engine, phase, len(records), rows, loss, count))
+            if len(records) < phase.steps and self.clock.due(len(records), self.late):
+                with self.clock.saving():
+                    checkpoint.save(folder, phase.key, records, engine, self.rank, self.storage)
+        return records
+
+    def _reference(self, engine: Any, phase: Phase, begun: int, read: Read) -> Any:
+        """log π_ref of every answer and then of the neighbour, of this worker's rows from step ``begun`` on: [S, B, A].
+
+        One pass without gradients, before training, so no second model is held; what a checkpoint has is not computed.
+        """
+        import torch
+        import torch.distributed as dist
+
+        folder, slots = checkpoint.folder_of(phase.out, "reference"), self._slots(phase)
+        known_SBA = checkpoint.reference_of(folder, phase.key, begun, slots, self.storage)
+        at = begun + len(known_SBA)
+        table_SBA = torch.nn.functional.pad(known_SBA, (0, 0, 0, 0, 0, phase.steps - at))
+        if at > begun:
+            self.resumed["reference_at"] = at
+        if at == phase.steps:
+            return table_SBA
+        clock = checkpoint.Clock(self.config.placement)
+        engine.eval()
+        with torch.no_grad():
+            for number, rows in enumerate(read(at), at + 1):
+                for micro in self._micro(phase, rows):
+                    extra = [[row["neighbour"]] if row["neighbour"] else [] for row in micro]
+                    logprob_BA = engine(self._pack(micro, extra)).cpu()
+                    if (more := logprob_BA.shape[1] - table_SBA.shape[2]) > 0:
+                        table_SBA = torch.nn.functional.pad(table_SBA, (0, more))
+                    places = [row["slot"] - slots.start for row in micro]
+                    table_SBA[number - begun - 1, places, : logprob_BA.shape[1]] = logprob_BA
+                self.report(phase=phase.name, step=begun, steps=phase.steps, reference=number)
+                late = torch.tensor(clock.late(self.rank))
+                dist.all_reduce(late)
+                if clock.due(number, bool(late) or (clock.on and number == phase.steps)):
+                    with clock.saving():
+                        mine_SBA = table_SBA[: number - begun]
+                        checkpoint.save_reference(folder, phase.key, begun, mine_SBA, self.rank, self.storage)
+        return table_SBA
+
+    def _set_baseline(self, engine: Any, phase: Phase, rows: list[dict]) -> None:
+        """KTO's z for a step: its group is the global batch, so the number of workers does not matter."""
+        import torch
+        import torch.distributed as dist
+
+        from rayrec.objectives.kto import reference_point
+
+        engine.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        with torch.no_grad():
+            for micro in self._micro(phase, rows):
+                # A row without a neighbour goes along: with ZeRO-3 all workers pass the model equally often.
+                packed = self._pack([{**row, "answers": [row["neighbour"] or row["answers"][0]]} for row in micro])
+                for row, logprob in zip(micro, engine(packed)[:, 0].cpu(), strict=True):
+                    if row["neighbour"]:
+                        sums += torch.tensor([logprob - row["reference"][len(row["answers"])], 1.0])
+        dist.all_reduce(sums)
+        z = reference_point(*sums.tolist())
+        for row in rows:
+            row["baseline"] = z
+
+    def _step(self, engine: Any, phase: Phase, number: int, rows: list[dict], loss: Loss, count: Callable) -> dict:
+        """One optimiser step on a global batch; every sum is over all workers, so their number does not matter."""
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor(float(sum(map(count, rows))), dtype=torch.float64)
+        dist.all_reduce(total)
+        rate = phase.lr * _schedule(self.config.train.schedule, number, phase.steps, phase.warmup)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, Any] = {}
+        losses: list[tuple[list[dict], Any]] = []
+        for micro in self._micro(phase, rows):
+            loss_B, logged = loss(engine(self._pack(micro)), micro)
+            weight_B = torch.tensor([row["weight"] for row in micro], device=loss_B.device)
+            share = (weight_B * loss_B).sum() / float(total)
+            losses.append((micro, loss_B.detach()))
+            for name, value_B in {"loss": loss_B.detach(), **logged}.items():
+                part = (weight_B * value_B.detach()).sum().double().cpu() / float(total)
+                sums[name] = sums.get(name, 0) + part
+            # DeepSpeed averages over workers and micro-batches; the share is already of the global batch.
+            engine.backward(share * self.world * self._accumulation(phase))
+            engine.step()
+        values = torch.stack([*sums.values(), torch.tensor(self.clock.late(self.rank), dtype=torch.float64)])
+        dist.all_reduce(values)
+        self.late = bool(values[-1])
+        norm = float(engine.get_global_grad_norm() or 0.0)
+        if not math.isfinite(values[0]) or not math.isfinite(norm):
+            raise FloatingPointError(
+                f"{phase.name}: step {number + 1} has loss {float(values[0])} and gradient norm {norm}; nothing of "
+                f"this phase is kept. Its examples: {self._suspects(losses)[:16]}. Lower --lr, or look at these rows."
+            )
+        self.report(phase=phase.name, step=number + 1, steps=phase.steps, loss=float(values[0]))
+        record = {name: float(v) for name, v in zip(sums, values[:-1], strict=True)}
+        return {"step": number + 1, **record, "grad_norm": norm, "lr": rate}
+
+    def _suspects(self, losses: list[tuple[list[dict], Any]]) -> list[str]:
+        """Ids of the examples of all ranks whose own loss is not finite; of all examples where every one is."""
+        import torch.distributed as dist
+
+        own = [
+            (row["example_id"], math.isfinite(loss))
+            for rows, loss_B in losses
+            for row, loss in zip(rows, loss_B.tolist(), strict=True)
+        ]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, own)
+        ids = [one for some in found for one in some]
+        return [name for name, fine in ids if not fine] or [name for name, _ in ids]
+
+    def _micro(self, phase: Phase, rows: list[dict]) -> Iterator[list[dict]]:
+        """Cut a worker's rows of one step into micro-batches of like length."""
+        parts = self._accumulation(phase)
+        rows = sorted(rows, key=lambda row: (len(row["prompt"]) + sum(map(len, row["answers"])), row["slot"]))
+        cuts = [round(i * len(rows) / parts) for i in range(parts + 1)]
+        return (rows[a:b] for a, b in itertools.pairwise(cuts))
+
+    def _accumulation(self, phase: Phase) -> int:
+        return math.ceil(phase.batch // self.world / self.config.train.micro_batch)
+
+    def _pack(self, rows: list[dict], extra: list[list[list[int]]] | None = None) -> Any:
+        """The examples of ``rows`` with their answers, and after these the ``extra`` ones."""
+        from rayrec.models.logprobs import pack
+
+        more = extra or [[]] * len(rows)
+        examples = [(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)]
+        packed = pack(examples, self.config.train.row_tokens)
+        self.seen[0] += sum(1 for row in rows if row["weight"])
+        self.seen[1] += packed.ids_RT.numel()
+        return packed.to(self.device)
+
+    def _whole(self) -> AbstractContextManager:
+        """Gather parameters that ZeRO-3 has split, for loading (rank 0's values reach all) and saving."""
+        import deepspeed
+
+        split = [p for p in self.lm.parameters() if hasattr(p, "ds_id")]
+        return deepspeed.zero.GatheredParameters(split, modifier_rank=0) if split else nullcontext()
+
+    def _save(self, phase: Phase) -> None:
+        from rayrec.models import policy
+
+        with self._whole():
+            if self.rank == 0:
+                version = "/".join(Path(phase.start).parts[-3:-1])  # .../01/sft/policy
+                start = self.config.model.model if phase.start == self.base else version
+                card = {"phase": phase.name, "start": start, "seed": self.config.data.seed}
+                state = policy.trainable_state(self.lm.model)
+                # Named as the user named it: the same policy has the same bytes in every run folder.
+                base, merged = self.config.model.model, self.device.type == "cpu"
+                policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=merged, base=base)
+                self.storage.keep(Path(phase.out))
+
+
+def _stub(row: dict) -> dict:
+    """Padding of the last global batch: ZeRO passes the model equally often on all workers, however short the row."""
+    short = {"prompt": row["prompt"][:1], "answers": [answer[:1] for answer in row["answers"]]}
+    return row | short | {"neighbour": row["neighbour"] and row["neighbour"][:1]}
+
+
+def _with_reference(steps: Iterable[list[dict]], reference_SBA: Any) -> Iterator[list[dict]]:
+    """The rows of each step with their ``reference``, padded with zeros."""
+    for number, rows in zip(range(len(reference_SBA)), steps, strict=True):
+        for row, reference_A in zip(rows, reference_SBA[number], strict=True):
+            row["reference"] = reference_A
+        yield rows
+
+
+def _schedule(name: str, step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate at a step (from 0): linear warm-up, then linear or cosine decay, or constant."""
+    if step < warmup:
+        return (step + 1) / warmup
+    left = (steps - step) / max(1, steps - warmup)
+    return {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[name]

@@ -1,0 +1,492 @@
+"""Runs in an object store: a real S3 server on loopback, and several copies that stand for nodes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from moto.server import ThreadedMotoServer
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from rayrec.driver.plan import resolve
+from rayrec.methods import parse
+from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
+from rayrec.runs.run import LISTED_PARTS, Run, Stopped, Trace, storage
+from rayrec.runs.storage import Storage, errno_of
+from rayrec.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThreadedMotoServer]:
+    made = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(params=["s3", "file"])
+def url(
+    request: pytest.FixtureRequest, server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Address of an empty folder of runs."""
+    monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / "driver"))
+    if request.param == "file":
+        return f"file://{tmp_path}/store/runs"
+    host, port = server.get_host_and_port()
+    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "me"}
+    for name, value in (settings | {"AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(name, value)
+    bucket = tmp_path.name.replace("_", "-")
+    urllib.request.urlopen(urllib.request.Request(f"{settings['AWS_ENDPOINT_URL']}/{bucket}", method="PUT")).close()
+    return f"s3://{bucket}/runs"
+
+
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
+    """From now on this process stands on another node."""
+    monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / node))
+
+
+def open_run(url: str, *args: str) -> Run:
+    config = resolve(parse("", ["--runs", url, "--name", "r", *args]))
+    work = Storage(url)
+    work.pull(work.root / "r")
+    return Run(work, work.root / "r", config, {"data": ""})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def finish(run: Run, phase: str = "01/sft", weights: bytes = b"weights") -> Path:
+    folder = run.begin(phase)
+    (folder / "policy").mkdir()
+    (folder / "policy" / "model.safetensors").write_bytes(weights)
+    run.finish(phase, {"records": [{"phase": phase}]})
+    return folder
+
+
+def test_what_is_finished_is_there_on_any_machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_run(url)
+    wanted = files(finish(first))
+    (first.begin("01/prefer") / "rows.parquet").write_text("half")  # begun, and never finished
+    first.write_metrics(["01/sft", "01/prefer"])
+
+    elsewhere(tmp_path, monkeypatch, "second machine")
+    second = open_run(url)
+    assert second.root != first.root and second.done("01/sft") and not second.done("01/prefer")
+    assert files(second.folder("01/sft")) == wanted
+    assert json.loads((second.root / "metrics.jsonl").read_text()) == {"phase": "01/sft"}
+    with pytest.raises(ValueError, match="made with other settings"):
+        open_run(url, "--lr", "0.5")
+    second.prune("01/sft")
+
+    elsewhere(tmp_path, monkeypatch, "driver")  # the first machine learns what happened elsewhere
+    assert not open_run(url).has_weights("01/sft") and not (first.root / "01/sft/policy/model.safetensors").exists()
+    assert not (first.root / "01/prefer/rows.parquet").exists()
+    overwritten = open_run(url, "--lr", "0.5", "--on-existing", "overwrite")
+    elsewhere(tmp_path, monkeypatch, "third machine")
+    assert not open_run(url, "--lr", "0.5").done("01/sft") and not overwritten.done("01/sft")
+
+
+def test_a_policy_goes_from_node_to_node(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    out = run.begin("01/sft") / "policy"
+    elsewhere(tmp_path, monkeypatch, "worker")
+    here = run.storage.here(out)
+    assert here != out
+    here.mkdir(parents=True)
+    (here / "model.safetensors").write_bytes(b"trained")
+    run.storage.keep(here)
+    elsewhere(tmp_path, monkeypatch, "driver")
+    run.finish("01/sft", {"records": []})
+    assert (out / "model.safetensors").read_bytes() == b"trained" and not damage(out.parent)
+    elsewhere(tmp_path, monkeypatch, "generator")
+    found = run.storage.fetch(str(out))
+    assert files(found) == {"model.safetensors": b"trained"} and not found.is_relative_to(tmp_path / "driver")
+    # An older file of that name and size is no reason to leave it.
+    (found / "model.safetensors").write_bytes(b"oldened")
+    assert files(run.storage.fetch(out)) == {"model.safetensors": b"trained"}
+
+
+def test_pruned_weights_take_no_room_on_other_nodes(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    phases = ("01/sft", "01/prefer", "02/sft")
+    weights = [finish(run, phase) / "policy" / "model.safetensors" for phase in phases]
+    elsewhere(tmp_path, monkeypatch, "generator")
+    here = [run.storage.fetch(file.parent) / file.name for file in weights[:2]]
+    assert all(file.exists() for file in here)
+    elsewhere(tmp_path, monkeypatch, "driver")
+    run.prune("01/sft")
+    elsewhere(tmp_path, monkeypatch, "generator")
+    run.storage.fetch(weights[1].parent)  # is here: nothing new needs room
+    assert here[0].exists()
+    run.storage.fetch(weights[2].parent)
+    assert not here[0].exists() and here[1].exists()
+
+
+def test_a_checkpoint_is_the_stores_or_none(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    elsewhere(tmp_path, monkeypatch, "worker")
+    at = run.storage.here(run.folder("01/sft") / CHECKPOINT / "5")
+    at.mkdir(parents=True)
+    (at / "state").write_text("step 5")
+    seal(at, CHECKPOINT, {"records": [5]})
+    run.storage.keep(at)
+    (at / "state").write_text("step 6")
+    seal(at, CHECKPOINT, {"records": [6]})  # the node died before it was up
+    assert read_json(run.storage.fetch(at) / "metrics.json") == {"records": [5]}
+    elsewhere(tmp_path, monkeypatch, "driver")
+    open_run(url).begin("01/sft")
+    elsewhere(tmp_path, monkeypatch, "another worker")
+    found = run.storage.fetch(run.folder("01/sft") / CHECKPOINT / "5")
+    assert not damage(found) and (found / "state").read_text() == "step 5"
+    run.storage.remove(found)
+    assert not run.storage.fetch(run.folder("01/sft") / CHECKPOINT / "5").exists()
+
+
+class Fails:
+    """A store with connections that break when something is written."""
+
+    def __init__(self, store: Any, times: int):
+        self.store, self.left = store, times
+
+    def __getattr__(self, name: str) -> Any:
+        if self.left and name == "open_output_stream":
+            self.left -= 1
+            raise OSError("connection reset")
+        return getattr(self.store, name)
+
+
+def break_down(run: Run, monkeypatch: pytest.MonkeyPatch, times: int = 10**9) -> Fails:
+    """From now on, so many times, nothing can be written to the store of a run."""
+    monkeypatch.setattr(storage, "_PAUSE", 0.01)
+    store, at = run.storage.store
+    run.storage.__dict__["store"] = (broken := Fails(store, times), at)
+    return broken
+
+
+def save(run: Run, steps: int, key: str = "k") -> Path:
+    """Save a checkpoint of the node that we stand on; its folder."""
+    folder = run.storage.here(run.folder("01/sft") / CHECKPOINT)
+    checkpoint.save(folder, key, [{"step": n} for n in range(steps)], None, 0, run.storage)
+    return folder / str(steps)
+
+
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in the place of an engine's."""
+    monkeypatch.setattr(checkpoint, "_state", lambda engine: iter([("w", torch.ones(3))]))
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    driver = run.folder("01/sft")
+    elsewhere(tmp_path, monkeypatch, "worker")
+    assert save(run, 5).exists()
+    broken = break_down(run, monkeypatch)
+    with pytest.raises(Stopped):
+        save(run, 10)
+    broken.left = 0
+
+    def found(node: str, key: str = "k") -> int:
+        elsewhere(tmp_path, monkeypatch, node)
+        return len(checkpoint.records_of(run.storage.here(driver / CHECKPOINT), key, run.storage))
+
+    assert found("another worker") == found("worker") == 5  # all ranks agree, whatever a node has
+    assert not save(run, 10).parent.joinpath("5").exists()
+    assert found("a third worker") == 10 and found("a third worker", "other rows") == 0
+    assert [one.name for one in run.storage.finished_in(run.storage.here(driver / CHECKPOINT))] == ["10"]
+    copies = run.storage.here(driver / CHECKPOINT)
+    checkpoint.clear_copies(copies, run.storage)
+    assert not copies.exists() and found("a third worker") == 10
+    # The store's newest is damaged, or of other rows: an older one is none the worse.
+    save(run, 5)
+    state = save(run, 10, "other rows") / "state.safetensors"
+    run.storage.clear(state.parent.parent, but="10")
+    assert found("a third worker") == 0 and found("a third worker", "other rows") == 10
+    state.write_bytes(b"w3ights")
+    run.storage.keep(state)
+    assert found("a fourth worker", "other rows") == 0
+    elsewhere(tmp_path, monkeypatch, "driver")
+    checkpoint.clear(driver, run.storage)
+    assert found("a fifth worker", "other rows") == 0
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_checkpoint_on_disk_counts_until_the_next_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(str(tmp_path / "runs"))
+    folder = save(run, 5).parent
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "seal", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            save(run, 10)
+    assert len(checkpoint.records_of(folder, "k", run.storage)) == 5
+    assert len(checkpoint.records_of(save(run, 10).parent, "k", run.storage)) == 10
+    run.begin("01/sft")
+    checkpoint.clear_copies(folder, run.storage)  # there is no other
+    assert [path.name for path in folder.iterdir()] == ["10"]
+    checkpoint.clear(run.folder("01/sft"), run.storage)
+    assert not folder.exists()
+
+
+def test_a_reference_is_taken_by_step_and_slot(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    elsewhere(tmp_path, monkeypatch, "worker")
+    folder = run.storage.here(run.folder("01/prefer") / CHECKPOINT / "reference")
+    numbers_SBA = torch.arange(24.0).view(3, 4, 2)  # steps 5, 6 and 7 of four slots
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        for steps in (1, 3):
+            checkpoint.save_reference(folder, "k", 5, numbers_SBA[:steps], 0, run.storage)
+    finally:
+        dist.destroy_process_group()
+    assert [one.name for one in run.storage.finished_in(folder)] == ["8"]
+
+    elsewhere(tmp_path, monkeypatch, "another worker")
+    folder = run.storage.here(run.folder("01/prefer") / CHECKPOINT / "reference")
+
+    def found(begun: int, key: str = "k") -> torch.Tensor:
+        return checkpoint.reference_of(folder, key, begun, range(2, 4), run.storage)
+
+    assert torch.equal(found(5), numbers_SBA[:, 2:]) and torch.equal(found(7), numbers_SBA[2:, 2:])
+    # Steps that it does not have, and other rows: there is none.
+    assert {tuple(one.shape) for one in (found(4), found(8), found(5, "other rows"))} == {(0, 2, 0)}
+    file = folder / "8" / "reference.safetensors"
+    file.write_bytes(b"half")
+    run.storage.keep(file)
+    assert len(found(5)) == 0
+
+
+def test_a_phase_that_is_pruned_stays_finished(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    finish(run)
+    break_down(run, monkeypatch)
+    with pytest.raises(Stopped):
+        run.prune("01/sft")
+    elsewhere(tmp_path, monkeypatch, "second machine")
+    assert open_run(url).has_weights("01/sft")
+
+
+def test_the_next_start_removes_what_a_pruning_has_left(url: str) -> None:
+    folder = finish(open_run(url))
+    manifest = read_json(folder / MANIFEST)
+    weights = [one["name"] for one in manifest["files"] if one["name"].endswith(".safetensors")]
+    write_json(folder / MANIFEST, manifest | {"pruned": weights})
+    run = open_run(url)
+    assert weights and run.done("01/sft") and all((folder / name).exists() for name in weights)
+    run.prune("01/sft")
+    assert not any((folder / name).exists() for name in weights)
+
+
+def test_nothing_outside_is_pruned(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    folders = [finish(run, phase) for phase in ("01/sft", "02/sft")]
+    (ours := tmp_path / "ours").write_text("precious")
+    for name in (str(ours), "../../../../ours"):
+        elsewhere(tmp_path, monkeypatch, "driver")
+        write_json(folders[0] / MANIFEST, read_json(folders[0] / MANIFEST) | {"pruned": [name]})
+        assert "prunes" in damage(folders[0])
+        run.storage.keep(folders[0] / MANIFEST)
+        elsewhere(tmp_path, monkeypatch, "generator")
+        copy = run.storage.here(folders[0] / "policy" / "model.safetensors")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"weights")
+        (run.storage.fetch(folders[1]) / "metrics.json").unlink()
+        run.storage.fetch(folders[1])
+        assert ours.read_text() == "precious"
+
+
+def test_half_a_file_of_a_dead_worker_is_not_sealed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    folder = run.begin("01/sft")
+    (folder / "predictions.parquet").write_text("the driver's own")
+    (folder / "policy").mkdir()
+    (folder / "policy" / "model.safetensors").write_bytes(b"trai")
+    elsewhere(tmp_path, monkeypatch, "worker")
+    here = run.storage.here(folder) / "policy"
+    here.mkdir(parents=True)
+    (here / "model.safetensors").write_bytes(b"trained")
+    run.storage.keep(here)
+    elsewhere(tmp_path, monkeypatch, "driver")
+    run.finish("01/sft", {"records": []})
+    elsewhere(tmp_path, monkeypatch, "second machine")
+    second = open_run(url)
+    assert second.done("01/sft")
+    found = files(second.folder("01/sft"))
+    assert found["policy/model.safetensors"] == b"trained" and found["predictions.parquet"] == b"the driver's own"
+
+
+def test_what_is_brought_is_checked(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    policy = finish(run) / "policy"
+    elsewhere(tmp_path, monkeypatch, "generator")
+    bring, wrong = Storage.bring, [1]
+
+    def changed_on_the_way(self: Storage, file: Path) -> None:
+        bring(self, file)
+        if file.suffix == ".safetensors" and wrong[0]:
+            wrong[0] -= 1
+            file.write_bytes(b"w3ights")
+
+    monkeypatch.setattr(Storage, "bring", changed_on_the_way)
+    assert files(run.storage.fetch(policy)) == {"model.safetensors": b"weights"} and wrong == [0]
+    wrong[0] = 10**9
+    elsewhere(tmp_path, monkeypatch, "another generator")
+    with pytest.raises(Stopped, match=r"policy/model.safetensors: missing in .*, or damaged there"):
+        run.storage.fetch(policy)
+    assert not run.storage.here(policy / "model.safetensors").exists()
+
+
+def test_curves_go_on_with_the_run(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    events = run.root / "tensorboard" / "events.out.tfevents.1.host"
+    for text in ("first", "first, second"):
+        events.parent.mkdir(exist_ok=True)
+        events.write_text(text)
+        run.write_metrics([])
+    assert events.read_text() == "first, second" and open_run(url) and events.exists()
+    elsewhere(tmp_path, monkeypatch, "second machine")
+    assert (open_run(url).root / "tensorboard" / events.name).read_text() == "first, second"
+
+
+@pytest.mark.parametrize("place", ["url", "folder"])
+@pytest.mark.parametrize("deletion", [0, 1, 2])
+def test_overwriting_can_be_cut_short_anywhere(
+    url: str, place: str, deletion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = url if place == "url" else str(tmp_path / "runs")
+    run = open_run(where)
+    for phase in ("01/sft", "02/sft"):
+        finish(run, phase)
+    again = ("--lr", "0.5", "--on-existing", "overwrite")
+    rmtree, left = shutil.rmtree, [deletion]
+
+    def dies(path: Path, **how: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            return rmtree(path, **how)
+        (Path(path) / "config.json").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", dies)
+        open_run(where, *again)
+    found = open_run(where, *again)
+    assert not found.done("01/sft") and not found.done("02/sft")
+
+
+def test_a_run_that_was_removed_from_the_store_is_begun_anew(url: str) -> None:
+    run = open_run(url)
+    finish(run)
+    write_json(run.root / ".processes.json", {})
+    run.storage.remove(run.root)
+    assert not open_run(url, "--lr", "0.5").done("01/sft")
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe{}"])
+def test_a_broken_record_is_told_with_what_helps(tmp_path: Path, text: bytes) -> None:
+    root = open_run(str(tmp_path)).root
+    (root / "config.json").write_bytes(text)
+    for how in ("resume", "overwrite"):
+        with pytest.raises(ValueError, match=r"config.json: not readable as JSON .* remove the whole run") as error:
+            open_run(str(tmp_path), "--on-existing", how)
+        assert "same command" not in str(error.value)
+    shutil.rmtree(root)
+    assert open_run(str(tmp_path)).root == root
+
+
+def test_a_trace_lists_so_many_parts_and_counts_the_others(tmp_path: Path) -> None:
+    trace, count = Trace(tmp_path / "trace.json"), LISTED_PARTS + 7
+    with trace.phase("01/negatives", "generators"):
+        for part in range(count):
+            trace.add("01/negatives/self_play", "part", "generators", "generator 0", part, part + 1, part=part)
+    with trace.phase("01/sft", "trainers"):
+        pass
+    events = read_json(tmp_path / "trace.json")["traceEvents"]
+    assert [e["args"]["part"] for e in events if e["cat"] == "part"] == list(range(LISTED_PARTS))
+    told = {e["name"]: e["args"] for e in events if e["cat"] == "phase"}
+    assert told == {"01/negatives": {"unlisted_parts": {"01/negatives/self_play": 7}}, "01/sft": {}}
+
+
+@pytest.mark.parametrize("text", [b"{", b"3", b"\xff", b'{"traceEvents": [{"cat": "phase"}], "attempts": []}'])
+def test_a_broken_trace_is_set_aside(tmp_path: Path, text: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    run = open_run(str(tmp_path))
+    finish(run)
+    (run.root / "trace.json").write_bytes(text)
+    run = open_run(str(tmp_path))
+    run.trace.attempt(left=[])
+    assert "kept as trace.json.broken" in capsys.readouterr().out
+    assert (run.root / "trace.json.broken").read_bytes() == text
+    assert run.done("01/sft") and len(read_json(run.root / "trace.json")["attempts"]) == 1
+    open_run(str(tmp_path)).trace.attempt(left=[])
+    assert len(read_json(run.root / "trace.json")["attempts"]) == 2 and not capsys.readouterr().out
+
+
+def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(url)
+    folder = finish(run)
+    finish(run, "02/sft")
+    for phase, text in (("01/sft", b"w3ights"), ("02/sft", b"weights")):
+        weights = run.folder(phase) / "policy" / "model.safetensors"
+        weights.write_bytes(text)
+        run.storage.keep(weights)
+    run.storage.remove(run.folder("02/sft") / "policy" / "model.safetensors")
+    elsewhere(tmp_path, monkeypatch, "second machine")
+    second = open_run(url)
+    assert not second.done("01/sft") and not second.done("02/sft")
+
+    elsewhere(tmp_path, monkeypatch, "driver")
+    manifest = read_json(folder / MANIFEST)
+    manifest["files"][0]["name"] = "../../../../evil"
+    write_json(folder / MANIFEST, manifest)
+    run.storage.keep(folder / MANIFEST)
+    elsewhere(tmp_path, monkeypatch, "third machine")
+    assert not open_run(url).done("01/sft") and not list(tmp_path.rglob("evil"))
+
+
+def test_a_store_that_fails_is_asked_again_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    run = open_run(url)
+    broken = break_down(run, monkeypatch, times=2)
+    finish(run)
+    assert broken.left == 0
+    broken.left = 10**9
+    with pytest.raises(Stopped, match=r"writing .* failed 5 times in 0 s: connection reset"):
+        finish(run, "02/sft")
+    broken.left = 0
+    elsewhere(tmp_path, monkeypatch, "second machine")
+    found = open_run(url)
+    assert found.done("01/sft") and not found.done("02/sft")
+
+
+def test_a_store_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYREC_COPIES", str(tmp_path))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"--runs s3://b/runs: reading r failed 1 times .* connect"):
+        open_run("s3://b/runs")
+
+
+def test_a_plain_folder_is_worked_on_in_place(tmp_path: Path) -> None:
+    run = open_run(str(tmp_path / "runs"))
+    assert run.root == tmp_path / "runs" / "r" and run.storage.name(run.root) == str(run.root)
+    assert run.storage.fetch("org/model") == Path("org/model")
+    folder = finish(run)
+    assert run.storage.fetch(folder) == folder == run.storage.here(folder)
+
+
+def test_the_number_of_a_trouble_is_known_whoever_writes(tmp_path: Path) -> None:
+    """safetensors raises no OSError."""
+    for write in (lambda path: path.write_bytes(b"x"), lambda path: save_file({"a": torch.zeros(9)}, path)):
+        with pytest.raises((OSError, SafetensorError)) as caught:
+            write(tmp_path / "missing" / "file")
+        assert errno_of(caught.value) == errno.ENOENT
+    assert errno_of(ValueError("no number")) is None
