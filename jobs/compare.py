@@ -147,13 +147,13 @@ def named(rest: list[str], flag: str) -> bool:
 def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
     """The flags of all cells and the methods, those of the preset included; ``args`` gets protocol, k and output."""
     from rayrec.cluster import connect
-    from rayrec.driver import plan
+    from rayrec.driver import checks
 
     args.runs = connect.settle_runs(args.runs)
     if "://" in args.runs:  # which is not repeated: it may hold keys
         raise ValueError("--runs is a URL; a comparison reads all its cells. Name a folder.")
-    plan.check_open(args.endpoint or "")
-    plan.check_name(args.name)
+    checks.check_open(args.endpoint or "")
+    checks.check_name(args.name)
     for flag, instead in OWN.items():
         if named(rest, flag) or f"--{(args.vary or [''])[0]}" == flag:
             raise ValueError(f"{flag} would be that of every cell. Take {instead}.")
@@ -197,7 +197,7 @@ def rows_of(args: argparse.Namespace, methods: list[str]) -> list[Row]:
 
 def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
     """Refuse what no cell could do, before the first starts."""
-    from rayrec.driver import plan
+    from rayrec.driver import checks
 
     popular = ["Popular"] if any(row.method not in BASELINES for row in rows) else []
     if args.against not in (names := [*(row.label for row in rows), *popular]):
@@ -207,7 +207,7 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
     if args.at_once is not None and args.at_once < 1:
         raise ValueError(f"--at-once is {args.at_once}, wanted at least 1. Without it the cluster's room decides.")
     for row in rows:
-        config = plan.resolve(parse("", cell_args(args, row, args.seeds[0], rest)))
+        config = checks.resolve(parse("", cell_args(args, row, args.seeds[0], rest)))
         if row.method in BASELINES:
             baseline_args(config, BASELINES[row.method])
         if args.k not in config.evaluate.top_k:

@@ -35,9 +35,11 @@ def main() -> None:
         check_untrained(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    from rayrec.driver.session import command  # heavy, and not needed for --help
+    from cost_model import of_plan  # heavy, and not needed for --help
 
-    command(config)
+    from rayrec.driver.session import command
+
+    command(config, of_plan)
 
 
 def check_words(args: list[str]) -> None:

@@ -14,9 +14,11 @@ from rayrec.methods import parse
 
 def main() -> None:
     config = parse(__doc__ or "")
-    from rayrec.driver.session import command  # heavy, and not needed for --help
+    from cost_model import of_plan  # heavy, and not needed for --help
 
-    command(config)
+    from rayrec.driver.session import command
+
+    command(config, of_plan)
 
 
 if __name__ == "__main__":

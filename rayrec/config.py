@@ -15,78 +15,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-Source = Literal[
-    "auto", "synthetic", "sprec", "movielens", "recbole", "lastfm", "amazon", "steam-hours", "parquet", "csv"
-]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which interactions are read and how they are cut into examples."""
-
-    source: Source = "auto"
-    """Format of --data; `auto` looks at the files, and without --data takes `synthetic`."""
-    data: str | None = None
-    """Folder or file of interaction logs."""
-    history: int = 10
-    """Most titles in a prompt."""
-    min_history: int | None = None
-    """Fewest titles in a prompt. Default: --history up to 10 for the split `time`, else 1."""
-    k_core: int = 0
-    """Fewest interactions of a user and of a title: those with fewer are left out, until none has fewer (RecPO: 5). 0
-    keeps all."""
-    split: Literal["auto", "time", "leave_last_two", "sequences"] = "auto"
-    """`time`: 8:1:1 by global time; `leave_last_two`: a user's last interaction is a test row, the one before it a
-    validation row; `sequences`: users 8:1:1 by their last interaction; `auto`: the data's own, else `time`."""
-    protocol: Literal["open", "candidates"] = "open"
-    """`open`: any title is an answer (SPRec); `candidates`: prompts list 20 titles to choose from, the target and 19
-    that the user never met (S-DPO, RecPO)."""
-    ask: Literal["title", "title_by_liking", "liking"] = "title"
-    """What a prompt asks for: the title; with `--protocol candidates` also `title_by_liking`, the title, where the
-    history is split into what the user liked and what not (S-DPO's row of TALLRec), and `liking`, for one candidate
-    after the other whether the user will like it (TALLRec)."""
-    ratings: bool = False
-    """Prompts show the ratings of the history (RecPO)."""
-    targets: Literal["last", "all"] = "last"
-    """Validation and test rows of a user of the split `sequences`: the last interaction, or all."""
-    bad_rows: Literal["stop", "drop"] = "stop"
-    """`stop` refuses a file with bad rows; `drop` sets them aside in rejected.parquet and counts them. A test row that
-    is a training row too is a bad one."""
-    test_rows: int = 1000
-    """Test examples that are evaluated, drawn with the seed."""
-    valid_rows: int = 256
-    """Validation examples that are evaluated, drawn with the seed."""
-    seed: int = 0
-    """Seeds every draw, initialisation and shuffle of the run."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The language model and how titles are put to it."""
-
-    model: str = "tiny"
-    """`tiny` (made and pre-trained here), or a Hugging Face folder or hub id."""
-    template: Literal["auto", "chat", "instruct", "compact"] = "auto"
-    """Prompt form; `auto` is `compact` for tiny, `chat` where the tokenizer has a chat template, else `instruct`."""
-    lora_rank: int | None = None
-    """LoRA rank on all linear layers, 0 trains every parameter. Default: 0 for tiny, else 16."""
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
-    """Dropout of the adapters in SFT; the preference step uses none."""
-    item_vectors: bool = False
-    """Prompts show each title's item as a SASRec knows it, its frozen vector mapped into the model's space by a network
-    that the first SFT trains, at first in few of its batches (LLaRA). Answers come from the `torch` engine."""
-    max_length: int = 512
-    """Longest prompt plus answer, in tokens; a longer one is refused."""
-    max_new_tokens: int | None = None
-    """Longest generated title, in tokens. Default: those of the longest title."""
-    tiny_hidden: int = 128
-    tiny_layers: int = 3
-    tiny_vocab: int = 4096
-    pretrain_steps: int = 400
-    """Steps of the tiny model's training from scratch."""
-    pretrain_batch: int = 32
-    pretrain_lr: float = 3e-3
+from rayrec.data.settings import DataConfig
+from rayrec.models.settings import ModelConfig, SequentialConfig
+from rayrec.objectives.settings import LossConfig
 
 
 @dataclass(frozen=True)
@@ -151,36 +82,6 @@ class TrainConfig:
     """Precision of training and of generation."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Loss of the preference step. A setting that is left out has the objective's own default; one that the objective
-    does not have is refused."""
-
-    objective: Literal["dpo", "sdpo", "dmpo", "simpo", "recpo", "rosepo", "ipo", "cpo", "kto", "odpo"] = "dpo"
-    """Chosen against rejected answers, by this loss."""
-    beta: float | None = None
-    """Inverse temperature of the implicit reward, > 0 (all but ipo)."""
-    gamma: float | None = None
-    """Target margin of simpo."""
-    lam: float | None = None
-    """Weight of recpo's margins."""
-    margin: Literal["ratio", "log_ratio", "log_diff"] | None = None
-    """Form of recpo's margins."""
-    tau: float | None = None
-    """Regularisation of ipo, > 0."""
-    average: Literal["sum", "mean"] | None = None
-    """Log-probabilities of ipo: of the sequence, or per token."""
-    alpha: float | None = None
-    """Weight of cpo's likelihood term, or of odpo's offset."""
-    lambda_d: float | None = None
-    """Weight of kto's chosen answers."""
-    lambda_u: float | None = None
-    """Weight of kto's rejected answers; default 1/K."""
-    smoothing: Literal["auto", "none", "sasrec"] = "auto"
-    """Label smoothing by the doubt of a SASRec oracle in each pair; `auto` smooths rosepo only (dpo, sdpo, recpo and
-    odpo can)."""
 
 
 @dataclass(frozen=True)
@@ -310,39 +211,6 @@ class Config:
     def reads_oracle(self) -> bool:
         """Whether the prompts, the loss or the decoding ask a SASRec, once resolved."""
         return self.model.item_vectors or self.loss.smoothing != "none" or "d3" in self.evaluate.decode
-
-
-@dataclass(frozen=True)
-class SequentialConfig:
-    """The sequential recommenders and how they are trained."""
-
-    models: tuple[Literal["popular", "sasrec", "gru4rec", "caser", "morec"], ...] = (
-        "popular",
-        "sasrec",
-        "gru4rec",
-        "caser",
-    )
-    """What is trained and ranked; `morec` reads its item vectors from an embedder."""
-    hidden: int = 128
-    """Size of an item's vector."""
-    dropout: float = 0.5
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    batch: int = 64
-    """Pieces of sequences of an optimiser step, whatever the number of workers."""
-    epochs: int = 56
-    """Most epochs."""
-    patience: int = 4
-    """Epochs without a better validation NDCG@10, over the whole catalogue, after which training stops."""
-    lr_drops: int = 1
-    """Times that it first goes on from the best state instead, at a tenth of the learning rate."""
-    sampled: int = 0
-    """Wrong items in the loss, drawn for each step; 0: the whole catalogue."""
-    top_k: tuple[int, ...] = (1, 5, 10)
-    embedder: Literal["sentence", "lm"] = "sentence"
-    """What embeds the titles for `morec`."""
-    embedder_path: str | None = None
-    """Folder of that embedder."""
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,13 @@ class Lane:
         self.futures = list[Future]()
         """All that was submitted."""
 
-    def submit(self, work: Callable[..., Any], *inputs: Any) -> Future:
-        """Run ``work`` on the inputs, futures among them waited for first."""
+    def submit(self, work: Callable[..., Any], *inputs: Any, threads: ThreadPoolExecutor | None = None) -> Future:
+        """Run ``work`` on the inputs, futures among them waited for first; in ``threads``, or the lane's own."""
 
         def resolved() -> Any:
             return work(*(value.result() if isinstance(value, Future) else value for value in inputs))
 
-        future = self._threads.submit(resolved)
+        future = (threads or self._threads).submit(resolved)
         self.futures.append(future)
         if self.shared.config.placement.sequential:
             while not wait([future], timeout=0.5).done:  # its error is raised where the run waits for all futures

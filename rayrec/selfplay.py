@@ -22,7 +22,7 @@ def self_play(
     """
     train = config.train
     start = trainers.pretrain() if config.pretrains else trainers.base
-    oracle = generators.oracle()  # a SASRec, beside the first training; None if nothing reads it
+    oracle = trainers.oracle()  # a SASRec, beside the first training; None if nothing reads it
     policy = trainers.sft(start, first_rows, 0, oracle) if len(first_rows) else start  # BIGRec, or the model as it is
     generators.baseline()
     generators.evaluate(policy, oracle, 0)

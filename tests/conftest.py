@@ -1,5 +1,6 @@
 """Where tests find real data: beside the project, never inside it."""
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from hypothesis import settings
 # A deadline measures the machine, not the code.
 settings.register_profile("rayrec", deadline=None)
 settings.load_profile("rayrec")
+
+logging.getLogger("rayrec").setLevel(logging.INFO)
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rayrec.config import Config, result_hash
-from rayrec.driver import plan
+from rayrec.driver import checks, plan
 from rayrec.methods import METHODS, PRESETS, parse
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_help_takes_less_than_two_seconds_and_lists_the_flags() -> None:
 def test_presets_parse_and_hold_together() -> None:
     for name, config in PRESETS.items():
         assert parse("", ["--preset", name]) == config
-        plan.resolve(config)
+        checks.resolve(config)
         assert parse("", ["--preset", name, "--lr", "0.7"]).train == dataclasses.replace(config.train, lr=0.7)
     assert parse("", []) == Config()
 
@@ -83,7 +83,7 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
     found = {}
     for name in METHODS:
         more = ["--endpoint", "http://x/v1", "--served", "m"] if name == "ChatRec" else []
-        config = plan.resolve(parse("", ["--method", name, "--embedder", "sentence", "--embedder-path", "x", *more]))
+        config = checks.resolve(parse("", ["--method", name, "--embedder", "sentence", "--embedder-path", "x", *more]))
         train, loss = config.train, config.loss
         steps = "".join(step for step, on in (("s", train.sft), ("p", train.prefer)) if on)
         k = (" ".join(train.negatives), train.num_negatives) if train.prefer else None
@@ -143,19 +143,19 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
 
 def test_negatives_are_the_protocols_own_unless_they_are_named() -> None:
     def negatives(*args: str) -> tuple[str, ...]:
-        return plan.resolve(parse("", list(args))).train.negatives
+        return checks.resolve(parse("", list(args))).train.negatives
 
     choosing = ("--protocol", "candidates")
     assert (negatives(), negatives(*choosing)) == (("self_play",), ("candidates",))
     assert negatives(*choosing, "--negatives", "random") == ("random",)
     for method in ("SPRec", "SPRec-noSFT", "SPIN"):
         assert negatives("--method", method, *choosing) == ("self_play",)
-    left_out, named = (plan.resolve(parse("", args)) for args in ([], ["--negatives", "self_play"]))
+    left_out, named = (checks.resolve(parse("", args)) for args in ([], ["--negatives", "self_play"]))
     assert result_hash(left_out, {"data": "content"}) == result_hash(named, {"data": "content"})
 
 
 def test_epochs_of_the_preference_step_are_planned() -> None:
-    config = plan.resolve(parse("", ["--iterations", "1", "--rows-per-iteration", "50", "--prefer-epochs", "3"]))
+    config = checks.resolve(parse("", ["--iterations", "1", "--rows-per-iteration", "50", "--prefer-epochs", "3"]))
     found = {phase.kind: phase for phase in plan.phases(config, 10) if phase.name.startswith("01/")}
     assert (found["prefer"].rows, found["prefer"].epochs, found["prefer"].steps) == (50, 3, 5)  # 150 of 32
     assert (found["sft"].epochs, found["negatives"].rows) == (1, 50)
@@ -179,12 +179,12 @@ def test_epochs_of_the_preference_step_are_planned() -> None:
 )
 def test_settings_of_losses_and_negatives_are_checked(args: str, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
-        plan.resolve(parse("", args.split()))
+        checks.resolve(parse("", args.split()))
 
 
 def test_a_loss_is_resolved_with_its_own_defaults() -> None:
     def loss(*args: str) -> dict[str, Any]:
-        given = dataclasses.asdict(plan.resolve(parse("", list(args))).loss)
+        given = dataclasses.asdict(checks.resolve(parse("", list(args))).loss)
         return {name: value for name, value in given.items() if value is not None}
 
     assert loss() == {"objective": "dpo", "beta": 0.1, "smoothing": "none"}
@@ -249,82 +249,6 @@ def test_every_setting_is_consumed() -> None:
                 owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
                 read |= {(group, node.attr) for group, names in CALLED.items() if owner in names}
     assert [f"{group}.{field.name}" for group, field in settings() if (group, field.name) not in read] == []
-
-
-# Floors: 1 data, 2 method, 3 model, 4 edge. A file imports from its own floor and from those below.
-FLOORS = {
-    1: "config data methods seeds",
-    2: "grounding metrics negatives objectives prompts statistics",
-    3: "decoding logprobs models pair_scores",
-    4: "baselines board chat checkpoint cluster comparison comparison_page console engines estimate figures "
-    "folders generate_lane generators kept_parts lanes lease oracle outputs page plan prepare processes published "
-    "report reserve runs selfplay session shards shelf storage timeline tracking train_lane trainers worker",
-}
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
-HEAVY = {"ray", "deepspeed", "vllm"}
-EDGE = {"baselines.py", "trainers.py", "worker.py", "generators.py", "engines.py", "cluster.py", "checkpoint.py"}
-EDGE |= {"oracle.py", "reserve.py", "shards.py"}
-
-
-def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
-    """(module, whether a function imports it) for every import."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, inside) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            package = node.module or ""
-            yield from ((f"{package}.{alias.name}" if package == "rayrec" else package, inside) for alias in node.names)
-        yield from imports(node, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
-
-
-def test_floors_hold() -> None:
-    modules = {path.relative_to(ROOT / "rayrec").parts[0].removesuffix(".py") for path in FILES} - {"__init__"}
-    assert modules == FLOOR.keys()
-    upward, misplaced = [], []
-    for path in FILES:
-        own = path.relative_to(ROOT / "rayrec").parts[0].removesuffix(".py")
-        for module, inside in imports(ast.parse(path.read_text())):
-            parts = module.split(".")
-            if parts[0] == "rayrec" and len(parts) > 1 and FLOOR[parts[1]] > FLOOR.get(own, 0):
-                upward.append(f"{path.name} imports {module}")
-            if parts[0] in HEAVY and not (path.parent.name == "rayrec" and path.name in EDGE and inside):
-                misplaced.append(f"{path.name} imports {module}")
-    assert upward == [] and misplaced == []
-
-
-#: An interpreter in which no finder knows the heavy packages, as if they were not installed; prints what was imported.
-WITHOUT = """
-import importlib, sys
-
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        return None if name.split(".")[0] in ("ray", "deepspeed", "vllm") else self.finder.find_spec(name, path, target)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-for name in ("ray", "deepspeed", "vllm"):
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError:
-        pass
-    else:
-        raise SystemExit(f"{name} can be imported")
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-print(len(sys.argv) - 1)
-"""
-
-
-def test_all_modules_import_without_ray_deepspeed_and_vllm() -> None:
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
-    line = [sys.executable, "-c", WITHOUT, *names]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[-1] == str(len(FILES)) and len(FILES) > 60
 
 
 @pytest.mark.parametrize("words", [["--train-workers", "2:8"], ["--train-workers=2:8"]])

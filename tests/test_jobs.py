@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import tyro
 
-from rayrec.config import BaselinesConfig, ModelConfig
+from rayrec.config import BaselinesConfig
 from rayrec.models.policy import add_lora, load_base, load_tokenizer, save, trainable_state
+from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 
 ROOT = Path(__file__).parents[1]

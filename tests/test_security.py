@@ -19,13 +19,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rayrec.config import BaselinesConfig, DataConfig, ModelConfig, to_dict
+from rayrec.config import BaselinesConfig, to_dict
 from rayrec.data import load
+from rayrec.data.settings import DataConfig
 from rayrec.driver import baselines
-from rayrec.driver.plan import resolve
-from rayrec.generation import chat, engine
+from rayrec.driver.checks import resolve
+from rayrec.generation import chat, vllm
 from rayrec.methods import parse
 from rayrec.models import policy
+from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 from rayrec.report.build import build_report, trackers
 from rayrec.runs.manifest import write_json
@@ -107,12 +109,12 @@ def test_a_pickle_is_no_data_and_no_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="safetensors"):
         policy.load_base(tmp_path / "base")
     with pytest.raises(ValueError, match="safetensors"):
-        list(engine.tensors(str(tmp_path / "base")))  # what vLLM is handed
+        list(vllm.tensors(str(tmp_path / "base")))  # what vLLM is handed
     (tmp_path / "base" / "model.safetensors").write_bytes(bad)
     with pytest.raises((ValueError, SafetensorError)):
         policy.load_base(tmp_path / "base")
     with pytest.raises((ValueError, SafetensorError)):
-        list(engine.tensors(str(tmp_path / "base")))
+        list(vllm.tensors(str(tmp_path / "base")))
     assert not mark.exists()
 
 

@@ -55,7 +55,7 @@ def catalogue(size: int) -> list[str]:
 
 def make_base(folder: Path, size: int) -> None:
     """A random Llama of 4.5 million parameters with a tokenizer of the titles."""
-    from rayrec.config import ModelConfig
+    from rayrec.models.settings import ModelConfig
     from rayrec.models.tiny import make_tiny
 
     make_tiny(catalogue(size)[:20_000], ModelConfig(tiny_hidden=256, tiny_layers=4, tiny_vocab=4096), folder, 0)

@@ -92,12 +92,14 @@ def measure(
 
 def told(args: list[str]) -> dict[str, Any]:
     """What the dry run tells of as many cores as this machine has."""
+    from cost_model import of_plan
+
     from rayrec.driver.prepare import prepare
     from rayrec.methods import parse
 
     with tempfile.TemporaryDirectory() as folder:
         given = parse("", [*args, "--dry-run", "--cluster", f"1x{os.cpu_count()}xcpu"])
-        plan = prepare(given, Path(folder)).shown
+        plan = of_plan(prepare(given, Path(folder)))
     found = plan["estimate"]
     phases = {row["phase"]: row["seconds"] for row in plan["phases"]}
     measures = {"iteration": found["iteration"], "policies": found["moved"]["policies"] / 1e6, "phases": phases}
@@ -143,8 +145,10 @@ def prepared(args: list[str], folder: Path) -> Any:
 
 def told_worker(what: str, args: list[str]) -> dict[str, Any]:
     """MB of the worker, or of what two send in the phase, by the cost model."""
-    from rayrec.driver.plan import check_lengths
-    from rayrec.estimate import DEVICES, Shape, Work
+    from cost_model import DEVICES, Work
+
+    from rayrec.driver.checks import check_lengths
+    from rayrec.models.shape import Shape
 
     with tempfile.TemporaryDirectory() as folder:
         ready = prepared(args, Path(folder))

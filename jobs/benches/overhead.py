@@ -119,7 +119,7 @@ def pool_of(actors: list[Any], logical: int, scratch: Path) -> Any:
     """The pool that a run has, with ``logical`` generators that share ``actors``."""
     from rayrec.config import Config
     from rayrec.generation.pool import GeneratorPool
-    from rayrec.runs.run import Trace
+    from rayrec.runs.trace import Trace
 
     class Pool(GeneratorPool):
         """A pool whose generators share actors."""

@@ -75,7 +75,7 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
     import pyarrow as pa
     import torch
 
-    from rayrec.driver.plan import resolve
+    from rayrec.driver.checks import resolve
     from rayrec.methods import parse
     from rayrec.runs.storage import Storage
     from rayrec.training.board import Phase

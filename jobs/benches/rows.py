@@ -108,17 +108,17 @@ def ours(rows: int, processes: int, scratch: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
     import ray
 
-    from rayrec.config import ModelConfig
     from rayrec.data import preferences, schema
     from rayrec.data.catalogue import Catalogue
     from rayrec.data.dataset import numbered
     from rayrec.data.mapped import mapped
-    from rayrec.driver.plan import resolve
+    from rayrec.driver.checks import resolve
     from rayrec.generation.lane import GenerateLane
     from rayrec.grounding import TitleEmbedder
     from rayrec.lanes import Policy, Shared
     from rayrec.methods import parse
     from rayrec.models.policy import load_tokenizer
+    from rayrec.models.settings import ModelConfig
     from rayrec.models.tiny import make_tiny
     from rayrec.prompts import make_template
     from rayrec.runs.run import Run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import logging
 import math
 import os
 import secrets
@@ -23,9 +24,12 @@ import psutil
 
 from rayrec.cluster import reserve
 from rayrec.config import AnyConfig, BaselinesConfig, Config
+from rayrec.errors import Stopped
 from rayrec.runs.processes import kill
-from rayrec.runs.run import Stopped
 from rayrec.runs.storage import Storage
+
+_log = logging.getLogger(__name__)
+
 
 T = TypeVar("T")
 C = TypeVar("C", Config, BaselinesConfig)
@@ -361,7 +365,7 @@ def leave() -> None:
     try:
         within(60.0, "the end of Ray", sys.modules["ray"].shutdown)
     except Stopped as error:
-        print(error, flush=True)
+        _log.info("%s", error)
     # An actor that leaves by itself as its node ends is no longer the node's to end, and now and then stands still.
     kill(psutil.wait_procs(started, timeout=_LEAVING)[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayrec.config import AnyConfig, Config
+
+_log = logging.getLogger(__name__)
+
 
 Bundle = dict[str, float]
 
@@ -83,10 +87,10 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
 
     placement = config.placement
     if not gpu and placement.device == "auto" and (cards := ray.cluster_resources().get("GPU", 0)):
-        print(
-            f"warning: --device auto took CPUs, before this cluster told of its {cards:g} GPUs, which this run leaves "
-            "alone. To use them, stop it and add --device gpu.",
-            flush=True,
+        _log.warning(
+            "--device auto took CPUs: this cluster's %g GPUs joined later, and this run does not use them. To use "
+            "them, stop the run and add --device gpu.",
+            cards,
         )
     each, one = trainer_bundles(config, gpu), generator_bundles(config, gpu)
     trainers = placement_group(each, strategy="PACK") if train else None
@@ -103,7 +107,7 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
                 remove_placement_group(group)
             raise ValueError(message)
         if time.monotonic() - told > 30:
-            print(_shortage(wanted, config), flush=True)
+            _log.info(_shortage(wanted, config))
             told = time.monotonic()
         time.sleep(0.05)
     return Reserved(trainers, generators, alone)

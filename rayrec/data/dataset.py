@@ -13,13 +13,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayrec.config import DataConfig
 from rayrec.data import synthetic, windows
 from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.core import k_core
 from rayrec.data.mapped import ascending, slices, take
 from rayrec.data.met import Met
+from rayrec.data.settings import DataConfig
 from rayrec.data.sources import SOURCES, detect
 from rayrec.data.sources.reading import Raw, Truth
 

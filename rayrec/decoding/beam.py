@@ -10,6 +10,7 @@ Shapes: B prompts, W beams, N of them live, C candidate columns, S steps, V voca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from transformers import PreTrainedModel
 
 from rayrec.decoding.packed import PromptCache, batches
 from rayrec.decoding.trie import Trie
+
+if TYPE_CHECKING:
+    pass
 
 #: Logits that one pass over tails aims at: 256 MiB of float32.
 TAIL_LOGITS = 1 << 26
@@ -219,3 +223,7 @@ def _best(score_BC: Tensor, k: int) -> Tensor:
     key_BC = score_BC.abs().view(torch.int32).long() << 32  # the bits of floats >= 0 are in the order of the floats
     key_BC |= torch.arange(score_BC.shape[1], device=score_BC.device)
     return key_BC.topk(k, dim=1, largest=False).values & 0xFFFFFFFF
+
+
+#: Weights of the language model that D3 chooses from on the validation rows.
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)

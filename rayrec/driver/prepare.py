@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -15,20 +14,22 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from rayrec import estimate
 from rayrec.cluster import connect
 from rayrec.config import Config
 from rayrec.data import Dataset, load
+from rayrec.data.ahead import Ahead, retarget
 from rayrec.data.candidates import with_candidates
 from rayrec.data.dataset import numbered
 from rayrec.data.likings import liking_rows
 from rayrec.data.mapped import take
 from rayrec.data.met import Met
 from rayrec.data.reweight import by_genre
-from rayrec.driver import plan
+from rayrec.driver import checks, plan
 from rayrec.generation.chat import check_endpoint
 from rayrec.generation.engine import two_models
 from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
+from rayrec.models.policy import content_hash
+from rayrec.models.shape import Shape
 from rayrec.objectives import SCORED
 from rayrec.prompts import Template, make_template, resolve_template
 from rayrec.report import trackers
@@ -36,7 +37,6 @@ from rayrec.runs import cache
 from rayrec.runs.manifest import sha256
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
-from rayrec.training.pair_columns import Ahead, retarget
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Prepared:
     phases: list[plan.PhasePlan]
     base: Path
     """Folder or hub id of the base model."""
+    tokens: checks.Lengths
+    shape: Shape
     hashes: dict[str, str]
     """Of the contents of data, model and embedder (:func:`~rayrec.config.result_hash`)."""
     template: Template
@@ -71,7 +73,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     Raises:
         ValueError: anything that can be known before an actor starts.
     """
-    config = plan.resolve(connect.settle_paths(config))
+    config = checks.resolve(connect.settle_paths(config))
     connect.check_address(config)
     trackers.check(config.output.track)
     gpu, engine = config.placement.cluster is None and connect.has_gpu(config), choose_engine(config)
@@ -96,7 +98,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         data=dataclasses.replace(config.data, source=data.source),
         evaluate=dataclasses.replace(config.evaluate, engine=engine),
     )
-    plan.check_data(config, data)
+    checks.check_data(config, data)
     tuning = rows_to_tune(config, data)
     embedder, of_embedder = make_embedder(config, data)
     base, template = make_base(config, data, scratch)
@@ -104,7 +106,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else content_hash(str(base))
     if engine == "vllm" and not gpu and config.placement.cluster is None:
         check_heads(config.model.model, base)
-    tokens = plan.check_lengths(config, data, tuning, template)
+    tokens = checks.check_lengths(config, data, tuning, template)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, sum(map(len, data.evaluated.values())))
     cores, placement = os.cpu_count() or 1, config.placement
@@ -120,13 +122,8 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         "decode": " ".join(config.evaluate.decode),
     }
     root = run_folder(config)
-    shape = estimate.Shape.of(str(base))
+    shape = Shape.of(str(base))
     shown = plan.describe(config, data, phases, tokens, shape, **resources)
-    if placement.cluster:
-        found = estimate.estimate(config, phases, tokens, shape, len(data.valid))
-        times = found.pop("seconds")
-        shown["estimate"] = found
-        shown["phases"] = [row | {"seconds": times[row["phase"]]} for row in shown["phases"]]
     return Prepared(
         config=config,
         data=data,
@@ -134,6 +131,8 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         tuning=tuning,
         phases=phases,
         base=base,
+        tokens=tokens,
+        shape=shape,
         hashes={"data": data.content_hash, "model": of_model, "embedder": of_embedder},
         template=template,
         embedder=embedder,
@@ -204,20 +203,6 @@ def _retargeted(config: Config, data: Dataset, rated: bool) -> pa.Table:
     if config.data.protocol == "candidates":
         rows = with_candidates(rows, Met(data.train), data.catalogue, config.data.seed, ahead.titles)
     return rows
-
-
-def content_hash(model: str) -> str:
-    """sha256 of what is read of a model folder; for a hub id the commit."""
-    from transformers import AutoConfig
-
-    if not Path(model).is_dir():
-        return str(getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "_commit_hash", None))
-    sha = hashlib.sha256()
-    kinds = (".safetensors", ".json", ".model", ".txt", ".jinja")
-    for path in sorted(p for p in Path(model).rglob("*") if p.suffix in kinds):
-        with path.open("rb") as file:
-            sha.update(str(path.relative_to(model)).encode() + hashlib.file_digest(file, "sha256").digest())
-    return sha.hexdigest()
 
 
 def choose_engine(config: Config) -> Literal["vllm", "torch", "chat"]:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,7 @@ from rayrec.config import Config, to_dict
 from rayrec.data import preferences
 from rayrec.driver import plan
 from rayrec.driver.prepare import Prepared, keep_base, prepare
+from rayrec.errors import Stopped
 from rayrec.generation.engine import BASE, Setup
 from rayrec.generation.lane import GenerateLane
 from rayrec.generation.pool import GeneratorPool
@@ -35,17 +36,17 @@ from rayrec.report.trackers import Tracker
 from rayrec.runs.lease import Lease
 from rayrec.runs.manifest import read_json, write_json
 from rayrec.runs.processes import Processes, kill_children
-from rayrec.runs.run import Run, Stopped, check_claim, versions
+from rayrec.runs.run import Run, check_claim, versions
 from rayrec.runs.storage import TROUBLES, Storage
 from rayrec.selfplay import self_play
 from rayrec.training.group import TrainGroup
 from rayrec.training.lane import TrainLane
 
 
-def command(config: Config) -> None:
+def command(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = None) -> None:
     """:func:`run` as the work of a process."""
     with ending():
-        run(config)
+        run(config, estimate)
 
 
 _GO_ON = "The same command goes on at the first unfinished phase."
@@ -82,8 +83,10 @@ def ending() -> Iterator[None]:
     os._exit(code)
 
 
-def run(config: Config) -> Path | None:
+def run(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = None) -> Path | None:
     """Do a whole run, or what is left of it; returns its folder, or None after ``--dry-run``.
+
+    ``estimate`` adds to the plan what the run would take on ``--cluster``.
 
     After an error that was raised amid phases Ray is left as it is: ``ray.shutdown()`` ends it.
 
@@ -91,6 +94,7 @@ def run(config: Config) -> Path | None:
         ValueError: anything about the settings, the data or the machine that can be known before an actor starts.
         KeyboardInterrupt: on Ctrl-C and SIGTERM; the same call goes on at the first unfinished phase.
     """
+    terminal.show_log()
     scratch = Path(tempfile.mkdtemp(prefix="rayrec-"))
     try:
         ready = prepare(config, scratch)
@@ -98,7 +102,8 @@ def run(config: Config) -> Path | None:
         if ready.config.output.dry_run:
             storage.bring(ready.root / "config.json")
             check_claim(ready.root, ready.config, ready.hashes)
-            terminal.print_plan(ready.shown)
+            estimated = estimate(ready) if estimate and ready.config.placement.cluster else {}
+            terminal.print_plan(ready.shown | estimated)
             return None
         Processes(ready.root / ".processes.json").end_former()
         Lease(storage, ready.root).check()

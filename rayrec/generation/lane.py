@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayrec.data import schema
+from rayrec.data.ahead import Ahead
 from rayrec.data.candidates import CANDIDATES, Also
 from rayrec.data.mapped import SLICE, each, mapped, slices, take
 from rayrec.data.met import Met
 from rayrec.data.preferences import distinct
+from rayrec.decoding.beam import ALPHAS
 from rayrec.generation.outputs import Outputs, candidates, prediction_table
 from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists
@@ -26,10 +28,8 @@ from rayrec.lanes import Lane, Policy, Shared
 from rayrec.metrics import evaluate, evaluate_splits
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.negatives import NEGATIVES, Draw, Sampler, Statistics, mixture, unscored, with_scores
+from rayrec.runs import run
 from rayrec.runs.manifest import read_json
-from rayrec.training import checkpoint
-from rayrec.training.oracle import train_oracle
-from rayrec.training.pair_columns import Ahead
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 #: Rejected answers, the rows that they are for, and what was written for these.
 Finished = tuple[pa.Table, pa.Table, pa.Table | None]
-#: Weights of the language model that D3 chooses from on the validation rows.
-ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class GenerateLane(Lane):
@@ -47,15 +45,6 @@ class GenerateLane(Lane):
     def __init__(self, shared: Shared, pool: Callable[[], Any], embedder: Embedder):
         super().__init__("generators", shared, threads=32)
         self.embedder, self._outputs = embedder, Outputs(shared, pool)
-
-    def oracle(self) -> Future | None:
-        """Train the SASRec that doubts pairs (RosePO) and guides beams (D3), on the training split.
-
-        The future holds its folder; None if this run needs none.
-        """
-        if not self.shared.config.reads_oracle:
-            return None
-        return self.submit(lambda: self.phase("00/oracle", 1, "models", partial(train_oracle, self.shared)))
 
     def negatives(self, policy: Future | Policy, rows: pa.Table, t: int) -> Future:
         """Rejected answers of iteration ``t`` from π_θt, the policy at its start.
@@ -92,7 +81,7 @@ class GenerateLane(Lane):
                         pq.write_table(one[0], folder / f"part-{number:05d}-{kind}.parquet")
                         for counted in {kind, "mixture"} & made.keys():
                             made[counted].add(*one)
-                checkpoint.clear(folder, self.shared.run.storage)
+                run.clear(folder, self.shared.run.storage)
                 record = {"kind": "negatives", "phase": name, "iteration": t}
                 return {"records": [record | {"sampler": kind} | one.result() for kind, one in made.items()]}
 
@@ -172,7 +161,7 @@ class GenerateLane(Lane):
                     record |= {"alpha": alpha} if decode == "d3" else {}
                     records += self._scored(record, tables[-1])
                 pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet", row_group_size=SLICE)
-                checkpoint.clear(folder, self.shared.run.storage)
+                run.clear(folder, self.shared.run.storage)
                 return {"records": records}
 
             total = self._outputs.parts_of(examples) * len(settings.decode)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import os
 import queue
 import threading
@@ -22,9 +23,15 @@ from typing import Any
 
 from rayrec.cluster import connect
 from rayrec.cluster.reserve import Reserved, generator_bundles
-from rayrec.generation.engine import BY_WEIGHTS, BeamEngine, Guide, Mode, Setup, TorchEngine, VllmEngine
-from rayrec.runs.run import Stopped
+from rayrec.errors import Stopped
+from rayrec.generation.constrained import BeamEngine
+from rayrec.generation.engine import BY_WEIGHTS, Guide, Mode, Setup
+from rayrec.generation.torch import TorchEngine
+from rayrec.generation.vllm import VllmEngine
 from rayrec.seeds import seed_of
+
+_log = logging.getLogger(__name__)
+
 
 #: Seconds between two looks at actors that may be silent.
 _LOOK = 1.0
@@ -70,9 +77,6 @@ class Generator:
     """Actor that holds one engine and loads policy versions into it in place."""
 
     def __init__(self, setup: Setup):
-        from rayrec.models import opens
-
-        opens.install()
         self.storage = setup.storage
         setup = dataclasses.replace(setup, base=str(self.storage.fetch(setup.base)))
         self.seed, self.template = setup.config.data.seed, setup.template
@@ -93,8 +97,6 @@ class Generator:
 
     def answer(self, part: Part) -> tuple[list[list[Answer]], dict]:
         """Answers to the prompts of a part, best first (scored ones as given), and facts for the trace."""
-        from rayrec.models import opens
-
         begun = time.time()
         if self.sleeps:
             self.engine.wake()
@@ -113,7 +115,7 @@ class Generator:
         else:
             answers = engine.answer(prompts, part.mode, part.n, seed)
         made = [[Answer(self.template.text(ids), logprob) for ids, logprob in one] for one in answers]
-        facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid(), "weight_opens": opens.opens()}
+        facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid()}
         return made, {**facts, "tokens": sum(len(ids) for one in answers for ids, _ in one)}
 
     def sleep(self) -> None:
@@ -350,7 +352,7 @@ class GeneratorPool:
                 del self._asked[answer]
                 self._replace(seat, f"gave no answer for {patience:.0f} s", "")
             elif silent > seat.word:
-                print(f"generator {seat.index} has been {seat.where} for {silent:.0f} s", flush=True)
+                _log.info("generator %d has been %s for %.0f s", seat.index, seat.where, silent)
                 seat.word *= 2
 
     def _replace(self, seat: _Seat, what: str, error: object) -> None:
@@ -370,7 +372,7 @@ class GeneratorPool:
         what = f"generator {seat.index} {what} {seat.where} ({deaths} of {allowed} allowed)"
         if deaths > allowed:
             raise Stopped(f"{what}: {error}" if error else what)
-        print(f"{what}: it is replaced", flush=True)
+        _log.info("%s: it is replaced", what)
         if seat.job is not None:
             seat.job.again.append(seat.number)
             self._line_up(seat.job)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rayrec.data.text import fold
 from rayrec.grounding.kept import KeptEmbedder
 from rayrec.grounding.lm import LanguageModelEmbedder
 from rayrec.grounding.neighbours import Embedder, Vectors, nearest
 from rayrec.grounding.sentence import SentenceEmbedder
-from rayrec.grounding.title import TitleEmbedder, fold
+from rayrec.grounding.title import TitleEmbedder
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,10 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import sparse
 
-
-def fold(text: str) -> str:
-    """NFC, with runs of white space as one space and none at the ends; case, quotes and punctuation stay."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+from rayrec.data.text import fold
 
 
 class TitleEmbedder:

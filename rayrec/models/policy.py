@@ -6,6 +6,7 @@ Names are those of ``model.named_parameters()``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rayrec.config import ModelConfig
-from rayrec.models import item_vectors, products
+from rayrec.models import item_vectors
+from rayrec.models.settings import ModelConfig
 
 ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
 
@@ -38,8 +39,6 @@ def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: st
         )
     except OSError as error:
         raise ValueError(f"{path}: no model with safetensors weights could be opened there: {error}") from error
-    if products.wanted():
-        products.by_onednn(model)
     return model.to(device).eval()
 
 
@@ -334,3 +333,17 @@ def _card(card: Mapping[str, Any], base: str, adapter: bool) -> str:
     body = ["# Recommender policy", ""]
     body += ["A language model that reads the titles of a user's history and writes the next one, tuned by rayrec.", ""]
     return "\n".join(head + body + [f"- {key}: {value}" for key, value in card.items()]) + "\n"
+
+
+def content_hash(model: str) -> str:
+    """sha256 of what is read of a model folder; for a hub id the commit."""
+    from transformers import AutoConfig
+
+    if not Path(model).is_dir():
+        return str(getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "_commit_hash", None))
+    sha = hashlib.sha256()
+    kinds = (".safetensors", ".json", ".model", ".txt", ".jinja")
+    for path in sorted(p for p in Path(model).rglob("*") if p.suffix in kinds):
+        with path.open("rb") as file:
+            sha.update(str(path.relative_to(model)).encode() + hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()

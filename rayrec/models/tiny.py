@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rayrec.config import ModelConfig
 from rayrec.models.policy import write_model
+from rayrec.models.settings import ModelConfig
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 HEAD_DIM = 32  # the smallest that vLLM's CPU attention takes

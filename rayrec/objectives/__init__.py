@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from rayrec.config import LossConfig
 from rayrec.objectives.cpo import Cpo
 from rayrec.objectives.dmpo import Dmpo
 from rayrec.objectives.dpo import Dpo
@@ -16,6 +15,7 @@ from rayrec.objectives.pairs import Pairs, pairs_of, rewards
 from rayrec.objectives.recpo import Recpo
 from rayrec.objectives.rosepo import Rosepo
 from rayrec.objectives.sdpo import Sdpo
+from rayrec.objectives.settings import LossConfig
 from rayrec.objectives.simpo import Simpo
 
 OBJECTIVES = {

@@ -6,6 +6,7 @@ the output is no terminal (a pipe, the log of a Ray job) everything is plain lin
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import threading
@@ -63,6 +64,22 @@ def log(phase: str, text: str, console: Console | None = None) -> None:
     """Print one line of the run: the time of day, the phase's name, and what happened."""
     line = Text.assemble((time.strftime("%H:%M:%S"), "dim"), "  ", (f"{plain(phase)!s:<14}", "bold"), " ", plain(text))
     (console or _console()).print(line, soft_wrap=True)
+
+
+class _Lines(logging.Handler):
+    """Prints each record as a line on the stdout of that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"{warning}{record.getMessage()}", flush=True)
+
+
+def show_log() -> None:
+    """Print what rayrec logs, from INFO on; a second call changes nothing."""
+    logger = logging.getLogger("rayrec")
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+        logger.setLevel(logging.INFO)
 
 
 def _grid(title: str, *columns: str, left: int = 1) -> Table:

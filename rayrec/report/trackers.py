@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
+
+_log = logging.getLogger(__name__)
+
 
 #: Keys of a record that name it rather than measure something.
 _NAMES = ("kind", "phase", "iteration", "policy", "decode", "embedder", "split", "model", "sampler")
@@ -73,7 +77,7 @@ def _try(what: str, call: Callable[..., Any], *given: Any) -> bool:
     try:
         call(*given)
     except Exception as trouble:
-        print(f"warning: the run could not be {what} where it is tracked: {_told(trouble)}", file=sys.stderr)
+        _log.warning("the run could not be %s where it is tracked: %s", what, _told(trouble))
         return False
     return True
 

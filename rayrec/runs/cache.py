@@ -6,7 +6,6 @@ Ten methods on the same data start from the same policies; the first run makes t
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -16,18 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayrec.config import Config
 from rayrec.runs.manifest import damage, read_json, seal, sha256
 from rayrec.runs.run import versions
 
 if TYPE_CHECKING:
-    from rayrec.training.board import Phase
-
-#: Settings besides the phase's own that a training worker reads.
-_MODEL = ("lora_rank", "lora_alpha", "max_length", "template")
-_DATA = ("protocol", "ask", "ratings")  # what prompts are made of, besides the rows
-_TRAIN = ("micro_batch", "row_tokens", "attention", "activation_checkpointing")
-_TRAIN += ("schedule", "weight_decay", "clip", "dtype", "zero_stage")
+    pass
 
 
 def take_or_make(
@@ -67,36 +59,11 @@ def name_of(deciding: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def of_training(phase: Phase, config: Config, gpu: bool) -> dict[str, Any]:
-    """What decides the bytes of a training phase."""
-    return {
-        "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="", items="", key="")),
-        "rows": sha256(Path(phase.rows)),
-        "start": _hashes(Path(phase.start)) or phase.start,
-        "items": _hashes(Path(phase.items)) if phase.items else {},
-        "model": {name: getattr(config.model, name) for name in _MODEL},
-        "train": {name: getattr(config.train, name) for name in _TRAIN},
-        "prompts": {name: getattr(config.data, name) for name in _DATA},
-        "workers": config.worker_counts,
-        "seed": config.data.seed,
-        "processor": processor(),
-        "gpu": gpu,
-    }
-
-
-def processor() -> list[Any]:
+def processor() -> str:
     """What of the CPU decides the order of its sums."""
     import torch
 
-    from rayrec.models import products
-
-    return [torch.backends.cpu.get_cpu_capability(), products.wanted()]
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """sha256 of a folder's files by name; empty for a hub id."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {path.name: sha256(path) for path in files if path.is_file()}
+    return torch.backends.cpu.get_cpu_capability()
 
 
 @cache

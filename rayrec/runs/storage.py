@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from rayrec.errors import Stopped
 from rayrec.runs.manifest import MANIFEST, parse_manifest, sha256
-from rayrec.runs.run import Stopped
 
 T = TypeVar("T")
 

@@ -56,12 +56,6 @@ def folder_of(out: str, *kind: str) -> Path:
     return Path(out).parent.joinpath(CHECKPOINT, *kind)
 
 
-def clear(phase: Path, storage: Storage) -> None:
-    """Remove the checkpoints in the folder of a phase that has ended."""
-    storage.remove(phase / CHECKPOINT)
-    shutil.rmtree(phase / CHECKPOINT, ignore_errors=True)
-
-
 def clear_copies(folder: Path, storage: Storage) -> None:
     """Free this node of a phase's checkpoints that lie in a store."""
     if storage.url:

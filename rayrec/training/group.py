@@ -7,6 +7,7 @@ the phase again.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -15,9 +16,13 @@ from typing import Any
 from rayrec.cluster import connect
 from rayrec.cluster.reserve import Reserved, room_for_trainers, trainer_bundles, trainers_shortage
 from rayrec.config import Config
+from rayrec.errors import Stopped
 from rayrec.prompts import Template
-from rayrec.runs.run import Run, Stopped
+from rayrec.runs.run import Run
 from rayrec.training.board import Board, Phase
+
+_log = logging.getLogger(__name__)
+
 
 #: Seconds of silence after which that is first told.
 _WORD = 60.0
@@ -90,7 +95,7 @@ class TrainGroup:
         if deaths > allowed:
             self.error = Stopped(f"{who} died ({deaths} of {allowed} allowed). {words}")
         else:
-            print(f"{who} died ({deaths} of {allowed} allowed): it is replaced", flush=True)
+            _log.info("%s died (%d of %d allowed): it is replaced", who, deaths, allowed)
         return deaths > allowed
 
     @property
@@ -108,7 +113,7 @@ class TrainGroup:
             return self.counts[0]
         patience = self.config.placement.wait_for_resources
         if found := room_for_trainers(self.config, self.gpu, self.counts, held=0, settle=5.0, wait=patience):
-            print(f"training workers: {found} of {self.counts}", flush=True)
+            _log.info("training workers: %d of %s", found, self.counts)
             return found
         raise Stopped(
             f"there is no longer room: {trainers_shortage(self.config, self.gpu, self.counts[0])}\n"
@@ -194,7 +199,7 @@ class TrainGroup:
                     progress(**{k: v for k, v in beat.items() if k not in ("phase", "time")})
             silent = time.time() - max(begun, beat["time"])
             if silent > word:
-                print(f"{phase.name}: no word from the training workers for {silent:.0f} s", flush=True)
+                _log.info("%s: no word from the training workers for %.0f s", phase.name, silent)
                 word *= 2
             if silent > self._patience(there and self.size > 0):
                 room = "" if there else ". " + trainers_shortage(self.config, self.gpu, self.size or self.counts[0])

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec.data import preferences
+from rayrec.config import Config
+from rayrec.data import ahead, preferences
 from rayrec.data.mapped import SLICE
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import Lane, Policy, Shared
 from rayrec.objectives import SCORED
-from rayrec.runs import cache
-from rayrec.runs.manifest import write_json
+from rayrec.runs import cache, run
+from rayrec.runs.manifest import sha256, write_json
 from rayrec.training import checkpoint, pair_columns
+from rayrec.training.oracle import train_oracle
+
+if TYPE_CHECKING:
+    from rayrec.training.board import Phase
 
 
 class TrainLane(Lane):
@@ -27,6 +33,22 @@ class TrainLane(Lane):
     def __init__(self, shared: Shared, group: Callable[[], Any], base: Policy):
         super().__init__("trainers", shared, threads=1)
         self.base, self._group = base, group
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="oracle")
+
+    def oracle(self) -> Future | None:
+        """Train the SASRec that doubts pairs (RosePO) and guides beams (D3), on the training split, beside the phases.
+
+        The future holds its folder; None if this run needs none.
+        """
+        if not self.shared.config.reads_oracle:
+            return None
+        make = partial(train_oracle, self.shared)
+        return self.submit(lambda: self.phase("00/oracle", 1, "models", make), threads=self._beside)
+
+    def close(self) -> None:
+        """Drop what waits."""
+        super().close()
+        self._beside.shutdown(wait=False, cancel_futures=True)
 
     def pretrain(self) -> Future:
         """Train the tiny model from scratch: every title of a training window is a target."""
@@ -87,7 +109,7 @@ class TrainLane(Lane):
         catalogue = self.shared.data.catalogue
         if self.shared.config.loss.objective in SCORED:
             best = self.shared.config.train.target != "next"
-            table = pair_columns.with_utilities(table, pair_columns.Ahead(self.shared.data.train), best)
+            table = pair_columns.with_utilities(table, ahead.Ahead(self.shared.data.train), best)
         if judge is not None and self.shared.config.loss.smoothing != "none":
             table = pair_columns.with_doubts(table, judge, catalogue, TitleEmbedder(catalogue.titles))
         return table
@@ -128,14 +150,14 @@ class TrainLane(Lane):
                 items=str(items or ""),
             )
 
-            deciding = cache.of_training(phase, config, self.shared.gpu)
+            deciding = of_training(phase, config, self.shared.gpu)
             key, storage = cache.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
 
             def fit() -> dict:
                 storage.keep(rows)  # read by every worker, on whatever node
                 keyed = dataclasses.replace(phase, key=key)
                 result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
-                checkpoint.clear(folder, storage)
+                run.clear(folder, storage)
                 facts.update(result["facts"])
                 first, last = result["steps"][0], result["steps"][-1]
                 record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
@@ -155,7 +177,7 @@ class TrainLane(Lane):
                 return metrics
 
             metrics = cache.take_or_make(self.shared.run.root, folder, deciding, facts, fit_here)
-            checkpoint.clear(folder, storage)  # of an earlier attempt, where the phase was taken
+            run.clear(folder, storage)  # of an earlier attempt, where the phase was taken
             return metrics
 
         return Policy(name, self.phase(name, steps, "steps", make) / "policy")
@@ -178,3 +200,39 @@ def _tail_means(steps: list[dict]) -> dict[str, float]:
     tail = steps[-max(1, len(steps) // 10) :]
     names = [name for name in tail[0] if name not in ("step", "lr")]
     return {f"final_{name}": sum(step[name] for step in tail) / len(tail) for name in names}
+
+
+#: Settings besides the phase's own that a training worker reads.
+_MODEL = ("lora_rank", "lora_alpha", "max_length", "template")
+
+
+_DATA = ("protocol", "ask", "ratings")  # what prompts are made of, besides the rows
+
+
+_TRAIN = ("micro_batch", "row_tokens", "attention", "activation_checkpointing")
+
+
+_TRAIN += ("schedule", "weight_decay", "clip", "dtype", "zero_stage")
+
+
+def of_training(phase: Phase, config: Config, gpu: bool) -> dict[str, Any]:
+    """What decides the bytes of a training phase."""
+    return {
+        "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="", items="", key="")),
+        "rows": sha256(Path(phase.rows)),
+        "start": _hashes(Path(phase.start)) or phase.start,
+        "items": _hashes(Path(phase.items)) if phase.items else {},
+        "model": {name: getattr(config.model, name) for name in _MODEL},
+        "train": {name: getattr(config.train, name) for name in _TRAIN},
+        "prompts": {name: getattr(config.data, name) for name in _DATA},
+        "workers": config.worker_counts,
+        "seed": config.data.seed,
+        "processor": cache.processor(),
+        "gpu": gpu,
+    }
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """sha256 of a folder's files by name; empty for a hub id."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.name: sha256(path) for path in files if path.is_file()}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from rayrec.cluster import connect
+from rayrec.errors import Stopped
 from rayrec.lanes import Shared
 from rayrec.models import sequential
 from rayrec.runs import cache
-from rayrec.runs.run import Stopped
 from rayrec.runs.storage import Storage
+
+_log = logging.getLogger(__name__)
+
 
 #: Seconds between two questions, and of silence until it is told.
 _ASK, _WORD = 2.0, 30.0
@@ -95,5 +99,5 @@ def _listen(actor: Any, made: Any, patience: float) -> None:
         if silent > patience:
             raise Stopped(f"00/oracle: the process that trains it has done nothing for {silent:.0f} s")
         if silent > word:
-            print(f"00/oracle: the process that trains it has done nothing for {silent:.0f} s", flush=True)
+            _log.info("00/oracle: the process that trains it has done nothing for %.0f s", silent)
             word *= 2

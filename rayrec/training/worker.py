@@ -19,7 +19,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from rayrec.config import Config
-from rayrec.runs.run import Stopped
+from rayrec.errors import Stopped
 from rayrec.runs.storage import TROUBLES, Storage, errno_of
 from rayrec.seeds import seed_of
 from rayrec.training import checkpoint
@@ -35,9 +35,6 @@ Read = Callable[[int], Iterator[list[dict]]]
 
 def work(setup: dict) -> None:
     """Ray Train's function in every worker: do phases until the board closes."""
-    from rayrec.models import opens
-
-    opens.install()
     import ray
     import torch
     from ray import train
@@ -110,7 +107,7 @@ class Worker:
         import torch
         import torch.distributed as dist
 
-        from rayrec.models import item_vectors, opens, policy, sequential
+        from rayrec.models import item_vectors, policy, sequential
 
         begun, from_base = time.time(), phase.start == self.base
         phase = dataclasses.replace(
@@ -143,7 +140,7 @@ class Worker:
         examples, tokens = map(int, self.seen)
         seconds = time.time() - begun
         facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
-        facts |= {"tokens_per_s": tokens / seconds, "weight_opens": opens.opens(), "worker_pid": os.getpid()}
+        facts |= {"tokens_per_s": tokens / seconds, "worker_pid": os.getpid()}
         return {"steps": steps, "facts": facts | self.resumed}
 
     def _rows(self, phase: Phase, shard: Shard, begun: int) -> Iterator[list[dict]]:

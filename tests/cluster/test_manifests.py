@@ -20,7 +20,7 @@ import jsonschema
 import pytest
 import yaml
 
-from rayrec.driver.plan import resolve
+from rayrec.driver.checks import resolve
 from rayrec.methods import parse
 
 CLUSTER = Path(__file__).parents[2] / "cluster"

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayrec.config import DataConfig
 from rayrec.data import load, schema
 from rayrec.data.candidates import CANDIDATES, adherence_rows, candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.met import Met
+from rayrec.data.settings import DataConfig
 from rayrec.seeds import seed_of
 
 CATALOGUE = Catalogue.from_items([f"Film {i}" for i in range(60)], [[]] * 60)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayrec.config import DataConfig
 from rayrec.data import load, schema
 from rayrec.data.core import k_core
+from rayrec.data.settings import DataConfig
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60), st.integers(1, 5))

@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayrec.config import DataConfig
 from rayrec.data import load, schema
 from rayrec.data.dataset import content_hash
+from rayrec.data.settings import DataConfig
 
 
 @pytest.fixture(scope="module")

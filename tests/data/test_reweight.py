@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayrec.config import DataConfig
 from rayrec.data import load
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.reweight import by_genre
+from rayrec.data.settings import DataConfig
 
 CATALOGUE = Catalogue(
     ["Axe", "Bow", "Cup", "Den"], [["war"], ["war", "fun"], ["fun", "odd"], []], np.ones(4, np.int64), ["war", "fun"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rayrec.config import DataConfig, Source
 from rayrec.data import load
+from rayrec.data.settings import DataConfig, Source
 from rayrec.data.sources import SOURCES, detect
 from rayrec.data.sources.sprec import quoted, repair, split_titles
 from rayrec.data.sources.steam import stars

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-from rayrec.config import BaselinesConfig, DataConfig
+from rayrec.config import BaselinesConfig
 from rayrec.data import load
 from rayrec.data.met import Met
+from rayrec.data.settings import DataConfig
 from rayrec.driver.baselines import _rank, run
 from rayrec.methods import baseline_args, parse
 from rayrec.models import sequential

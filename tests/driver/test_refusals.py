@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayrec.cluster.connect import settle_runs
-from rayrec.config import ModelConfig
 from rayrec.data import load
-from rayrec.driver import plan
+from rayrec.driver import checks, plan
 from rayrec.driver.prepare import prepare
 from rayrec.driver.session import run
 from rayrec.methods import parse
+from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
@@ -645,4 +645,4 @@ def test_no_check_changes_a_setting() -> None:
         dataclasses.replace(config.train, negatives=("self_play",)),
     )
     filled = dataclasses.replace(config, model=model, train=train, loss=loss)
-    assert plan.resolve(config) == filled == plan.resolve(filled)
+    assert checks.resolve(config) == filled == checks.resolve(filled)

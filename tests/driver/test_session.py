@@ -13,7 +13,7 @@ import pytest
 
 from rayrec.config import Config
 from rayrec.driver.session import Session, ending
-from rayrec.runs.run import Stopped
+from rayrec.errors import Stopped
 from tests.report.test_build import EVIL, make_run
 
 

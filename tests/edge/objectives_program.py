@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, float]] = {
 
 def settings(objective: str) -> Config:
     """A resolved configuration for direct use; four rows of a step for each of two workers, in two micro-batches."""
-    from rayrec.driver.plan import resolve
+    from rayrec.driver.checks import resolve
 
     args = ["--objective", objective, "--micro-batch", "2", "--lora-rank", "0", "--schedule", "constant"]
     args += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS[objective].items()]

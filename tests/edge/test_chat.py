@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from rayrec.config import DataConfig, ModelConfig
 from rayrec.data import load
+from rayrec.data.settings import DataConfig
+from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 from tests.edge.conftest import ROOT, descendants
 from tests.edge.network import free_port

@@ -21,7 +21,7 @@ from rayrec.generation.pool import Generator, Part
 from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models import policy
 from rayrec.models.tiny import make_tiny
-from rayrec.driver.plan import resolve
+from rayrec.driver.checks import resolve
 from rayrec.prompts import make_template
 from rayrec.runs.storage import Storage
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.likings import NO, YES
-from rayrec.generation.lane import ALPHAS
+from rayrec.decoding.beam import ALPHAS
 from rayrec.grounding import fold
 from rayrec.models import sequential
 from rayrec.models.item_vectors import attach

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rayrec.config import ModelConfig
 from rayrec.data import preferences, schema
 from rayrec.models.policy import load_base, load_tokenizer
+from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 from rayrec.objectives import OBJECTIVES
 from rayrec.prompts import make_template

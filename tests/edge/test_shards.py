@@ -13,7 +13,7 @@ SCRIPT = """
 import json, sys
 import pyarrow as pa, pyarrow.parquet as pq
 import ray
-from rayrec.config import ModelConfig
+from rayrec.models.settings import ModelConfig
 from rayrec.data import preferences, schema
 from rayrec.models.policy import load_tokenizer
 from rayrec.models.tiny import make_tiny

@@ -59,7 +59,7 @@ from rayrec.cluster import connect
 import ray
 from rayrec.methods import parse
 from rayrec.cluster.reserve import Reserved
-from rayrec.runs.run import Stopped
+from rayrec.errors import Stopped
 from rayrec.runs.storage import Storage
 from rayrec.training.board import Phase
 from rayrec.training.group import TrainGroup

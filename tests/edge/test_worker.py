@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rayrec.config import ModelConfig
 from rayrec.data import preferences, schema
 from rayrec.models import item_vectors, sequential
 from rayrec.models.policy import load_base, load_tokenizer
+from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 from rayrec.objectives import Pairs, make_objective
 from rayrec.prompts import make_template

@@ -96,7 +96,7 @@ def settings(
     objective: str = "dpo", stage: int = 1, lora: int = 0, dtype: str = "float32", timed: bool = False
 ) -> Config:
     """A resolved configuration for direct use."""
-    from rayrec.driver.plan import resolve
+    from rayrec.driver.checks import resolve
 
     args = ["--objective", objective, "--zero-stage", str(stage), "--micro-batch", "2", "--lora-rank", str(lora)]
     when = ["--checkpoint-seconds", "1e-9", "--checkpoint-steps", "0"] if timed else ["--checkpoint-seconds", "0"]

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from rayrec.config import ModelConfig
 from rayrec.decoding import generate
 from rayrec.models import item_vectors, policy
 from rayrec.models.logprobs import PackedLM, pack
+from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 
 WORDS, ITEMS = 280, 5

@@ -10,8 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
-from rayrec.config import ModelConfig
 from rayrec.models import policy
+from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 
 IDS = torch.tensor([[1, 40, 41, 2, 50, 51]])

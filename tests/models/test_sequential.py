@@ -11,9 +11,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from rayrec.config import DataConfig
 from rayrec.data import load, schema
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.settings import DataConfig
 from rayrec.data.windows import cut
 from rayrec.models import sequential
 from rayrec.models.sequential import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rayrec.config import ModelConfig
+from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 from rayrec.prompts import make_template
 

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 
 from rayrec.config import Config
-from rayrec.driver.plan import resolve
+from rayrec.driver.checks import resolve
 from rayrec.lanes import Policy, Shared
 from rayrec.methods import parse
-from rayrec.runs.cache import of_training, take_or_make
+from rayrec.runs.cache import take_or_make
 from rayrec.runs.manifest import CHECKPOINT, damage, seal
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
 from rayrec.training.board import Phase
-from rayrec.training.lane import TrainLane
+from rayrec.training.lane import TrainLane, of_training
 
 
 def phase_of(root: Path, run: str, rows: bytes = b"rows") -> Phase:

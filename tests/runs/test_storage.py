@@ -17,11 +17,13 @@ from moto.server import ThreadedMotoServer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from rayrec.driver.plan import resolve
+from rayrec.driver.checks import resolve
+from rayrec.errors import Stopped
 from rayrec.methods import parse
 from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
-from rayrec.runs.run import LISTED_PARTS, Run, Stopped, Trace, storage
+from rayrec.runs.run import Run, storage
 from rayrec.runs.storage import Storage, errno_of
+from rayrec.runs.trace import LISTED_PARTS, Trace
 from rayrec.training import checkpoint
 
 
@@ -218,7 +220,7 @@ def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monk
     run.storage.keep(state)
     assert found("a fourth worker", "other rows") == 0
     elsewhere(tmp_path, monkeypatch, "driver")
-    checkpoint.clear(driver, run.storage)
+    run.clear(driver, run.storage)
     assert found("a fifth worker", "other rows") == 0
 
 
@@ -235,7 +237,7 @@ def test_a_checkpoint_on_disk_counts_until_the_next_is_sealed(tmp_path: Path, mo
     run.begin("01/sft")
     checkpoint.clear_copies(folder, run.storage)  # there is no other
     assert [path.name for path in folder.iterdir()] == ["10"]
-    checkpoint.clear(run.folder("01/sft"), run.storage)
+    run.clear(run.folder("01/sft"), run.storage)
     assert not folder.exists()
 
 
@@ -419,17 +421,18 @@ def test_a_trace_lists_so_many_parts_and_counts_the_others(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("text", [b"{", b"3", b"\xff", b'{"traceEvents": [{"cat": "phase"}], "attempts": []}'])
-def test_a_broken_trace_is_set_aside(tmp_path: Path, text: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_trace_is_set_aside(tmp_path: Path, text: bytes, caplog: pytest.LogCaptureFixture) -> None:
     run = open_run(str(tmp_path))
     finish(run)
     (run.root / "trace.json").write_bytes(text)
     run = open_run(str(tmp_path))
     run.trace.attempt(left=[])
-    assert "kept as trace.json.broken" in capsys.readouterr().out
+    assert "kept as trace.json.broken" in caplog.text
+    caplog.clear()
     assert (run.root / "trace.json.broken").read_bytes() == text
     assert run.done("01/sft") and len(read_json(run.root / "trace.json")["attempts"]) == 1
     open_run(str(tmp_path)).trace.attempt(left=[])
-    assert len(read_json(run.root / "trace.json")["attempts"]) == 2 and not capsys.readouterr().out
+    assert len(read_json(run.root / "trace.json")["attempts"]) == 2 and not caplog.text
 
 
 def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from rayrec.data import preferences, schema
+from rayrec.data.ahead import Ahead, retarget
 from rayrec.data.candidates import CANDIDATES, candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.met import Met
 from rayrec.data.windows import cut
-from rayrec.driver.plan import resolve
+from rayrec.driver.checks import resolve
 from rayrec.generation.lane import GenerateLane
 from rayrec.grounding import TitleEmbedder, fold
 from rayrec.lanes import Policy, Shared
@@ -64,7 +65,7 @@ def negatives(train: pa.Table, *texts: list[str]) -> pa.Table:
 
 
 def test_ahead_is_what_the_user_came_to_next_in_training(train: pa.Table) -> None:
-    known = pair_columns.Ahead(train).places(train)
+    known = Ahead(train).places(train)
     last = len(train) // 2  # windows of each user
     for row, found in zip(train.to_pylist(), known, strict=True):
         u = ("ann", "bob").index(row["user"])
@@ -81,7 +82,7 @@ def test_utilities_are_rating_over_root_of_distance(train: pa.Table) -> None:
     later = next(r for r in train.to_pylist() if r["user"] == first["user"] and r["timestamp"] > first["timestamp"])
     pairs = preferences.pair_up(train, negatives(train, [later["target"], "Never met"]))
     assert len(pairs) == 1  # the others have no rejected answer
-    scored = pair_columns.with_utilities(pairs, pair_columns.Ahead(train))
+    scored = pair_columns.with_utilities(pairs, Ahead(train))
     wanted = [first["target_rating"], later["target_rating"] / math.sqrt(2), 3 / math.sqrt(11)]
     assert scored["scores"].to_pylist()[0] == pytest.approx(wanted)
     assert pair_columns.ordered(scored)[1] == sum(score >= wanted[0] for score in wanted[1:]) > 0
@@ -112,8 +113,8 @@ def test_doubts_are_the_oracles_and_strange_text_is_its_nearest_title(train: pa.
 
 def test_targets_are_the_best_of_what_came_next(train: pa.Table) -> None:
     """RecPO section 3 by brute force, for ann: film n is rated n % 5 + 1."""
-    ahead = pair_columns.Ahead(train)
-    best, nearest = (pair_columns.retarget(train, ahead, how, 4) for how in ("utility", "nearest"))
+    ahead = Ahead(train)
+    best, nearest = (retarget(train, ahead, how, 4) for how in ("utility", "nearest"))
     later = ahead.titles(train)
     last = 10 + len(train) // 2
     for row, near, titles in zip(best.to_pylist(), nearest.to_pylist(), later, strict=True):
@@ -133,8 +134,8 @@ def test_a_title_that_comes_again_has_the_place_for_which_it_was_chosen() -> Non
     stars = {12: 1.0, 14: 5.0}
     rows = [{"user": "u", "title": t, "rating": stars.get(n, 1.5), "timestamp": n} for n, t in enumerate(met)]
     train = numbered(cut(pa.Table.from_pylist(rows, schema=schema.INTERACTIONS), 10).splits["train"])
-    ahead = pair_columns.Ahead(train)
-    best = pair_columns.retarget(train, ahead, "utility", 4)
+    ahead = Ahead(train)
+    best = retarget(train, ahead, "utility", 4)
     row, title = best.slice(2, 1).to_pylist()[0], fold("Film 12")
     assert (train["target_rating"][2].as_py(), row["target_rating"]) == (1.0, 5.0)
     first, chosen = (ahead.places(train, best=flag)[row["number"]][title] for flag in (False, True))
@@ -175,8 +176,8 @@ def test_margins_of_recpo_differ_among_the_negatives_of_a_prompt_without_candida
 ) -> None:
     """One of the user's own later films keeps its φ, all others have that of s = 3 and d = 11 (RecPO)."""
     shared, policy = lane_inputs(tmp_path, train, "--method", "RecPO", "--num-negatives", str(CANDIDATES - 1))
-    ahead = pair_columns.Ahead(train)
-    rows, later = pair_columns.retarget(train, ahead, "utility", 4), ahead.titles(train)
+    ahead = Ahead(train)
+    rows, later = retarget(train, ahead, "utility", 4), ahead.titles(train)
     lane = GenerateLane(shared, lambda: None, TitleEmbedder(TITLES))
     table = lane.negatives(policy, rows, 1).result()
     lane.close()

@@ -28,8 +28,11 @@ from typing import Any
 
 from rayrec.config import Config
 from rayrec.data.candidates import CANDIDATES
-from rayrec.driver.plan import Lengths, PhasePlan
-from rayrec.generation.lane import ALPHAS
+from rayrec.decoding.beam import ALPHAS
+from rayrec.driver.checks import Lengths
+from rayrec.driver.plan import PhasePlan
+from rayrec.driver.prepare import Prepared
+from rayrec.models.shape import Shape
 from rayrec.negatives import NEGATIVES, Sampler, mixture
 
 
@@ -82,57 +85,6 @@ _KEPT = {(False, 2): (25, 8), (False, 4): (43, 16), (True, 2): (38, 10), (True, 
 _ROW = 60
 #: Weights that DeepSpeed gathers at once under ZeRO-3 (its own limit), and puts into one bucket (worker.py's).
 _GATHERED, _BUCKET = 10**9, 5 * 10**8
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a causal LM."""
-
-    blocks: int
-    """Weights besides the words' embeddings."""
-    words: int
-    """Weights of the words' embeddings; ``tied``: the head's are the same."""
-    tied: bool
-    layers: int
-    hidden: int
-    kv: int
-    """Numbers that a token leaves in the key-value cache."""
-    last_mlp: int
-    """Weights of the last block's MLP, which prompts pass by (logprobs.py)."""
-    adapters: int
-    """Weights of adapters of rank 1 on all linear layers but the head."""
-
-    @property
-    def parameters(self) -> int:
-        """All weights."""
-        return self.blocks + self.words * (1 if self.tied else 2)
-
-    @classmethod
-    def of(cls, model: str) -> Shape:
-        """Read from the configuration of a folder or hub id alone."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        from rayrec.models.logprobs import last_mlp
-        from rayrec.models.policy import cache_size
-
-        settings: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        with torch.device("meta"):
-            lm: Any = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
-        head, words = lm.get_output_embeddings(), lm.get_input_embeddings().weight
-        linear = [m for m in lm.modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head]
-        text = settings.get_text_config()
-        total, tied = sum(p.numel() for p in lm.parameters()), head.weight is words
-        return cls(
-            blocks=total - words.numel() * (1 if tied else 2),
-            words=words.numel(),
-            tied=tied,
-            layers=text.num_hidden_layers,
-            hidden=words.shape[1],
-            last_mlp=sum(p.numel() for p in mlp.parameters()) if (mlp := last_mlp(lm)) is not None else 0,
-            kv=cache_size(model),
-            adapters=sum(sum(m.weight.shape) for m in linear),
-        )
 
 
 def parse(cluster: str) -> tuple[int, int, str]:
@@ -381,3 +333,11 @@ class Work:
             "policies": policy * generators * sum(p.kind in ("negatives", "evaluate") for p in phases),
             "rows": trained + 4.0 * asked * (self.tokens.prompt + self.tokens.answer),
         }
+
+
+def of_plan(ready: Prepared) -> dict[str, Any]:
+    """What the plan of a run on ``--cluster`` shows besides: ``estimate``, and ``phases`` with their seconds."""
+    found = estimate(ready.config, ready.phases, ready.tokens, ready.shape, len(ready.data.valid))
+    times = found.pop("seconds")
+    phases = [row | {"seconds": times[row["phase"]]} for row in ready.shown["phases"]]
+    return {"estimate": found, "phases": phases}

@@ -10,18 +10,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from rayrec.config import Config, ModelConfig, TrainConfig
+from jobs.cost_model import DEVICES, Work, _ends, estimate
+from jobs.cost_model import parse as parse_cluster
+from rayrec.config import Config, TrainConfig
 from rayrec.data import preferences
-from rayrec.driver import plan
-from rayrec.driver.plan import Lengths
+from rayrec.driver import checks, plan
+from rayrec.driver.checks import Lengths
 from rayrec.driver.prepare import prepare
-from rayrec.estimate import DEVICES, Shape, Work, _ends, estimate
-from rayrec.estimate import parse as parse_cluster
-from rayrec.generation.engine import _whole
+from rayrec.generation.vllm import _whole
 from rayrec.methods import parse
-from rayrec.models import products
 from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models.policy import add_lora, load_base, load_tokenizer, save, trainable_state
+from rayrec.models.settings import ModelConfig
+from rayrec.models.shape import Shape
 from rayrec.models.tiny import make_tiny
 from rayrec.training.batches import Tokenise
 from tests.driver.test_refusals import command
@@ -47,7 +48,7 @@ def big(folder: Path) -> Shape:
 
 
 def paper(*args: str, cluster: str = "8x8xH100") -> Config:
-    return plan.resolve(parse("", ["--preset", "paper", "--dry-run", "--cluster", cluster, *args]))
+    return checks.resolve(parse("", ["--preset", "paper", "--dry-run", "--cluster", cluster, *args]))
 
 
 def of(config: Config, shape: Shape) -> dict:
@@ -59,8 +60,7 @@ def test_sizes_of_a_known_model(big: Shape) -> None:
     assert 16 * big.adapters == 11_272_192  # what peft prints for rank 16 on all linear layers
 
 
-def test_operations_are_those_that_torch_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "wanted", lambda: False)  # torch does not count oneDNN's
+def test_operations_are_those_that_torch_counts(tmp_path: Path) -> None:
     sizes = ModelConfig(tiny_hidden=64, tiny_layers=2, tiny_vocab=512)
     make_tiny(["Heat (1995)"], sizes, tmp_path, 0)
     model, shape = load_base(tmp_path), Shape.of(str(tmp_path))
@@ -135,7 +135,7 @@ def test_rows_are_as_many_bytes_as_told(tmp_path: Path) -> None:
     given = parse("", ["--preset", "toy", "--num-negatives", "3", "--dry-run", "--cluster", "1x2xcpu"])
     ready = prepare(given, tmp_path)
     config, tuning = ready.config, ready.tuning
-    tokens = plan.check_lengths(config, ready.data, tuning, ready.template)
+    tokens = checks.check_lengths(config, ready.data, tuning, ready.template)
     work = Work(config, tokens, Shape.of(str(ready.base)), 0, DEVICES["cpu"], 2, (1, 1))
     rows = preferences.sft_rows(tuning.slice(0, 512), 64, 1, 0, "01/sft")
     phases = [plan.PhasePlan("01/sft", "sft", (), 512, 8)]
@@ -143,7 +143,7 @@ def test_rows_are_as_many_bytes_as_told(tmp_path: Path) -> None:
 
 
 def test_lanes_overlap_as_the_loop_does() -> None:
-    config = plan.resolve(parse("", ["--preset", "toy"]))
+    config = checks.resolve(parse("", ["--preset", "toy"]))
     phases = plan.phases(config, 264)
     seconds = {
         phase.name: {"sft": 10.0, "prefer": 20.0, "negatives": 4.0, "evaluate": 7.0}.get(phase.kind, 0.0)
@@ -204,7 +204,7 @@ def test_a_plan_that_does_not_fit_is_refused(big: Shape) -> None:
     with pytest.raises(ValueError, match="4 devices, the plan takes 8"):
         of(paper(cluster="1x4xH100"), big)
     with pytest.raises(ValueError, match="--dry-run"):
-        plan.resolve(parse("", ["--cluster", "1x4xH100"]))
+        checks.resolve(parse("", ["--cluster", "1x4xH100"]))
 
 
 def test_a_dry_run_tells_what_a_cluster_would_take(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Settings of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Source = Literal[
+    "auto", "synthetic", "sprec", "movielens", "recbole", "lastfm", "amazon", "steam-hours", "parquet", "csv"
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which interactions are read and how they are cut into examples."""
+
+    source: Source = "auto"
+    """Format of --data; `auto` looks at the files, and without --data takes `synthetic`."""
+    data: str | None = None
+    """Folder or file of interaction logs."""
+    history: int = 10
+    """Most titles in a prompt."""
+    min_history: int | None = None
+    """Fewest titles in a prompt. Default: --history up to 10 for the split `time`, else 1."""
+    k_core: int = 0
+    """Fewest interactions of a user and of a title: those with fewer are left out, until none has fewer (RecPO: 5). 0
+    keeps all."""
+    split: Literal["auto", "time", "leave_last_two", "sequences"] = "auto"
+    """`time`: 8:1:1 by global time; `leave_last_two`: a user's last interaction is a test row, the one before it a
+    validation row; `sequences`: users 8:1:1 by their last interaction; `auto`: the data's own, else `time`."""
+    protocol: Literal["open", "candidates"] = "open"
+    """`open`: any title is an answer (SPRec); `candidates`: prompts list 20 titles to choose from, the target and 19
+    that the user never met (S-DPO, RecPO)."""
+    ask: Literal["title", "title_by_liking", "liking"] = "title"
+    """What a prompt asks for: the title; with `--protocol candidates` also `title_by_liking`, the title, where the
+    history is split into what the user liked and what not (S-DPO's row of TALLRec), and `liking`, for one candidate
+    after the other whether the user will like it (TALLRec)."""
+    ratings: bool = False
+    """Prompts show the ratings of the history (RecPO)."""
+    targets: Literal["last", "all"] = "last"
+    """Validation and test rows of a user of the split `sequences`: the last interaction, or all."""
+    bad_rows: Literal["stop", "drop"] = "stop"
+    """`stop` refuses a file with bad rows; `drop` sets them aside in rejected.parquet and counts them. A test row that
+    is a training row too is a bad one."""
+    test_rows: int = 1000
+    """Test examples that are evaluated, drawn with the seed."""
+    valid_rows: int = 256
+    """Validation examples that are evaluated, drawn with the seed."""
+    seed: int = 0
+    """Seeds every draw, initialisation and shuffle of the run."""

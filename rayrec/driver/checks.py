@@ -1,0 +1,320 @@
+"""Settings and data that do not fit together, refused before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+
+from rayrec.config import Config
+from rayrec.data import Dataset
+from rayrec.data.candidates import CANDIDATES
+from rayrec.data.likings import one_by_one
+from rayrec.data.mapped import slices
+from rayrec.data.met import Met
+from rayrec.negatives import NEGATIVES, mixture
+from rayrec.objectives import SMOOTHED, make_objective
+from rayrec.objectives.settings import LossConfig
+
+if TYPE_CHECKING:
+    pass
+
+
+#: Settings that must be above 0, and settings that must be 0 or more, by group.
+_POSITIVE = {
+    "model": "lora_alpha max_length max_new_tokens tiny_hidden tiny_layers pretrain_steps pretrain_batch pretrain_lr",
+    "train": "first_epochs first_lr rows_per_iteration num_negatives min_rating lr batch prefer_batch prefer_epochs "
+    "micro_batch clip",
+    "evaluate": "beam_width top_k part",
+    "placement": "train_workers generators tensor_parallel threads wait_seconds",
+}
+
+
+_NOT_NEGATIVE = {
+    "model": "lora_rank lora_dropout",
+    "train": "iterations first_rows row_tokens warmup_steps weight_decay",
+    "evaluate": "popularity_gamma",
+    "placement": "max_deaths checkpoint_steps checkpoint_seconds wait_for_resources",
+}
+
+
+def resolve(config: Config) -> Config:
+    """Fill in the settings whose default depends on others.
+
+    Raises:
+        ValueError: a setting that is out of range or at odds with another.
+    """
+    chooses = config.data.protocol == "candidates"
+    negatives = config.train.negatives or ("candidates" if chooses else "self_play",)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, negatives=negatives))
+    model, placement = config.model, config.placement
+    _check_ranges(config)
+    _check_names(config)
+    _check_together(config)
+    if model.lora_rank is None:
+        model = dataclasses.replace(model, lora_rank=0 if model.model == "tiny" else 16)
+    if placement.placement == "shared":
+        placement = dataclasses.replace(placement, sequential=True)
+    exact = "score" if chooses else "beams"
+    decode = tuple(dict.fromkeys(exact if mode == "auto" else mode for mode in config.evaluate.decode))
+    evaluate = dataclasses.replace(config.evaluate, decode=decode)
+    return dataclasses.replace(config, model=model, loss=_loss(config), evaluate=evaluate, placement=placement)
+
+
+def _loss(config: Config) -> LossConfig:
+    """The loss with all settings of its objective."""
+    loss, smoothing = config.loss, config.loss.smoothing
+    objective = make_objective(loss)
+    if smoothing == "auto":
+        smoothing = "sasrec" if loss.objective == "rosepo" else "none"
+    if smoothing == "none" and loss.objective == "rosepo":
+        raise ValueError("--smoothing none: rosepo without smoothing is dpo. Take --objective dpo.")
+    if smoothing != "none" and loss.objective not in SMOOTHED:
+        raise ValueError(
+            f"--smoothing {smoothing}: --objective {loss.objective} cannot smooth labels. Take one of "
+            f"{', '.join(sorted(SMOOTHED))}."
+        )
+    return dataclasses.replace(loss, smoothing=smoothing, **dataclasses.asdict(objective))
+
+
+def _check_ranges(config: Config) -> None:
+    for flag, value in _numbers(_POSITIVE, config):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{flag} is {value}, wanted a finite number above 0. Without {flag} it has its default.")
+    for flag, value in _numbers(_NOT_NEGATIVE, config):
+        if not 0 <= value < float("inf"):
+            raise ValueError(
+                f"{flag} is {value}, wanted a finite number, 0 or more. Without {flag} it has its default."
+            )
+    if config.model.lora_dropout >= 1:
+        raise ValueError(f"--lora-dropout is {config.model.lora_dropout}, wanted a share below 1, such as 0.05.")
+
+
+def _numbers(limits: dict[str, str], config: Config) -> Iterator[tuple[str, float]]:
+    """Yield flag and value of the settings in ``limits`` that have one."""
+    for group, names in limits.items():
+        for name in names.split():
+            value = getattr(getattr(config, group), name)
+            yield from (
+                (_flag(name), one) for one in (value if isinstance(value, tuple) else (value,)) if one is not None
+            )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def check_open(endpoint: str) -> None:
+    """Refuse an address that may hold a secret.
+
+    Raises:
+        ValueError: which does not repeat it.
+    """
+    parts = urlsplit(endpoint)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(
+            "--endpoint holds a user name or a query, and the settings of a run are kept. Give the address alone, and "
+            "the key in OPENAI_API_KEY."
+        )
+
+
+def check_name(name: str | None) -> None:
+    """Refuse a name of a run that would not be a folder of its own in --runs; those with a leading dot are rayrec's.
+
+    Raises:
+        ValueError: with the name and the remedy.
+    """
+    if name is not None and (Path(name).name != name or name[:1] in ("", ".") or not name.isprintable()):
+        raise ValueError(
+            f"--name {name!r} is not a plain folder name, printable and without a leading dot. Put folders into --runs."
+        )
+
+
+def _check_names(config: Config) -> None:
+    output, evaluate = config.output, config.evaluate
+    check_name(output.name)
+    if output.keep != "all" and not (output.keep.isdecimal() and int(output.keep) > 0):
+        raise ValueError(f"--keep is {output.keep!r}, wanted a number of policies above 0, or `all`. The default is 2.")
+    if evaluate.d3_alpha is not None and not 0 <= evaluate.d3_alpha <= 1:
+        raise ValueError(
+            f"--d3-alpha is {evaluate.d3_alpha}, wanted a share from 0 to 1. Leave it out to have it tuned."
+        )
+    if evaluate.d3_alpha is not None and "d3" not in evaluate.decode:
+        raise ValueError(f"--d3-alpha {evaluate.d3_alpha} is read by --decode d3 alone. Add it, or leave this out.")
+    for name in ("decode", "top_k"):
+        values = getattr(evaluate, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{_flag(name)} is {values}, wanted at least one value, each once. Name them with spaces.")
+    if evaluate.embedder == "title" and evaluate.embedder_path is not None:
+        raise ValueError(
+            f"--embedder-path {evaluate.embedder_path} is not read by --embedder title. Add --embedder sentence."
+        )
+
+
+def _check_together(config: Config) -> None:
+    model, train, evaluate, workers = config.model, config.train, config.evaluate, config.placement.train_workers
+    for name, batch in config.batches.items():
+        if batch % workers:
+            raise ValueError(
+                f"{_flag(name)} is {batch}, wanted a multiple of --train-workers {workers}. "
+                f"Take {batch + workers - batch % workers}."
+            )
+    if (most := config.placement.max_train_workers) is not None and most < workers:
+        raise ValueError(f"--train-workers {workers}:{most} is no range. Put the smaller number first.")
+    if model.max_new_tokens is not None and model.max_length <= model.max_new_tokens:
+        raise ValueError(
+            f"--max-length {model.max_length} holds a prompt and --max-new-tokens {model.max_new_tokens}, so no room "
+            "is left for a prompt. Raise --max-length."
+        )
+    if config.placement.placement == "shared" and config.placement.tensor_parallel > 1:
+        raise ValueError(
+            "--placement shared lets one GPU alternate, "
+            f"--tensor-parallel {config.placement.tensor_parallel} takes more. Leave one out."
+        )
+    if not train.sft and not train.prefer and train.iterations:
+        raise ValueError(
+            "--no-sft and --no-prefer leave an iteration nothing to do. Leave one of them out, or add --iterations 0."
+        )
+    for name in mixture.parse(train.negatives):
+        if NEGATIVES[name].needs_embedder and evaluate.embedder == "title":
+            raise ValueError(
+                f"--negatives {name} compares titles by a sentence embedder. Add --embedder sentence and "
+                "--embedder-path FOLDER."
+            )
+        if name in ("candidates", "self_hard") and train.num_negatives >= CANDIDATES:
+            raise ValueError(
+                f"--num-negatives {train.num_negatives}: --negatives {name} has {CANDIDATES - 1} wrong candidates. "
+                "Take fewer."
+            )
+    if config.placement.cluster is not None and not config.output.dry_run:
+        raise ValueError(
+            f"--cluster {config.placement.cluster} is for an estimate. Add --dry-run to have it; to run on a cluster, "
+            "take --address."
+        )
+    if config.loss.objective == "kto" and train.prefer_batch < 2:
+        raise ValueError(
+            f"--objective kto compares the rows of a batch, and --prefer-batch {train.prefer_batch} has one. Take at "
+            "least 2."
+        )
+    chats = evaluate.engine == "chat"
+    if chats != bool(evaluate.endpoint and evaluate.served):
+        raise ValueError(
+            "--engine chat, --endpoint URL and --served NAME go together. Name all three, or none of them."
+        )
+    check_open(evaluate.endpoint or "")
+    if chats and (train.first_rows or train.iterations or evaluate.decode != ("greedy",)):
+        raise ValueError(
+            "--engine chat tunes nothing and writes one answer. Take --method ChatRec, which has --first-rows 0, "
+            "--iterations 0 and --decode greedy."
+        )
+    chooses = config.data.protocol == "candidates"
+    modes = {"auto", "greedy", "score"} if chooses else {"auto", "greedy", "beams", "free_beams", "d3"}
+    if wrong := sorted(set(evaluate.decode) - modes):
+        raise ValueError(
+            f"--decode {' '.join(wrong)} does not go with --protocol {config.data.protocol}. Take one of "
+            f"{', '.join(sorted(modes))}."
+        )
+    tuned = train.iterations or train.reweight != "none"
+    if config.data.ask == "title_by_liking" and not chooses:
+        raise ValueError("--ask title_by_liking lists candidates. Add --protocol candidates, or leave --ask out.")
+    if config.data.ask == "liking" and (tuned or evaluate.decode != ("score",) or not chooses):
+        raise ValueError(
+            "--ask liking has one question for each candidate, and no titles to prefer. Take --method TALLRec, which "
+            "has --protocol candidates, --decode score and --iterations 0, and no --reweight."
+        )
+    if model.item_vectors and (not train.first_rows or evaluate.engine not in ("auto", "torch")):
+        raise ValueError(
+            "--item-vectors has a network that the first SFT trains, and tokens that only --engine torch reads. Take "
+            "--first-rows above 0, and leave --engine out."
+        )
+    longest = max(evaluate.top_k)
+    if chooses and longest > CANDIDATES:
+        raise ValueError(f"--top-k {longest} is longer than a list of {CANDIDATES} candidates. Take at most that.")
+    if set(evaluate.decode) - {"greedy", "score"} and evaluate.beam_width < longest:
+        raise ValueError(
+            f"--beam-width {evaluate.beam_width} gives fewer titles than --top-k {longest}. "
+            f"Take --beam-width {longest}, or a shorter list."
+        )
+
+
+def check_data(config: Config, data: Dataset) -> None:
+    """Refuse settings that this catalogue cannot serve.
+
+    Raises:
+        ValueError: more negatives, a longer list or more history than there are items.
+    """
+    items = len(data.catalogue)
+    longest = max(config.evaluate.top_k)
+    if longest > items:
+        raise ValueError(
+            f"--top-k {longest} asks for a longer list than the catalogue has items ({items}). "
+            "Take a shorter list, or more data."
+        )
+    free = items - config.data.history - 1
+    if {"candidates", "self_hard"} & mixture.parse(config.train.negatives).keys():
+        most = Met(data.train).most
+        if items - most < CANDIDATES:
+            raise ValueError(
+                f"--negatives candidates: the catalogue has {items} items and a user touched {most} of them, wanted "
+                f"{CANDIDATES} candidates. Take --negatives random or more data."
+            )
+    if config.train.num_negatives > free:
+        raise ValueError(
+            f"--num-negatives {config.train.num_negatives}: the catalogue has {items} items, so besides a history of "
+            f"{config.data.history} and the target only {max(free, 0)} are left. Take fewer negatives or more data."
+        )
+
+
+class Lengths(NamedTuple):
+    """Mean tokens of a prompt and of an answer, most tokens of an answer, and titles that the tokenizer changes."""
+
+    prompt: int
+    answer: int
+    longest: int
+    changed_titles: int
+
+
+def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any) -> Lengths:
+    """Measure prompts and answers in tokens and refuse what the model cannot see.
+
+    Raises:
+        ValueError: a prompt with its answer is longer than ``--max-length``, or a title than ``--max-new-tokens``.
+    """
+    read = (data.train, tuning, *data.evaluated.values())
+    if config.data.ask == "liking":
+        read = (tuning, *map(one_by_one, data.evaluated.values()))
+    tables = {id(table): table for table in read}.values()
+    parts = [some for table in tables for some in slices(table)]
+    targets = (title for some in parts for title in some["target"].to_pylist())
+    written: dict[tuple[int, ...], str] = {}
+    for title in data.catalogue.titles:
+        if (other := written.setdefault(tuple(template.answer_ids(title)), title)) != title:
+            raise ValueError(
+                f"The titles {other!r} and {title!r} are the same tokens to this model, which could not choose between "
+                "them. Rename one, or give them one item."
+            )
+    answers = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
+    longest_title = max(answers, key=lambda title: answers[title])
+    longest = config.model.max_new_tokens or answers[longest_title]
+    if answers[longest_title] > longest:
+        raise ValueError(
+            f"The title {longest_title!r} has {answers[longest_title]} tokens, --max-new-tokens is "
+            f"{longest}: it could never be generated. "
+            f"Take --max-new-tokens {answers[longest_title]} or more."
+        )
+    prompts = np.fromiter((len(prompt) for some in parts for prompt in template.prompts(some)), np.int32)
+    room = config.model.max_length - longest
+    if int(prompts.max()) > room:
+        raise ValueError(
+            f"{int((prompts > room).sum())} of {len(prompts)} prompts are longer than {room} tokens (the longest has "
+            f"{prompts.max()}): --max-length {config.model.max_length} less {longest} for the answer. "
+            f"Shorten --history, or raise --max-length up to the model's context."
+        )
+    changed = len(template.lossy(data.catalogue.titles))
+    mean = round(float(np.mean(list(answers.values()))))
+    return Lengths(round(float(prompts.mean())), mean, longest, changed)
