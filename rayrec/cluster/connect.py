@@ -25,7 +25,7 @@ import psutil
 from rayrec.cluster import reserve
 from rayrec.config import AnyConfig, BaselinesConfig, Config
 from rayrec.errors import Stopped
-from rayrec.runs.processes import kill
+from rayrec.runs.lease import kill
 from rayrec.runs.storage import Storage
 
 _log = logging.getLogger(__name__)

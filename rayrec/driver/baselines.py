@@ -27,10 +27,8 @@ from rayrec.models.policy import content_hash
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.settings import SequentialConfig
 from rayrec.report import terminal
-from rayrec.runs.lease import Lease
 from rayrec.runs.manifest import write_json
-from rayrec.runs.processes import Processes
-from rayrec.runs.run import Run, check_claim, versions
+from rayrec.runs.run import Run, check_claim, open_run, versions
 from rayrec.runs.storage import Storage
 from rayrec.training.sequential import train
 
@@ -70,37 +68,29 @@ def run(config: BaselinesConfig) -> Path | None:
     root = storage.root / name
     terminal.log("data", ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in data.counts.items()))
     if config.output.dry_run:
-        storage.bring(root / "config.json")
+        storage.download_file(root / "config.json")
         check_claim(root, config, hashes)
         return None
-    processes = Processes(root / ".processes.json")
-    processes.end_former()
-    lease = Lease(storage, root)
-    lease.check()
-    storage.pull(root)  # which removes what is not finished here
-    work = Run(storage, root, config, hashes)
-    processes.record()
-    plan.write_inputs(root, data)
-    work.keep("catalogue.parquet", "examples", "rejected.parquet")
     phases = [f"00/{model}" for model in config.sequential.models]
-    left = [phase for phase in phases if not work.done(phase)]
-    work.trace.attempt(left=left, versions=versions())
-    with lease:
+    with open_run(storage, root, config, hashes) as work:
+        plan.write_inputs(root, data)
+        work.upload("catalogue.parquet", "examples", "rejected.parquet")
+        left = [phase for phase in phases if not work.done(phase)]
+        work.trace.attempt(left=left, versions=versions())
         if set(left) - {"00/popular"}:
             connect.connect(config)
             reserve.reserve(config, gpu, generate=False).free_trainers()
-            processes.record()
+            work.lease.record_processes()
         for phase in left:
-            lease.check_held()
-            _make(phase, config, data, work, gpu, features, lease.check_held)
-            processes.record()
-    connect.leave()
-    processes.forget()
+            work.lease.check_held()
+            _make(phase, config, data, work, gpu, features, work.lease.check_held)
+            work.lease.record_processes()
+        connect.leave()
     records, seconds = work.write_metrics(phases), work.trace.facts("seconds")
     terminal.print_iteration_table([r | {"seconds": seconds.get(r["phase"])} for r in records])
     if config.json:
         write_json(Path(config.json), _summary(records, phases, seconds))
-    work.keep("trace.json")
+    work.upload("trace.json")
     terminal.log("run folder", storage.name(root))
     return root
 

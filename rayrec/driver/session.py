@@ -6,14 +6,13 @@ import dataclasses
 import itertools
 import json
 import os
-import shutil
 import sys
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,9 @@ from rayrec.report import terminal
 from rayrec.report.build import best_policy, build_report, read_samples
 from rayrec.report.timeline import by_iteration, placed, spans
 from rayrec.report.trackers import Tracker
-from rayrec.runs.lease import Lease
+from rayrec.runs.lease import kill_children
 from rayrec.runs.manifest import read_json, write_json
-from rayrec.runs.processes import Processes, kill_children
-from rayrec.runs.run import Run, check_claim, versions
+from rayrec.runs.run import Run, check_claim, open_run, versions
 from rayrec.runs.storage import TROUBLES, Storage
 from rayrec.selfplay import self_play
 from rayrec.training.group import TrainGroup
@@ -95,33 +93,33 @@ def run(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = 
         KeyboardInterrupt: on Ctrl-C and SIGTERM; the same call goes on at the first unfinished phase.
     """
     terminal.show_log()
-    scratch = Path(tempfile.mkdtemp(prefix="rayrec-"))
-    try:
-        ready = prepare(config, scratch)
-        storage = Storage(ready.config.output.runs or "runs")
-        if ready.config.output.dry_run:
-            storage.bring(ready.root / "config.json")
-            check_claim(ready.root, ready.config, ready.hashes)
-            estimated = estimate(ready) if estimate and ready.config.placement.cluster else {}
-            terminal.print_plan(ready.shown | estimated)
-            return None
-        Processes(ready.root / ".processes.json").end_former()
-        Lease(storage, ready.root).check()
-        storage.pull(ready.root)  # which removes what is not finished here
-        work = Run(storage, ready.root, ready.config, ready.hashes)
-        if ready.config.model.model == "tiny":
-            ready = dataclasses.replace(ready, base=keep_base(work, ready.base))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with ExitStack() as opened:
+        with tempfile.TemporaryDirectory(prefix="rayrec-", ignore_cleanup_errors=True) as scratch:
+            ready = prepare(config, Path(scratch))
+            storage = Storage(ready.config.output.runs or "runs")
+            if ready.config.output.dry_run:
+                storage.download_file(ready.root / "config.json")
+                check_claim(ready.root, ready.config, ready.hashes)
+                estimated = estimate(ready) if estimate and ready.config.placement.cluster else {}
+                terminal.print_plan(ready.shown | estimated)
+                return None
+            work = opened.enter_context(open_run(storage, ready.root, ready.config, ready.hashes))
+            if ready.config.model.model == "tiny":
+                ready = dataclasses.replace(ready, base=keep_base(work, ready.base))
+        _do(ready, work)
+    return work.root
+
+
+def _do(ready: Prepared, work: Run) -> None:
+    """Print the plan of an opened run, write its inputs, and do what is left."""
     work.forget_unusable((phase.name, phase.needs) for phase in ready.phases)
     done = {phase.name: work.done(phase.name) for phase in ready.phases}
     shown = ready.shown | {"done": [p for p in done if done[p]], "to_do": [p for p in done if not done[p]]}
     write_json(work.root / "plan.json", shown)
     plan.write_inputs(work.root, ready.data)
-    work.keep("plan.json", "catalogue.parquet", "examples", "rejected.parquet")
+    work.upload("plan.json", "catalogue.parquet", "examples", "rejected.parquet")
     terminal.print_plan(shown)
     Session(ready, work).run()
-    return work.root
 
 
 class Session:
@@ -133,10 +131,8 @@ class Session:
         config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
         setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, ready.engine, ready.threads)
         self.reserved = reserve.Reserved()
-        self.processes = Processes(work.root / ".processes.json")
         self.group = Once(lambda: TrainGroup(config, base, ready.template, work, ready.gpu, self.reserved))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
-        self.lease = Lease(work.storage, work.root)
         self.tracker = Tracker(work.root, config.output.track, to_dict(config))
 
     def run(self) -> None:
@@ -145,14 +141,13 @@ class Session:
         self.work.trace.attempt(left=left, sequential=self.config.placement.sequential, versions=versions())
         lanes: tuple[TrainLane, GenerateLane] | None = None
         finished = False
-        with terminal.LaneProgress() as progress, self.lease:
+        with terminal.LaneProgress() as progress:
             try:
-                self.processes.record()
                 if left:
                     alone = connect.connect(self.config)
                     trains = any(phase.makes_policy and phase.name in left for phase in self.phases)
                     self.reserved = reserve.reserve(self.config, self.ready.gpu, trains, alone=alone)
-                    self.processes.record()
+                    self.work.lease.record_processes()
                     # Both take seconds to come up, so both start now, beside the first phase.
                     if trains:
                         self.group()
@@ -168,7 +163,7 @@ class Session:
                 self._close(lanes or (), finished)
         self._report()
         report = build_report(self.work.root)
-        self.work.keep(report.name)
+        self.work.upload(report.name)
         progress.log("report", self.work.storage.name(report))
 
     def _lanes(self, progress: Any) -> tuple[TrainLane, GenerateLane]:
@@ -182,7 +177,7 @@ class Session:
             all_threads=ready.all_threads,
             on_finish=self._finished,
             progress=progress,
-            check_held=self.lease.check_held,
+            check_held=self.work.lease.check_held,
             gpu=ready.gpu,
         )
         base = Policy(BASE, ready.base)
@@ -202,7 +197,7 @@ class Session:
         """Wait for all, in short waits so that signals are heard, and raise the first error."""
         open_: set[Future] = set(futures)
         while open_:
-            self.lease.check_held()
+            self.work.lease.check_held()
             done, open_ = wait(open_, timeout=0.5, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
@@ -211,7 +206,7 @@ class Session:
         """Rebuild metrics.jsonl, send the new numbers to the trackers, remove weights that nothing needs any more."""
         with self._lock:
             if new:
-                self.processes.record()
+                self.work.lease.record_processes()
                 self.tracker.phase(read_json(self.work.folder(phase) / "metrics.json"))
             self._prune(self.work.write_metrics(p.name for p in self.phases))
 
@@ -256,10 +251,9 @@ class Session:
         self.tracker.close()  # after what could be lost: it may wait for a server
         if finished:
             connect.leave()
-            self.processes.forget()
         self.work.trace.flush()
         if finished:
-            self.work.keep("trace.json")
+            self.work.upload("trace.json")
 
 
 def read_records(folder: Path) -> list[dict]:

@@ -70,7 +70,7 @@ class KeptParts:
 
         def sound() -> Iterator[Path]:
             for folder in self.storage.finished_in(self.folder):
-                self.storage.fetch_sound(folder)
+                self.storage.download_sound(folder)
                 if not damage(folder) and read_json(folder / "metrics.json")["key"] == self.key:
                     yield folder
 
@@ -92,4 +92,4 @@ class KeptParts:
         made.mkdir(parents=True)
         pq.write_table(pa.concat_tables(new), made / _FILE)
         seal(made, CHECKPOINT, {"key": self.key})
-        self.storage.keep(made)
+        self.storage.upload(made)

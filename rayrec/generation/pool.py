@@ -78,7 +78,7 @@ class Generator:
 
     def __init__(self, setup: Setup):
         self.storage = setup.storage
-        setup = dataclasses.replace(setup, base=str(self.storage.fetch(setup.base)))
+        setup = dataclasses.replace(setup, base=str(self.storage.download(setup.base)))
         self.seed, self.template = setup.config.data.seed, setup.template
         from rayrec.generation.chat import ChatEngine
 
@@ -103,14 +103,14 @@ class Generator:
             self.sleeps = False
         engine = self.beams if part.mode in BY_WEIGHTS else self.engine
         if self.versions.get(id(engine)) != part.version:
-            engine.load(part.version, str(self.storage.fetch(part.folder)))
+            engine.load(part.version, str(self.storage.download(part.folder)))
             self.versions[id(engine)] = part.version
         seed = seed_of(self.seed, part.phase, part.number)
         prompts = [list(ids) for ids in part.prompts]
         if part.mode == "score":
             answers = self.beams.score(prompts, [[list(ids) for ids in one] for one in part.choices])
         elif part.guide is not None:
-            guide = dataclasses.replace(part.guide, folder=str(self.storage.fetch(part.guide.folder)))
+            guide = dataclasses.replace(part.guide, folder=str(self.storage.download(part.guide.folder)))
             answers = self.beams.guided(prompts, part.n, guide)
         else:
             answers = engine.answer(prompts, part.mode, part.n, seed)

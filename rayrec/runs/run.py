@@ -12,19 +12,18 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rayrec.config import AnyConfig, differences, result_hash, to_dict
 from rayrec.errors import Stopped
+from rayrec.runs.lease import Lease
 from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, empty, read_json, seal, write_json
 from rayrec.runs.storage import Storage
 from rayrec.runs.trace import Trace
-
-if TYPE_CHECKING:
-    from rayrec.runs.storage import Storage
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +82,26 @@ def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dic
     return wanted
 
 
+@contextmanager
+def open_run(storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> Iterator[Run]:
+    """Open the run folder ``root`` and hold its lease inside ``with``.
+
+    The order counts: nothing is written before the processes of a killed driver have ended and no other driver lives,
+    and what the store lacks is removed from this machine's copy before the run is read.
+
+    Raises:
+        ValueError: another driver is alive, the store cannot be read, or :class:`Run` refuses the folder.
+    """
+    lease = Lease(storage, root)
+    lease.check()
+    storage.download_run(root)
+    run = Run(storage, root, config, hashes, lease)
+    with lease:
+        lease.record_processes()
+        yield run
+        lease.forget_processes()
+
+
 class Run:
     """One run folder, opened for work.
 
@@ -91,9 +110,11 @@ class Run:
             configuration or other data.
     """
 
-    def __init__(self, storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str]):
-        self.root, self.storage, self._checked, self._lock = root, storage, {}, threading.Lock()
-        self._pruned = set[str]()
+    def __init__(
+        self, storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str], lease: Lease | None = None
+    ):
+        self.root, self.storage, self.lease = root, storage, lease or Lease(storage, root)
+        self._checked, self._pruned, self._lock = dict[str, bool](), set[str](), threading.Lock()
         self._claim(check_claim(root, config, hashes), config)
         self.trace = Trace(root / "trace.json")
 
@@ -114,7 +135,7 @@ class Run:
             # An interrupt amid its writing would leave half of it in a store.
             if not record.exists() or read_json(record) != json.loads(json.dumps(whole)):
                 write_json(record, whole)
-                self.storage.keep(record)
+                self.storage.upload(record)
         except (OSError, Stopped) as error:
             why = error.strerror if isinstance(error, OSError) else error
             name = self.storage.name(self.root)
@@ -134,9 +155,9 @@ class Run:
 
     def finish(self, phase: str, metrics: dict) -> Path:
         """Write the phase's ``metrics.json`` and then its manifest: once both are in the storage, it has happened."""
-        self.storage.gather(self.folder(phase))
+        self.storage.download_all(self.folder(phase))
         seal(self.folder(phase), phase, metrics)
-        self.storage.keep(self.folder(phase), there=True)
+        self.storage.upload(self.folder(phase), missing_only=True)
         with self._lock:
             self._checked[phase] = True
         return self.folder(phase)
@@ -176,7 +197,7 @@ class Run:
         names = [e["name"] for e in manifest["files"] if e["name"].endswith(_WEIGHTS)]
         if manifest["pruned"] != names:
             write_json(folder / MANIFEST, {**manifest, "pruned": names})
-            self.storage.keep(folder / MANIFEST)
+            self.storage.upload(folder / MANIFEST)
         for name in names:  # those of an earlier start too, which may have ended amid this
             self.storage.remove(folder / name)
             (folder / name).unlink(missing_ok=True)
@@ -199,14 +220,14 @@ class Run:
         partial = self.root / "metrics.jsonl.partial"
         partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
         os.replace(partial, self.root / "metrics.jsonl")
-        self.keep("metrics.jsonl", "trace.json", "tensorboard")
+        self.upload("metrics.jsonl", "trace.json", "tensorboard")
         return records
 
-    def keep(self, *names: str) -> None:
+    def upload(self, *names: str) -> None:
         """Put files and folders that belong to no phase into the storage, as far as they are there."""
         for path in map(self.root.joinpath, names):
             if path.exists():
-                self.storage.keep(path)
+                self.storage.upload(path)
 
 
 def clear(phase: Path, storage: Storage) -> None:

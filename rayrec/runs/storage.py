@@ -36,10 +36,10 @@ _OPTIONS = {"region", "endpoint_override", "scheme", "allow_bucket_creation"}
 _PARTIAL = ".partial"
 #: Folder of a run that Ray Train writes into.
 RAY_TRAIN = ".ray_train"
-#: The sign of life of a run's driver.
-DRIVER = ".driver.json"
-#: What a copy holds besides the run's files.
-_OWN = (".processes.json", DRIVER, RAY_TRAIN)
+#: The heartbeat of the driver of a run, and the processes that it started on its machine.
+DRIVER, PROCESSES = ".driver.json", ".processes.json"
+#: Entries of a copy that the store does not decide.
+_OWN = (PROCESSES, DRIVER, RAY_TRAIN)
 
 
 def errno_of(error: BaseException) -> int | None:
@@ -97,17 +97,17 @@ class Storage:
             return _copy_of(self.url) / path.relative_to(self.root)
         return path
 
-    def keep(self, path: Path, there: bool = False) -> None:
+    def upload(self, path: Path, missing_only: bool = False) -> None:
         """Put a file of this node, or a folder, into the store; returns when it is there.
 
-        ``there``: what the store has of the folder is the same already, put by another node.
+        ``missing_only``: what the store has of the folder is the same already, put by another node.
 
         Raises:
             Stopped: the store takes nothing, in several tries.
         """
         if not self.url:
             return
-        known = set(self._listed(path)) if there else set()
+        known = set(self._listed(path)) if missing_only else set()
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         files = [file for file in files if file not in known]
         done = [file for file in files if file.name == MANIFEST]
@@ -117,7 +117,7 @@ class Storage:
         for file in [*(file for file in files if file not in done), *done]:
             self._try(f"writing {file.name}", self._copy_up, file)
 
-    def fetch(self, path: str | Path) -> Path:
+    def download(self, path: str | Path) -> Path:
         """Bring what the driver calls ``path`` to this node, a finished folder or one inside it; returns where it is.
 
         Files that are here already, with the hashes of the manifest, are left. New ones take the room of weights that
@@ -127,15 +127,15 @@ class Storage:
             Stopped: the store gives nothing, or twice a file that is not what the manifest says.
         """
         here = self.here(path)
-        if wrong := self.fetch_sound(here):
+        if wrong := self.download_sound(here):
             raise Stopped(
                 f"{', '.join(map(str, wrong))}: missing in {self.url}, or damaged there. Remove the driver's copy, "
                 f"{self.root}, and give the same command: the phase that wrote it is made again."
             )
         return here
 
-    def fetch_sound(self, here: Path) -> list[Path]:
-        """:meth:`fetch` to the path ``here`` of this node; files that the store itself has damaged are left out, and
+    def download_sound(self, here: Path) -> list[Path]:
+        """:meth:`download` to the path ``here`` of this node; files that the store itself has damaged are left out, and
         returned."""
         if not self.url or not here.is_relative_to(_copy_of(self.url)):
             return []
@@ -149,12 +149,12 @@ class Storage:
                     self._make_room(here)
                 for _ in range(2):  # what was changed on the way is right the second time
                     for file in wrong:
-                        self.bring(file)
+                        self.download_file(file)
                     wrong = _unlike({file: sums[file] for file in wrong})
                 for file in wrong:
                     file.unlink(missing_ok=True)
                 if folder == here:
-                    self.bring(folder / MANIFEST)
+                    self.download_file(folder / MANIFEST)
                 return wrong
         shutil.rmtree(here, ignore_errors=True)  # left here by a death, before the store had all of it
         return []
@@ -172,15 +172,15 @@ class Storage:
             for name in (self._manifest(folder) or {"pruned": []})["pruned"]:
                 (folder / name).unlink(missing_ok=True)
 
-    def gather(self, folder: Path) -> None:
+    def download_all(self, folder: Path) -> None:
         """Bring the files that any node has put into a folder of an unfinished phase.
 
         They replace what is here: a worker that died on this node may have left half of one.
         """
         for file in self._listed(folder):
-            self.bring(file)
+            self.download_file(file)
 
-    def pull(self, run: Path) -> None:
+    def download_run(self, run: Path) -> None:
         """Make the driver's copy of a run what the store has: what is finished there, and nothing else.
 
         Raises:
@@ -196,11 +196,11 @@ class Storage:
             loose = [file for file in known if len(file.relative_to(run).parts) <= 2]
             kept = set(loose)
             for file in loose:
-                self.bring(file)
+                self.download_file(file)
             for folder in folders:
                 manifest = self._manifest(folder)
                 if manifest is not None:
-                    self.fetch_sound(folder)
+                    self.download_sound(folder)
                     names = {entry["name"] for entry in manifest["files"]} - {*manifest["pruned"]}
                     kept |= {folder / MANIFEST, *(folder / name for name in names)}
         except Stopped as error:
@@ -279,7 +279,7 @@ class Storage:
         if local:
             store.move(to, at)
 
-    def bring(self, file: Path) -> None:
+    def download_file(self, file: Path) -> None:
         """Copy a file here, whole or not at all: others on this node may read it. One that is gone is left out."""
         if not self.url:
             return

@@ -102,7 +102,7 @@ def _newest(folder: Path, key: str, storage: Storage) -> tuple[Path | None, dict
     """The newest sound checkpoint of a key, and what was sealed with it."""
     saved = [one for one in storage.finished_in(folder) if one.name.isdecimal()]
     for one in sorted(saved, key=lambda path: int(path.name), reverse=True):
-        storage.fetch_sound(one)
+        storage.download_sound(one)
         if not damage(one) and (found := read_json(one / "metrics.json"))["key"] == key:
             return one, found
     return None, {}
@@ -153,7 +153,7 @@ def _replace(made: Path, write: Callable[[Path], None], facts: dict[str, Any], s
     made.mkdir(parents=True)
     write(made)
     seal(made, CHECKPOINT, facts)
-    storage.keep(made)
+    storage.upload(made)
     storage.clear(made.parent, but=made.name)
     empty(made.parent, but=made.name)
 

@@ -154,7 +154,7 @@ class TrainLane(Lane):
             key, storage = cache.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
 
             def fit() -> dict:
-                storage.keep(rows)  # read by every worker, on whatever node
+                storage.upload(rows)  # read by every worker, on whatever node
                 keyed = dataclasses.replace(phase, key=key)
                 result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
                 run.clear(folder, storage)
@@ -173,7 +173,7 @@ class TrainLane(Lane):
 
             def fit_here() -> dict:
                 metrics = fit()
-                storage.gather(folder)  # the shelf keeps what another node may have made
+                storage.download_all(folder)  # the shelf keeps what another node may have made
                 return metrics
 
             metrics = cache.take_or_make(self.shared.run.root, folder, deciding, facts, fit_here)
@@ -192,7 +192,7 @@ class TrainLane(Lane):
         columns = ["example_id", "history", "chosen", "rejected"]
         run, name = self.shared.run, f"{t:02d}/samples.json"
         write_json(run.root / name, table.select(columns).slice(0, 3).to_pylist())
-        run.keep(name)
+        run.upload(name)
 
 
 def _tail_means(steps: list[dict]) -> dict[str, float]:

@@ -35,7 +35,7 @@ class Oracle:
         here = storage.here(folder)
         here.mkdir(parents=True, exist_ok=True)
         report = sequential.fit_sasrec(train, valid, catalogue, seed, str(here), self._count)
-        storage.keep(here)
+        storage.upload(here)
         return report
 
     def _count(self, *_: Any) -> None:
@@ -78,7 +78,7 @@ def _fit(shared: Shared, folder: Path) -> dict:
     except RayTaskError as error:
         # What Ray hands on has no errno, by which trouble with a disk is known.
         raise error.cause if isinstance(error.cause, OSError | Stopped) else error from error
-    storage.gather(folder)
+    storage.download_all(folder)
     return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}
 
 

@@ -76,7 +76,7 @@ def train(
             bars.finish(phase.name, best.format_map(report))
         finally:
             group.close(finished)
-    work.storage.gather(folder)
+    work.storage.download_all(folder)
     return report
 
 
@@ -198,5 +198,5 @@ def _fit(task: dict, phase: Phase, share: sequential.Share, say: Callable[..., A
         report = {"error": str(error)}
     if share.rank == 0:
         sequential.save(model.to("cpu"), folder)
-        storage.keep(folder)
+        storage.upload(folder)
     return report

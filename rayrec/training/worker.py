@@ -81,7 +81,7 @@ class Worker:
         self.config: Config = setup["config"]
         self.storage: Storage = setup["storage"]
         self.base, self.rank, self.world = setup["base"], rank, world
-        here = str(self.storage.fetch(self.base))
+        here = str(self.storage.download(self.base))
         model, train = self.config.model, self.config.train
         self.device = torch.device("cuda", torch.cuda.current_device()) if setup["gpu"] else torch.device("cpu")
         # Equal inputs give equal bits on a CPU; on a GPU the fast kernels are kept and results agree to rounding.
@@ -112,9 +112,9 @@ class Worker:
         begun, from_base = time.time(), phase.start == self.base
         phase = dataclasses.replace(
             phase,
-            start=phase.start if from_base else str(self.storage.fetch(phase.start)),
+            start=phase.start if from_base else str(self.storage.download(phase.start)),
             out=str(self.storage.here(phase.out)),
-            items=str(self.storage.fetch(phase.items)) if phase.items else "",
+            items=str(self.storage.download(phase.items)) if phase.items else "",
         )
         self.report(phase=phase.name, step=0, steps=phase.steps)
         with self._whole():
@@ -407,7 +407,7 @@ class Worker:
                 # Named as the user named it: the same policy has the same bytes in every run folder.
                 base, merged = self.config.model.model, self.device.type == "cpu"
                 policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=merged, base=base)
-                self.storage.keep(Path(phase.out))
+                self.storage.upload(Path(phase.out))
 
 
 def _stub(row: dict) -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from rayrec.runs.processes import birth, machine
+from rayrec.runs.lease import machine, start_time
 from tests.edge.conftest import ROOT, alive, descendants, gone, read_trace, title
 
 SMALL = ["--history", "10", "--test-rows", "300", "--valid-rows", "100", "--hidden", "16", "--dropout", "0"]
@@ -62,7 +62,7 @@ def test_models_are_trained_ranked_and_kept(tmp_path: Path) -> None:
 
     record = folder / ".processes.json"
     assert not record.exists()
-    record.write_text(json.dumps({"machine": machine(), "processes": [[os.getpid(), birth(psutil.Process())]]}))
+    record.write_text(json.dumps({"machine": machine(), "processes": [[os.getpid(), start_time(psutil.Process())]]}))
     refused = run_baselines(*args)
     assert refused.returncode == 1 and f"is being written by process {os.getpid()}" in refused.stderr
 

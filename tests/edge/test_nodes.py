@@ -91,7 +91,7 @@ def test_a_sequential_run_that_loses_a_node_is_bit_identical(
     # Nothing but the store is needed: another machine has the whole run from it.
     monkeypatch.setenv("RAYREC_COPIES", str(nodes.folder / "another machine"))
     elsewhere = Storage(url)
-    elsewhere.pull(elsewhere.root / "nodes")
+    elsewhere.download_run(elsewhere.root / "nodes")
     assert contents(elsewhere.root / "nodes") == contents(overlapped)
     assert all(not damage(done.parent) for done in elsewhere.root.glob("nodes/*/*/DONE"))
     for name in ("metrics.jsonl", "report.html", "trace.json", "config.json", "plan.json", "01/samples.json"):

@@ -138,7 +138,7 @@ class WorkerElsewhere:
             out = self.storage.here(phase.out)
             out.mkdir(parents=True)
             (out / "model.safetensors").write_bytes(b"tuned")
-            self.storage.keep(out)
+            self.storage.upload(out)
         return {"steps": [{"step": 1, "loss": 1.5, "lr": 0.1}], "facts": {}}
 
 
@@ -162,7 +162,7 @@ def test_what_a_worker_elsewhere_made_is_on_the_shelf(tmp_path: Path, monkeypatc
         lost = run.folder("00/sft") / CHECKPOINT / "5"  # of an earlier attempt at this very phase
         lost.mkdir(parents=True)
         seal(lost, CHECKPOINT, {"key": "", "records": []})
-        storage.keep(lost)
+        storage.upload(lost)
         shared = Shared(config, cast("Any", None), run, None, 1, 1, lambda *args: None, Quiet())
         lane = TrainLane(shared, lambda: group, start)
         made = lane._train("00/sft", "sft", start, table, 8, 0.1, 0.0)

@@ -60,7 +60,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> Non
 def open_run(url: str, *args: str) -> Run:
     config = resolve(parse("", ["--runs", url, "--name", "r", *args]))
     work = Storage(url)
-    work.pull(work.root / "r")
+    work.download_run(work.root / "r")
     return Run(work, work.root / "r", config, {"data": ""})
 
 
@@ -107,16 +107,16 @@ def test_a_policy_goes_from_node_to_node(url: str, tmp_path: Path, monkeypatch: 
     assert here != out
     here.mkdir(parents=True)
     (here / "model.safetensors").write_bytes(b"trained")
-    run.storage.keep(here)
+    run.storage.upload(here)
     elsewhere(tmp_path, monkeypatch, "driver")
     run.finish("01/sft", {"records": []})
     assert (out / "model.safetensors").read_bytes() == b"trained" and not damage(out.parent)
     elsewhere(tmp_path, monkeypatch, "generator")
-    found = run.storage.fetch(str(out))
+    found = run.storage.download(str(out))
     assert files(found) == {"model.safetensors": b"trained"} and not found.is_relative_to(tmp_path / "driver")
     # An older file of that name and size is no reason to leave it.
     (found / "model.safetensors").write_bytes(b"oldened")
-    assert files(run.storage.fetch(out)) == {"model.safetensors": b"trained"}
+    assert files(run.storage.download(out)) == {"model.safetensors": b"trained"}
 
 
 def test_pruned_weights_take_no_room_on_other_nodes(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +124,14 @@ def test_pruned_weights_take_no_room_on_other_nodes(url: str, tmp_path: Path, mo
     phases = ("01/sft", "01/prefer", "02/sft")
     weights = [finish(run, phase) / "policy" / "model.safetensors" for phase in phases]
     elsewhere(tmp_path, monkeypatch, "generator")
-    here = [run.storage.fetch(file.parent) / file.name for file in weights[:2]]
+    here = [run.storage.download(file.parent) / file.name for file in weights[:2]]
     assert all(file.exists() for file in here)
     elsewhere(tmp_path, monkeypatch, "driver")
     run.prune("01/sft")
     elsewhere(tmp_path, monkeypatch, "generator")
-    run.storage.fetch(weights[1].parent)  # is here: nothing new needs room
+    run.storage.download(weights[1].parent)  # is here: nothing new needs room
     assert here[0].exists()
-    run.storage.fetch(weights[2].parent)
+    run.storage.download(weights[2].parent)
     assert not here[0].exists() and here[1].exists()
 
 
@@ -142,17 +142,17 @@ def test_a_checkpoint_is_the_stores_or_none(url: str, tmp_path: Path, monkeypatc
     at.mkdir(parents=True)
     (at / "state").write_text("step 5")
     seal(at, CHECKPOINT, {"records": [5]})
-    run.storage.keep(at)
+    run.storage.upload(at)
     (at / "state").write_text("step 6")
     seal(at, CHECKPOINT, {"records": [6]})  # the node died before it was up
-    assert read_json(run.storage.fetch(at) / "metrics.json") == {"records": [5]}
+    assert read_json(run.storage.download(at) / "metrics.json") == {"records": [5]}
     elsewhere(tmp_path, monkeypatch, "driver")
     open_run(url).begin("01/sft")
     elsewhere(tmp_path, monkeypatch, "another worker")
-    found = run.storage.fetch(run.folder("01/sft") / CHECKPOINT / "5")
+    found = run.storage.download(run.folder("01/sft") / CHECKPOINT / "5")
     assert not damage(found) and (found / "state").read_text() == "step 5"
     run.storage.remove(found)
-    assert not run.storage.fetch(run.folder("01/sft") / CHECKPOINT / "5").exists()
+    assert not run.storage.download(run.folder("01/sft") / CHECKPOINT / "5").exists()
 
 
 class Fails:
@@ -217,7 +217,7 @@ def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monk
     run.storage.clear(state.parent.parent, but="10")
     assert found("a third worker") == 0 and found("a third worker", "other rows") == 10
     state.write_bytes(b"w3ights")
-    run.storage.keep(state)
+    run.storage.upload(state)
     assert found("a fourth worker", "other rows") == 0
     elsewhere(tmp_path, monkeypatch, "driver")
     run.clear(driver, run.storage)
@@ -265,7 +265,7 @@ def test_a_reference_is_taken_by_step_and_slot(url: str, tmp_path: Path, monkeyp
     assert {tuple(one.shape) for one in (found(4), found(8), found(5, "other rows"))} == {(0, 2, 0)}
     file = folder / "8" / "reference.safetensors"
     file.write_bytes(b"half")
-    run.storage.keep(file)
+    run.storage.upload(file)
     assert len(found(5)) == 0
 
 
@@ -298,13 +298,13 @@ def test_nothing_outside_is_pruned(url: str, tmp_path: Path, monkeypatch: pytest
         elsewhere(tmp_path, monkeypatch, "driver")
         write_json(folders[0] / MANIFEST, read_json(folders[0] / MANIFEST) | {"pruned": [name]})
         assert "prunes" in damage(folders[0])
-        run.storage.keep(folders[0] / MANIFEST)
+        run.storage.upload(folders[0] / MANIFEST)
         elsewhere(tmp_path, monkeypatch, "generator")
         copy = run.storage.here(folders[0] / "policy" / "model.safetensors")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(b"weights")
-        (run.storage.fetch(folders[1]) / "metrics.json").unlink()
-        run.storage.fetch(folders[1])
+        (run.storage.download(folders[1]) / "metrics.json").unlink()
+        run.storage.download(folders[1])
         assert ours.read_text() == "precious"
 
 
@@ -318,7 +318,7 @@ def test_half_a_file_of_a_dead_worker_is_not_sealed(url: str, tmp_path: Path, mo
     here = run.storage.here(folder) / "policy"
     here.mkdir(parents=True)
     (here / "model.safetensors").write_bytes(b"trained")
-    run.storage.keep(here)
+    run.storage.upload(here)
     elsewhere(tmp_path, monkeypatch, "driver")
     run.finish("01/sft", {"records": []})
     elsewhere(tmp_path, monkeypatch, "second machine")
@@ -332,7 +332,7 @@ def test_what_is_brought_is_checked(url: str, tmp_path: Path, monkeypatch: pytes
     run = open_run(url)
     policy = finish(run) / "policy"
     elsewhere(tmp_path, monkeypatch, "generator")
-    bring, wrong = Storage.bring, [1]
+    bring, wrong = Storage.download_file, [1]
 
     def changed_on_the_way(self: Storage, file: Path) -> None:
         bring(self, file)
@@ -341,11 +341,11 @@ def test_what_is_brought_is_checked(url: str, tmp_path: Path, monkeypatch: pytes
             file.write_bytes(b"w3ights")
 
     monkeypatch.setattr(Storage, "bring", changed_on_the_way)
-    assert files(run.storage.fetch(policy)) == {"model.safetensors": b"weights"} and wrong == [0]
+    assert files(run.storage.download(policy)) == {"model.safetensors": b"weights"} and wrong == [0]
     wrong[0] = 10**9
     elsewhere(tmp_path, monkeypatch, "another generator")
     with pytest.raises(Stopped, match=r"policy/model.safetensors: missing in .*, or damaged there"):
-        run.storage.fetch(policy)
+        run.storage.download(policy)
     assert not run.storage.here(policy / "model.safetensors").exists()
 
 
@@ -442,7 +442,7 @@ def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, monkeypatch: pytes
     for phase, text in (("01/sft", b"w3ights"), ("02/sft", b"weights")):
         weights = run.folder(phase) / "policy" / "model.safetensors"
         weights.write_bytes(text)
-        run.storage.keep(weights)
+        run.storage.upload(weights)
     run.storage.remove(run.folder("02/sft") / "policy" / "model.safetensors")
     elsewhere(tmp_path, monkeypatch, "second machine")
     second = open_run(url)
@@ -452,7 +452,7 @@ def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, monkeypatch: pytes
     manifest = read_json(folder / MANIFEST)
     manifest["files"][0]["name"] = "../../../../evil"
     write_json(folder / MANIFEST, manifest)
-    run.storage.keep(folder / MANIFEST)
+    run.storage.upload(folder / MANIFEST)
     elsewhere(tmp_path, monkeypatch, "third machine")
     assert not open_run(url).done("01/sft") and not list(tmp_path.rglob("evil"))
 
@@ -481,9 +481,9 @@ def test_a_store_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_plain_folder_is_worked_on_in_place(tmp_path: Path) -> None:
     run = open_run(str(tmp_path / "runs"))
     assert run.root == tmp_path / "runs" / "r" and run.storage.name(run.root) == str(run.root)
-    assert run.storage.fetch("org/model") == Path("org/model")
+    assert run.storage.download("org/model") == Path("org/model")
     folder = finish(run)
-    assert run.storage.fetch(folder) == folder == run.storage.here(folder)
+    assert run.storage.download(folder) == folder == run.storage.here(folder)
 
 
 def test_the_number_of_a_trouble_is_known_whoever_writes(tmp_path: Path) -> None:
