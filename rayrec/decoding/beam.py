@@ -10,7 +10,6 @@ Shapes: B prompts, W beams, N of them live, C candidate columns, S steps, V voca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +17,7 @@ from transformers import PreTrainedModel
 
 from rayrec.decoding.packed import PromptCache, batches
 from rayrec.decoding.trie import Trie
-
-if TYPE_CHECKING:
-    pass
+from rayrec.topk import stable_topk
 
 #: Logits that one pass over tails aims at: 256 MiB of float32.
 TAIL_LOGITS = 1 << 26
@@ -140,7 +137,7 @@ def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, guide: _G
         beams.score_BW[:, :N].flatten()[beam_E] + logp_E
     ).clamp(max=0)
     score_BC[:, most:] = beams.score_BW.where(beams.next_BW < 0, -torch.inf)
-    pick_BW = _best(score_BC, min(width, score_BC.shape[1]))
+    pick_BW = stable_topk(score_BC, width)
 
     score_BW, stays_BW = score_BC.gather(1, pick_BW), pick_BW >= most
     flat_BW = (first_B[:, None] + pick_BW).clamp(max=len(beam_E) - 1)
@@ -167,7 +164,7 @@ def _complete(cache: PromptCache, beams: _Beams, trie: Trie, best: int, alpha: f
     the beams whose bound reaches the lowest exact score of these.
     """
     first_BW = torch.zeros_like(beams.score_BW, dtype=torch.bool)
-    first_BW.scatter_(1, _best(beams.score_BW, min(best, beams.score_BW.shape[1])), True)
+    first_BW.scatter_(1, stable_topk(beams.score_BW, best), True)
     _add_tails(cache, beams, trie, first_BW, alpha)
     floor_B1 = beams.score_BW.where(first_BW, torch.inf).amin(1, keepdim=True)
     second_BW = ~first_BW & (beams.score_BW >= floor_B1)
@@ -216,13 +213,6 @@ def _ragged(count_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     first_N = count_N.cumsum(0) - count_N
     owner_E = torch.repeat_interleave(count_N)
     return owner_E, torch.arange(len(owner_E), device=count_N.device) - first_N[owner_E], first_N
-
-
-def _best(score_BC: Tensor, k: int) -> Tensor:
-    """Columns of the k largest scores, all <= 0, ties by column: ``topk`` alone leaves the order of ties open."""
-    key_BC = score_BC.abs().view(torch.int32).long() << 32  # the bits of floats >= 0 are in the order of the floats
-    key_BC |= torch.arange(score_BC.shape[1], device=score_BC.device)
-    return key_BC.topk(k, dim=1, largest=False).values & 0xFFFFFFFF
 
 
 #: Weights of the language model that D3 chooses from on the validation rows.

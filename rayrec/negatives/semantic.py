@@ -10,6 +10,7 @@ import torch
 
 from rayrec.grounding import Embedder
 from rayrec.negatives.draw import Draw, contexts, table
+from rayrec.topk import stable_topk
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -42,7 +43,7 @@ def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cata
         for example, score_I in zip(part, score_BI, strict=True):
             taken = [catalogue.index[t] for t in (*example["history"], example["target"]) if t in catalogue.index]
             score_I[taken] = -torch.inf
-            best = score_I.sort(descending=True, stable=True).indices[: draw.k].tolist()
+        for example, best in zip(part, stable_topk(score_BI, draw.k).tolist(), strict=True):
             for k, item in enumerate(best):
                 rows.append(draw.row(example["example_id"], k, "semantic", catalogue.titles[item], None, None))
     return table(rows)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rayrec.models.sequential.items import SequentialModel, pad
+from rayrec.topk import stable_topk
 
 
 @torch.inference_mode()
@@ -59,10 +60,8 @@ def top_lists(
         for row, score_I in enumerate(score_BI):
             if leave_out is not None and leave_out[start + row]:
                 score_I[list(leave_out[start + row])] = -torch.inf
-        least_B = score_BI.topk(min(k, score_BI.shape[1]), dim=1).values[:, -1]
-        for score_I, least in zip(score_BI, least_B, strict=True):
-            found = ((score_I >= least) & (score_I > -torch.inf)).nonzero()[:, 0]
-            kept_K = found[score_I[found].sort(descending=True, stable=True).indices[:k]]
-            lists.append(kept_K.tolist())
-            logprobs.append(score_I[kept_K].tolist())
+        for score_I, best_K in zip(score_BI, stable_topk(score_BI, k), strict=True):
+            best_K = best_K[score_I[best_K] > -torch.inf]
+            lists.append(best_K.tolist())
+            logprobs.append(score_I[best_K].tolist())
     return lists, logprobs
