@@ -98,12 +98,13 @@ def _sparse(
 ) -> list[list[int]]:
     """All distances of a query at once; a sparse product adds in the order of the query's entries, so equal rows of
     items have equal distances."""
-    columns, squares_I, found = sparse.csr_matrix(items_I.T), _unit_squares(items_I), []
+    columns, found = sparse.csr_matrix(items_I.T), []
+    squares_I, squares_Q = _unit_squares(items_I), _unit_squares(queries_Q)
     size = max(1, _CELLS // len(squares_I))
-    for start in range(0, queries_Q.shape[0], size):
-        queries = queries_Q[start : start + size]
+    for start in range(0, len(squares_Q), size):
+        queries = sparse.csr_matrix(queries_Q[start : start + size])
         product = torch.from_numpy(sparse.csr_matrix(queries @ columns).toarray())
-        distance = product.mul_(-2).add_(_unit_squares(queries)[:, None]).add_(squares_I).clamp_(min=0).sqrt_()
+        distance = product.mul_(-2).add_(squares_Q[start : start + size, None]).add_(squares_I).clamp_(min=0).sqrt_()
         if weight_I is not None:
             distance = _weighted(distance, weight_I)
         found += stable_topk(distance, k, largest=False).tolist()
