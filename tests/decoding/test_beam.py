@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
-from small_models import CONFIGS, EOS, PROMPTS, SIZES, random_model, teacher_forced
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from rayrec.decoding import Prior, Trie, beam_search
+from tests.decoding.small_models import CONFIGS, EOS, PROMPTS, SIZES, random_model, teacher_forced
 
 
 def random_titles(count: int, seed: int = 0) -> list[list[int]]:

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 import torch
-from small_models import CONFIGS, EOS, PROMPTS, random_model, teacher_forced
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rayrec.decoding import generate
+from tests.decoding.small_models import CONFIGS, EOS, PROMPTS, random_model, teacher_forced
 
 
 def small_vocabulary() -> LlamaForCausalLM:
