@@ -30,8 +30,8 @@ from rayrec.config import Config
 from rayrec.data.candidates import CANDIDATES
 from rayrec.decoding.beam import ALPHAS
 from rayrec.driver.checks import Lengths
-from rayrec.driver.plan import PhasePlan
 from rayrec.driver.prepare import Prepared
+from rayrec.lanes import Planned
 from rayrec.models.shape import Shape
 from rayrec.negatives import NEGATIVES, Sampler, mixture
 
@@ -102,7 +102,7 @@ def parse(cluster: str) -> tuple[int, int, str]:
     return int(found[1]), int(found[2]), kinds[found[3].lower()]
 
 
-def estimate(config: Config, phases: Sequence[PhasePlan], tokens: Lengths, shape: Shape, valid: int) -> dict[str, Any]:
+def estimate(config: Config, phases: Sequence[Planned], tokens: Lengths, shape: Shape, valid: int) -> dict[str, Any]:
     """Seconds of every phase, of an iteration and of the run; bytes per device, and bytes moved in an iteration.
 
     ``valid`` counts the validation rows. Where devices are cores, the processes share them out.
@@ -139,7 +139,7 @@ def estimate(config: Config, phases: Sequence[PhasePlan], tokens: Lengths, shape
     }
 
 
-def _ends(phases: Sequence[PhasePlan], seconds: dict[str, float], one_lane: bool, begun: float) -> dict[str, float]:
+def _ends(phases: Sequence[Planned], seconds: dict[str, float], one_lane: bool, begun: float) -> dict[str, float]:
     """When each phase ends: two lanes, each free for what can start first, negatives before evaluations."""
     ends: dict[str, float] = {}
     lanes: dict[bool, float] = {}
@@ -148,7 +148,7 @@ def _ends(phases: Sequence[PhasePlan], seconds: dict[str, float], one_lane: bool
     while left:
         options = []
         for number, phase in enumerate(left):
-            needs = {*phase.needs, *([phase.name.replace("prefer", "negatives")] if phase.kind == "prefer" else [])}
+            needs = {*phase.needs}
             if needs & names <= ends.keys():
                 lane = one_lane or phase.makes_policy
                 start = max(lanes.get(lane, begun), *(ends[n] for n in needs & names), begun)
@@ -211,7 +211,7 @@ class Work:
         unread = 0 if self.config.train.activation_checkpointing else prompt - 1
         return prompt + answers * (answer - 1), answers * answer, unread
 
-    def seconds(self, phase: PhasePlan) -> float:
+    def seconds(self, phase: Planned) -> float:
         """Seconds of one phase."""
         if phase.makes_policy:
             return self._training(phase)
@@ -235,15 +235,15 @@ class Work:
         drawn = max(0, k - written) if self.config.train.score_negatives else 0
         return self._asking(sampler.decode, rows, written) + (self._asking("score", rows, drawn) if drawn else 0.0)
 
-    def _training(self, phase: PhasePlan) -> float:
+    def _training(self, phase: Planned) -> float:
         workers = self.config.placement.train_workers
         passes = (2 if self.config.model.lora_rank else 3) + (phase.kind == "prefer")
         operations = _PADDING * phase.rows * phase.epochs * passes * self._forward(*self._row(phase.kind))
-        computing = operations / phase.steps / workers / self._rate(self.device.train, phase.name.startswith("00/"))
+        computing = operations / phase.batches / workers / self._rate(self.device.train, phase.name.startswith("00/"))
         exchange = self._exchanged() / workers / self._link()
         train, batch = self.config.train, self.config.batches.get(f"{phase.kind}_batch", self.config.train.batch)
         micro = -(-batch // (workers * train.micro_batch)) * (4 / 3 if phase.kind == "prefer" else 1)
-        return phase.steps * (max(computing, exchange) + micro * self.device.step) + self.device.phase
+        return phase.batches * (max(computing, exchange) + micro * self.device.step) + self.device.phase
 
     def _link(self) -> float:
         """Bytes per second of a worker to the next: within the node, or its share of the node's network."""
@@ -256,11 +256,11 @@ class Work:
         sent = others * self.trained * self._trained_bytes * (3 if stage in (1, 2) else 2)
         return sent + (2 * others * self.shape.parameters * self._bytes if stage == 3 else 0)
 
-    def sent(self, phases: Sequence[PhasePlan]) -> float:
+    def sent(self, phases: Sequence[Planned]) -> float:
         """Bytes that all workers send in the training phases among ``phases``: each begins with the first's weights."""
         adapters = self.trained * self._trained_bytes if self.config.model.lora_rank else 0
         spread = (self.config.placement.train_workers - 1) * (self.shape.parameters * self._bytes + adapters)
-        return sum(phase.steps * self._exchanged() + spread for phase in phases if phase.makes_policy)
+        return sum(phase.batches * self._exchanged() + spread for phase in phases if phase.makes_policy)
 
     def _asking(self, mode: str | None, rows: int, width: int) -> float:
         """Seconds in which all generators give ``width`` answers to ``rows`` prompts; no mode asks nothing."""
@@ -321,7 +321,7 @@ class Work:
         cache = evaluate.part * (self.tokens.prompt + width * self.tokens.longest) * self.shape.kv * self._bytes
         return (self.shape.parameters * self._bytes + cache) / placement.tensor_parallel
 
-    def moved(self, phases: Sequence[PhasePlan]) -> dict[str, float]:
+    def moved(self, phases: Sequence[Planned]) -> dict[str, float]:
         """Bytes that one iteration moves between processes, by what they are."""
         generators, rank = self.config.placement.generators, self.config.model.lora_rank
         asked = sum(phase.rows for phase in phases if not phase.makes_policy)

@@ -1,6 +1,7 @@
-"""What the two lanes of a run share: phases in threads, as futures, each done once.
+"""The two lanes of a run: phases in threads, as futures, each done once.
 
 A lane's methods return at once, with a future on a finished phase; a phase that is finished already is not done again.
+The lanes of a plan only list their phases, so the loop itself says which phases a run has.
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rayrec.config import Config
 from rayrec.data import Dataset
 from rayrec.runs.run import Run
+
+#: Version of the model before any training.
+BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -26,23 +30,43 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """One phase of a run. Its name is that of its folder, log lines, metrics and trace events."""
+
+    name: str
+    kind: str
+    rows: int
+    batches: int
+    """Optimiser steps, or parts of a generation phase; ``unit`` names them."""
+    unit: str
+    epochs: int = 1
+    makes_policy: bool = False
+    needs: tuple[str, ...] = ()
+    """Phases whose results it reads."""
+
+
+@dataclass(frozen=True)
 class Shared:
-    """What both lanes know."""
+    """What both lanes know. In a plan only ``config`` and ``data`` are set."""
 
     config: Config
     data: Dataset
-    run: Run
-    template: Any
-    threads: int
+    run: Run = None  # pyright: ignore[reportAssignmentType], a plan has no folder
+    template: Any = None
+    threads: int = 1
     """CPU threads of a process beside others; ``all_threads`` of one that works alone."""
-    all_threads: int
-    on_finish: Callable[[str, bool], None]
-    """Told the name of every finished phase, and whether it was finished just now."""
-    progress: Any
-    """console.LaneProgress."""
+    all_threads: int = 1
+    on_finish: Callable[[str, bool], None] = lambda name, new: None
+    """Called with the name of every finished phase, and whether it was finished just now."""
+    progress: Any = None
+    """A ``terminal.LaneProgress``."""
     check_held: Callable[[], None] = lambda: None
     """Raises once another driver has the run."""
     gpu: bool = False
+    planned: list[Planned] = field(default_factory=list)
+    """The phases of both lanes, in the order of the loop."""
+    made_by: dict[Future, str] = field(default_factory=dict)
+    """The phase that each future is of."""
 
 
 class Lane:
@@ -52,30 +76,50 @@ class Lane:
         self.name, self.shared = name, shared
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self.futures = list[Future]()
-        """All that was submitted."""
+        """All phases that were submitted."""
 
-    def submit(self, work: Callable[..., Any], *inputs: Any, threads: ThreadPoolExecutor | None = None) -> Future:
-        """Run ``work`` on the inputs, futures among them waited for first; in ``threads``, or the lane's own."""
+    def phase(
+        self,
+        planned: Planned,
+        make: Callable[..., dict],
+        result: Callable[[Path], Any],
+        *inputs: Any,
+        threads: ThreadPoolExecutor | None = None,
+    ) -> Future:
+        """Do a phase once its ``inputs`` are there, futures among them, unless it is finished.
 
-        def resolved() -> Any:
-            return work(*(value.result() if isinstance(value, Future) else value for value in inputs))
+        ``make(folder, facts, *inputs)`` writes the files of the phase and returns its ``metrics.json``: ``records``,
+        the lines of metrics.jsonl, and for training ``steps``; ``facts`` go to the trace. The future holds
+        ``result(folder)``. In a plan the phase is listed, and its future never ends.
+        """
+        made_by = self.shared.made_by
+        needs = tuple(made_by[one] for one in inputs if isinstance(one, Future))
+        self.shared.planned.append(replace(planned, needs=needs))
+        if self.shared.run is None:
+            future = Future()
+        else:
+            future = self._submit(planned, make, result, inputs, threads or self._threads)
+        made_by[future] = planned.name
+        return future
 
-        future = (threads or self._threads).submit(resolved)
+    def _submit(self, planned: Planned, make: Any, result: Any, inputs: Any, threads: ThreadPoolExecutor) -> Future:
+        def work() -> Any:
+            given = [one.result() if isinstance(one, Future) else one for one in inputs]
+            return result(self._do(planned, lambda folder, facts: make(folder, facts, *given)))
+
+        future = threads.submit(work)
         self.futures.append(future)
         if self.shared.config.placement.sequential:
             while not wait([future], timeout=0.5).done:  # its error is raised where the run waits for all futures
                 self.shared.check_held()
         return future
 
-    def phase(self, name: str, total: int, unit: str, make: Callable[[Path, dict], dict]) -> Path:
-        """Do a phase unless it is finished: ``make(folder, facts)`` writes its files and returns its ``metrics.json``.
-
-        That holds ``records``, the lines of metrics.jsonl, and for training ``steps``. ``facts`` go to the trace.
-        """
-        run = self.shared.run
+    def _do(self, planned: Planned, make: Callable[[Path, dict], dict]) -> Path:
+        """The folder of the phase, finished."""
+        run, name = self.shared.run, planned.name
         if new := not run.done(name):
             folder = run.begin(name)
-            self.shared.progress.start(self.name, name, total, unit)
+            self.shared.progress.start(self.name, name, planned.batches, planned.unit)
             with run.trace.phase(name, self.name) as facts:
                 run.finish(name, make(folder, facts))
             self.shared.progress.finish(name)
@@ -83,7 +127,7 @@ class Lane:
         return run.folder(name)
 
     def close(self) -> None:
-        """Drop what waits."""
+        """Drop the phases that have not begun."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

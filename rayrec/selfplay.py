@@ -22,9 +22,9 @@ def self_play(
     """
     train = config.train
     start = trainers.pretrain() if config.pretrains else trainers.base
+    generators.baseline()
     oracle = trainers.oracle()  # a SASRec, beside the first training; None if nothing reads it
     policy = trainers.sft(start, first_rows, 0, oracle) if len(first_rows) else start  # BIGRec, or the model as it is
-    generators.baseline()
     generators.evaluate(policy, oracle, 0)
     for t in range(1, train.iterations + 1):
         rows = draw(t)

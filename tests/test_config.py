@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from rayrec.config import Config, result_hash
+from rayrec.data import load
 from rayrec.driver import checks, plan
 from rayrec.methods import METHODS, PRESETS, parse
 
@@ -156,8 +157,8 @@ def test_negatives_are_the_protocols_own_unless_they_are_named() -> None:
 
 def test_epochs_of_the_preference_step_are_planned() -> None:
     config = checks.resolve(parse("", ["--iterations", "1", "--rows-per-iteration", "50", "--prefer-epochs", "3"]))
-    found = {phase.kind: phase for phase in plan.phases(config, 10) if phase.name.startswith("01/")}
-    assert (found["prefer"].rows, found["prefer"].epochs, found["prefer"].steps) == (50, 3, 5)  # 150 of 32
+    found = {phase.kind: phase for phase in plan.phases(config, load(config.data)) if phase.name.startswith("01/")}
+    assert (found["prefer"].rows, found["prefer"].epochs, found["prefer"].batches) == (50, 3, 5)  # 150 of 32
     assert (found["sft"].epochs, found["negatives"].rows) == (1, 50)
 
 

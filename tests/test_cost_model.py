@@ -13,11 +13,12 @@ from transformers import LlamaConfig
 from jobs.cost_model import DEVICES, Work, _ends, estimate
 from jobs.cost_model import parse as parse_cluster
 from rayrec.config import Config, TrainConfig
-from rayrec.data import preferences
+from rayrec.data import load, preferences
 from rayrec.driver import checks, plan
 from rayrec.driver.checks import Lengths
 from rayrec.driver.prepare import prepare
 from rayrec.generation.vllm import _whole
+from rayrec.lanes import Planned
 from rayrec.methods import parse
 from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models.policy import add_lora, load_base, load_tokenizer, save, trainable_state
@@ -52,7 +53,7 @@ def paper(*args: str, cluster: str = "8x8xH100") -> Config:
 
 
 def of(config: Config, shape: Shape) -> dict:
-    return estimate(config, plan.phases(config, 1256), TOKENS, shape, 256)
+    return estimate(config, plan.phases(config, load(config.data)), TOKENS, shape, 256)
 
 
 def test_sizes_of_a_known_model(big: Shape) -> None:
@@ -118,7 +119,7 @@ def test_gradients_and_activations_are_as_large_as_told(tmp_path: Path, rank: in
 def test_generators_read_as_many_bytes_as_told(tmp_path: Path, rank: int, dtype: str) -> None:
     model, work, base = small(tmp_path, rank, dtype)
     save(trainable_state(model), model, load_tokenizer(base), tmp_path / "policy", {}, merged=True)
-    phases = [plan.PhasePlan("01/evaluate", "evaluate", (), 8)]
+    phases = [Planned("01/evaluate", "evaluate", 8, 1, "parts")]
 
     def told(work: Work) -> float:
         return work.moved(phases)["policies"]
@@ -138,13 +139,13 @@ def test_rows_are_as_many_bytes_as_told(tmp_path: Path) -> None:
     tokens = checks.check_lengths(config, ready.data, tuning, ready.template)
     work = Work(config, tokens, Shape.of(str(ready.base)), 0, DEVICES["cpu"], 2, (1, 1))
     rows = preferences.sft_rows(tuning.slice(0, 512), 64, 1, 0, "01/sft")
-    phases = [plan.PhasePlan("01/sft", "sft", (), 512, 8)]
+    phases = [Planned("01/sft", "sft", 512, 8, "steps", makes_policy=True)]
     assert work.moved(phases)["rows"] == pytest.approx(Tokenise("sft", ready.template)(rows).nbytes, rel=0.1)
 
 
 def test_lanes_overlap_as_the_loop_does() -> None:
     config = checks.resolve(parse("", ["--preset", "toy"]))
-    phases = plan.phases(config, 264)
+    phases = plan.phases(config, load(config.data))
     seconds = {
         phase.name: {"sft": 10.0, "prefer": 20.0, "negatives": 4.0, "evaluate": 7.0}.get(phase.kind, 0.0)
         for phase in phases
@@ -180,7 +181,7 @@ def test_every_iteration_counts(big: Shape) -> None:
 def test_what_is_not_asked_takes_no_time(big: Shape) -> None:
     config = paper("--negatives", "random")
     work = Work(config, TOKENS, big, 256, DEVICES["H100"], 8, (1, 1))
-    by_kind = {phase.kind: work.seconds(phase) for phase in plan.phases(config, 1256)}
+    by_kind = {phase.kind: work.seconds(phase) for phase in plan.phases(config, load(config.data))}
     assert by_kind["negatives"] == by_kind["baseline"] == 0 < by_kind["evaluate"]
 
 
@@ -188,7 +189,7 @@ def test_likings_are_asked_candidate_by_candidate(big: Shape) -> None:
     asked = ["--protocol", "candidates", "--method"]
     talls, ranks = (paper(*asked, method, "--decode", "score") for method in ("TALLRec", "zero-shot"))
     works = [Work(config, TOKENS, big, 256, DEVICES["H100"], 8, (1, 1)) for config in (talls, ranks)]
-    alone, together = (work.seconds(plan.PhasePlan("00/evaluate", "evaluate", (), 1256)) for work in works)
+    alone, together = (work.seconds(Planned("00/evaluate", "evaluate", 1256, 20, "parts")) for work in works)
     assert alone == works[0]._asking("score", 20 * 1256, 2) + works[0].device.phase
     assert together == works[1]._asking("score", 1256, 20) + works[1].device.phase < alone
 

@@ -29,7 +29,8 @@ from rayrec.methods import parse
 from rayrec.models import policy
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
-from rayrec.report.build import build_report, trackers
+from rayrec.report import trackers
+from rayrec.report.build import build_report
 from rayrec.runs.manifest import write_json
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,11 @@ from rayrec.config import Config
 from rayrec.data import Dataset
 from rayrec.data.mapped import SLICE
 from rayrec.driver.checks import Lengths
+from rayrec.generation.lane import GenerateLane
+from rayrec.grounding import TitleEmbedder
+from rayrec.lanes import BASE, Planned, Policy, Shared
+from rayrec.selfplay import self_play
+from rayrec.training.lane import TrainLane
 
 if TYPE_CHECKING:
     from rayrec.models.shape import Shape
@@ -21,60 +25,24 @@ if TYPE_CHECKING:
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
-@dataclass(frozen=True)
-class PhasePlan:
-    """One phase of the run: its name is that of its folder, log lines, metrics and trace events."""
-
-    name: str
-    kind: str
-    needs: tuple[str, ...]
-    """Policies whose weights it reads."""
-    rows: int
-    steps: int = 0
-    epochs: int = 1
-
-    @property
-    def makes_policy(self) -> bool:
-        """Whether its folder holds a policy."""
-        return self.kind in ("pretrain", "sft", "prefer")
+def phases(config: Config, data: Dataset) -> list[Planned]:
+    """All phases in the order of the sequential run: the loop, with lanes that only list them."""
+    shared = Shared(config, data)
+    trainers = TrainLane(shared, _nothing, Policy(BASE, Path()))
+    generators = GenerateLane(shared, _nothing, TitleEmbedder([]))
+    counts: Any = range(config.train.rows_per_iteration), range(config.train.first_rows)
+    self_play(config, trainers, generators, lambda t: counts[0], counts[1])
+    return shared.planned
 
 
-def phases(config: Config, evaluated: int) -> list[PhasePlan]:
-    """All phases in the order of the sequential run; ``evaluated`` counts the rows of an evaluation."""
-    train, model = config.train, config.model
-    plan: list[PhasePlan] = []
-    start: tuple[str, ...] = ()
-    if config.pretrains:
-        rows = model.pretrain_steps * model.pretrain_batch
-        plan.append(PhasePlan("00/pretrain", "pretrain", (), rows, model.pretrain_steps))
-        start = ("00/pretrain",)
-    plan.append(PhasePlan("00/baseline", "baseline", (), evaluated))
-    if config.reads_oracle:
-        plan.append(PhasePlan("00/oracle", "oracle", (), 0))
-    if train.first_rows:
-        steps = -(-train.first_rows * train.first_epochs // train.batch)
-        plan.append(PhasePlan("00/sft", "sft", start, train.first_rows, steps, train.first_epochs))
-        start = ("00/sft",)
-    plan.append(PhasePlan("00/evaluate", "evaluate", start, evaluated))
-    for t in range(1, train.iterations + 1):
-        rows = train.rows_per_iteration
-        if train.prefer:
-            plan.append(PhasePlan(f"{t:02d}/negatives", "negatives", start, rows))
-        if train.sft:
-            plan.append(PhasePlan(f"{t:02d}/sft", "sft", start, rows, -(-rows // train.batch)))
-            start = (f"{t:02d}/sft",)
-        if train.prefer:
-            steps = -(-rows * train.prefer_epochs // train.prefer_batch)
-            plan.append(PhasePlan(f"{t:02d}/prefer", "prefer", start, rows, steps, train.prefer_epochs))
-            start = (f"{t:02d}/prefer",)
-        plan.append(PhasePlan(f"{t:02d}/evaluate", "evaluate", start, evaluated))
-    return plan
+def _nothing() -> None:
+    """Stand for the actors, which a plan never asks for."""
 
 
 def describe(
     config: Config,
     data: Dataset,
-    plan: Iterable[PhasePlan],
+    plan: Iterable[Planned],
     tokens: Lengths,
     shape: Shape,
     **resources: Any,
@@ -89,9 +57,8 @@ def describe(
         length = tokens.prompt + tokens.answer
         if phase.kind == "prefer":
             length += train.num_negatives * tokens.answer
-        seen = phase.rows * (phase.epochs if phase.kind != "baseline" else 0)
-        batches = phase.steps or -(-phase.rows // config.evaluate.part)
-        rows.append({"phase": phase.name, "rows": phase.rows, "batches": batches, "tokens": seen * length})
+        tokens_seen = phase.rows * phase.epochs * length * (phase.kind not in ("baseline", "oracle"))
+        rows.append({"phase": phase.name, "rows": phase.rows, "batches": phase.batches, "tokens": tokens_seen})
         rows[-1] |= {"epochs": phase.epochs}
     return {
         "rows": {"train": len(data.train), **{split: len(rows) for split, rows in data.evaluated.items()}},

@@ -28,6 +28,7 @@ from rayrec.driver import checks, plan
 from rayrec.generation.chat import check_endpoint
 from rayrec.generation.engine import two_models
 from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
+from rayrec.lanes import Planned
 from rayrec.models.policy import content_hash
 from rayrec.models.shape import Shape
 from rayrec.objectives import SCORED
@@ -49,7 +50,7 @@ class Prepared:
     """The run folder, which may not exist yet."""
     tuning: pa.Table
     """Training rows of the SFT and preference phases."""
-    phases: list[plan.PhasePlan]
+    phases: list[Planned]
     base: Path
     """Folder or hub id of the base model."""
     tokens: checks.Lengths
@@ -108,7 +109,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         check_heads(config.model.model, base)
     tokens = checks.check_lengths(config, data, tuning, template)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
-    phases = plan.phases(config, sum(map(len, data.evaluated.values())))
+    phases = plan.phases(config, data)
     cores, placement = os.cpu_count() or 1, config.placement
     workers = config.worker_counts[-1]
     threads = placement.threads or max(1, cores // (workers + placement.generators))

@@ -24,10 +24,10 @@ from rayrec.data import preferences
 from rayrec.driver import plan
 from rayrec.driver.prepare import Prepared, keep_base, prepare
 from rayrec.errors import Stopped
-from rayrec.generation.engine import BASE, Setup
+from rayrec.generation.engine import Setup
 from rayrec.generation.lane import GenerateLane
 from rayrec.generation.pool import GeneratorPool
-from rayrec.lanes import Lane, Once, Policy, Shared
+from rayrec.lanes import BASE, Lane, Once, Policy, Shared
 from rayrec.report import terminal
 from rayrec.report.build import best_policy, build_report, read_samples
 from rayrec.report.timeline import by_iteration, placed, spans
@@ -214,7 +214,9 @@ class Session:
         keep = self.config.output.keep
         if keep == "all":
             return
-        policies = [p.needs[0] for p in self.phases if p.kind == "evaluate" and p.needs and self.work.done(p.name)]
+        makers = {phase.name for phase in self.phases if phase.makes_policy}
+        readers = [phase for phase in self.phases if not phase.makes_policy and self.work.done(phase.name)]
+        policies = list(dict.fromkeys(need for phase in readers for need in phase.needs if need in makers))
         best = best_policy([r for r in records if r["kind"] == "evaluation"])
         kept = {*policies[-int(keep) :], *(best[:1] if best else ())}
         for phase in self.phases:

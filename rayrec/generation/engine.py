@@ -14,9 +14,6 @@ from rayrec.negatives import NEGATIVES, mixture
 from rayrec.prompts import Template
 from rayrec.runs.storage import Storage
 
-#: Version of the model as it was before any training.
-BASE = "base"
-
 Mode = Literal["greedy", "sample", "beams", "free_beams", "d3", "score"]
 
 

@@ -24,7 +24,7 @@ from rayrec.decoding.beam import ALPHAS
 from rayrec.generation.outputs import Outputs, candidates, prediction_table
 from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists
-from rayrec.lanes import Lane, Policy, Shared
+from rayrec.lanes import Lane, Planned, Policy, Shared
 from rayrec.metrics import evaluate, evaluate_splits
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.negatives import NEGATIVES, Draw, Sampler, Statistics, mixture, unscored, with_scores
@@ -53,9 +53,12 @@ class GenerateLane(Lane):
         """
         train, name = self.shared.config.train, f"{t:02d}/negatives"
         catalogue, seed = self.shared.data.catalogue, self.shared.config.data.seed
-        shares, rows = mixture.parse(train.negatives), distinct(rows)
+        shares = mixture.parse(train.negatives)
+        parts = self._outputs.parts_of(rows) * (1 + train.score_negatives)
+        planned = Planned(name, "negatives", len(rows), parts, "parts")
 
-        def make(current: Policy) -> Iterable[pa.Table]:
+        def make(folder: Path, facts: dict, current: Policy) -> dict:
+            unique = distinct(rows)
             draw = Draw(
                 train.num_negatives,
                 seed,
@@ -68,30 +71,30 @@ class GenerateLane(Lane):
                 similar=self.embedder,
             )
 
-            def write(folder: Path, facts: dict) -> dict:
-                made = {kind: Statistics(catalogue, draw.k) for kind in (*shares, *["mixture"] * (len(shares) > 1))}
-                for kind, numbers in mixture.assign(rows, shares, seed, t).items():
-                    part = take(rows, numbers) if len(shares) > 1 else rows
-                    sampler = NEGATIVES[kind]
-                    outputs = self._asked(f"{name}/{kind}", current, part, sampler, draw)
-                    borders = np.searchsorted(numbers, np.arange(0, len(rows) + SLICE, SLICE))
-                    for number, one in _finished(part, borders, outputs, sampler, catalogue, draw):
-                        if train.score_negatives:
-                            one = self._scored_too(f"{name}/{kind}-{number}", current, one)
-                        pq.write_table(one[0], folder / f"part-{number:05d}-{kind}.parquet")
-                        for counted in {kind, "mixture"} & made.keys():
-                            made[counted].add(*one)
-                run.clear(folder, self.shared.run.storage)
-                record = {"kind": "negatives", "phase": name, "iteration": t}
-                return {"records": [record | {"sampler": kind} | one.result() for kind, one in made.items()]}
+            made = {kind: Statistics(catalogue, draw.k) for kind in (*shares, *["mixture"] * (len(shares) > 1))}
+            for kind, numbers in mixture.assign(unique, shares, seed, t).items():
+                part = take(unique, numbers) if len(shares) > 1 else unique
+                sampler = NEGATIVES[kind]
+                outputs = self._asked(f"{name}/{kind}", current, part, sampler, draw)
+                borders = np.searchsorted(numbers, np.arange(0, len(unique) + SLICE, SLICE))
+                for number, one in _finished(part, borders, outputs, sampler, catalogue, draw):
+                    if train.score_negatives:
+                        one = self._scored_too(f"{name}/{kind}-{number}", current, one)
+                    pq.write_table(one[0], folder / f"part-{number:05d}-{kind}.parquet")
+                    for counted in {kind, "mixture"} & made.keys():
+                        made[counted].add(*one)
+            run.clear(folder, self.shared.run.storage)
+            record = {"kind": "negatives", "phase": name, "iteration": t}
+            return {"records": [record | {"sampler": kind} | one.result() for kind, one in made.items()]}
 
-            folder = self.phase(name, self._outputs.parts_of(rows) * (1 + train.score_negatives), "parts", write)
-            files = [sorted(folder.glob(f"part-{number:05d}-*.parquet")) for number in range(-(-len(rows) // SLICE))]
+        def written(folder: Path) -> Iterable[pa.Table]:
+            slices = -(-len(distinct(rows)) // SLICE)
+            files = [sorted(folder.glob(f"part-{number:05d}-*.parquet")) for number in range(slices)]
             # Of a folder such as `k=3` above them Arrow would make a column.
             plainly: dict[str, Any] = {"partitioning": None}
             return (schema.check(pq.read_table(some, **plainly), schema.NEGATIVES, name) for some in files)
 
-        return self.submit(make, policy)
+        return self.phase(planned, make, written, policy)
 
     @cached_property
     def touched(self) -> Met:
@@ -136,7 +139,14 @@ class GenerateLane(Lane):
         reweighted = self.shared.config.train.reweight != "none"
         plain = not (reweighted or model.item_vectors or data_config.ask != "title")  # then the first SFT is BIGRec
 
-        def make(current: Policy, judge: Path | None) -> list[dict]:
+        total = self._outputs.parts_of(examples) * len(settings.decode)
+        if "d3" in settings.decode and settings.d3_alpha is None:
+            total += self._outputs.parts_of(data.valid) * len(ALPHAS)
+        if data_config.ask == "liking":  # about every candidate
+            total *= CANDIDATES
+        planned = Planned(name, "evaluate", len(examples), total, "parts")
+
+        def make(folder: Path, facts: dict, current: Policy, judge: Path | None) -> dict:
             def predict(rows: pa.Table, decode: Mode, alpha: float | None) -> pa.Table:
                 width = 1 if decode == "greedy" else settings.beam_width
                 guide = None if alpha is None else (str(judge), alpha)
@@ -147,31 +157,23 @@ class GenerateLane(Lane):
                 outputs = self._outputs.ask(f"{name}/{kind}", current, rows, decode, width, choices, guide=guide)
                 return self._predictions(outputs, rows, decode)
 
-            def write(folder: Path, facts: dict) -> dict:
-                tables, records = [], []
-                for decode in cast("tuple[Mode, ...]", settings.decode):  # `auto` is resolved
-                    alpha = settings.d3_alpha
-                    if decode == "d3" and alpha is None:
-                        alpha = max(ALPHAS, key=lambda one: self._ndcg(predict(data.valid, "d3", one), data.valid))
-                    tables.append(predict(examples, decode, alpha if decode == "d3" else None))
-                    record = {"kind": "evaluation", "phase": name, "iteration": t, "policy": current.version}
-                    record |= {} if plain or t else {"model": "first SFT"}
-                    grounded = decode == "greedy" and not self._chooses
-                    record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
-                    record |= {"alpha": alpha} if decode == "d3" else {}
-                    records += self._scored(record, tables[-1])
-                pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet", row_group_size=SLICE)
-                run.clear(folder, self.shared.run.storage)
-                return {"records": records}
+            tables, records = [], []
+            for decode in cast("tuple[Mode, ...]", settings.decode):  # `auto` is resolved
+                alpha = settings.d3_alpha
+                if decode == "d3" and alpha is None:
+                    alpha = max(ALPHAS, key=lambda one: self._ndcg(predict(data.valid, "d3", one), data.valid))
+                tables.append(predict(examples, decode, alpha if decode == "d3" else None))
+                record = {"kind": "evaluation", "phase": name, "iteration": t, "policy": current.version}
+                record |= {} if plain or t else {"model": "first SFT"}
+                grounded = decode == "greedy" and not self._chooses
+                record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
+                record |= {"alpha": alpha} if decode == "d3" else {}
+                records += self._scored(record, tables[-1])
+            pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet", row_group_size=SLICE)
+            run.clear(folder, self.shared.run.storage)
+            return {"records": records}
 
-            total = self._outputs.parts_of(examples) * len(settings.decode)
-            if "d3" in settings.decode and settings.d3_alpha is None:
-                total += self._outputs.parts_of(data.valid) * len(ALPHAS)
-            if data_config.ask == "liking":  # about every candidate
-                total *= CANDIDATES
-            return read_json(self.phase(name, total, "parts", write) / "metrics.json")["records"]
-
-        return self.submit(make, policy, oracle)
+        return self.phase(planned, make, _records, policy, oracle)
 
     def _ndcg(self, predictions: pa.Table, examples: pa.Table) -> float:
         top_k = self.shared.config.evaluate.top_k
@@ -194,7 +196,7 @@ class GenerateLane(Lane):
             record = {"kind": "baseline", "model": "Popular", "phase": "00/baseline", "iteration": 0}
             return {"records": self._scored(record, predictions)}
 
-        return self.submit(lambda: self.phase("00/baseline", 1, "lists", write))
+        return self.phase(Planned("00/baseline", "baseline", len(examples), 1, "lists"), write, _records)
 
     def _scored(self, record: dict, predictions: pa.Table) -> list[dict]:
         """The metrics of each split, test first."""
@@ -228,6 +230,10 @@ class GenerateLane(Lane):
             return some.set_column(at, field, pa.array(lists, field.type))
 
         return mapped(map(listed, slices(outputs), slices(examples)), schema.PREDICTIONS)
+
+
+def _records(folder: Path) -> list[dict]:
+    return read_json(folder / "metrics.json")["records"]
 
 
 def _finished(

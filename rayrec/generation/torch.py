@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayrec.generation.engine import BASE, Mode, Setup
+from rayrec.generation.engine import Mode, Setup
+from rayrec.lanes import BASE
 
 
 class TorchEngine:

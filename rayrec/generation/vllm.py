@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rayrec.generation.engine import BASE, Mode, Setup, two_models
+from rayrec.generation.engine import Mode, Setup, two_models
+from rayrec.lanes import BASE
 from rayrec.seeds import seed_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 #: Seconds between two heartbeats: a step of a small model is shorter than a call of Ray.
 _BEAT = 0.1
@@ -16,7 +16,8 @@ class Phase:
     """One phase of training, wholly described: equal phases on equal rows give equal weights."""
 
     name: str
-    kind: Literal["pretrain", "sft", "prefer"]
+    kind: str
+    """`pretrain`, `sft` or `prefer`."""
     rows: str
     """Parquet file of schema.PREFERENCES, padded to whole global batches."""
     start: str

@@ -16,7 +16,7 @@ from rayrec.config import Config
 from rayrec.data import ahead, preferences
 from rayrec.data.mapped import SLICE
 from rayrec.grounding import TitleEmbedder
-from rayrec.lanes import Lane, Policy, Shared
+from rayrec.lanes import Lane, Planned, Policy, Shared
 from rayrec.objectives import SCORED
 from rayrec.runs import cache, run
 from rayrec.runs.manifest import sha256, write_json
@@ -42,8 +42,8 @@ class TrainLane(Lane):
         """
         if not self.shared.config.reads_oracle:
             return None
-        make = partial(train_oracle, self.shared)
-        return self.submit(lambda: self.phase("00/oracle", 1, "models", make), threads=self._beside)
+        planned = Planned("00/oracle", "oracle", len(self.shared.data.train), 1, "models")
+        return self.phase(planned, partial(train_oracle, self.shared), Path, threads=self._beside)
 
     def close(self) -> None:
         """Drop what waits."""
@@ -53,16 +53,15 @@ class TrainLane(Lane):
     def pretrain(self) -> Future:
         """Train the tiny model from scratch: every title of a training window is a target."""
         model, data, seed = self.shared.config.model, self.shared.data, self.shared.config.data.seed
-        rows = model.pretrain_steps * model.pretrain_batch
+        rows, batch = model.pretrain_steps * model.pretrain_batch, model.pretrain_batch
+        planned = Planned("00/pretrain", "pretrain", rows, model.pretrain_steps, "steps", makes_policy=True)
 
-        def make() -> Policy:
+        def make(folder: Path, facts: dict) -> dict:
             drawn = preferences.draw(data.train, 0, rows, seed, "pretrain")
-            table = preferences.sft_rows(drawn, model.pretrain_batch, 1, seed, "00/pretrain")
-            return self._train(
-                "00/pretrain", "pretrain", self.base, table, model.pretrain_batch, model.pretrain_lr, 0.0
-            )
+            table = preferences.sft_rows(drawn, batch, 1, seed, planned.name)
+            return self._train(planned, folder, facts, self.base, table, batch, model.pretrain_lr, 0.0)
 
-        return self.submit(make)
+        return self.phase(planned, make, partial(_policy, planned.name))
 
     def sft(self, policy: Future | Policy, rows: pa.Table, t: int, oracle: Future | None = None) -> Future:
         """Supervised tuning on (x, y_w): BIGRec for ``t`` = 0, step 3 of iteration ``t`` else.
@@ -72,12 +71,16 @@ class TrainLane(Lane):
         train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/sft"
         epochs, rate = (1, train.lr) if t else (train.first_epochs, train.first_lr)
 
-        def make(start: Policy, items: Path | None) -> Policy:
+        steps = -(-len(rows) * epochs // train.batch)
+        planned = Planned(name, "sft", len(rows), steps, "steps", epochs, makes_policy=True)
+
+        def make(folder: Path, facts: dict, start: Policy, items: Path | None) -> dict:
             table = preferences.sft_rows(rows, train.batch, epochs, seed, name)
             dropout = self.shared.config.model.lora_dropout
-            return self._train(name, "sft", start, table, train.batch, rate, dropout, items=items)
+            return self._train(planned, folder, facts, start, table, train.batch, rate, dropout, items=items)
 
-        return self.submit(make, policy, oracle if self.shared.config.model.item_vectors else None)
+        read = oracle if self.shared.config.model.item_vectors else None
+        return self.phase(planned, make, partial(_policy, name), policy, read)
 
     def prefer(
         self, policy: Future | Policy, rows: pa.Table, negatives: Future, oracle: Future | None, t: int
@@ -85,7 +88,10 @@ class TrainLane(Lane):
         """The preference step of iteration ``t``; its reference is ``policy``, frozen. ``oracle`` smooths, if asked."""
         train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/prefer"
 
-        def make(start: Policy, rejected: Iterable[pa.Table], judge: Path | None) -> Policy:
+        steps = -(-len(rows) * train.prefer_epochs // train.prefer_batch)
+        planned = Planned(name, "prefer", len(rows), steps, "steps", train.prefer_epochs, makes_policy=True)
+
+        def make(folder: Path, facts: dict, start: Policy, rejected: Iterable[pa.Table], judge: Path | None) -> dict:
             table = self._scored(preferences.pairs(rows, rejected), judge)
             counts = {}
             if self.shared.config.loss.objective == "odpo":
@@ -100,9 +106,9 @@ class TrainLane(Lane):
             if self.shared.config.loss.objective == "kto":
                 table = preferences.with_neighbours(table)
             self._sample(table, t)
-            return self._train(name, "prefer", start, table, train.prefer_batch, train.lr, 0.0, counts)
+            return self._train(planned, folder, facts, start, table, train.prefer_batch, train.lr, 0.0, counts)
 
-        return self.submit(make, policy, negatives, oracle)
+        return self.phase(planned, make, partial(_policy, name), policy, negatives, oracle)
 
     def _scored(self, table: pa.Table, judge: Path | None) -> pa.Table:
         """The pairs with what the objective reads besides their texts."""
@@ -116,8 +122,9 @@ class TrainLane(Lane):
 
     def _train(
         self,
-        name: str,
-        kind: Any,
+        planned: Planned,
+        folder: Path,
+        facts: dict,
         start: Policy,
         table: pa.Table,
         batch: int,
@@ -125,62 +132,60 @@ class TrainLane(Lane):
         dropout: float,
         counts: dict[str, int] | None = None,
         items: Path | None = None,
-    ) -> Policy:
+    ) -> dict:
+        """Train a policy into ``folder`` on the arranged rows of ``table``; returns the phase's metrics."""
         from rayrec.training.board import Phase
 
-        steps = table["step"][-1].as_py() + 1
+        name, kind, steps = planned.name, planned.kind, table["step"][-1].as_py() + 1
         config, train = self.shared.config, self.shared.config.train
         alone = name.startswith("00/")  # no generator works beside iteration 0's training
 
-        def make(folder: Path, facts: dict) -> dict:
-            rows = folder / "rows.parquet"
-            pq.write_table(table, rows, row_group_size=SLICE)
-            phase = Phase(
-                name=name,
-                kind=kind,
-                rows=str(rows),
-                start=str(start.folder),
-                out=str(folder / "policy"),
-                steps=steps,
-                batch=batch,
-                lr=rate,
-                warmup=steps // 20 if kind == "pretrain" else min(train.warmup_steps, steps // 2),
-                dropout=dropout,
-                threads=self.shared.all_threads if alone else self.shared.threads,
-                items=str(items or ""),
-            )
+        rows = folder / "rows.parquet"
+        pq.write_table(table, rows, row_group_size=SLICE)
+        phase = Phase(
+            name=name,
+            kind=kind,
+            rows=str(rows),
+            start=str(start.folder),
+            out=str(folder / "policy"),
+            steps=steps,
+            batch=batch,
+            lr=rate,
+            warmup=steps // 20 if kind == "pretrain" else min(train.warmup_steps, steps // 2),
+            dropout=dropout,
+            threads=self.shared.all_threads if alone else self.shared.threads,
+            items=str(items or ""),
+        )
 
-            deciding = of_training(phase, config, self.shared.gpu)
-            key, storage = cache.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
+        deciding = of_training(phase, config, self.shared.gpu)
+        key, storage = cache.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
 
-            def fit() -> dict:
-                storage.upload(rows)  # read by every worker, on whatever node
-                keyed = dataclasses.replace(phase, key=key)
-                result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
-                run.clear(folder, storage)
-                facts.update(result["facts"])
-                first, last = result["steps"][0], result["steps"][-1]
-                record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
-                record |= {"rows": len(table), "steps": steps, **(counts or {})}
-                record |= {"first_loss": first["loss"], "last_loss": last["loss"], **_tail_means(result["steps"])}
-                return {"records": [record], "steps": result["steps"]}
+        def fit() -> dict:
+            storage.upload(rows)  # read by every worker, on whatever node
+            keyed = dataclasses.replace(phase, key=key)
+            result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
+            run.clear(folder, storage)
+            facts.update(result["facts"])
+            first, last = result["steps"][0], result["steps"][-1]
+            record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
+            record |= {"rows": len(table), "steps": steps, **(counts or {})}
+            record |= {"first_loss": first["loss"], "last_loss": last["loss"], **_tail_means(result["steps"])}
+            return {"records": [record], "steps": result["steps"]}
 
-            # Of a range of workers nobody knows beforehand how many there will be.
-            fixed = len(config.worker_counts) == 1
-            shares = alone and config.output.share and config.model.model == "tiny" and fixed
-            if not shares:
-                return fit()
+        # Of a range of workers nobody knows beforehand how many there will be.
+        fixed = len(config.worker_counts) == 1
+        shares = alone and config.output.share and config.model.model == "tiny" and fixed
+        if not shares:
+            return fit()
 
-            def fit_here() -> dict:
-                metrics = fit()
-                storage.download_all(folder)  # the shelf keeps what another node may have made
-                return metrics
-
-            metrics = cache.take_or_make(self.shared.run.root, folder, deciding, facts, fit_here)
-            run.clear(folder, storage)  # of an earlier attempt, where the phase was taken
+        def fit_here() -> dict:
+            metrics = fit()
+            storage.download_all(folder)  # the shelf keeps what another node may have made
             return metrics
 
-        return Policy(name, self.phase(name, steps, "steps", make) / "policy")
+        metrics = cache.take_or_make(self.shared.run.root, folder, deciding, facts, fit_here)
+        run.clear(folder, storage)  # of an earlier attempt, where the phase was taken
+        return metrics
 
     def _hear(self, name: str, step: int = 0, **beat: Any) -> None:
         self.shared.run.trace.progress(name, step=step, **beat)
@@ -193,6 +198,10 @@ class TrainLane(Lane):
         run, name = self.shared.run, f"{t:02d}/samples.json"
         write_json(run.root / name, table.select(columns).slice(0, 3).to_pylist())
         run.upload(name)
+
+
+def _policy(name: str, folder: Path) -> Policy:
+    return Policy(name, folder / "policy")
 
 
 def _tail_means(steps: list[dict]) -> dict[str, float]:

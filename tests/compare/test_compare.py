@@ -29,7 +29,7 @@ from rayrec.data import schema
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
 from rayrec.metrics import or_ratio_without
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def load_job(name: str) -> ModuleType:

@@ -34,7 +34,7 @@ from rayrec.models.tiny import make_tiny
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ITEMS = [f"{i},Film {i} ({1970 + i}),x|y" for i in range(30)]
 #: Three users with 16 films each: 18 windows of ten.
 ROWS = [f"u{u},{(7 * u + n) % 30},{n % 5 + 0.5},{100 * n + u}" for n in range(16) for u in range(3)]

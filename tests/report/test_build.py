@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from rayrec.config import Config, to_dict
-from rayrec.report.build import best_policy, build_report, figures, last_policy
+from rayrec.report import figures
+from rayrec.report.build import best_policy, build_report, last_policy
 from rayrec.report.timeline import by_iteration, overlap, placed, spans, waits
 
 EVIL = "<script>alert('x')</script> & \"Friends\" (1999)"

@@ -13,7 +13,7 @@ import pytest
 
 from rayrec.config import Config
 from rayrec.driver.checks import resolve
-from rayrec.lanes import Policy, Shared
+from rayrec.lanes import Planned, Policy, Shared
 from rayrec.methods import parse
 from rayrec.runs.cache import take_or_make
 from rayrec.runs.manifest import CHECKPOINT, damage, seal
@@ -165,7 +165,12 @@ def test_what_a_worker_elsewhere_made_is_on_the_shelf(tmp_path: Path, monkeypatc
         storage.upload(lost)
         shared = Shared(config, cast("Any", None), run, None, 1, 1, lambda *args: None, Quiet())
         lane = TrainLane(shared, lambda: group, start)
-        made = lane._train("00/sft", "sft", start, table, 8, 0.1, 0.0)
+        planned = Planned("00/sft", "sft", 1, 1, "steps", makes_policy=True)
+
+        def make(folder: Path, facts: dict, lane: TrainLane = lane, planned: Planned = planned) -> dict:
+            return lane._train(planned, folder, facts, start, table, 8, 0.1, 0.0)
+
+        made = lane.phase(planned, make, lambda folder: Policy("00/sft", folder / "policy")).result()
         lane.close()
         assert (made.folder / "model.safetensors").read_bytes() == b"tuned"
         names = {entry["name"] for entry in json.loads((made.folder.parent / "DONE").read_text())["files"]}

@@ -19,7 +19,7 @@ import pytest
 
 from rayrec.driver.session import run
 from rayrec.errors import Stopped
-from rayrec.lanes import Lane, Shared
+from rayrec.lanes import Lane, Planned, Shared
 from rayrec.methods import parse
 from rayrec.runs.lease import Lease, machine, start_time
 from rayrec.runs.manifest import read_json, write_json
@@ -218,7 +218,7 @@ def test_a_sequential_run_that_another_driver_has_taken_stops_amid_a_phase() -> 
     end, config = threading.Event(), parse("", ["--sequential"])
     lane = Lane("trainers", Shared(config, *cast("Any", [None] * 7), check_held=taken), threads=1)
     with pytest.raises(Stopped, match="another driver"):
-        lane.submit(lambda: end.wait(60))
+        lane.phase(Planned("01/sft", "sft", 1, 1, "steps"), lambda *_: {"records": [end.wait(60)]}, Path)
     end.set()
     assert len(lane.futures) == 1  # a run waits for what was submitted, read or not
     lane.close()

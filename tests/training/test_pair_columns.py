@@ -7,10 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -26,9 +27,11 @@ from rayrec.grounding import TitleEmbedder, fold
 from rayrec.lanes import Policy, Shared
 from rayrec.methods import parse
 from rayrec.models import sequential
+from rayrec.runs.manifest import read_json
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
 from rayrec.training import pair_columns
+from rayrec.training.board import Phase
 from rayrec.training.lane import TrainLane
 
 TITLES = [f"Film {i}" for i in range(30)]
@@ -194,18 +197,29 @@ def test_margins_of_recpo_differ_among_the_negatives_of_a_prompt_without_candida
     assert varied > len(pairs) / 2
 
 
+class Group:
+    """Training workers that learn nothing."""
+
+    def run(self, phase: Phase, progress: Callable[..., None]) -> dict:
+        Path(phase.out).mkdir()
+        return {"steps": [{"step": 1, "loss": 0.0, "lr": phase.lr}], "facts": {}}
+
+
 def preferred(tmp_path: Path, train: pa.Table, rejected: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     """The rows that a preference step by ODPO, of three epochs, trains on, and its counts."""
     args = ["--objective", "odpo", "--prefer-batch", "4", "--prefer-epochs", "3"]
     shared, policy = lane_inputs(tmp_path, train, *args)
-    shared.run.begin("01/prefer")
-    future: Future = Future()
-    future.set_result([rejected])
-    lane = TrainLane(shared, lambda: None, policy)
-    cast("Any", lane)._train = lambda *found: (found[3], found[7])
-    made = lane.prefer(policy, train, future, None, 1)
-    lane.close()
-    return made.result()
+    negatives: Future = Future()
+    negatives.set_result([rejected])
+    shared.made_by[negatives] = "01/negatives"
+    lane = TrainLane(shared, Group, policy)
+    try:
+        policy = lane.prefer(policy, train, negatives, None, 1).result()
+    finally:
+        lane.close()
+    record = read_json(policy.folder.parent / "metrics.json")["records"][0]
+    rows = pq.read_table(policy.folder.parent / "rows.parquet")
+    return rows, {name: record[name] for name in ("unordered", "left_out")}
 
 
 def test_odpo_leaves_out_what_has_no_ordered_pair(train: pa.Table, tmp_path: Path) -> None:
@@ -215,11 +229,11 @@ def test_odpo_leaves_out_what_has_no_ordered_pair(train: pa.Table, tmp_path: Pat
     other = next(i for i in range(worst + 1, len(train)) if user[i] == user[worst])  # worth 2/√2, more than 1
     texts: list[list[str]] = [[] for _ in ids]
     texts[best], texts[worst] = ["Other 0", "Other 1"], [titles[other]]
-    rows, counts = preferred(tmp_path, train, negatives(train, *texts))
+    rows, counts = preferred(tmp_path / "a", train, negatives(train, *texts))
     assert rows["example_id"].to_pylist() == [ids[best]] * 4 and rows["weight"].to_pylist() == [1, 1, 1, 0]
     assert counts == {"unordered": 1, "left_out": len(train) - 1}
     texts[best] = []
     with pytest.raises(ValueError, match=r"01/prefer: none of 1 pairs .* worth more .* Take other --negatives"):
-        preferred(tmp_path, train, negatives(train, *texts))
+        preferred(tmp_path / "b", train, negatives(train, *texts))
     with pytest.raises(ValueError, match="01/prefer: there is no row to train on"):
-        preferred(tmp_path, train, negatives(train))
+        preferred(tmp_path / "c", train, negatives(train))
