@@ -40,7 +40,7 @@ def test_auto_is_a_cluster_made_by_ray_start_alone(named: str, tmp_path: Path, m
 SCRIPT = """
 import atexit, os, time
 import psutil
-from rayrec import cluster  # before Ray
+from rayrec.cluster import connect  # before Ray
 from rayrec.methods import parse
 from rayrec.cluster.reserve import reserve
 import ray
@@ -49,7 +49,7 @@ for cards in (0, 3):
     room = {"num_cpus": 6, "num_gpus": cards, "resources": {"gen": 1}}
     ray.init(address="local", include_dashboard=False, logging_level="ERROR", **room)
     config = parse("", ["--preset", "toy", "--address", ray.get_runtime_context().gcs_address])
-    print("RESULT", cards, cluster.has_gpu(config), cluster.runs_at_once(config))
+    print("RESULT", cards, connect.has_gpu(config), connect.runs_at_once(config))
     reserve(config, False, train=False)
     if cards:
         spread = parse("", ["--preset", "toy", "--train-workers", "1", "--generators", "1", "--tensor-parallel", "2",

@@ -14,7 +14,7 @@ from tests.edge.conftest import ROOT
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from rayrec import oracle  # before Ray, which else joins whatever cluster it finds
+from rayrec.training import oracle  # before Ray, which else joins whatever cluster it finds
 from rayrec.cluster import connect
 from rayrec.generation import pool
 import ray

@@ -54,7 +54,7 @@ SCRIPT = """
 import json, sys, threading, time
 from pathlib import Path
 import psutil
-from rayrec import trainers  # before Ray, which else joins whatever cluster it finds
+from rayrec.training import group  # before Ray, which else joins whatever cluster it finds
 from rayrec.cluster import connect
 import ray
 from rayrec.methods import parse
