@@ -21,9 +21,10 @@ from rayrec.driver.session import run
 from rayrec.errors import Stopped
 from rayrec.lanes import Lane, Planned, Shared
 from rayrec.methods import parse
+from rayrec.report.terminal import LaneProgress
 from rayrec.runs.lease import Lease, machine, start_time
 from rayrec.runs.manifest import read_json, write_json
-from rayrec.runs.run import open_run
+from rayrec.runs.run import Run, open_run
 from rayrec.runs.storage import DRIVER, PROCESSES, Storage
 
 
@@ -211,12 +212,15 @@ def test_an_opened_run_is_held_and_an_orderly_end_leaves_nothing(tmp_path: Path)
     assert not (root / DRIVER).exists() and (root / PROCESSES).exists()  # what may live on is ended by the next start
 
 
-def test_a_sequential_run_that_another_driver_has_taken_stops_amid_a_phase() -> None:
+def test_a_sequential_run_that_another_driver_has_taken_stops_amid_a_phase(tmp_path: Path) -> None:
     def taken() -> None:
         raise Stopped("another driver has the run")
 
     end, config = threading.Event(), parse("", ["--sequential"])
-    lane = Lane("trainers", Shared(config, *cast("Any", [None] * 7), check_held=taken), threads=1)
+    storage = Storage(str(tmp_path))
+    work = Run(storage, storage.root / "mine", config, {"data": ""})
+    shared = Shared(config, cast("Any", None), work, progress=LaneProgress(), check_held=taken)
+    lane = Lane("trainers", shared, threads=1)
     with pytest.raises(Stopped, match="another driver"):
         lane.phase(Planned("01/sft", "sft", 1, 1, "steps"), lambda *_: {"records": [end.wait(60)]}, Path)
     end.set()
