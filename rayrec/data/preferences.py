@@ -47,19 +47,52 @@ def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) 
 
 
 def pairs(rows: pa.Table, negatives: Iterable[pa.Table]) -> pa.Table:
-    """:func:`pair_up` of a draw, whose examples have a column ``number`` of their own.
+    """Join a draw with its rejected answers by ``number``: :func:`pair_up` for tables larger than memory.
 
-    ``negatives`` holds those of each slice (:func:`rayrec.data.mapped.slices`) of the :func:`distinct` rows.
+    Args:
+        rows: schema.EXAMPLES with ``number``; examples may repeat.
+        negatives: tables of schema.REJECTED, of any size.
+
+    Raises:
+        ValueError: the rows of an example do not lie together.
     """
-    unique = distinct(rows)
-    kind = pair_up(rows.slice(0, 0), schema.NEGATIVES.empty_table()).schema
-    made = mapped((pair_up(some, own) for some, own in zip(slices(unique), negatives, strict=True)), kind)
-    if unique is rows or not len(made):
-        return made
-    numbers, wanted = made["number"].to_numpy(), rows["number"].to_numpy()
-    order = np.argsort(numbers)
-    place = order[np.searchsorted(numbers, wanted, sorter=order).clip(max=len(order) - 1)]
-    return take(made, place[numbers[place] == wanted])
+    rejected = mapped(negatives, schema.REJECTED)
+    first, count = _runs(rejected["number"], _size(rows, rejected))
+
+    def joined(some: pa.Table) -> pa.Table:
+        number = np.unique(some["number"].to_numpy())
+        number = number[np.argsort(first[number])]
+        length = count[number].astype(np.int64)
+        place = np.repeat(first[number] - np.cumsum(length) + length, length) + np.arange(length.sum())
+        return pair_up(some, take(rejected, place))
+
+    return each(rows, joined)
+
+
+def _size(*tables: pa.Table) -> int:
+    """One more than the largest ``number``."""
+    largest = (pc.call_function("max", [table["number"]]).as_py() for table in tables)
+    return 1 + max((number for number in largest if number is not None), default=-1)
+
+
+def _runs(numbers: pa.ChunkedArray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the rows of each number begin and how many there are, both (size,) int32."""
+    first, count, place, last, runs = array(size), array(size), 0, -1, 0
+    for chunk in numbers.chunks:
+        number = chunk.to_numpy()
+        starts = np.flatnonzero(np.diff(number, prepend=last))
+        first[number[starts]] = place + starts
+        np.add.at(count, number, 1)
+        place, last, runs = place + len(number), number[-1], runs + len(starts)
+    if runs > np.count_nonzero(count):
+        raise ValueError("The rejected answers of an example lie apart in their files. Remove the phase, and resume.")
+    return first, count
+
+
+def with_numbers(negatives: pa.Table, examples: pa.Table) -> pa.Table:
+    """Rejected answers (schema.NEGATIVES) with the ``number`` of their examples (schema.REJECTED)."""
+    place = pc.call_function("index_in", [negatives["example_id"]], pc.SetLookupOptions(examples["example_id"]))
+    return schema.check(negatives.append_column("number", examples["number"].take(place)), schema.REJECTED, "negatives")
 
 
 def pair_up(examples: pa.Table, negatives: pa.Table) -> pa.Table:
@@ -87,8 +120,7 @@ def _places(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
 
 def distinct(rows: pa.Table) -> pa.Table:
     """Every ``number`` once, in the order in which they come first: a draw longer than the split holds some twice."""
-    last = pc.call_function("max", [rows["number"]]).as_py()
-    seen = array(0 if last is None else last + 1, bool)
+    seen = array(_size(rows), bool)
     for some in slices(rows):
         seen[some["number"].to_numpy()] = True
     if np.count_nonzero(seen) == len(rows):

@@ -70,6 +70,10 @@ NEGATIVES = pa.schema(
     ]
 )
 
+#: Rejected answers as a run keeps them, those of an example one after the other: ``number`` is the place of the example
+#: in the training rows, by which they are joined.
+REJECTED = NEGATIVES.append(_field("number", pa.int32()))
+
 #: One training row of the SFT (``rejected`` empty) or of the preference step. ``policy`` made the rejected answers;
 #: rows with equal ``step`` are one global batch, ``slot`` is the place in it, and a row of ``weight`` 0 is padding.
 #: Null unless the objective reads them: ``scores``, φ of the chosen and then of the rejected answers; ``smoothing``, an

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayrec.data import schema
+from rayrec.data import preferences, schema
 from rayrec.data.ahead import Ahead
 from rayrec.data.candidates import CANDIDATES, Also
 from rayrec.data.mapped import SLICE, each, mapped, slices, take
 from rayrec.data.met import Met
-from rayrec.data.preferences import distinct
 from rayrec.decoding.beam import ALPHAS
 from rayrec.generation.outputs import Outputs, candidates, prediction_table
 from rayrec.grounding import Embedder, ground
@@ -49,7 +47,7 @@ class GenerateLane(Lane):
     def negatives(self, policy: Future | Policy, rows: pa.Table, t: int) -> Future:
         """Rejected answers of iteration ``t`` from π_θt, the policy at its start.
 
-        The future holds them (schema.NEGATIVES) table by table, one for each slice of the distinct rows.
+        The future holds tables of them (schema.REJECTED), from one file for each sampler.
         """
         train, name = self.shared.config.train, f"{t:02d}/negatives"
         catalogue, seed = self.shared.data.catalogue, self.shared.config.data.seed
@@ -58,7 +56,7 @@ class GenerateLane(Lane):
         planned = Planned(name, "negatives", len(rows), parts, "parts")
 
         def make(folder: Path, facts: dict, current: Policy) -> dict:
-            unique = distinct(rows)
+            unique = preferences.distinct(rows)
             draw = Draw(
                 train.num_negatives,
                 seed,
@@ -76,25 +74,18 @@ class GenerateLane(Lane):
                 part = take(unique, numbers) if len(shares) > 1 else unique
                 sampler = NEGATIVES[kind]
                 outputs = self._asked(f"{name}/{kind}", current, part, sampler, draw)
-                borders = np.searchsorted(numbers, np.arange(0, len(unique) + SLICE, SLICE))
-                for number, one in _finished(part, borders, outputs, sampler, catalogue, draw):
-                    if train.score_negatives:
-                        one = self._scored_too(f"{name}/{kind}-{number}", current, one)
-                    pq.write_table(one[0], folder / f"part-{number:05d}-{kind}.parquet")
-                    for counted in {kind, "mixture"} & made.keys():
-                        made[counted].add(*one)
+                with pq.ParquetWriter(folder / f"{kind}.parquet", schema.REJECTED) as file:
+                    for number, one in enumerate(_finished(part, outputs, sampler, catalogue, draw)):
+                        if train.score_negatives:
+                            one = self._scored_too(f"{name}/{kind}-{number}", current, one)
+                        file.write_table(preferences.with_numbers(one[0], one[1]))
+                        for counted in {kind, "mixture"} & made.keys():
+                            made[counted].add(*one)
             run.clear(folder, self.shared.run.storage)
             record = {"kind": "negatives", "phase": name, "iteration": t}
             return {"records": [record | {"sampler": kind} | one.result() for kind, one in made.items()]}
 
-        def written(folder: Path) -> Iterable[pa.Table]:
-            slices = -(-len(distinct(rows)) // SLICE)
-            files = [sorted(folder.glob(f"part-{number:05d}-*.parquet")) for number in range(slices)]
-            # Of a folder such as `k=3` above them Arrow would make a column.
-            plainly: dict[str, Any] = {"partitioning": None}
-            return (schema.check(pq.read_table(some, **plainly), schema.NEGATIVES, name) for some in files)
-
-        return self.phase(planned, make, written, policy)
+        return self.phase(planned, make, _rejected, policy)
 
     @cached_property
     def touched(self) -> Met:
@@ -237,10 +228,17 @@ def _records(folder: Path) -> list[dict]:
 
 
 def _finished(
-    rows: pa.Table, borders: np.ndarray, outputs: pa.Table | None, sampler: Sampler, catalogue: Catalogue, draw: Draw
-) -> Iterator[tuple[int, Finished]]:
-    """Rejected answers, their rows and what was written for these; ``borders``: where slices of all rows end."""
-    for number, (start, end) in enumerate(itertools.pairwise(borders.tolist())):
-        if end > start:
-            some, own = rows.slice(start, end - start), None if outputs is None else outputs.slice(start, end - start)
-            yield number, (sampler.finish(some, own, catalogue, draw), some, None if sampler.decode == "score" else own)
+    rows: pa.Table, outputs: pa.Table | None, sampler: Sampler, catalogue: Catalogue, draw: Draw
+) -> Iterator[Finished]:
+    """The rejected answers of ``rows``, a slice at a time."""
+    written = itertools.repeat(None) if outputs is None else slices(outputs)
+    for some, own in zip(slices(rows), written, strict=False):
+        yield sampler.finish(some, own, catalogue, draw), some, None if sampler.decode == "score" else own
+
+
+def _rejected(folder: Path) -> Iterator[pa.Table]:
+    """Tables (schema.REJECTED) of the files of a finished phase."""
+    for path in sorted(folder.glob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(SLICE):
+                yield schema.check(pa.Table.from_batches([batch]), schema.REJECTED, str(path))

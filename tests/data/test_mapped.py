@@ -75,7 +75,7 @@ def examples():
 def negatives(some):
     row = {"policy": "p", "k": 0, "sampler": "random", "text": "A rejected title", "raw": None, "logprob": None}
     made = [row | {"example_id": one} for one in some["example_id"].to_pylist()]
-    return pa.Table.from_pylist(made, schema=schema.NEGATIVES)
+    return preferences.with_numbers(pa.Table.from_pylist(made, schema=schema.NEGATIVES), some)
 
 rows, before = 24 * SLICE, memory()
 train = numbered(mapped(examples(), schema.EXAMPLES))

@@ -23,9 +23,10 @@ def examples() -> pa.Table:
 def negatives(*rows: tuple[str, int, str]) -> pa.Table:
     columns = [
         {"example_id": example, "policy": f"of {example}", "k": k, "sampler": "random", "text": text}
+        | {"number": "abcde".find(example)}
         for example, k, text in rows
     ]
-    return pa.Table.from_pylist(columns, schema=schema.NEGATIVES)
+    return pa.Table.from_pylist(columns, schema=schema.REJECTED)
 
 
 def test_rows_repeat_only_after_the_split_is_used_up(examples: pa.Table) -> None:
@@ -52,19 +53,19 @@ def test_pairs_are_joined_in_the_order_of_k(examples: pa.Table) -> None:
     assert pairs["chosen"].to_pylist() == ["D", "A", "D"]
 
 
-def test_a_draw_is_paired_slice_by_slice(examples: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapped, "SLICE", 2)
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_a_draw_is_joined_by_number(examples: pa.Table, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(mapped, "SLICE", size)
     rows = preferences.draw(examples, 0, 12, 0, "iterations")
-    first = rows["example_id"].to_pylist()[:5]
-    wrong = [(name, k, f"{name}{k}") for name in first for k in range(2) if name != "c"]
-    parts = [negatives(*[one for one in wrong if one[0] in first[i : i + 2]]) for i in (0, 2, 4)]
+    wrong = [(name, k, f"{name}{k}") for name in "edba" for k in range(2)]  # c has nothing rejected
     whole = preferences.pair_up(rows, negatives(*wrong))
     assert len(whole) == 12 - rows["example_id"].to_pylist().count("c") > 8
-    assert preferences.pairs(rows, parts).equals(whole)
-    assert preferences.pairs(rows, [negatives()] * 3).num_rows == 0
-    assert preferences.pairs(rows.slice(0, 5), parts).equals(preferences.pair_up(rows.slice(0, 5), negatives(*wrong)))
-    with pytest.raises(ValueError, match="zip"):
-        preferences.pairs(rows, parts[:2])
+    files = [negatives(*wrong[:3]), negatives(*wrong[3:]), negatives()]
+    assert preferences.pairs(rows, files).equals(whole)
+    assert preferences.pairs(rows, [negatives()]).num_rows == 0
+    assert preferences.pairs(rows.slice(0, 5), files[::-1][:2]).num_rows == 3
+    with pytest.raises(ValueError, match="lie apart"):
+        preferences.pairs(rows, [negatives(*wrong[:3]), negatives(*wrong)])
 
 
 def test_nothing_rejected_is_no_pair(examples: pa.Table) -> None:

@@ -90,7 +90,7 @@ def test_every_preference_row_is_traced_to_its_policy(overlapped: Path) -> None:
     rows = pq.read_table(overlapped / "02" / "prefer" / "rows.parquet").to_pylist()
     assert {row["policy"] for row in rows} == {"01/prefer"}
     assert sorted((row["step"], row["slot"]) for row in rows) == [(s, i) for s in range(24) for i in range(8)]
-    negatives = pq.read_table(sorted((overlapped / "02" / "negatives").glob("part-*.parquet"))).to_pylist()
+    negatives = pq.read_table(sorted((overlapped / "02" / "negatives").glob("*.parquet"))).to_pylist()
     assert {(n["example_id"], n["text"]) for n in negatives} == {(r["example_id"], r["rejected"][0]) for r in rows}
 
 

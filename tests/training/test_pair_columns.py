@@ -210,7 +210,7 @@ def preferred(tmp_path: Path, train: pa.Table, rejected: pa.Table) -> tuple[pa.T
     args = ["--objective", "odpo", "--prefer-batch", "4", "--prefer-epochs", "3"]
     shared, policy = lane_inputs(tmp_path, train, *args)
     negatives: Future = Future()
-    negatives.set_result([rejected])
+    negatives.set_result([preferences.with_numbers(rejected, train)])
     shared.made_by[negatives] = "01/negatives"
     lane = TrainLane(shared, Group, policy)
     try:
