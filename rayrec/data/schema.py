@@ -15,6 +15,7 @@ def _field(name: str, type_: pa.DataType, null: bool = False) -> pa.Field:
 
 _strings = pa.list_(pa.field("item", pa.string(), nullable=False))
 _floats = pa.list_(pa.field("item", pa.float32()))
+_ids = pa.list_(pa.field("item", pa.int32()))
 
 #: What users did. ``timestamp`` is in seconds since the epoch, or, where a source has no times, the position in its
 #: order.
@@ -93,6 +94,17 @@ PREFERENCES = pa.schema(
         _field("scores", _floats, null=True),
         _field("smoothing", _floats, null=True),
         _field("neighbour", pa.string(), null=True),
+    ]
+)
+
+#: The same row as token ids, for the workers: those of the ``prompt``, of the ``answers``, the chosen one first, and of
+#: the ``neighbour``, EOS included.
+TOKENS = pa.schema(
+    [
+        *(PREFERENCES.field(name) for name in ("example_id", "weight", "step", "slot", "scores", "smoothing")),
+        _field("prompt", _ids),
+        _field("answers", pa.list_(pa.field("item", _ids))),
+        _field("neighbour", _ids, null=True),
     ]
 )
 

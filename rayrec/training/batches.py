@@ -1,78 +1,196 @@
-"""The rows of a training phase, tokenised and dealt to the workers by Ray Data."""
+"""The token table of a training phase: Ray Data writes it once, and each worker reads its own slots of every step.
+
+A file of the table (schema.TOKENS, Arrow IPC, named after its first step) holds some steps, and of these one record
+batch for each slot of the global batch. So any number of workers reads its own rows and no others.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, LocalFileSystem
 
+from rayrec.cluster.watchdog import Watchdog
+from rayrec.data import schema
+from rayrec.errors import Stopped
 from rayrec.prompts import Template
 from rayrec.runs.storage import Storage
+from rayrec.training import checkpoint
 from rayrec.training.board import Phase
 
-#: Bytes of a block of tokens: a worker's first rows are there once one is full.
-_BLOCK = 1 << 22
-#: Blocks that lie ready for a worker.
-_AHEAD = 16
+#: Rows of a file of the table, about: tokenised by one task, and held by each worker one file at a time.
+_PART = 1 << 13
 
 
-def read_shard(
-    phase: Phase, rank: int, world: int, template: Template, storage: Storage, begun: int
-) -> Iterable[pa.Table]:
-    """One worker's rows of every step from ``begun`` on, a table a step: its slots of the global batch.
+def write_rows(rows: pa.Table, path: Path, batch: int) -> None:
+    """Write the rows of a phase (schema.PREFERENCES), in row groups of whole steps."""
+    pq.write_table(rows, path, row_group_size=max(1, _PART // batch) * batch)
 
-    Each worker has a stream of its own, in one task of Ray Data, which waits for no other worker's. All these tasks
-    together take half a CPU, so none waits for another's room either, while their workers wait for each other.
+
+def write_tokens(phase: Phase, template: Template, storage: Storage, patience: float) -> None:
+    """Write the token table of a phase with Ray Data, a task for each row group of ``phase.rows``.
+
+    The tasks share one CPU where no more are free. A table of an earlier attempt is replaced.
+
+    Raises:
+        OSError: the storage failed a task.
+        Stopped: no task has finished for ``patience`` seconds.
     """
     import ray
-    from ray.data import ExecutionResources
-    from ray.data.expressions import col
 
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    # By itself every stream takes its share of the whole cluster's memory, as if it were the only one.
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_AHEAD * _BLOCK)
     context.enable_progress_bars = False
-    # The newer reader starts four processes to read the footer of this one file, at seconds for every phase.
-    context.use_datasource_v2 = False
-    context.target_max_block_size = _BLOCK
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    size, share = phase.batch // world, 1 / (2 * world)
-    source = storage.for_ray_data(phase.rows)
-    rows = ray.data.read_parquet(**source, partitioning=None, override_num_blocks=1, num_cpus=share)
-    mine = (col("step") >= begun) & (col("slot") >= rank * size) & (col("slot") < (rank + 1) * size)
-    tokenise = Tokenise(phase.kind, template)
-    rows = rows.filter(expr=mine, num_cpus=share).map_batches(
-        tokenise, batch_format="pyarrow", batch_size=None, zero_copy_batch=True, num_cpus=share
-    )
-    return rows.iter_batches(batch_size=size, batch_format="pyarrow", prefetch_batches=2)
+    folder = _folder(phase)
+    storage.remove(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    parts = [{"part": i} for i in range(pq.read_metadata(phase.rows).num_row_groups)]
+    write = _WriteTokens(phase, template, storage)
+    written = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(write, num_cpus=0.5)
+    results: SimpleQueue[list[dict] | BaseException] = SimpleQueue()
+
+    def follow() -> None:
+        try:
+            for some in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+                results.put(some.to_pylist())
+        except BaseException as error:
+            results.put(error)
+
+    Thread(target=follow, name="tokens", daemon=True).start()
+    watchdog, left = Watchdog(f"{phase.name}: no tokens from Ray Data", patience), len(parts)
+    while left:
+        try:
+            found = results.get(timeout=0.5)
+        except Empty:
+            if watchdog.check():
+                raise Stopped(f"{phase.name}: no tokens from Ray Data for {watchdog.silent:.0f} s") from None
+            continue
+        if isinstance(found, BaseException):
+            raise found
+        for one in found:
+            if one["error"]:
+                raise OSError(one["errno"], one["error"])
+        watchdog.beat()
+        left -= len(found)
+
+
+@dataclass(frozen=True)
+class _WriteTokens:
+    """Ray Data's task: tokenise row groups, and write each to a file of its own."""
+
+    phase: Phase
+    template: Template
+    storage: Storage
+
+    def __call__(self, parts: dict[str, Any]) -> dict[str, list]:
+        errors: list[OSError | None] = []
+        for part in parts["part"].tolist():
+            try:
+                self._write(part)
+                errors.append(None)
+            except OSError as error:  # as an exception it would come back as Ray Data's
+                errors.append(error)
+        return {"errno": [e and (e.errno or 0) for e in errors], "error": [e and str(e) for e in errors]}
+
+    def _write(self, part: int) -> None:
+        filesystem, path = _open(self.storage, self.phase.rows)
+        with filesystem.open_input_file(path) as file:
+            rows = pq.ParquetFile(file).read_row_group(part)
+        batch = self.phase.batch
+        by_slot = np.arange(len(rows)).reshape(-1, batch).T.ravel()
+        tokens = Tokenise(self.phase.kind, self.template)(rows).take(by_slot).combine_chunks()
+        filesystem, folder = _open(self.storage, _folder(self.phase))
+        filesystem.create_dir(folder, recursive=True)
+        target = f"{folder}/{rows['step'][0].as_py():09d}.arrow"
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with (
+            filesystem.open_output_stream(f"{target}.partial") as file,
+            pa.ipc.new_file(file, schema.TOKENS, options=options) as writer,
+        ):
+            writer.write_table(tokens, max_chunksize=len(rows) // batch)
+        filesystem.move(f"{target}.partial", target)
+
+
+def read_shard(phase: Phase, rank: int, world: int, storage: Storage, begun: int) -> Iterator[pa.Table]:
+    """One worker's rows of every step from ``begun`` on, a table a step: its slots of the global batch."""
+    filesystem, folder = _open(storage, _folder(phase))
+    names = sorted(info.path for info in filesystem.get_file_info(FileSelector(folder)) if info.extension == "arrow")
+    firsts = [int(Path(name).stem) for name in names]
+    own, size = range(rank * phase.batch // world, (rank + 1) * phase.batch // world), phase.batch // world
+    for name, first, end in zip(names, firsts, [*firsts[1:], phase.steps], strict=True):
+        if end <= begun:
+            continue
+        with filesystem.open_input_file(name) as file:
+            reader = pa.ipc.open_file(file)
+            slots = pa.Table.from_batches([reader.get_batch(slot) for slot in own])
+        by_step = np.arange(len(slots)).reshape(size, -1).T[max(0, begun - first) :].ravel()
+        steps = slots.take(by_step).combine_chunks()
+        yield from (steps.slice(start, size) for start in range(0, len(steps), size))
+
+
+def _folder(phase: Phase) -> Path:
+    """Where the token table lies until the phase ends."""
+    return checkpoint.folder_of(phase.out, "tokens")
+
+
+def _open(storage: Storage, path: str | Path) -> tuple[Any, str]:
+    """The filesystem, and the path in it, of what every node sees."""
+    source = storage.for_ray_data(path)
+    return source.get("filesystem", LocalFileSystem()), source["paths"]
 
 
 @dataclass(frozen=True)
 class Tokenise:
-    """Turns text into token ids: ``prompt``, ``answers`` (the chosen one first), and the ``neighbour`` of KTO."""
+    """Turns training rows (schema.PREFERENCES) into token ids (schema.TOKENS)."""
 
     kind: str
     template: Template
 
-    def __call__(self, table: Any) -> Any:
-        prompts, answers, neighbours = [], [], []
-        if self.kind != "pretrain":
-            prompts = self.template.prompts(table)
-        for row in table.select(["history", "chosen", "rejected", "neighbour"]).to_pylist():
-            neighbours.append(None if row["neighbour"] is None else self.template.answer_ids(row["neighbour"]))
-            if self.kind == "pretrain":
-                prompt, answer = self.template.sequence_ids([*row["history"], row["chosen"]])
-                prompts.append(prompt)
-                answers.append([answer])
-            else:
-                answers.append([self.template.answer_ids(title) for title in (row["chosen"], *row["rejected"])])
-        ids = pa.list_(pa.int32())
-        kept = table.select(["example_id", "weight", "step", "slot", "scores", "smoothing"])
-        kept = kept.append_column("prompt", pa.array(prompts, ids)).append_column(
-            "neighbour", pa.array(neighbours, ids)
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        rows = rows.combine_chunks()
+        columns = {name: rows[name] for name in ("example_id", "weight", "step", "slot", "scores", "smoothing")}
+        if self.kind == "pretrain":
+            titles = rows.select(["history", "chosen"]).to_pylist()
+            sequences = [self.template.sequence_ids([*row["history"], row["chosen"]]) for row in titles]
+            columns["prompt"] = pa.array([prompt for prompt, _ in sequences], _IDS)
+            columns["answers"] = pa.array([[answer] for _, answer in sequences], pa.list_(_IDS))
+        else:
+            columns["prompt"] = pa.array(self.template.prompts(rows), _IDS)
+            columns["answers"] = self._answers(_array(rows["chosen"]), _array(rows["rejected"]))
+        columns["neighbour"] = self._ids(_array(rows["neighbour"]))
+        return schema.check(pa.table(columns), schema.TOKENS, "tokens")
+
+    def _answers(self, chosen: pa.Array, rejected: Any) -> pa.Array:
+        """The tokens of each chosen answer, and then of the rejected ones."""
+        lengths = pc.call_function("list_value_length", [rejected]).to_numpy()
+        starts = np.concatenate([[0], np.cumsum(lengths + 1)])
+        place = (
+            np.arange(len(chosen) + lengths.sum()) + len(chosen) - np.repeat(np.arange(len(chosen)) + 1, lengths + 1)
         )
-        return kept.append_column("answers", pa.array(answers, pa.list_(ids)))
+        place[starts[:-1]] = np.arange(len(chosen))
+        texts = pa.concat_arrays([chosen, rejected.flatten()]).take(pa.array(place))
+        return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), self._ids(texts))
+
+    def _ids(self, texts: pa.Array) -> Any:
+        """The tokens of answers, each different one tokenised once; null for null."""
+        coded = texts.dictionary_encode()
+        ids = pa.array([self.template.answer_ids(text) for text in coded.dictionary.to_pylist()], _IDS)
+        return ids.take(coded.indices)
+
+
+_IDS = pa.list_(pa.int32())
+
+
+def _array(column: pa.ChunkedArray) -> Any:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)

@@ -19,6 +19,7 @@ from rayrec.config import Config
 from rayrec.errors import Stopped
 from rayrec.prompts import Template
 from rayrec.runs.run import Run
+from rayrec.training.batches import write_tokens
 from rayrec.training.board import Board, Phase
 
 _log = logging.getLogger(__name__)
@@ -179,6 +180,8 @@ class TrainGroup:
         """
         if self.elastic:
             self._grow()
+        patience = self.config.placement.wait_seconds
+        write_tokens(phase, self.setup["template"], self.work.storage, patience)
         number = self._ask(self.board.post.remote(phase), phase.name)
         begun, told, heard, word = time.time(), 0, 0.0, _WORD
         while True:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayrec.config import Config
 from rayrec.data import ahead, preferences
-from rayrec.data.mapped import SLICE
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import Lane, Planned, Policy, Shared
 from rayrec.objectives import SCORED
@@ -134,6 +132,7 @@ class TrainLane(Lane):
         items: Path | None = None,
     ) -> dict:
         """Train a policy into ``folder`` on the arranged rows of ``table``; returns the phase's metrics."""
+        from rayrec.training.batches import write_rows
         from rayrec.training.board import Phase
 
         name, kind, steps = planned.name, planned.kind, table["step"][-1].as_py() + 1
@@ -141,7 +140,7 @@ class TrainLane(Lane):
         alone = name.startswith("00/")  # no generator works beside iteration 0's training
 
         rows = folder / "rows.parquet"
-        pq.write_table(table, rows, row_group_size=SLICE)
+        write_rows(table, rows, batch)
         phase = Phase(
             name=name,
             kind=kind,
@@ -161,7 +160,7 @@ class TrainLane(Lane):
         key, storage = cache.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
 
         def fit() -> dict:
-            storage.upload(rows)  # read by every worker, on whatever node
+            storage.upload(rows)  # Ray Data reads it, on whatever node
             keyed = dataclasses.replace(phase, key=key)
             result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
             run.clear(folder, storage)

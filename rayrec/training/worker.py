@@ -49,7 +49,7 @@ def work(setup: dict) -> None:
     number: int = ray.get(board.next.remote())
     while (phase := cast("Phase | None", ray.get(board.take.remote(number, rank)))) is not None:
         torch.set_num_threads(phase.threads)
-        shard = partial(read_shard, phase, rank, worker.world, setup["template"], worker.storage)
+        shard = partial(read_shard, phase, rank, worker.world, worker.storage)
         try:
             result = worker.run(phase, shard)
             result["facts"]["nodes"] = nodes
@@ -144,7 +144,7 @@ class Worker:
         return {"steps": steps, "facts": facts | self.resumed}
 
     def _rows(self, phase: Phase, shard: Shard, begun: int) -> Iterator[list[dict]]:
-        """Rows of each step from ``begun`` on as dicts, refusing rows that Ray Data delivered out of their place."""
+        """Rows of each step from ``begun`` on as dicts, refusing rows that are out of their place."""
         slots = self._slots(phase)
         for number, batch in enumerate(shard(begun), begun):
             rows = batch.to_pylist()
