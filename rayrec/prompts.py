@@ -6,6 +6,8 @@ apart, so a title has the same tokens in every place, and no title can merge wit
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -90,12 +92,15 @@ class Template:
 
     def prompts(self, rows: pa.Table) -> list[list[int]]:
         """Return the prompt's tokens of every row (schema.EXAMPLES or schema.PREFERENCES)."""
-        names = [n for n in ("example_id", "history", "history_ratings", "candidates") if n in rows.column_names]
-        made = []
-        for row in rows.select(names).to_pylist():
-            ratings, candidates = row.get("history_ratings") if self.rated else None, row.get("candidates")
-            frame = seed_of(self.seed, "prompt", row["example_id"]) % len(self.frames) if len(self.frames) > 1 else 0
-            made.append(self.prompt_ids(row["history"], ratings, candidates, frame))
+
+        def lists(name: str, wanted: bool = True) -> Iterable[Any]:
+            return rows[name].to_pylist() if wanted and name in rows.column_names else itertools.repeat(None)
+
+        made, several = [], len(self.frames) > 1
+        columns = (lists("history_ratings", self.rated), lists("candidates"), lists("example_id", several))
+        for history, ratings, candidates, name in zip(rows["history"].to_pylist(), *columns, strict=False):
+            frame = seed_of(self.seed, "prompt", name) % len(self.frames) if several else 0
+            made.append(self.prompt_ids(history, ratings, candidates, frame))
         return made
 
     def prompt_ids(
@@ -108,9 +113,14 @@ class Template:
         """Return the prompt's tokens, ``Title | Rating: r`` per title where ``ratings`` are given (RecPO)."""
         before, middle, after = self.frames[frame]
         ids = list(before)
-        marks = [""] * len(history) if ratings is None else ["" if r is None else f" | Rating: {r:g}" for r in ratings]
-        for title, mark in zip(self._shown(history), self._encode(marks), strict=True):
-            ids += title + mark + self.separator
+        if ratings is None:
+            for title in self._shown(history):
+                ids += title
+                ids += self.separator
+        else:
+            marks = self._encode(["" if r is None else f" | Rating: {r:g}" for r in ratings])
+            for title, mark in zip(self._shown(history), marks, strict=True):
+                ids += title + mark + self.separator
         if candidates is not None:
             ids += middle
             for title in self._shown(candidates):
@@ -144,15 +154,18 @@ class Template:
 
     def _shown(self, titles: Sequence[str]) -> list[list[int]]:
         """Titles as prompts have them: the text, and where items have tokens the item's."""
+        if not self._no_item:
+            return self._encode(titles)
         found = [[self._items[title]] if title in self._items else self._no_item for title in titles]
         return [text + item for text, item in zip(self._encode(titles), found, strict=True)]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise data, each text once."""
+        with contextlib.suppress(KeyError):
+            return [self._cache[text] for text in texts]
         new = [text for text in dict.fromkeys(texts) if text not in self._cache]
-        if new:
-            found = self.tokenizer.encode_batch(new, add_special_tokens=False)
-            self._cache.update((text, encoding.ids) for text, encoding in zip(new, found, strict=True))
+        found = self.tokenizer.encode_batch(new, add_special_tokens=False)
+        self._cache.update((text, encoding.ids) for text, encoding in zip(new, found, strict=True))
         return [self._cache[text] for text in texts]
 
 
