@@ -180,8 +180,8 @@ class TrainGroup:
         """
         if self.elastic:
             self._grow()
-        patience = self.config.placement.wait_seconds
-        write_tokens(phase, self.setup["template"], self.work.storage, patience)
+        if phase.rows:  # sequential recommenders have none
+            write_tokens(phase, self.setup["template"], self.work.storage, self.config.placement.wait_seconds)
         number = self._ask(self.board.post.remote(phase), phase.name)
         begun, told, heard, word = time.time(), 0, 0.0, _WORD
         while True:
