@@ -234,7 +234,16 @@ class BaselinesConfig:
 
 AnyConfig = Config | BaselinesConfig
 
-_RESULTS = ("data", "model", "train", "loss", "evaluate", "sequential")
+#: Settings that decide no number of a run, with the reason; whole groups by their name.
+NOT_DECIDING = {
+    "placement": "where a run is computed",
+    "output": "what is kept, and where",
+    "json": "a file that results are copied to",
+    "data.data": "a path; its contents are hashed",
+    "evaluate.embedder_path": "a path; its contents are hashed",
+    "sequential.embedder_path": "a path; its contents are hashed",
+    "sequential.models": "more models in a folder change no number of those that are there",
+}
 
 
 def to_dict(config: AnyConfig) -> dict[str, dict[str, Any]]:
@@ -242,12 +251,11 @@ def to_dict(config: AnyConfig) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _deciding(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Settings that decide numbers; the paths of data and embedder do not, their contents' hashes do."""
-    groups = [config[group] for group in _RESULTS if group in config]
-    # More models in a folder change no number of those that are there.
-    others = ("data", "embedder_path", "models")
-    return {f"--{k.replace('_', '-')}": v for group in groups for k, v in group.items() if k not in others}
+def deciding(config: AnyConfig | dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Every setting as ``group.name``, less those of :data:`NOT_DECIDING`; takes a configuration or its dict."""
+    groups = config if isinstance(config, dict) else to_dict(config)
+    settings = {f"{g}.{k}": v for g, group in groups.items() if g not in NOT_DECIDING for k, v in group.items()}
+    return {name: value for name, value in settings.items() if name not in NOT_DECIDING}
 
 
 def result_hash(config: AnyConfig, hashes: Mapping[str, str]) -> str:
@@ -255,14 +263,18 @@ def result_hash(config: AnyConfig, hashes: Mapping[str, str]) -> str:
 
     ``hashes`` are of what the settings only name: of the ``data``'s contents, a ``model``'s, an ``embedder``'s.
     """
-    text = json.dumps([_deciding(to_dict(config)), dict(hashes)], sort_keys=True)
+    text = json.dumps([deciding(config), dict(hashes)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Lines that name each deciding setting in which two ``config.json`` records differ."""
-    old, new = _deciding(found["config"]), _deciding(wanted["config"])
-    lines = [f"{k}: there {old.get(k)!r}, here {new.get(k)!r}" for k in sorted(old | new) if old.get(k) != new.get(k)]
+    old, new = deciding(found["config"]), deciding(wanted["config"])
+    lines = []
+    for name in sorted(old | new):
+        if old.get(name) != new.get(name):
+            flag = f"--{name.partition('.')[2].replace('_', '-')}"
+            lines.append(f"{flag}: there {old.get(name)!r}, here {new.get(name)!r}")
     for name in ("data", "model", "embedder"):
         there, here = (record.get(f"{name}_hash", "")[:12] for record in (found, wanted))
         if there != here:

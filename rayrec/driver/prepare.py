@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -241,8 +242,9 @@ def make_embedder(config: Config, data: Dataset) -> tuple[Embedder, str]:
         raise ValueError(f"--embedder {name} needs --embedder-path, {kind} folder.")
     embedder, contents = EMBEDDERS[name](path), content_hash(path)
     if config.output.share:
-        key = cache.name_of({"embedder": name, "contents": contents})
-        embedder = KeptEmbedder(embedder, key, run_folder(config).parent / ".shared" / "embeddings")
+        where = run_folder(config).parent / cache.SHARED / "embeddings"
+        key = {"embedder": name, "contents": contents, "processor": cache.processor()}
+        embedder = KeptEmbedder(embedder, key, partial(cache.make_once, where))
     return embedder, contents
 
 

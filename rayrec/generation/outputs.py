@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from rayrec.config import deciding
 from rayrec.data import content_hash, schema
 from rayrec.data.likings import NO, YES, one_by_one
 from rayrec.data.mapped import each, mapped, slices
@@ -89,13 +90,12 @@ class Outputs:
         return mapped(_in_order(total, made, answered()), schema.PREDICTIONS)
 
     def _kept(self, phase: str, name: str, policy: Policy, rows: pa.Table, asked: list[Any]) -> KeptParts:
-        """What is there of a request; the run's settings and data are those of every attempt."""
-        run, manifest = self.shared.run, policy.folder.parent / MANIFEST
-        deciding = {"name": name, "policy": manifest.read_text() if manifest.exists() else policy.version}
-        ids = content_hash(rows.select(["example_id"]))
-        deciding |= {"asked": asked, "rows": ids, "part": self.shared.config.evaluate.part}
-        every = self.shared.config.placement.checkpoint_seconds
-        return KeptParts(run.folder(phase), cache.name_of(deciding), run.storage, every)
+        """The kept parts of a request, under the key of all that decides their bytes."""
+        run, manifest, config = self.shared.run, policy.folder.parent / MANIFEST, self.shared.config
+        key = {"request": name, "asked": asked, "settings": deciding(config)}
+        key |= {"policy": manifest.read_text() if manifest.exists() else policy.version}
+        key |= {"rows": content_hash(rows.select(["example_id"]))}
+        return KeptParts(run.folder(phase), cache.key_hash(key), run.storage, config.placement.checkpoint_seconds)
 
     def likings(self, name: str, policy: Policy, rows: pa.Table) -> pa.Table:
         """Every candidate with log p(Yes) − log p(No), each asked about alone (TALLRec)."""

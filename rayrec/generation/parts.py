@@ -6,7 +6,6 @@ Every ``--checkpoint-seconds``, and before it is much, what was answered since i
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +17,8 @@ import pyarrow.parquet as pq
 
 from rayrec.data import schema
 from rayrec.data.mapped import SLICE, mapped
-from rayrec.runs.manifest import CHECKPOINT, damage, read_json, seal
+from rayrec.runs import cache
+from rayrec.runs.manifest import CHECKPOINT
 from rayrec.runs.storage import Storage
 
 #: Rows that are not put off any longer: they lie in memory until they are kept.
@@ -66,15 +66,9 @@ class KeptParts:
         self._rows = 0
 
     def load(self) -> Parts:
-        """Return the parts that an earlier attempt has kept; what is damaged or of another key is left out."""
-
-        def sound() -> Iterator[Path]:
-            for folder in self.storage.finished_in(self.folder):
-                self.storage.download_sound(folder)
-                if not damage(folder) and read_json(folder / "metrics.json")["key"] == self.key:
-                    yield folder
-
-        return Parts(schema.check(pq.read_table(folder / _FILE), _KEPT, str(folder)) for folder in sound())
+        """Return the parts that an earlier attempt has kept."""
+        folders = cache.entries(self.folder, self.key, self.storage)
+        return Parts(schema.check(pq.read_table(folder / _FILE), _KEPT, str(folder)) for folder in folders)
 
     def add(self, number: int, outputs: pa.Table) -> None:
         """Take an answered part; every now and then, keep what was taken."""
@@ -87,9 +81,7 @@ class KeptParts:
             if time.monotonic() - self._since < self.every and self._rows < _MOST:
                 return
             self._since, new, self._new, self._rows = time.monotonic(), self._new, [], 0
-        made = self.folder / f"{self.key[:8]}-{number}"  # a part is taken once in an attempt, and left out in the next
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-        pq.write_table(pa.concat_tables(new), made / _FILE)
-        seal(made, CHECKPOINT, {"key": self.key})
-        self.storage.upload(made)
+        entry = self.folder / f"{self.key[:8]}-{number}"  # a part is answered once in an attempt
+        cache.write_entry(
+            entry, self.key, lambda folder: pq.write_table(pa.concat_tables(new), folder / _FILE), self.storage
+        )

@@ -1,53 +1,55 @@
-"""Vectors of a catalogue that are made once and then read from a file."""
+"""Vectors of a catalogue that are computed once and then read from a file."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayrec.grounding.neighbours import Embedder, Vectors
 
+_FILE = "vectors.safetensors"
+
 
 class KeptEmbedder:
-    """An embedder whose vectors of a catalogue lie in ``folder``, in a file named by the contents of both.
+    """An embedder of dense vectors whose vectors of a catalogue are kept.
 
-    ``key`` is a hash of everything that the embedder is made of; two kept embedders are equal where their keys are.
+    ``key`` decides the embedder's vectors; two kept embedders are equal where their keys are. ``make_once(key, make)``
+    returns a folder that ``make(folder)`` has filled, now or before (:func:`rayrec.runs.cache.make_once`).
     """
 
-    def __init__(self, embedder: Embedder, key: str, folder: Path) -> None:
-        self.embedder, self.key, self.folder = embedder, key, folder
+    def __init__(
+        self,
+        embedder: Embedder,
+        key: Mapping[str, Any],
+        make_once: Callable[[Mapping[str, Any], Callable[[Path], dict]], Path],
+    ) -> None:
+        self.embedder, self.key, self._make_once = embedder, dict(key), make_once
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return one vector per text, (n, d); nothing is kept."""
+        """Return one vector per text, (n, d); they are not kept."""
         return self.embedder.embed(texts)
 
     def exact(self, text: str) -> int | None:
-        """What the embedder itself says."""
+        """The embedder's own exact match."""
         return self.embedder.exact(text)
 
     def embed_catalogue(self, titles: Sequence[str]) -> Vectors:
-        """Return one vector per title, (I, d), from the file where there is a readable one."""
-        name = hashlib.sha256("\x1f".join([self.key, *titles]).encode()).hexdigest()[:32]
-        path = self.folder / f"{name}.safetensors"
-        try:
-            return load_file(path)["vectors"]
-        except (FileNotFoundError, SafetensorError, KeyError):
+        """Return one vector per title, (I, d)."""
+
+        def make(folder: Path) -> dict:
             vectors = self.embedder.embed(titles)
-        if isinstance(vectors, torch.Tensor):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            save_file({"vectors": vectors.contiguous()}, partial)
-            os.replace(partial, path)
-        return vectors
+            assert isinstance(vectors, torch.Tensor)
+            save_file({"vectors": vectors.contiguous()}, folder / _FILE)
+            return {}
+
+        return load_file(self._make_once({**self.key, "titles": list(titles)}, make) / _FILE)["vectors"]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KeptEmbedder) and self.key == other.key
 
     def __hash__(self) -> int:
-        return hash(self.key)
+        return hash(tuple(sorted(self.key.items())))

@@ -1,7 +1,7 @@
-"""Finished phases that runs of one folder share: the tiny model's first training, and the oracle.
+"""Results that are made once: sealed folders with a key, the hash of everything that decides their bytes.
 
-Ten methods on the same data start from the same policies; the first run makes them. An entry is a folder
-``RUNS/.shared/HASH``, named after everything that decides its bytes, so taking it changes no number.
+A key holds whole groups of settings less a short list of those that cannot matter, hashes of all inputs, rayrec's
+sources and package versions: a setting that nobody thought of costs another computation and never shares results.
 """
 
 from __future__ import annotations
@@ -10,64 +10,95 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rayrec.runs.manifest import damage, read_json, seal, sha256
 from rayrec.runs.run import versions
+from rayrec.runs.storage import Storage
 
-if TYPE_CHECKING:
-    pass
-
-
-def take_or_make(
-    root: Path, folder: Path, deciding: dict[str, Any], facts: dict[str, Any], make: Callable[[], dict]
-) -> dict[str, Any]:
-    """Fill a phase's ``folder`` in the run ``root`` from a sound entry, or with ``make()`` and keep that as entry.
-
-    ``deciding`` is everything that decides the phase's bytes besides rayrec's sources and the versions of packages.
-    Returns the phase's ``metrics.json``; ``facts`` are told of an entry that was taken. What was resumed, maybe by
-    other workers than it began with, is no entry.
-    """
-    name = name_of(deciding)
-    entry = root.parent / ".shared" / name
-    if (entry / "DONE").exists() and not damage(entry):
-        shutil.copytree(entry, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("DONE", "metrics.json"))
-        facts["taken_from"] = str(entry)
-        return read_json(entry / "metrics.json")
-    metrics = make()
-    if "resumed_at" in facts:
-        return metrics
-    entry.parent.mkdir(exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=name, dir=entry.parent))
-    shutil.copytree(folder, made, dirs_exist_ok=True)
-    seal(made, name, metrics)
-    if entry.exists() and damage(entry):
-        shutil.rmtree(entry)
-    try:
-        made.rename(entry)
-    except OSError:  # another run was faster, with the same bytes
-        shutil.rmtree(made)
-    return metrics
+#: Folder of the entries that all runs of one folder share.
+SHARED = ".shared"
 
 
-def name_of(deciding: dict[str, Any]) -> str:
-    """Hash of what decides a phase's bytes, of rayrec's sources and of the versions of packages."""
-    known = deciding | {"versions": versions(), "code": _code()}
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
+def key_hash(key: Mapping[str, Any]) -> str:
+    """Hash of a key, rayrec's sources and the package versions, 32 hexadecimal digits."""
+    text = json.dumps({**key, "versions": versions(), "sources": _sources_hash()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def processor() -> str:
-    """What of the CPU decides the order of its sums."""
+    """The vector instructions that torch uses: they decide the order of sums on a CPU."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability()
 
 
 @cache
-def _code() -> str:
-    """Hash of rayrec's own sources: whoever changes a loss gets it trained."""
-    root = Path(__file__).parent
+def _sources_hash() -> str:
+    root = Path(__file__).parents[1]
     return hashlib.sha256("".join(sha256(path) for path in sorted(root.rglob("*.py"))).encode()).hexdigest()
+
+
+def make_once(where: Path, key: Mapping[str, Any], make: Callable[[Path], dict]) -> Path:
+    """Return the entry ``where/HASH`` of ``key``; ``make(folder)`` fills a missing or damaged one and returns its
+    ``metrics.json``."""
+    entry = where / key_hash(key)
+    if damage(entry):
+        where.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=entry.name, dir=where))
+        try:
+            seal(made, entry.name, make(made))
+            if entry.exists() and damage(entry):
+                shutil.rmtree(entry)
+            made.rename(entry)
+        except OSError:  # a run beside this one may have made the same bytes
+            if damage(entry):
+                raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return entry
+
+
+def share_phase(
+    root: Path, folder: Path, key: Mapping[str, Any], facts: dict[str, Any], make: Callable[[], dict]
+) -> dict:
+    """Fill a phase's ``folder`` in the run ``root`` from the shared entry of ``key``, or by ``make()``.
+
+    Returns the phase's metrics. ``facts`` names the entry that was taken. A phase that was resumed is not shared: other
+    workers than the key says may have begun it.
+    """
+    where = root.parent / SHARED
+    entry = where / key_hash(key)
+    if not damage(entry):
+        shutil.copytree(entry, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("DONE", "metrics.json"))
+        facts["taken_from"] = str(entry)
+        return read_json(entry / "metrics.json")
+    metrics = make()
+
+    def copy(made: Path) -> dict:
+        shutil.copytree(folder, made, dirs_exist_ok=True)
+        return metrics
+
+    if "resumed_at" not in facts:
+        make_once(where, key, copy)
+    return metrics
+
+
+def write_entry(entry: Path, key: str, write: Callable[[Path], None], storage: Storage) -> None:
+    """Let ``write(entry)`` fill a folder of a run, seal it under a key's hash and upload it."""
+    shutil.rmtree(entry, ignore_errors=True)
+    entry.mkdir(parents=True)
+    write(entry)
+    seal(entry, entry.parent.name, {"key": key})
+    storage.upload(entry)
+
+
+def entries(folder: Path, key: str, storage: Storage) -> Iterator[Path]:
+    """The entries of a key in a folder of a run, downloaded; damaged ones are left out."""
+    for entry in storage.finished_in(folder):
+        storage.download_sound(entry)
+        if not damage(entry) and read_json(entry / "metrics.json")["key"] == key:
+            yield entry

@@ -14,6 +14,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _PACKAGES = ("rayrec", "ray", "torch", "transformers", "tokenizers", "peft", "vl
 _PACKAGES += ("numpy", "scipy", "polars", "pyarrow", "model2vec")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version()}

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rayrec.config import Config
 from rayrec.data import ahead, preferences
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import Lane, Planned, Policy, Shared
 from rayrec.objectives import SCORED
 from rayrec.runs import cache, run
-from rayrec.runs.manifest import sha256, write_json
-from rayrec.training import checkpoint, pair_columns
+from rayrec.runs.manifest import write_json
+from rayrec.training import keys, pair_columns
 from rayrec.training.oracle import train_oracle
 
 if TYPE_CHECKING:
-    from rayrec.training.board import Phase
+    pass
 
 
 class TrainLane(Lane):
@@ -156,8 +155,7 @@ class TrainLane(Lane):
             items=str(items or ""),
         )
 
-        deciding = of_training(phase, config, self.shared.gpu)
-        key, storage = cache.name_of(checkpoint.deciding(deciding, config)), self.shared.run.storage
+        key, storage = cache.key_hash(keys.checkpoint_key(phase, config)), self.shared.run.storage
 
         def fit() -> dict:
             storage.upload(rows)  # Ray Data reads it, on whatever node
@@ -171,7 +169,7 @@ class TrainLane(Lane):
             record |= {"first_loss": first["loss"], "last_loss": last["loss"], **_tail_means(result["steps"])}
             return {"records": [record], "steps": result["steps"]}
 
-        # Of a range of workers nobody knows beforehand how many there will be.
+        # The number of workers of an elastic group is not known beforehand.
         fixed = len(config.worker_counts) == 1
         shares = alone and config.output.share and config.model.model == "tiny" and fixed
         if not shares:
@@ -179,10 +177,11 @@ class TrainLane(Lane):
 
         def fit_here() -> dict:
             metrics = fit()
-            storage.download_all(folder)  # the shelf keeps what another node may have made
+            storage.download_all(folder)  # the policy may lie on another node
             return metrics
 
-        metrics = cache.take_or_make(self.shared.run.root, folder, deciding, facts, fit_here)
+        shared = keys.shared_key(phase, config, self.shared.gpu)
+        metrics = cache.share_phase(self.shared.run.root, folder, shared, facts, fit_here)
         run.clear(folder, storage)  # of an earlier attempt, where the phase was taken
         return metrics
 
@@ -208,39 +207,3 @@ def _tail_means(steps: list[dict]) -> dict[str, float]:
     tail = steps[-max(1, len(steps) // 10) :]
     names = [name for name in tail[0] if name not in ("step", "lr")]
     return {f"final_{name}": sum(step[name] for step in tail) / len(tail) for name in names}
-
-
-#: Settings besides the phase's own that a training worker reads.
-_MODEL = ("lora_rank", "lora_alpha", "max_length", "template")
-
-
-_DATA = ("protocol", "ask", "ratings")  # what prompts are made of, besides the rows
-
-
-_TRAIN = ("micro_batch", "row_tokens", "attention", "activation_checkpointing")
-
-
-_TRAIN += ("schedule", "weight_decay", "clip", "dtype", "zero_stage")
-
-
-def of_training(phase: Phase, config: Config, gpu: bool) -> dict[str, Any]:
-    """What decides the bytes of a training phase."""
-    return {
-        "phase": dataclasses.asdict(dataclasses.replace(phase, rows="", start="", out="", items="", key="")),
-        "rows": sha256(Path(phase.rows)),
-        "start": _hashes(Path(phase.start)) or phase.start,
-        "items": _hashes(Path(phase.items)) if phase.items else {},
-        "model": {name: getattr(config.model, name) for name in _MODEL},
-        "train": {name: getattr(config.train, name) for name in _TRAIN},
-        "prompts": {name: getattr(config.data, name) for name in _DATA},
-        "workers": config.worker_counts,
-        "seed": config.data.seed,
-        "processor": cache.processor(),
-        "gpu": gpu,
-    }
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """sha256 of a folder's files by name; empty for a hub id."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {path.name: sha256(path) for path in files if path.is_file()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrec.cluster import connect
+from rayrec.config import deciding
 from rayrec.errors import Stopped
 from rayrec.lanes import Shared
 from rayrec.models import sequential
@@ -47,16 +48,17 @@ class Oracle:
 
 
 def train_oracle(shared: Shared, folder: Path, facts: dict) -> dict:
-    """Train it on the training split into ``folder``, or take it from the shelf; returns its metrics.
+    """Train it on the training split into ``folder``, or take a shared one; returns its metrics.
 
     Raises:
         Stopped: its process died more often than allowed, or was silent for ``wait_seconds``.
     """
     if not shared.config.output.share:
         return _fit(shared, folder)
-    deciding: dict[str, Any] = {"oracle": "sasrec", "data": shared.data.content_hash, "seed": shared.config.data.seed}
-    deciding["processor"] = cache.processor()
-    return cache.take_or_make(shared.run.root, folder, deciding, facts, lambda: _fit(shared, folder))
+    # The seed is the only setting that its training is given; those of the data decide what it reads.
+    data = {name: value for name, value in deciding(shared.config).items() if name.startswith("data.")}
+    key = {"phase": "oracle", "settings": data, "data": shared.data.content_hash, "processor": cache.processor()}
+    return cache.share_phase(shared.run.root, folder, key, facts, lambda: _fit(shared, folder))
 
 
 def _fit(shared: Shared, folder: Path) -> dict:

@@ -126,7 +126,7 @@ class Worker:
             item_vectors.attach(self.lm.model, sequential.load(phase.items).table(), self.config.data.seed)
         policy.set_lora_dropout(self.lm.model, phase.dropout)
         self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
-        done = checkpoint.records_of(checkpoint.folder_of(phase.out, "policy"), phase.key, self.storage)
+        done = checkpoint.records_of(checkpoint.folder_of(phase.out), phase.key, self.storage)
         self.resumed = {"resumed_at": len(done)} if done else {}
         engine = self._engine(phase)
         try:
@@ -242,7 +242,7 @@ class Worker:
         """The optimiser steps after those that are ``done``; returns the records of all."""
         import torch
 
-        folder = checkpoint.folder_of(phase.out, "policy")
+        folder = checkpoint.folder_of(phase.out)
         self.clock = checkpoint.Clock(self.config.placement)
         if done:
             checkpoint.restore(folder, len(done), engine, self._whole)
@@ -263,37 +263,23 @@ class Worker:
     def _reference(self, engine: Any, phase: Phase, begun: int, read: Read) -> Any:
         """log π_ref of every answer and then of the neighbour, of this worker's rows from step ``begun`` on: [S, B, A].
 
-        One pass without gradients, before training, so no second model is held; what a checkpoint has is not computed.
+        One pass without gradients, before training, so no second model is held.
         """
         import torch
-        import torch.distributed as dist
 
-        folder, slots = checkpoint.folder_of(phase.out, "reference"), self._slots(phase)
-        known_SBA = checkpoint.reference_of(folder, phase.key, begun, slots, self.storage)
-        at = begun + len(known_SBA)
-        table_SBA = torch.nn.functional.pad(known_SBA, (0, 0, 0, 0, 0, phase.steps - at))
-        if at > begun:
-            self.resumed["reference_at"] = at
-        if at == phase.steps:
-            return table_SBA
-        clock = checkpoint.Clock(self.config.placement)
+        slots = self._slots(phase)
+        table_SBA = torch.zeros(phase.steps - begun, len(slots), 0)
         engine.eval()
         with torch.no_grad():
-            for number, rows in enumerate(read(at), at + 1):
+            for number, rows in enumerate(read(begun)):
                 for micro in self._micro(phase, rows):
                     extra = [[row["neighbour"]] if row["neighbour"] else [] for row in micro]
                     logprob_BA = engine(self._pack(micro, extra)).cpu()
                     if (more := logprob_BA.shape[1] - table_SBA.shape[2]) > 0:
                         table_SBA = torch.nn.functional.pad(table_SBA, (0, more))
                     places = [row["slot"] - slots.start for row in micro]
-                    table_SBA[number - begun - 1, places, : logprob_BA.shape[1]] = logprob_BA
-                self.report(phase=phase.name, step=begun, steps=phase.steps, reference=number)
-                late = torch.tensor(clock.late(self.rank))
-                dist.all_reduce(late)
-                if clock.due(number, bool(late) or (clock.on and number == phase.steps)):
-                    with clock.saving():
-                        mine_SBA = table_SBA[: number - begun]
-                        checkpoint.save_reference(folder, phase.key, begun, mine_SBA, self.rank, self.storage)
+                    table_SBA[number, places, : logprob_BA.shape[1]] = logprob_BA
+                self.report(phase=phase.name, step=begun, steps=phase.steps, reference=begun + number + 1)
         return table_SBA
 
     def _set_baseline(self, engine: Any, phase: Phase, rows: list[dict]) -> None:

@@ -134,7 +134,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     with pytest.raises(ValueError, match="InvalidAuthToken"):  # a run's own cluster has a token that nobody else knows
         connect.has_gpu(parse("", ["--address", address]))
     kill("ray::TrainController", "Ray Train's controller of 1", "02/sft", "02/prefer")
-    checkpoints = command.folder / "02" / "prefer" / CHECKPOINT / "policy"
+    checkpoints = command.folder / "02" / "prefer" / CHECKPOINT
     command.until(lambda trace: any(checkpoints.glob("*/DONE")), "checkpoint of 02/prefer")
     time.sleep(draw.uniform(0, 0.1))
     command.kill()
@@ -149,14 +149,14 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     done = {e["name"]: e["args"] for e in events}
     assert {Path(done[name]["taken_from"]).parent for name in ("00/pretrain", "00/sft")} == {runs / ".shared"}
     resumed = done["02/prefer"]
-    assert resumed["resumed_at"] >= 5 and resumed["reference_at"] == 24  # all of the reference was kept, too
-    assert resumed["examples"] == 192 - 8 * resumed["resumed_at"]
+    assert resumed["resumed_at"] >= 5
+    assert resumed["examples"] == 2 * (192 - 8 * resumed["resumed_at"])  # the reference's pass, and training
     assert contents(folder) == contents(overlapped)
     assert (folder / "metrics.jsonl").read_bytes() == (overlapped / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_in_the_reference_loses_only_the_rest_of_it(runs: Path) -> None:
+def test_a_worker_that_dies_in_the_reference_changes_nothing(runs: Path) -> None:
     args = ("--iterations", "1", "--rows-per-iteration", "2048", "--test-rows", "32", "--valid-rows", "32")
     args += ("--decode", "greedy", "--checkpoint-steps", "20")
     command = Command(runs, "reference", *args)
@@ -167,9 +167,7 @@ def test_a_worker_that_dies_in_the_reference_loses_only_the_rest_of_it(runs: Pat
     trace = command.until(in_the_middle, "middle of the reference")
     os.kill({e["name"]: e["args"] for e in trace["traceEvents"]}["01/sft"]["worker_pid"], signal.SIGKILL)
     folder = command.wait()
-    resumed = {e["name"]: e["args"] for e in read_trace(folder)["traceEvents"]}["01/prefer"]
-    assert 40 <= resumed["reference_at"] < 256 and "resumed_at" not in resumed
-    assert resumed["examples"] == 2 * 2048 - 8 * resumed["reference_at"]
+    assert "resumed_at" not in {e["name"]: e["args"] for e in read_trace(folder)["traceEvents"]}["01/prefer"]
     assert contents(folder) == contents(Command(runs, "undisturbed reference", *args).wait())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -29,6 +30,7 @@ from rayrec.grounding import (
     neighbours,
 )
 from rayrec.grounding.neighbours import nearest
+from rayrec.runs.cache import make_once
 
 WORDS = ["[PAD]", "[UNK]", "blue", "red", "moon", "sun"]
 
@@ -274,23 +276,26 @@ def test_language_model_vectors_leave_the_adapter_out():
 
 
 def test_vectors_of_a_catalogue_are_made_once(tmp_path):
+    def kept(embedder, key):
+        return KeptEmbedder(embedder, {"embedder": key}, partial(make_once, tmp_path))
+
     catalogue = _catalogue(["0 1", "1 0"])
     first = Points()
-    wanted = ground(["5 6"], catalogue, KeptEmbedder(first, "points 1", tmp_path), k=2)
+    wanted = ground(["5 6"], catalogue, kept(first, "points 1"), k=2)
     assert first.asked == ["5 6", "0 1", "1 0"] and len(list(tmp_path.iterdir())) == 1
     forget()
     again = Points()
-    assert ground(["5 6"], catalogue, KeptEmbedder(again, "points 1", tmp_path), k=2) == wanted
+    assert ground(["5 6"], catalogue, kept(again, "points 1"), k=2) == wanted
     assert again.asked == ["5 6"]
-    # Another embedder or other titles are other files, and a damaged file is made again.
-    ground(["5 6"], catalogue, KeptEmbedder(Points(), "points 2", tmp_path), k=2)
-    ground(["5 6"], _catalogue(["0 1"]), KeptEmbedder(Points(), "points 1", tmp_path), k=1)
+    # Another embedder or other titles are other entries, and a damaged one is made again.
+    ground(["5 6"], catalogue, kept(Points(), "points 2"), k=2)
+    ground(["5 6"], _catalogue(["0 1"]), kept(Points(), "points 1"), k=1)
     assert len(list(tmp_path.iterdir())) == 3
-    for file in tmp_path.iterdir():
+    for file in tmp_path.glob("*/*.safetensors"):
         file.write_bytes(file.read_bytes()[:20])
     forget()
     damaged = Points()
-    assert ground(["5 6"], catalogue, KeptEmbedder(damaged, "points 1", tmp_path), k=2) == wanted
+    assert ground(["5 6"], catalogue, kept(damaged, "points 1"), k=2) == wanted
     assert damaged.asked == ["5 6", "0 1", "1 0"]
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from moto.server import ThreadedMotoServer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -242,34 +241,6 @@ def test_a_checkpoint_on_disk_counts_until_the_next_is_sealed(tmp_path: Path, mo
     assert not folder.exists()
 
 
-def test_a_reference_is_taken_by_step_and_slot(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = open_run(url)
-    elsewhere(tmp_path, monkeypatch, "worker")
-    folder = run.storage.here(run.folder("01/prefer") / CHECKPOINT / "reference")
-    numbers_SBA = torch.arange(24.0).view(3, 4, 2)  # steps 5, 6 and 7 of four slots
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    try:
-        for steps in (1, 3):
-            checkpoint.save_reference(folder, "k", 5, numbers_SBA[:steps], 0, run.storage)
-    finally:
-        dist.destroy_process_group()
-    assert [one.name for one in run.storage.finished_in(folder)] == ["8"]
-
-    elsewhere(tmp_path, monkeypatch, "another worker")
-    folder = run.storage.here(run.folder("01/prefer") / CHECKPOINT / "reference")
-
-    def found(begun: int, key: str = "k") -> torch.Tensor:
-        return checkpoint.reference_of(folder, key, begun, range(2, 4), run.storage)
-
-    assert torch.equal(found(5), numbers_SBA[:, 2:]) and torch.equal(found(7), numbers_SBA[2:, 2:])
-    # Steps that it does not have, and other rows: there is none.
-    assert {tuple(one.shape) for one in (found(4), found(8), found(5, "other rows"))} == {(0, 2, 0)}
-    file = folder / "8" / "reference.safetensors"
-    file.write_bytes(b"half")
-    run.storage.upload(file)
-    assert len(found(5)) == 0
-
-
 def test_a_phase_that_is_pruned_stays_finished(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(url)
     finish(run)
@@ -341,7 +312,7 @@ def test_what_is_brought_is_checked(url: str, tmp_path: Path, monkeypatch: pytes
             wrong[0] -= 1
             file.write_bytes(b"w3ights")
 
-    monkeypatch.setattr(Storage, "bring", changed_on_the_way)
+    monkeypatch.setattr(Storage, "download_file", changed_on_the_way)
     assert files(run.storage.download(policy)) == {"model.safetensors": b"weights"} and wrong == [0]
     wrong[0] = 10**9
     elsewhere(tmp_path, monkeypatch, "another generator")
