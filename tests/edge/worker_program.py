@@ -173,6 +173,7 @@ def main(root: Path, rank: int, world: int) -> None:
             train(case, root / f"out{world}" / case.folder)
         for case in CUT_OFF:
             folder = root / f"cut{world}" / case.folder
+            folder.mkdir(parents=True, exist_ok=True)  # before the first checkpoint there is nothing else
             with contextlib.suppress(CutOff):
                 train(case, folder, cut_off(case.early))
                 raise AssertionError("a phase that was cut off has ended")
