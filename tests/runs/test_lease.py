@@ -31,7 +31,7 @@ from rayrec.runs.storage import DRIVER, PROCESSES, Storage
 @pytest.fixture(params=["folder", "store"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / "copies"))
-    return Storage(str(tmp_path / "runs") if request.param == "folder" else (tmp_path / "runs").as_uri())
+    return Storage(str(tmp_path / "runs") if request.param == "folder" else (tmp_path / "runs").as_uri(), pause=0.01)
 
 
 def on(host: str, storage: Storage) -> Lease:

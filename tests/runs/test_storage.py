@@ -7,6 +7,7 @@ import json
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from safetensors.torch import save_file
 from rayrec.driver.checks import resolve
 from rayrec.errors import Stopped
 from rayrec.methods import parse
-from rayrec.runs import storage
 from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
 from rayrec.runs.run import Run, clear
 from rayrec.runs.storage import Storage, errno_of
@@ -58,11 +58,50 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> Non
     monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / node))
 
 
+class Unreliable(Storage):
+    """A storage whose next ``failures`` writes fail, and whose next ``damages`` downloads of weights are damaged."""
+
+    failures = damages = 0
+
+    def __init__(self, runs: str):
+        super().__init__(runs, pause=0.01)
+
+    @cached_property
+    def store(self) -> tuple[Any, str]:
+        return Writes(super().store[0], self), super().store[1]
+
+    def download_file(self, file: Path) -> None:
+        super().download_file(file)
+        if file.suffix == ".safetensors" and self.damages:
+            self.damages -= 1
+            file.write_bytes(b"w3ights")
+
+
+class Writes:
+    """A pyarrow filesystem whose connections break as often as its storage says."""
+
+    def __init__(self, files: Any, storage: Unreliable):
+        self.files, self.storage = files, storage
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "open_output_stream" and self.storage.failures:
+            self.storage.failures -= 1
+            raise OSError("connection reset")
+        return getattr(self.files, name)
+
+
+ALWAYS = 10**9
+
+
 def open_run(url: str, *args: str) -> Run:
+    return unreliable_run(url, *args)[0]
+
+
+def unreliable_run(url: str, *args: str) -> tuple[Run, Unreliable]:
     config = resolve(parse("", ["--runs", url, "--name", "r", *args]))
-    work = Storage(url)
-    work.download_run(work.root / "r")
-    return Run(work, work.root / "r", config, {"data": ""})
+    storage = Unreliable(url)
+    storage.download_run(storage.root / "r")
+    return Run(storage, storage.root / "r", config, {"data": ""}), storage
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -156,27 +195,6 @@ def test_a_checkpoint_is_the_stores_or_none(url: str, tmp_path: Path, monkeypatc
     assert not run.storage.download(run.folder("01/sft") / CHECKPOINT / "5").exists()
 
 
-class Fails:
-    """A store with connections that break when something is written."""
-
-    def __init__(self, store: Any, times: int):
-        self.store, self.left = store, times
-
-    def __getattr__(self, name: str) -> Any:
-        if self.left and name == "open_output_stream":
-            self.left -= 1
-            raise OSError("connection reset")
-        return getattr(self.store, name)
-
-
-def break_down(run: Run, monkeypatch: pytest.MonkeyPatch, times: int = 10**9) -> Fails:
-    """From now on, so many times, nothing can be written to the store of a run."""
-    monkeypatch.setattr(storage, "_PAUSE", 0.01)
-    store, at = run.storage.store
-    run.storage.__dict__["store"] = (broken := Fails(store, times), at)
-    return broken
-
-
 def save(run: Run, steps: int, key: str = "k") -> Path:
     """Save a checkpoint of the node that we stand on; its folder."""
     folder = run.storage.here(run.folder("01/sft") / CHECKPOINT)
@@ -192,14 +210,14 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("weights")
 def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = open_run(url)
+    run, storage = unreliable_run(url)
     driver = run.folder("01/sft")
     elsewhere(tmp_path, monkeypatch, "worker")
     assert save(run, 5).exists()
-    broken = break_down(run, monkeypatch)
+    storage.failures = ALWAYS
     with pytest.raises(Stopped):
         save(run, 10)
-    broken.left = 0
+    storage.failures = 0
 
     def found(node: str, key: str = "k") -> int:
         elsewhere(tmp_path, monkeypatch, node)
@@ -242,9 +260,9 @@ def test_a_checkpoint_on_disk_counts_until_the_next_is_sealed(tmp_path: Path) ->
 
 
 def test_a_phase_that_is_pruned_stays_finished(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = open_run(url)
+    run, storage = unreliable_run(url)
     finish(run)
-    break_down(run, monkeypatch)
+    storage.failures = ALWAYS
     with pytest.raises(Stopped):
         run.prune("01/sft")
     elsewhere(tmp_path, monkeypatch, "second machine")
@@ -300,21 +318,13 @@ def test_half_a_file_of_a_dead_worker_is_not_sealed(url: str, tmp_path: Path, mo
     assert found["policy/model.safetensors"] == b"trained" and found["predictions.parquet"] == b"the driver's own"
 
 
-def test_what_is_brought_is_checked(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = open_run(url)
+def test_downloads_are_checked(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, storage = unreliable_run(url)
     policy = finish(run) / "policy"
     elsewhere(tmp_path, monkeypatch, "generator")
-    bring, wrong = Storage.download_file, [1]
-
-    def changed_on_the_way(self: Storage, file: Path) -> None:
-        bring(self, file)
-        if file.suffix == ".safetensors" and wrong[0]:
-            wrong[0] -= 1
-            file.write_bytes(b"w3ights")
-
-    monkeypatch.setattr(Storage, "download_file", changed_on_the_way)
-    assert files(run.storage.download(policy)) == {"model.safetensors": b"weights"} and wrong == [0]
-    wrong[0] = 10**9
+    storage.damages = 1
+    assert files(storage.download(policy)) == {"model.safetensors": b"weights"} and not storage.damages
+    storage.damages = ALWAYS
     elsewhere(tmp_path, monkeypatch, "another generator")
     with pytest.raises(Stopped, match=r"policy/model.safetensors: missing in .*, or damaged there"):
         run.storage.download(policy)
@@ -429,15 +439,14 @@ def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, monkeypatch: pytes
     assert not open_run(url).done("01/sft") and not list(tmp_path.rglob("evil"))
 
 
-def test_a_store_that_fails_is_asked_again_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    run = open_run(url)
-    broken = break_down(run, monkeypatch, times=2)
+def test_a_store_that_fails_is_tried_again_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    run, storage = unreliable_run(url)
+    storage.failures = 2
     finish(run)
-    assert broken.left == 0
-    broken.left = 10**9
+    assert storage.failures == 0
+    storage.failures = ALWAYS
     with pytest.raises(Stopped, match=r"writing .* failed 5 times in 0 s: connection reset"):
         finish(run, "02/sft")
-    broken.left = 0
     elsewhere(tmp_path, monkeypatch, "second machine")
     found = open_run(url)
     assert found.done("01/sft") and not found.done("02/sft")
