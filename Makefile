@@ -22,13 +22,12 @@ test: .venv/tested
 	$(BIN)/python -m pytest tests --ignore tests/edge --numprocesses 2
 	$(BIN)/python -m pytest tests/edge
 
-# The slow tests, and then every kind of fault at seeded moments, about two minutes each.
+# The slow tests, and then every kind of fault at seeded moments, about two minutes each. FAULTS=N strikes N times.
 FAULTS_JSON ?= faults.json
-FAULTS ?= 34
 FAULTS_SEED ?= 0
 faults: .venv/tested
 	$(BIN)/python -m pytest tests -m slow
-	$(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(FAULTS_SEED) --json $(FAULTS_JSON)
+	$(BIN)/python -m tests.faults $(if $(FAULTS),--faults $(FAULTS)) --seed $(FAULTS_SEED) --json $(FAULTS_JSON)
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -48,7 +48,8 @@ SIDES = ("ours", "theirs")
 MEASURES = (*SIDES, "ratio", "spread", "memory", "invalid")
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
+    """The flags of this job."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench", choices=BENCHES)
     parser.add_argument("--quick", action="store_true", help="small cases, one round")
@@ -60,7 +61,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds that one process may take, start included")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = options().parse_args()
     bench = importlib.import_module(f"benches.{args.bench}")
     if args.one:
         import torch

@@ -83,7 +83,8 @@ class Row:
         return [f"--{self.setting}", self.value] if self.setting else []
 
 
-def main() -> int:
+def options() -> argparse.ArgumentParser:
+    """The flags of this job; all others are those of jobs/sprec.py."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -117,7 +118,11 @@ def main() -> int:
         type=int,
         help="cells at once, each with resources of its own. Default: as many as the cluster has room for, or one",
     )
-    args, rest = parser.parse_known_args()
+    return parser
+
+
+def main() -> int:
+    args, rest = options().parse_known_args()
     try:
         rest, methods = settle(args, rest)
         rows = rows_of(args, methods)

@@ -124,17 +124,27 @@ def lasting(pids: set[int], seconds: float = 15) -> set[str]:
     return {f"{pid} {title(pid)}"[:200] for pid in alive(pids)}
 
 
-def main() -> int:
+def options() -> argparse.ArgumentParser:
+    """The flags of this command."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--faults", type=int, default=len(KINDS), help="how many, the kinds in turn")
+    options.add_argument("--faults", type=int, default=len(KINDS), help="number of faults; the kinds take turns")
     options.add_argument("--kinds", nargs="+", choices=sorted(KINDS), default=list(KINDS))
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--json", type=Path, default=Path("faults.json"))
     options.add_argument("--runs", type=Path, default=None, help="folder of the runs; default: a temporary one")
-    given = options.parse_args()
+    return options
+
+
+def kinds_of(given: argparse.Namespace) -> list[str]:
+    """The kind of each fault, in their order."""
+    return [given.kinds[number % len(given.kinds)] for number in range(given.faults)]
+
+
+def main() -> int:
+    given = options().parse_args()
     runs = given.runs or Path(tempfile.mkdtemp(prefix="rayrec-faults-"))
     runs.mkdir(parents=True, exist_ok=True)
-    kinds = [given.kinds[number % len(given.kinds)] for number in range(given.faults)]
+    kinds = kinds_of(given)
     wanted = {False: Command(runs, "undisturbed", *ARGS).wait()}
     if any(KINDS[name].pairs for name in kinds):
         wanted[True] = Command(runs, "undisturbed-pairs", *ARGS, *PAIRS).wait()
