@@ -111,13 +111,6 @@ def test_the_job_is_a_command_that_we_understand() -> None:
     assert config.output.runs is not None and config.output.runs.startswith("/shared/")
 
 
-def test_the_commands_to_copy_are_understood() -> None:
-    found = re.findall(r"jobs/sprec\.py ([^'`|\n]+)", (CLUSTER / "README.md").read_text())
-    assert len(found) == 4
-    for words in found:
-        resolve(parse("", words.split()))
-
-
 def test_ray_up_takes_the_cluster_file(tmp_path: Path) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
