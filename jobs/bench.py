@@ -5,26 +5,27 @@
     python jobs/bench.py ground                  # exact nearest titles against numpy's argsort and faiss
     python jobs/bench.py overhead                # the generators' pool against bare calls of Ray
     python jobs/bench.py rows                    # an iteration's rows through the driver against a Ray Data stream
-    python jobs/bench.py estimate --rounds 1     # what --dry-run --cluster tells against runs and training workers
+    python jobs/bench.py estimate --rounds 1     # the estimate of --dry-run --cluster against runs and workers
     python jobs/bench.py preference --quick --json out.json
 
-Every contender runs in a process of its own, in turn, several rounds long; a ratio is the median over the rounds, its
-spread the smallest and the largest. Who breaks or passes --limit is not run again, and the row says why.
+Every contender runs in a process of its own, in turn, for several rounds; a ratio is the median over the rounds, its
+spread the smallest and the largest. A contender that fails or exceeds --limit is not run again, and its row has the
+reason.
 
---json writes a record for every row. It has all the fields of its bench, None where there is no value:
+--json writes a record for every row. It has all fields of its bench, None where there is no value:
 
     k, users (preference); width, titles, prompts (decode); items, queries (ground);
     rows, what, logical, processes (overhead); rows, processes (rows);
     case, what, rows, args (estimate); dtype
                         the setting
     against             trl, trl_cached; vllm, hf, vllm_choice; faiss, numpy; ray; ray_data; measured
-    rounds              how often it was measured
+    rounds              number of measurements
     ours, theirs        the median rates, in the unit that the table's title names
     ratio, spread       ours / theirs: the median over the rounds, and the smallest and the largest
     memory              peak memory in the last round, ours / theirs
     invalid             share of the rival's answers that are no title
     failed              why there is no ratio, such as "did not finish in 900 s"
-    ours_*, theirs_*    of each side's last round: memory in bytes, failed, and what FACTS of the bench names
+    ours_*, theirs_*    of each side's last round: memory in bytes, failed, and the bench's FACTS
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def cases(bench: Any, args: argparse.Namespace, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
-    """Settings of each comparison with the contenders, less those that the command line leaves out."""
+    """Settings of each comparison with its contenders, as the command line selects them."""
     found = bench.cases(args.quick, scratch)
     found = [(s, r) for s, r in found if not args.sizes or s[bench.SIZE] in args.sizes]
     found = [(s, r) for s, r in found if not args.dtype or s["dtype"] in args.dtype]
@@ -101,7 +102,7 @@ def compare(bench: Any, args: argparse.Namespace, setting: dict[str, Any], rival
 
 
 def record_of(bench: Any, setting: dict[str, Any], name: str, ours: list[dict], theirs: list[dict]) -> dict[str, Any]:
-    """What --json writes of one rival, from the results of every round."""
+    """The --json record of one rival, from the results of all rounds."""
     shown = bench.shown(setting)
     facts = [f"{side}_{fact}" for side in SIDES for fact in ("memory", *bench.FACTS, "failed")]
     record: dict[str, Any] = dict.fromkeys((*shown, "against", "rounds", *MEASURES, "failed", *facts))
@@ -120,7 +121,7 @@ def record_of(bench: Any, setting: dict[str, Any], name: str, ours: list[dict], 
 
 
 def run_one(args: argparse.Namespace, setting: dict[str, Any], contender: str) -> dict[str, Any]:
-    """One measurement in a fresh process; ``failed`` says why there is none."""
+    """One measurement in a fresh process; ``failed`` has the reason if there is none."""
     one = json.dumps({"contender": contender, **setting})
     command = [sys.executable, __file__, args.bench, "--threads", str(args.threads), "--one", one]
     env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -131,7 +132,7 @@ def run_one(args: argparse.Namespace, setting: dict[str, Any], contender: str) -
     if done.returncode < 0:
         return {"failed": f"ended by {signal.Signals(-done.returncode).name}"}
     if done.returncode:
-        return {"failed": (done.stderr.strip() or "ended without a word").splitlines()[-1][-300:]}
+        return {"failed": (done.stderr.strip() or "ended without a message").splitlines()[-1][-300:]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -1,4 +1,4 @@
-"""What a run would take on a cluster that is not there: seconds, memory and traffic (``--dry-run --cluster 8x8xH100``).
+"""Estimated seconds, memory and traffic of a run on a cluster (``--dry-run --cluster 8x8xH100``).
 
 The cost model, for N weights in blocks of L layers and hidden size H, V words, and rows of T tokens of which A are
 answers:
@@ -10,11 +10,11 @@ answers:
   for each micro-batch of a worker; a preference step a third more, for the reference.
 * A part of prompts takes their forward pass at the generation rate; then for every token of the longest answer the
   longer of its operations and of reading all weights once, plus ``token``.
-* Phases follow each other on the two lanes of the loop, each when what it reads is finished, ``phase`` seconds apart;
+* Phases follow each other on the two lanes of the loop, each after the phases that it reads, ``phase`` seconds apart;
   the first begins after ``start`` seconds. An iteration is the time from one policy to the next.
-* Workers send each other their weights when a phase begins. In a step all gradients go round twice and, under ZeRO-1
-  and 2, the new weights once; under ZeRO-3 the gradients and the weights twice.
-* A training worker holds what DeepSpeed holds (``trainer_bytes``), and the activations that a Llama's layers keep.
+* Workers exchange their weights when a phase begins. In a step all gradients circulate twice and, under ZeRO-1 and 2,
+  the new weights once; under ZeRO-3 the gradients and the weights twice.
+* A training worker holds DeepSpeed's state (``trainer_bytes``) and the activations that a Llama's layers keep.
 
 A SASRec, Popular and grounding are not counted.
 """
@@ -38,7 +38,7 @@ from rayrec.negatives import NEGATIVES, Sampler, mixture
 
 @dataclass(frozen=True)
 class Device:
-    """What a device can do, and the share of it that is reached. Of GPUs the data sheets' dense figures."""
+    """Speed and memory of a device, and the shares that are reached. GPUs have the data sheets' dense figures."""
 
     bfloat16: float
     """Operations per second."""
@@ -53,11 +53,11 @@ class Device:
     generate: float = 0.4
     """Share of them that the pass of a prompt reaches."""
     step: float = 0.02
-    """Seconds that a micro-batch takes besides."""
+    """Further seconds per micro-batch."""
     token: float = 0.01
-    """Seconds that one more token of all answers of a part takes besides."""
+    """Further seconds per token of the longest answer of a part."""
     phase: float = 5.0
-    """Seconds that a phase takes besides."""
+    """Further seconds per phase."""
     start: float = 60.0
     """Seconds until the processes are up and have read the model."""
 
@@ -73,15 +73,15 @@ DEVICES = {
     "L40S": Device(362e12, 91.6e12, 0.864e12, 48e9, 32e9),
     "cpu": Device(260e9, 260e9, 10e9, 12e9, 5e9, 1.0, 1.0, step=0.018, token=0.003, phase=1.3, start=24.0),
 }
-#: n threads of one process do as much as n ** this cores, which the other processes leave them.
+#: n threads of one process compute as fast as n ** this cores.
 _THREADS = 0.5
-#: Tokens that are computed for one that is meant: rows of a batch are not equally long.
+#: Computed tokens per real token: rows of a batch differ in length.
 _PADDING = 1.15
 #: Bytes that a layer keeps of a token for the backward pass, times hidden size and times width of the MLP, by whether
 #: the base is frozen and by the bytes of its numbers: adapters work on float32 copies. Counted on a Llama with torch's
-#: saved_tensors_hooks (tests/test_estimate.py).
+#: saved_tensors_hooks (tests/test_cost_model.py).
 _KEPT = {(False, 2): (25, 8), (False, 4): (43, 16), (True, 2): (38, 10), (True, 4): (31, 16)}
-#: Bytes of a training row besides its tokens: its id, its place and its weight.
+#: Bytes of a training row's id, place and weight.
 _ROW = 60
 #: Weights that DeepSpeed gathers at once under ZeRO-3 (its own limit), and puts into one bucket (worker.py's).
 _GATHERED, _BUCKET = 10**9, 5 * 10**8
@@ -336,7 +336,7 @@ class Work:
 
 
 def of_plan(ready: Prepared) -> dict[str, Any]:
-    """What the plan of a run on ``--cluster`` shows besides: ``estimate``, and ``phases`` with their seconds."""
+    """The additions to the plan of a run on ``--cluster``: ``estimate``, and ``phases`` with their seconds."""
     found = estimate(ready.config, ready.phases, ready.tokens, ready.shape, len(ready.data.valid))
     times = found.pop("seconds")
     phases = [row | {"seconds": times[row["phase"]]} for row in ready.shown["phases"]]

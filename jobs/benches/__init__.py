@@ -1,7 +1,7 @@
-"""What `jobs/bench.py` measures: modules with `cases`, `shown` and `measure`, and for its table and records:
+"""The benches of `jobs/bench.py`: modules with `cases`, `shown` and `measure`, and for its table and records:
 
-PACKAGES, whose versions are printed, and UNIT of the rates; SIZE and COLUMNS of the setting; FACTS, what `measure`
-returns besides ``rate`` and ``memory``, and PAIRS, those of them that are printed.
+PACKAGES, whose versions are printed; UNIT of the rates; SIZE and COLUMNS of the setting; FACTS, further results of
+`measure` after ``rate`` and ``memory``; and PAIRS, the FACTS that are printed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @contextmanager
 def own_cluster() -> Iterator[None]:
-    """Ray on two cores of this machine, as a run starts it: without a dashboard, which nobody's calls are kept for."""
+    """Ray on two cores of this machine, as a run starts it: without a dashboard."""
     from rayrec.cluster import connect
 
     connect.share_heaps()

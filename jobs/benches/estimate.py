@@ -1,11 +1,11 @@
-"""What `--dry-run --cluster` tells against what is measured here: "ours" is the estimate, "theirs" is measured.
+"""The estimate of `--dry-run --cluster` against measurements: "ours" is the estimate, "theirs" is measured.
 
 ``seconds``: `jobs/sprec.py` on the embedded data with the tiny model, in a process of its own with the real Ray,
 DeepSpeed and vLLM, from its start to its end; ``iteration`` is the time from one policy to the next, in the trace. The
 cases `fitted` and `model` are the runs that the figures of ``DEVICES["cpu"]`` were fitted to; no other was used.
 
 ``memory``: MB of a training worker without Ray, in a process of its own, for a model of 34 million parameters: its
-weights, and what else four steps take. ``traffic``: MB that two such workers send each other (the loopback's counter).
+weights, and the growth in four steps. ``traffic``: MB that two such workers send each other (the loopback's counter).
 ``policies`` is the MB of weights that iteration 1 hands to generators; in a run it is that of the files.
 """
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 #: Of all runs: nothing is taken from another run, and no cluster of another driver is joined.
 COMMON = "--preset toy --iterations 2 --no-share --address local --tiny-hidden 128 --tiny-layers 3"
 RUNS = {
-    # Small micro-batches in the preference step tell what a micro-batch takes from what its tokens take.
+    # Small micro-batches in the preference step separate the cost of a micro-batch from the cost of its tokens.
     "fitted": "--rows-per-iteration 1024 --prefer-batch 8 --decode greedy beams",
     "rows": "--rows-per-iteration 2560 --iterations 1 --test-rows 400",
     "negatives": "--rows-per-iteration 1280 --num-negatives 3 --negatives self_play_sample:0.3 random:0.7",
@@ -79,19 +79,19 @@ def shown(setting: dict[str, Any]) -> dict[str, Any]:
 def measure(
     contender: str, case: str, what: str, rows: int, args: list[str], dtype: str, scratch: str
 ) -> dict[str, Any]:
-    """The estimate, or what was measured."""
+    """The estimate, or the measurement."""
     if what == "seconds":
-        return told(args) if contender == "ours" else ran(args, Path(scratch), case)
+        return estimated(args) if contender == "ours" else ran(args, Path(scratch), case)
     # Without iterations nothing is preferred: the worker's only phase is one of SFT.
     args = [*args, "--model", "tiny", "--iterations", "0", "--first-rows", str(rows)]
     if contender == "ours":
-        return told_worker(what, args)
+        return estimated_worker(what, args)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         return worked(what, args, Path(folder))
 
 
-def told(args: list[str]) -> dict[str, Any]:
-    """What the dry run tells of as many cores as this machine has."""
+def estimated(args: list[str]) -> dict[str, Any]:
+    """The dry run's estimate for as many cores as this machine has."""
     from cost_model import of_plan
 
     from rayrec.driver.prepare import prepare
@@ -107,7 +107,7 @@ def told(args: list[str]) -> dict[str, Any]:
 
 
 def ran(args: list[str], scratch: Path, case: str) -> dict[str, Any]:
-    """What the run took."""
+    """Seconds of a real run."""
     from rayrec.report.timeline import spans
 
     folder, begun = scratch / case, time.time()
@@ -124,7 +124,7 @@ def ran(args: list[str], scratch: Path, case: str) -> dict[str, Any]:
     ends = [span.end for span in phases if span.phase.split("/")[1] in ("pretrain", "sft", "prefer")]
     first = max(span.end for span in phases if span.phase == "00/sft")
     turns = max(int(span.phase.split("/")[0]) for span in phases)
-    # Of what the negatives and the evaluation of iteration 1 read, the first may be pruned; all are equally large.
+    # Negatives and evaluation of iteration 1 read two policies. The first may be pruned; all are equally large.
     weights = sum(path.stat().st_size for path in (folder / f"{turns:02d}/prefer/policy").glob("*.safetensors"))
     measures = {"iteration": (max(ends) - first) / turns, "policies": 2 * weights / 1e6}
     return {"rate": seconds, **measures, "phases": {span.phase: round(span.seconds, 1) for span in phases}}
@@ -143,7 +143,7 @@ def prepared(args: list[str], folder: Path) -> Any:
     return prepare(parse("", [*args, "--dry-run", "--cluster", "1x4xcpu"]), folder)
 
 
-def told_worker(what: str, args: list[str]) -> dict[str, Any]:
+def estimated_worker(what: str, args: list[str]) -> dict[str, Any]:
     """MB of the worker, or of what two send in the phase, by the cost model."""
     from cost_model import DEVICES, Work
 
@@ -163,7 +163,7 @@ def worked(what: str, args: list[str], folder: Path) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    # What is freed goes back at once: the allocator's free lists would look like a model's memory.
+    # Freed memory returns at once: the allocator's free lists would look like a model's memory.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     context = multiprocessing.get_context("spawn")
     results: Any = context.SimpleQueue()
@@ -203,7 +203,7 @@ def work(rank: int, config: Any, base: str, rows: Any, template: Any, folder: Pa
 
     worker = Worker({"config": config, "base": base, "gpu": False, "storage": Storage("")}, rank, world)
     weights = sum(p.nbytes for p in worker.lm.parameters())
-    # What torch keeps of its first pass in a process is no part of the model.
+    # Memory that torch keeps after its first pass in a process is no part of the model.
     worker.seen = torch.zeros(2, dtype=torch.float64)
     worker.lm(worker._pack(table.slice(0, 1).to_pylist())).sum().backward()
     worker.lm.zero_grad()

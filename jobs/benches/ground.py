@@ -23,7 +23,7 @@ def shown(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(contender: str, items: int, queries: int, dtype: str) -> dict[str, Any]:
-    """Queries per second, peak memory beyond the vectors, and the sum of the items found, which tells lists apart."""
+    """Queries per second, peak memory beyond the vectors, and a sum that checks the found lists."""
     import numpy as np
 
     draw = np.random.default_rng(0)

@@ -1,9 +1,9 @@
-"""What rayrec adds to Ray: parts of prompts through the generators' pool, against bare calls of the same actors.
+"""Overhead over Ray: parts of prompts through the generators' pool, against bare calls of the same actors.
 
 The engine writes one title at once. 1,000 logical generators live in at most 16 processes; a part has 64 prompts of 120
-tokens, made when it is asked for. ``board`` is training steps that the first worker reports to the trainers' board as
-in a run, against a call for every step to an actor that does nothing with it; its rows are steps. ``memory`` is what
-the driver takes from the first call on.
+tokens, made on demand. ``board`` measures training steps that the first worker reports to the trainers' board as in a
+run, against one call per step of an actor that ignores it; its rows are steps. ``memory`` is the driver's growth from
+the first call on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class NoOp:
 
 
 class Silent:
-    """A board that does nothing with a report."""
+    """A board that ignores reports."""
 
     def report(self, **facts: Any) -> None:
         pass
@@ -95,7 +95,7 @@ def timed(count: int, warm: int, answers: Callable[[int], Iterator[list]]) -> di
 
 
 def in_flight(call: Callable[[int], Any], count: int, most: int) -> Iterator[Any]:
-    """Answers of ``count`` calls in turn, at most ``most`` of them on the way."""
+    """Answers of ``count`` calls in turn, at most ``most`` of them in flight."""
     import ray
 
     open_: deque[Any] = deque()
@@ -137,7 +137,7 @@ def pool_of(actors: list[Any], logical: int, scratch: Path) -> Any:
 
 
 def bare(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str) -> dict[str, Any]:
-    """As few words as Ray lets one write: a call for every part, ``logical`` of them on the way."""
+    """Plain Ray: one call per part, ``logical`` of them in flight."""
 
     def call(i: int) -> Any:
         return actors[i % len(actors)].answer.remote(part_of(i))
@@ -146,7 +146,7 @@ def bare(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str
 
 
 def board(contender: str, count: int, most: int) -> dict[str, Any]:
-    """Steps whose end the first training worker reports, ``most`` calls on the way."""
+    """Steps that the first training worker reports, ``most`` calls in flight."""
     import ray
 
     from rayrec.training.board import Board, Heartbeat

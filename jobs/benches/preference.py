@@ -1,8 +1,8 @@
 """The preference step: prompts computed once for all answers, against TRL's DPOTrainer on chosen-rejected pairs.
 
 Same weights, rows, order, batches of users, AdamW, clipping and DPO loss, in float32; the last loss must agree.
-``memory`` is the peak RSS less the RSS with the models loaded: no weights are in it, those of TRL's second model, its
-reference, neither.
+``memory`` is the peak RSS less the RSS with the models loaded, so it has no weights, nor those of TRL's reference, a
+second model.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def model() -> Any:
 
 
 def warm_up() -> None:
-    """A pass as wide as a batch, so that no contender pays for the first use of PyTorch and of memory."""
+    """A pass as wide as a batch, so that no contender pays for the first use of PyTorch and memory."""
     import torch
 
     ids_BT = torch.ones(4, 300, dtype=torch.long)

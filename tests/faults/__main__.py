@@ -1,11 +1,17 @@
-"""The long matrix: ``make faults FAULTS_JSON=FILE`` lets every kind of fault strike at seeded moments.
+"""The fault matrix: ``make faults FAULTS_JSON=FILE`` strikes runs with every kind of fault at seeded moments.
 
-Prints a row for each and writes them all: ``kind``, ``moment`` (the phase that it struck and how far that was),
-``seconds`` from when the strike was over, such as a stop of 30 s, until that phase was finished, ``landed`` if the
-phase was running, ``identical`` to the undisturbed run, ``said`` the error that a struck job ended with, ``left`` the
-processes, and the placement groups of a cluster, that were there 15 s longer than they should. Ends with 1 unless every
-fault landed, every run ended identical and nothing was left. With ``--runs`` the same command again makes good what
-FILE lacks of this seed, and what missed its phase.
+Prints a record per fault and writes them all to FILE:
+
+    kind        the kind of fault
+    moment      the phase that it struck, and its progress
+    seconds     from the end of the strike (such as a stop of 30 s) until that phase was finished
+    landed      whether the phase was running
+    identical   whether the run equals the undisturbed one
+    error       last error line of a struck job
+    left        processes, and placement groups of a cluster, that existed 15 s later
+
+Exits with 1 unless every fault landed, every run is identical and nothing was left. With ``--runs`` the same command
+again strikes only the faults of this seed that FILE lacks or that missed their phase.
 """
 
 from __future__ import annotations
@@ -27,10 +33,10 @@ from tests.edge.test_runs import counted
 from tests.faults.kinds import KINDS, TRAINING, Kind
 from tests.faults.places import Place, place_of
 
-#: More rows than the tests have, so that every phase lasts long enough to be seen at work.
+#: More rows than the tests have, so that every phase lasts long enough to be struck.
 ARGS = ["--decode", "greedy", "beams", "--keep", "all", "--checkpoint-steps", "10", "--no-share"]
 ARGS += ["--checkpoint-seconds", "1", "--rows-per-iteration", "1024", "--test-rows", "1000"]
-#: Processes that a run has on the nodes of a cluster that it joins.
+#: Titles of a run's processes on the nodes of a cluster that it joins.
 OURS = (
     "ray::RayTrainWorker",
     "ray::Generator",
@@ -39,21 +45,21 @@ OURS = (
     "ray::TrainController",
     "jobs/sprec.py",
 )
-#: A run in which one of two suffers.
+#: A run in which one of two processes is struck.
 PAIRS = ["--train-workers", "2", "--generators", "2"]
 PHASES = ["00/pretrain", "00/sft", "00/evaluate"]
 PHASES += [f"{t:02d}/{kind}" for t in (1, 2) for kind in ("negatives", "sft", "prefer", "evaluate")]
 
 
 class Missed(Exception):
-    """The phase was over before anybody had seen it at work."""
+    """The phase was over before it was seen running."""
 
 
 def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random, wanted: Path) -> dict:
-    """One run with one fault: what happened.
+    """Strike one run with one fault; returns the record.
 
     Raises:
-        Missed: nothing was done to the run.
+        Missed: the run was not struck.
         AssertionError: the run did not end as it should.
     """
 
@@ -61,13 +67,13 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         return Command(place.runs, name, *ARGS, *place.args, *(PAIRS if kind.pairs else ()), **place.where)
 
     def working() -> set[int]:
-        """The run's processes: what its driver has started, and of a cluster's nodes what works for it."""
+        """The run's processes: the driver, its descendants, and those on the nodes of a cluster."""
         of_nodes = {pid for root in place.roots for pid in descendants(root) if any(w in title(pid) for w in OURS)}
         return {command.driver} | descendants(command.driver) | of_nodes
 
     place.env |= kind.env
     command = start()
-    started, said, left = set[int](), list[str](), set[str]()
+    started, errors, left = set[int](), list[str](), set[str]()
     try:
         try:
             state = at_some_moment(command, phase, draw)
@@ -80,12 +86,12 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         kind.strike(command, draw, place)
         begun = time.monotonic()
         if not kind.by_itself:
-            landed &= command.process.wait(120) != 0  # a job that ended well had not been hit
-            said = [line for line in command.log.read_text().splitlines() if line.startswith("error: ")]
+            landed &= command.process.wait(120) != 0  # a job that ended well was not struck
+            errors = [line for line in command.log.read_text().splitlines() if line.startswith("error: ")]
             left |= lasting(ours)
             command = start()
             command.until(lambda trace: command.attempted(trace) and command.finished(phase), f"{phase} again")
-            # What else there was of a killed driver's cluster, the next start ends by its id.
+            # The next start ends the other processes of a killed driver's cluster by their ids.
             left |= lasting(started, 1)
         else:
             if not command.finished(phase):  # a run may end during a strike of half a minute
@@ -98,11 +104,11 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
         same = contents(kept) == contents(wanted) and counted(kept) == counted(wanted)
         same &= (kept / "metrics.jsonl").read_bytes() == (wanted / "metrics.jsonl").read_bytes()
         events = [e for e in read_trace(command.folder)["traceEvents"] if (e["name"], e["cat"]) == (phase, "phase")]
-        # Finding whom to strike takes a while.
+        # Finding the process to strike takes a while.
         landed &= max((e["ts"] + e["dur"] for e in events), default=0) >= place.struck * 1e6
         moment = {"phase": phase, **{k: v for k, v in state.items() if k in ("step", "steps", "parts")}}
         found = {"moment": moment, "seconds": round(seconds, 1), "landed": landed, "identical": same}
-        return found | {"left": sorted(left), "said": said[-1] if said else ""}
+        return found | {"left": sorted(left), "error": errors[-1] if errors else ""}
     finally:
         for pid in {command.process.pid} | alive(started | descendants(command.process.pid)):
             with contextlib.suppress(ProcessLookupError):
@@ -110,7 +116,7 @@ def suffer(name: str, kind: Kind, phase: str, place: Place, draw: random.Random,
 
 
 def at_some_moment(command: Command, phase: str, draw: random.Random) -> dict:
-    """Wait for a random moment of a phase; how far it is then."""
+    """Wait for a random moment of a phase; returns its progress."""
     if phase.split("/")[1] in TRAINING:
         return command.until_inside(phase, share=draw.uniform(0, 0.6))["running"][phase]
     command.until_inside(phase)
@@ -119,7 +125,7 @@ def at_some_moment(command: Command, phase: str, draw: random.Random) -> dict:
 
 
 def lasting(pids: set[int], seconds: float = 15) -> set[str]:
-    """What there still is of some processes after so long."""
+    """The processes that still exist after so many seconds."""
     gone(pids, seconds)
     return {f"{pid} {title(pid)}"[:200] for pid in alive(pids)}
 
@@ -161,10 +167,10 @@ def main() -> int:
                 with place_of(kind.place, runs) as place:
                     found = suffer(f"fault-{number}{'abcde'[again]}", kind, phase, place, draw, wanted[kind.pairs])
             except (Missed, ProcessLookupError, AssertionError, subprocess.SubprocessError) as error:
-                missed = isinstance(error, Missed | ProcessLookupError)  # over, or its process gone, before the strike
+                missed = isinstance(error, Missed | ProcessLookupError)  # it ended before the strike
                 found = {"moment": {"phase": phase}, "landed": not missed, "error": str(error)[-2000:]}
             if found["landed"] or found.get("identical") is False or found.get("left"):
-                break  # only what changed nothing because it came too late is tried anew
+                break  # only a strike that came too late is repeated
         record = {"number": number, "seed": given.seed, "kind": name}
         records.append(record | {"seconds": None, "identical": False, "left": []} | found)
         print(json.dumps(records[-1]), flush=True)

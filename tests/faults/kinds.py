@@ -1,7 +1,7 @@
-"""What can happen to a run, each kind as a function that does it to a real one.
+"""The kinds of faults: each is a function that strikes a real run.
 
-A fault strikes in the middle of a phase. Afterwards the job goes on by itself, or has ended and the same command is
-given again; either way it ends with the files and metrics of an undisturbed run.
+A fault strikes during a phase. Afterwards the job continues by itself, or the same command is started again; either
+way it ends with the files and metrics of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any, Literal
 from tests.edge.conftest import Command, descendants, title
 from tests.faults.places import Place
 
-#: vLLM's engine as a process of its own, which on a CPU it is not by itself.
+#: Gives vLLM's engine a process of its own, which it has by default only on a GPU.
 ENGINE_APART = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 Strike = Callable[[Command, random.Random, Place], None]
 TRAINING, GENERATING = ("pretrain", "sft", "prefer"), ("negatives", "evaluate")
 
 
 def patiently(find: Callable[[], list[Any]], what: str) -> list[Any]:
-    """What is found, once something is: a phase begins before its processes are there."""
+    """Wait until ``find`` finds something: a phase begins before its processes exist."""
     deadline = time.monotonic() + 120
     while not (found := find()):
         assert time.monotonic() < deadline, f"no {what}"
@@ -36,7 +36,7 @@ def patiently(find: Callable[[], list[Any]], what: str) -> list[Any]:
 
 
 def named(word: str, *roots: int) -> list[int]:
-    """The processes that ``roots`` have started, directly or not, whose command line holds ``word``."""
+    """The descendants of ``roots`` whose command line contains ``word``."""
     return patiently(lambda: [pid for root in roots for pid in sorted(descendants(root)) if word in title(pid)], word)
 
 
@@ -66,21 +66,21 @@ def kill_next(word: str) -> Strike:
 
 
 def stop(word: str, seconds: float = 30) -> Strike:
-    """SIGSTOP one of these processes for a while; the empty word is the driver itself."""
+    """SIGSTOP one of these processes for a while; the empty ``word`` is the driver."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
         pid = draw.choice(named(word, command.process.pid, *place.roots)) if word else command.process.pid
         place.struck = time.time()
         os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
-        with contextlib.suppress(ProcessLookupError):  # what is no longer needed ends although it stands still
+        with contextlib.suppress(ProcessLookupError):  # a stopped process can still be killed
             os.kill(pid, signal.SIGCONT)
 
     return strike
 
 
 def kill_driver(command: Command, draw: random.Random, place: Place) -> None:
-    """SIGKILL the driver; its actors and Ray end after it."""
+    """SIGKILL the driver; its actors and its Ray cluster end after it."""
     command.kill()
 
 
@@ -96,14 +96,14 @@ def _finished_file(command: Command, draw: random.Random) -> Path:
 
 
 def truncate(command: Command, draw: random.Random, place: Place) -> None:
-    """The driver dies, and a file of a finished phase has lost its end."""
+    """The driver dies, and a file of a finished phase is cut short."""
     command.kill()
     file = _finished_file(command, draw)
     file.write_bytes(file.read_bytes()[: draw.randrange(file.stat().st_size)])
 
 
 def flip(command: Command, draw: random.Random, place: Place) -> None:
-    """The driver dies, and a bit of a file of a finished phase is another."""
+    """The driver dies, and one bit of a file of a finished phase is flipped."""
     command.kill()
     file = _finished_file(command, draw)
     data = bytearray(file.read_bytes())
@@ -114,7 +114,7 @@ def flip(command: Command, draw: random.Random, place: Place) -> None:
 def fill(command: Command, draw: random.Random, place: Place) -> None:
     """The storage is full until the job has ended."""
     filler = command.folder.parent / "filler"
-    with filler.open("wb", buffering=0) as file:  # what is buffered would be refused once more as the file is closed
+    with filler.open("wb", buffering=0) as file:  # closing a buffered file would fail once more
         try:
             while True:
                 file.write(b"\0" * 2**16)
@@ -125,7 +125,7 @@ def fill(command: Command, draw: random.Random, place: Place) -> None:
 
 
 def forbid(command: Command, draw: random.Random, place: Place) -> None:
-    """The run folder can be read and not written until the job has ended."""
+    """The run folder is read-only until the job has ended."""
     folder = str(command.folder)
     subprocess.run(["mount", "--bind", folder, folder], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
@@ -136,7 +136,7 @@ def forbid(command: Command, draw: random.Random, place: Place) -> None:
 
 
 def silence(seconds: float) -> Strike:
-    """The object store takes connections and answers nothing, for a while."""
+    """The object store accepts connections and answers nothing for a while."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
         place.server.send_signal(signal.SIGSTOP)
@@ -147,7 +147,7 @@ def silence(seconds: float) -> Strike:
 
 
 def slow(command: Command, draw: random.Random, place: Place) -> None:
-    """The object store works a tenth of the time, for half a minute."""
+    """The object store runs a tenth of the time for half a minute."""
     for _ in range(60):
         place.server.send_signal(signal.SIGSTOP)
         time.sleep(0.45)
@@ -165,7 +165,7 @@ def cut_off(command: Command, draw: random.Random, place: Place) -> None:
 
 
 def lose_machine(command: Command, draw: random.Random, place: Place) -> None:
-    """The driver dies with all that its machine had and ran; the next command is given on another one."""
+    """The driver dies with all processes and files of its machine; the next command starts on another machine."""
     there = descendants(command.process.pid)
     command.kill()
     for pid in there:
@@ -175,7 +175,7 @@ def lose_machine(command: Command, draw: random.Random, place: Place) -> None:
 
 
 def _node_of(place: Place, word: str) -> subprocess.Popen:
-    """A node that an actor with ``word`` in its title is on."""
+    """The node of an actor with ``word`` in its title."""
 
     def busy() -> list[subprocess.Popen]:
         nodes = [node for node in place.nodes.processes if node.poll() is None]
@@ -185,14 +185,14 @@ def _node_of(place: Place, word: str) -> subprocess.Popen:
 
 
 def lose_node(command: Command, draw: random.Random, place: Place) -> None:
-    """SIGKILL all of a training worker's node; another one is free."""
+    """SIGKILL all processes of a training worker's node; another node is free."""
     node = _node_of(place, "ray::RayTrainWorker")
     place.struck = time.time()
     place.nodes.end(node)
 
 
 def lose_generators_node(command: Command, draw: random.Random, place: Place) -> None:
-    """SIGKILL all of the generator's node, the only one; another one comes a little later."""
+    """SIGKILL all processes of the only generator node; another node starts a little later."""
     node = _node_of(place, "ray::Generator")
     place.struck = time.time()
     place.nodes.end(node)
@@ -200,8 +200,8 @@ def lose_generators_node(command: Command, draw: random.Random, place: Place) ->
 
 
 def unplug(word: str) -> Strike:
-    """Take a node that a process with ``word`` in its title is on off the network; where there are no namespaces its
-    raylet is stopped, and hears and says nothing. Another node is free, or for generators comes a little later."""
+    """Disconnect the node of a process with ``word`` in its title from the network. Without network namespaces its
+    raylet is stopped instead. Another node is free; for generators it starts a little later."""
 
     def strike(command: Command, draw: random.Random, place: Place) -> None:
         node = _node_of(place, word)
@@ -220,26 +220,26 @@ def unplug(word: str) -> Strike:
 
 
 def kill_supervisor(command: Command, draw: random.Random, place: Place) -> None:
-    """SIGKILL what runs the driver of a submitted job."""
+    """SIGKILL the supervisor of a submitted job's driver."""
     os.kill(named("JobSupervisor", min(place.roots))[0], signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to suffer."""
+    """One kind of fault."""
 
     strike: Strike
     phases: tuple[str, ...] = TRAINING + GENERATING
-    """Kinds of phases in which it means something."""
+    """Kinds of phases that it strikes."""
     by_itself: bool = False
-    """Whether the job goes on without a new command."""
+    """Whether the job continues without a new command."""
     place: Literal["folder", "mount", "store", "cluster", "submitted"] = "folder"
-    """Where the run must lie: in any folder, on a small file system of its own, or in an object store; or on what it
-    must run: four nodes that share a store, or a cluster that a job is submitted to."""
+    """Where the run is kept (any folder, a small file system of its own, an object store), or where it runs (four nodes
+    that share a store, a cluster to which a job is submitted)."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables of the run besides the place's."""
+    """Environment variables of the run, in addition to those of the place."""
     pairs: bool = False
-    """Whether the run has two training workers and two generators, one of which suffers."""
+    """Whether the run has two training workers and two generators, one of which is struck."""
 
 
 KINDS = {
@@ -255,7 +255,7 @@ KINDS = {
     "raylet killed": Kind(kill("raylet/raylet")),
     "GCS killed": Kind(kill("gcs/gcs_server")),
     "driver killed": Kind(kill_driver),
-    "driver told to end": Kind(interrupt),
+    "driver terminated": Kind(interrupt),
     "generator stopped for 30 s": Kind(stop("ray::Generator"), GENERATING, by_itself=True),
     "engine stopped for 30 s": Kind(stop("VLLM::EngineCore"), GENERATING, by_itself=True, env=ENGINE_APART),
     "worker stopped for 30 s": Kind(stop("ray::RayTrainWorker"), TRAINING, by_itself=True),

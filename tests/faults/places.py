@@ -1,4 +1,4 @@
-"""Where the runs of a fault lie, and on what they run."""
+"""The places of struck runs: folders, file systems, object stores and clusters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.edge.network import RAY, Network, Nodes, network
 
-#: Prints the ids of placement groups that are there, once there are none or 15 s are over.
+#: Prints the ids of the placement groups that still exist after at most 15 s.
 _GROUPS = """
 import sys, time, ray
 from ray.util import placement_group_table
@@ -32,21 +32,21 @@ print(*left)
 
 
 class Place:
-    """A folder for logs and runs or, with ``url``, an object store and the driver's copies of what is in it."""
+    """A folder for logs and runs; with ``url`` an object store and the driver's copies of its files."""
 
     def __init__(self, runs: Path):
         self.runs, self.url, self.env = runs, "", dict(os.environ)
         self.args, self.before, self.roots = list[str](), list[str](), set[int]()
-        """Flags of a run here, words before its command, and processes besides the driver that start others for it."""
+        """Flags of a run, words before its command, and processes other than the driver that start processes for it."""
         self.logs = runs
         self.struck = 0.0
         """When the fault struck, in seconds since the epoch."""
         self.unplugged = set[int]()
-        """Processes of a node that nobody can reach: they end when their raylet gives up."""
+        """Processes of an unreachable node: they end when their raylet gives up."""
 
     @property
     def where(self) -> dict[str, Any]:
-        """What a Command is told of this place besides its folder and its flags."""
+        """Arguments of a Command in this place, other than its folder and its flags."""
         return {"env": self.env, "url": self.url, "before": self.before, "logs": self.logs}
 
     def serve(self, host: str = "127.0.0.1") -> None:
@@ -71,20 +71,21 @@ class Place:
                 time.sleep(0.2)
 
     def join(self, net: Network | None) -> None:
-        """Start a head, a generator's node and two trainers' nodes, which share nothing but an S3 server."""
+        """Start a head, a generator node and two trainer nodes, which share only an S3 server."""
         self.serve(net.address if net else "127.0.0.1")
         store = {name: value for name, value in self.env.items() if name.startswith("AWS_")}
         self.nodes = Nodes(Path(tempfile.mkdtemp(prefix="rayrec-nodes-")), store, net)
         for resource in ("generator", "trainer", "trainer"):
             self.nodes.add(resource)
         self.env = self.nodes.env
-        os.environ |= {name: self.env[name] for name in ("RAYREC_COPIES", *store)}  # we stand where the driver does
+        # This process reads the same copies as the driver.
+        os.environ |= {name: self.env[name] for name in ("RAYREC_COPIES", *store)}
         self.args = ["--address", self.nodes.address]
         self.args += ["--train-resource", "trainer", "--generate-resource", "generator"]
         self.roots = {node.pid for node in self.nodes.processes}
 
     def submitted(self) -> None:
-        """Start a cluster to which the command is given with ``ray job submit``."""
+        """Start a cluster to which the command is submitted with ``ray job submit``."""
         self.nodes = Nodes(Path(tempfile.mkdtemp(prefix="rayrec-nodes-")), {}, None, head_cpus=4)
         self.env = self.nodes.env | {"RAY_API_SERVER_ADDRESS": self.nodes.dashboard}
         deadline = time.monotonic() + 90
@@ -97,10 +98,10 @@ class Place:
         self.roots = {node.pid for node in self.nodes.processes}
 
     def groups(self) -> list[str]:
-        """Placement groups that a joined cluster still holds, after up to 15 s; a run's own cluster is gone with it."""
+        """Placement groups that a joined cluster still holds after up to 15 s; a private cluster ends with its run."""
         if not self.roots:
             return []
-        told = subprocess.run(
+        listed = subprocess.run(
             [sys.executable, "-c", _GROUPS, self.nodes.address],
             env=self.env,
             capture_output=True,
@@ -108,10 +109,10 @@ class Place:
             check=True,
             timeout=120,
         )
-        return told.stdout.splitlines()[-1].split()
+        return listed.stdout.splitlines()[-1].split()
 
     def kept(self, folder: Path) -> Path:
-        """All that is kept of a run: its folder, or a copy of what the object store itself has of it."""
+        """The files of a run: its folder, or a copy of its files in the object store."""
         if not self.url:
             return folder
         from pyarrow import fs
@@ -125,7 +126,7 @@ class Place:
         return kept
 
     def move(self) -> None:
-        """Go to a machine that has no copy of anything."""
+        """Continue on a machine without copies of the store's files."""
         shutil.rmtree(self.env.get("RAYREC_COPIES", ""), ignore_errors=True)
         self.env["RAYREC_COPIES"] = os.environ["RAYREC_COPIES"] = tempfile.mkdtemp(prefix="rayrec-copies-")
 
