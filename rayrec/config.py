@@ -106,10 +106,11 @@ class EvaluateConfig:
     """Folder of the `sentence` embedder (model2vec or sentence-transformers) or of the `lm`, by default --model."""
     popularity_gamma: float = 0.0
     """Exponent of BIGRec's popularity weight in grounding; 0 switches it off."""
-    engine: Literal["auto", "vllm", "torch", "chat"] = "auto"
-    """Generation engine; `auto` takes vllm where it is installed, `chat` asks an OpenAI-compatible endpoint."""
+    engine: str = "auto"
+    """Generation engine; `auto` takes the first that is installed and serves the plan."""
     endpoint: str | None = None
-    """Address of the endpoint of `chat`, such as http://127.0.0.1:8000/v1; its key is read from OPENAI_API_KEY."""
+    """Address of an OpenAI-compatible endpoint that answers instead of a policy, such as http://127.0.0.1:8000/v1; its
+    key is read from OPENAI_API_KEY."""
     served: str | None = None
     """Name of the model that the endpoint serves."""
     part: int = 64
@@ -205,7 +206,7 @@ class Config:
     @property
     def pretrains(self) -> bool:
         """Whether a tiny model is trained from scratch first."""
-        return self.model.model == "tiny" and self.evaluate.engine != "chat"
+        return self.model.model == "tiny" and not self.evaluate.endpoint
 
     @property
     def reads_oracle(self) -> bool:

@@ -17,7 +17,7 @@ from rayrec.data import load, preferences
 from rayrec.driver import checks, plan
 from rayrec.driver.checks import Lengths
 from rayrec.driver.prepare import prepare
-from rayrec.generation.vllm import _whole
+from rayrec.generation.engine import weights_folder
 from rayrec.lanes import Planned
 from rayrec.methods import parse
 from rayrec.models.logprobs import PackedLM, pack
@@ -124,7 +124,7 @@ def test_generators_read_as_many_bytes_as_told(tmp_path: Path, rank: int, dtype:
     def told(work: Work) -> float:
         return work.moved(phases)["policies"]
 
-    read = Path(_whole(str(tmp_path / "policy"))) / "model.safetensors"
+    read = weights_folder(str(tmp_path / "policy")) / "model.safetensors"
     assert told(work) == pytest.approx(read.stat().st_size, rel=0.02)  # the rest is the file's head
     if rank:  # vLLM on a GPU takes the adapter as it is
         adapter = tmp_path / "policy" / "adapter_model.safetensors"

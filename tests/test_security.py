@@ -11,8 +11,6 @@ import traceback
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -24,11 +22,13 @@ from rayrec.data import load
 from rayrec.data.settings import DataConfig
 from rayrec.driver import baselines
 from rayrec.driver.checks import resolve
-from rayrec.generation import chat, vllm
+from rayrec.generation import chat, resolve_engine, vllm
+from rayrec.generation.engine import Part, Setup
 from rayrec.methods import parse
 from rayrec.models import policy
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
+from rayrec.prompts import make_template
 from rayrec.report import trackers
 from rayrec.report.build import build_report
 from rayrec.runs.manifest import write_json
@@ -175,18 +175,19 @@ class Echo(BaseHTTPRequestHandler):
         pass
 
 
-def test_an_endpoint_that_repeats_the_key_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_repeats_the_key_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
     with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
         config = resolve(parse("", ["--method", "ChatRec", "--endpoint", url, "--served", "m"]))
-        tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "some words")
-        setup: Any = SimpleNamespace(config=config, template=SimpleNamespace(tokenizer=tokenizer))
+        make_tiny(["Heat"], config.model, tmp_path, 0)
+        template = make_template("compact", policy.load_tokenizer(tmp_path))
+        setup = Setup(config, Storage(""), "", template, (), False, chat.ChatEngine, 1)
         with pytest.raises(ValueError, match=r"wrong: Bearer \*\*\*") as refused:
-            chat.check_endpoint(config.evaluate)
+            resolve_engine(config, gpu=False)
         with pytest.raises(ConnectionError, match=r"wrong: Bearer \*\*\*") as failed:
-            chat.ChatEngine(setup).answer([[1]], "greedy", 1, 0)
+            chat.ChatEngine(setup).answer(Part("00/evaluate", 0, "base", "", [[1]], "greedy"))
         server.shutdown()
     told = [line for info in (refused, failed) for line in traceback.format_exception(info.value)]
     assert "s3cret" not in "".join(told)

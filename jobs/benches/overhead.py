@@ -43,10 +43,10 @@ class NoOp:
         return {"pid": os.getpid()}
 
     def answer(self, part: Any) -> tuple[list[list[Any]], dict]:
-        from rayrec.generation.pool import Answer
+        from rayrec.generation.engine import Answer
 
         now = time.time()
-        made = [[Answer("A title of some length (1999)", -1.5)] for _ in part.prompts]
+        made = [[Answer([7] * 8, "A title of some length (1999)", -1.5)] for _ in part.prompts]
         return made, {"start": now, "end": now, "generator_pid": os.getpid(), "tokens": 0}
 
 
@@ -70,14 +70,14 @@ def measure(
 def parts(contender: str, count: int, logical: int, processes: int, scratch: str) -> dict[str, Any]:
     import ray
 
-    from rayrec.generation.pool import Part
+    from rayrec.generation.engine import Part
 
     engine: Any = ray.remote(NoOp)
     actors = [engine.options(num_cpus=0, max_concurrency=2).remote() for _ in range(min(processes, logical))]
     ray.get([actor.ready.remote() for actor in actors])
 
     def part_of(i: int) -> Part:
-        prompts = tuple(tuple(range(i + row, i + row + TOKENS)) for row in range(SIZE_OF_PART))
+        prompts = [list(range(i + row, i + row + TOKENS)) for row in range(SIZE_OF_PART)]
         return Part("00/evaluate/beams", i, "00/sft", scratch, prompts, "beams", 10)
 
     return {"ours": ours, "ray": bare}[contender](actors, part_of, count, logical, scratch)
@@ -127,7 +127,7 @@ def pool_of(actors: list[Any], logical: int, scratch: Path) -> Any:
         def _actor(self, index: int) -> Any:
             return actors[index % len(actors)]
 
-        def _bury(self, actor: Any) -> None:
+        def _kill(self, actor: Any) -> None:
             pass
 
     config = Config()

@@ -201,17 +201,7 @@ def _check_together(config: Config) -> None:
             f"--objective kto compares the rows of a batch, and --prefer-batch {train.prefer_batch} has one. Take at "
             "least 2."
         )
-    chats = evaluate.engine == "chat"
-    if chats != bool(evaluate.endpoint and evaluate.served):
-        raise ValueError(
-            "--engine chat, --endpoint URL and --served NAME go together. Name all three, or none of them."
-        )
     check_open(evaluate.endpoint or "")
-    if chats and (train.first_rows or train.iterations or evaluate.decode != ("greedy",)):
-        raise ValueError(
-            "--engine chat tunes nothing and writes one answer. Take --method ChatRec, which has --first-rows 0, "
-            "--iterations 0 and --decode greedy."
-        )
     chooses = config.data.protocol == "candidates"
     modes = {"auto", "greedy", "score"} if chooses else {"auto", "greedy", "beams", "free_beams", "d3"}
     if wrong := sorted(set(evaluate.decode) - modes):
@@ -227,11 +217,8 @@ def _check_together(config: Config) -> None:
             "--ask liking has one question for each candidate, and no titles to prefer. Take --method TALLRec, which "
             "has --protocol candidates, --decode score and --iterations 0, and no --reweight."
         )
-    if model.item_vectors and (not train.first_rows or evaluate.engine not in ("auto", "torch")):
-        raise ValueError(
-            "--item-vectors has a network that the first SFT trains, and tokens that only --engine torch reads. Take "
-            "--first-rows above 0, and leave --engine out."
-        )
+    if model.item_vectors and not train.first_rows:
+        raise ValueError("--item-vectors has a network that the first SFT trains. Take --first-rows above 0.")
     longest = max(evaluate.top_k)
     if chooses and longest > CANDIDATES:
         raise ValueError(f"--top-k {longest} is longer than a list of {CANDIDATES} candidates. Take at most that.")

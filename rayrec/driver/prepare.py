@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import shutil
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +24,7 @@ from rayrec.data.mapped import take
 from rayrec.data.met import Met
 from rayrec.data.reweight import by_genre
 from rayrec.driver import checks, plan
-from rayrec.generation.chat import check_endpoint
-from rayrec.generation.engine import two_models
+from rayrec.generation import ENGINES, resolve_engine
 from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
 from rayrec.lanes import Planned
 from rayrec.models.policy import content_hash
@@ -61,7 +58,6 @@ class Prepared:
     template: Template
     embedder: Embedder
     gpu: bool
-    engine: Literal["vllm", "torch", "chat"]
     threads: int
     """CPU threads of a process that works beside others; ``all_threads`` of a trainer that works alone."""
     all_threads: int
@@ -78,36 +74,23 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     config = checks.resolve(connect.settle_paths(config))
     connect.check_address(config)
     trackers.check(config.output.track)
-    gpu, engine = config.placement.cluster is None and connect.has_gpu(config), choose_engine(config)
-    if (cards := config.placement.tensor_parallel) > 1 and not (engine == "vllm" and (gpu or config.placement.cluster)):
-        raise ValueError(
-            f"--tensor-parallel {cards} spreads vLLM's model over GPUs, and this plan has the engine {engine} on "
-            f"{'GPUs' if gpu else 'CPUs'}. Leave it out, or take --engine vllm --device gpu."
-        )
-    if cards > 1 and two_models(config):
-        raise ValueError(
-            f"--tensor-parallel {cards}: constrained beams, d3 and scores have a model of their own, on one GPU. "
-            "Take --decode greedy or free_beams and negatives without scores, or leave --tensor-parallel out."
-        )
-    if config.train.attention == "flex" and not (gpu or config.placement.cluster):
+    gpu = config.placement.cluster is None and connect.has_gpu(config)
+    on_gpus = gpu or config.placement.cluster is not None  # an estimate for another cluster looks at no device here
+    config = resolve_engine(config, on_gpus)  # what `auto` means is recorded and hashed
+    engine = ENGINES[config.evaluate.engine]
+    if config.train.attention == "flex" and not on_gpus:
         raise ValueError(
             "--attention flex trains on GPUs alone, and this plan is on CPUs. Take --attention sdpa, or --device gpu."
         )
     data = load(config.data)
-    # What `auto` meant is recorded and hashed, not the word.
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, source=data.source),
-        evaluate=dataclasses.replace(config.evaluate, engine=engine),
-    )
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
     checks.check_data(config, data)
     tuning = rows_to_tune(config, data)
     embedder, of_embedder = make_embedder(config, data)
     base, template = make_base(config, data, scratch)
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else content_hash(str(base))
-    if engine == "vllm" and not gpu and config.placement.cluster is None:
-        check_heads(config.model.model, base)
+    engine.check_model(config, on_gpus, str(base))
     tokens = checks.check_lengths(config, data, tuning, template)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, data)
@@ -120,7 +103,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         "device": placement.cluster or ("gpu" if gpu else "cpu"),
         "threads": threads,
         "cpus": cores,
-        "engine": engine,
+        "engine": config.evaluate.engine,
         "decode": " ".join(config.evaluate.decode),
     }
     root = run_folder(config)
@@ -139,7 +122,6 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         template=template,
         embedder=embedder,
         gpu=gpu,
-        engine=engine,
         threads=threads,
         all_threads=placement.threads or max(1, cores // workers),
         shown=shown | {"folder": Storage(config.output.runs or "runs").name(root), "rows_to_tune": len(tuning)},
@@ -205,29 +187,6 @@ def _retargeted(config: Config, data: Dataset, rated: bool) -> pa.Table:
     if config.data.protocol == "candidates":
         rows = with_candidates(rows, Met(data.train), data.catalogue, config.data.seed, ahead.titles)
     return rows
-
-
-def choose_engine(config: Config) -> Literal["vllm", "torch", "chat"]:
-    """Resolve ``--engine auto``: vllm where it is installed.
-
-    Raises:
-        ValueError: ``--engine vllm`` without vllm, or ``--engine chat`` and an endpoint that does not answer.
-    """
-    if config.evaluate.engine == "chat":
-        check_endpoint(config.evaluate)
-        return "chat"
-    installed = importlib.util.find_spec("vllm") is not None
-    if config.evaluate.engine == "vllm" and not installed:
-        raise ValueError("--engine vllm: vllm is not installed. Install rayrec[cpu] or rayrec[gpu], or --engine torch.")
-    if config.model.item_vectors:
-        return "torch"
-    if config.evaluate.engine == "auto" and not installed:
-        warnings.warn(
-            "vllm is not installed: generating with transformers, several times slower. Install rayrec[cpu] or "
-            "rayrec[gpu], or say --engine torch.",
-            stacklevel=2,
-        )
-    return "torch" if config.evaluate.engine == "torch" or not installed else "vllm"
 
 
 def make_embedder(config: Config, data: Dataset) -> tuple[Embedder, str]:
@@ -300,21 +259,6 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     if config.model.item_vectors:
         template.show_items(data.catalogue.titles, vocabulary(name))
     return base, template
-
-
-def check_heads(model: str, base: Path) -> None:
-    """Refuse what vLLM would stop at in the first part, with a page of its own words.
-
-    Raises:
-        ValueError: heads that are too small for vLLM on a CPU.
-    """
-    from rayrec.models.policy import head_size
-
-    if (found := head_size(str(base))) < 32:
-        raise ValueError(
-            f"--model {model}: its attention has a head dimension of {found}, and vLLM on a CPU wants 32 or more. Add "
-            "--engine torch."
-        )
 
 
 def keep_base(work: Run, base: Path) -> Path:

@@ -24,6 +24,7 @@ from rayrec.data import preferences
 from rayrec.driver import plan
 from rayrec.driver.prepare import Prepared, keep_base, prepare
 from rayrec.errors import Stopped
+from rayrec.generation import ENGINES
 from rayrec.generation.engine import Setup
 from rayrec.generation.lane import GenerateLane
 from rayrec.generation.pool import GeneratorPool
@@ -129,7 +130,8 @@ class Session:
         self.ready, self.work, self.config, self.data = ready, work, ready.config, ready.data
         self.phases, self._lock = ready.phases, threading.Lock()
         config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
-        setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, ready.engine, ready.threads)
+        engine = ENGINES[config.evaluate.engine]
+        setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, engine, ready.threads)
         self.reserved = reserve.Reserved()
         self.group = Once(lambda: TrainGroup(config, base, ready.template, work, ready.gpu, self.reserved))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))

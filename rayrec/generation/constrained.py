@@ -1,69 +1,102 @@
-"""Beams over the catalogue and scores of given answers, which no other engine has."""
+"""Catalogue-constrained beams, D3 and packed scores for any engine."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from rayrec.generation.engine import Guide, Mode, Setup
-from rayrec.generation.vllm import _whole
+from rayrec.generation.engine import Part, Scored, Setup, move, weights_folder
+
+#: Prompts of one packed pass over given answers.
+_PACKED = 8
 
 
-class BeamEngine:
-    """What vLLM has not: catalogue-constrained beam search and packed scores; its model is the first policy's."""
+class Constrained:
+    """An engine, and beside it a model of the same policy that answers the modes which the engine lacks.
+
+    Each of the two loads a policy when it is first asked for an answer of it, so a run whose modes the engine has
+    holds no second model.
+    """
 
     def __init__(self, setup: Setup):
-        self.setup, self.model, self.device = setup, None, "cuda" if setup.gpu else "cpu"
-        self.adapter, self.judges = False, dict[str, Any]()
+        self.setup, self.engine = setup, setup.engine(setup)
+        self.died = self.engine.died
+        self.model: Any = None
+        self._device, self._is_adapter = "cuda" if setup.gpu else "cpu", False
+        self._policy = ("", "")
+        self._loaded: dict[bool, tuple[str, str]] = {}
+        self._sequential = dict[str, Any]()
 
     def load(self, version: str, folder: str) -> None:
+        """Name the policy that answers from now on."""
+        self._policy = version, folder
+
+    def answer(self, part: Part) -> list[list[Scored]]:
+        """Return answers to each prompt, best first, scored ones in the order of ``part.choices``."""
+        inner = part.mode in self.engine.modes
+        if self._loaded.get(inner) != self._policy:
+            if inner:
+                self.engine.load(*self._policy)
+            else:
+                self._load(self._policy[1])
+            self._loaded[inner] = self._policy
+        if inner:
+            return self.engine.answer(part)
+        return self._score(part) if part.mode == "score" else self._beams(part)
+
+    def sleep(self) -> None:
+        """Free the GPU's memory."""
+        self.engine.sleep()
+        if self.model is not None:
+            move(self.model, "cpu")
+
+    def wake(self) -> None:
+        """Take the GPU's memory back."""
+        self.engine.wake()
+        if self.model is not None:
+            move(self.model, self._device)
+
+    def _load(self, path: str) -> None:
         """Load a finished policy, in place after the first."""
         from rayrec.decoding import Trie
         from rayrec.models import policy
 
-        folder = _whole(folder)
-        adapter = (Path(folder) / "adapter_config.json").exists()
-        if self.model is not None and adapter == self.adapter:
+        folder = weights_folder(path)
+        is_adapter = (folder / "adapter_config.json").exists()
+        if self.model is not None and is_adapter == self._is_adapter:
             return policy.load_weights(self.model, folder)
-        self.adapter = adapter
-        # Its settings name the base as the user did, whose words may mean something else on this machine.
-        dtype = self.setup.config.train.dtype
-        self.model = policy.load_policy(folder, dtype=dtype, device=self.device, base=self.setup.base)
+        self._is_adapter = is_adapter
+        # The policy's own settings name its base as the user typed it, which may not resolve on this machine.
+        dtype, base = self.setup.config.train.dtype, self.setup.base
+        self.model = policy.load_policy(folder, dtype=dtype, device=self._device, base=base)
         self.ids = [self.setup.template.answer_ids(title) for title in self.setup.titles]
         self.trie = Trie.build(self.ids)
 
-    def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
-        from rayrec.decoding import beam_search
-
-        assert self.model is not None, "load comes first"
-        return [[(self.ids[i], lp) for i, lp in one] for one in beam_search(self.model, prompts, self.trie, n)]
-
-    def guided(self, prompts: list[list[int]], n: int, guide: Guide) -> list[list[tuple[list[int], float]]]:
-        """Titles with D3's scores: the policy's and a SASRec's word together."""
+    def _beams(self, part: Part) -> list[list[Scored]]:
+        """Titles by log P(title + EOS | prompt), or with a guide by D3's scores."""
         from rayrec.decoding import Prior, beam_search
         from rayrec.models import sequential
 
-        assert self.model is not None, "load comes first"
-        if guide.folder not in self.judges:
-            self.judges[guide.folder] = sequential.load(guide.folder)
-        scores_PI = sequential.scores(self.judges[guide.folder], guide.histories)
-        prior = Prior(scores_PI.log_softmax(-1), guide.alpha)
-        found = beam_search(self.model, prompts, self.trie, n, prior=prior)
-        return [[(self.ids[i], score) for i, score in one] for one in found]
+        prior = None
+        if guide := part.guide:
+            if guide.folder not in self._sequential:
+                self._sequential[guide.folder] = sequential.load(guide.folder)
+            scores_PI = sequential.scores(self._sequential[guide.folder], guide.histories)
+            prior = Prior(scores_PI.log_softmax(-1), guide.alpha)
+        found = beam_search(self.model, part.prompts, self.trie, part.n, prior=prior)
+        return [[(self.ids[item], score) for item, score in one] for one in found]
 
-    def score(self, prompts: list[list[int]], choices: list[list[list[int]]]) -> list[list[tuple[list[int], float]]]:
-        """The given answers of each prompt in their order, with their log-probabilities, in packed passes."""
+    def _score(self, part: Part) -> list[list[Scored]]:
+        """Log-probabilities of the choices of each prompt, in packed passes."""
         import torch
 
         from rayrec.models.logprobs import PackedLM, pack
 
-        assert self.model is not None, "load comes first"
-        lm, made = PackedLM(self.model), []
-        for start in range(0, len(prompts), 8):
-            rows = list(zip(prompts[start : start + 8], choices[start : start + 8], strict=True))
+        lm, made = PackedLM(self.model), list[list[Scored]]()
+        examples = list(zip(part.prompts, part.choices or [], strict=True))
+        for start in range(0, len(examples), _PACKED):
+            some = examples[start : start + _PACKED]
             with torch.inference_mode():
-                logprob_BA = lm(pack(rows).to(torch.device(self.device))).tolist()
-            made += [
-                list(zip(row[1], one[: len(row[1])], strict=True)) for row, one in zip(rows, logprob_BA, strict=True)
-            ]
+                logprob_BA = lm(pack(some).to(torch.device(self._device))).tolist()
+            for (_, choices), logprobs in zip(some, logprob_BA, strict=True):
+                made.append(list(zip(choices, logprobs[: len(choices)], strict=True)))
         return made

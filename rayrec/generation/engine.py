@@ -1,31 +1,60 @@
-"""What writes inside a generator: vLLM, transformers in its place, and the catalogue-constrained beam search.
-
-An engine has ``load(version, folder)``, which takes a finished policy in place, and ``answer(prompts, mode, n, seed)``,
-which returns for each prompt (token ids, log-probability) pairs, best first.
-"""
+"""The protocol of generation engines, and the values that they are made from and asked with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from rayrec.config import Config
-from rayrec.negatives import NEGATIVES, mixture
-from rayrec.prompts import Template
-from rayrec.runs.storage import Storage
+if TYPE_CHECKING:
+    from rayrec.config import Config
+    from rayrec.prompts import Template
+    from rayrec.runs.storage import Storage
 
 Mode = Literal["greedy", "sample", "beams", "free_beams", "d3", "score"]
+#: Token ids of one answer, EOS included where it was written, and their log-probability in nats.
+Scored = tuple[list[int], float]
 
 
 @dataclass(frozen=True)
 class Guide:
-    """A SASRec that has its word in a beam search (D3)."""
+    """A SASRec whose scores enter a beam search (D3)."""
 
     folder: str
     alpha: float
-    """Weight of the language model beside it."""
-    histories: tuple[list[int], ...]
+    """Weight of the language model; SASRec has the rest."""
+    histories: list[list[int]]
     """Item numbers of each prompt's history."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some prompts of one phase, answered whole by one engine in one call."""
+
+    phase: str
+    number: int
+    version: str
+    """Name of the policy, such as ``01/prefer``."""
+    folder: str
+    """Its policy folder."""
+    prompts: list[list[int]]
+    mode: Mode
+    n: int = 1
+    """Samples, or width of the beam."""
+    seed: int = 0
+    """Decides what is sampled."""
+    choices: list[list[list[int]]] | None = None
+    """Answers to score for each prompt, in mode ``score``."""
+    guide: Guide | None = None
+    """In mode ``d3``."""
+
+
+class Answer(NamedTuple):
+    """One answer: its tokens, the text that they spell up to EOS, and their log-probability in nats."""
+
+    ids: list[int]
+    text: str
+    logprob: float
 
 
 @dataclass(frozen=True)
@@ -40,16 +69,82 @@ class Setup:
     titles: tuple[str, ...]
     """The catalogue, for catalogue-constrained beams."""
     gpu: bool
-    engine: Literal["vllm", "torch", "chat"]
+    engine: type[Engine]
     threads: int
 
 
-#: What :class:`BeamEngine` answers.
-BY_WEIGHTS = frozenset({"beams", "d3", "score"})
+class Engine(Protocol):
+    """Generates answers inside a generator's actor, on whatever node that is; a subclass is a row of ENGINES.
+
+    Modes that it lacks are answered by :class:`~rayrec.generation.constrained.Constrained` from the policy's weights.
+    """
+
+    modes: ClassVar[frozenset[Mode]]
+    """The modes that it answers."""
+    died: tuple[type[Exception], ...] = ()
+    """Errors after which the engine is useless: its actor is replaced and the part made again."""
+    reads_item_vectors: ClassVar[bool] = False
+    """Whether it runs the models of ``--item-vectors``."""
+    spans_gpus: ClassVar[bool] = False
+    """Whether one engine may span the GPUs of ``--tensor-parallel``."""
+    needs_endpoint: ClassVar[bool] = False
+    """Whether it asks the model of ``--endpoint`` and not the run's policies; `auto` never takes it."""
+
+    def __init__(self, setup: Setup) -> None: ...
+
+    def load(self, version: str, folder: str) -> None:
+        """Take a finished policy in place; version ``BASE`` is the model before training."""
+        ...
+
+    def answer(self, part: Part) -> list[list[Scored]]:
+        """Return answers to each prompt, best first; the same for the same part whatever was answered before."""
+        ...
+
+    def sleep(self) -> None:
+        """Free the GPU's memory (``--placement shared``)."""
+
+    def wake(self) -> None:
+        """Take the GPU's memory back."""
+
+    @classmethod
+    def missing(cls) -> str:
+        """Return why it cannot be used on this machine, with the remedy; empty if it can."""
+        return ""
+
+    @classmethod
+    def check(cls, config: Config, gpu: bool) -> None:
+        """Raise ValueError for settings that it cannot serve; called in the driver before an actor starts."""
+
+    @classmethod
+    def check_model(cls, config: Config, gpu: bool, base: str) -> None:
+        """Raise ValueError for a base model, a folder or hub id, that it cannot run."""
 
 
-def two_models(config: Config) -> bool:
-    """Whether generators of a resolved plan hold a :class:`BeamEngine`'s model besides vLLM's."""
-    train, modes = config.train, {*config.evaluate.decode}
-    modes |= {NEGATIVES[name].decode or "" for name in mixture.parse(train.negatives)}
-    return bool(modes & BY_WEIGHTS) or train.score_negatives or config.data.ask == "liking"
+class EngineDied(Exception):
+    """An engine is dead although its actor lives."""
+
+
+def modes_of(config: Config) -> set[str]:
+    """Return the modes that the phases of a resolved plan ask for."""
+    from rayrec.negatives import NEGATIVES, mixture
+
+    modes = {*config.evaluate.decode, *(NEGATIVES[name].decode for name in mixture.parse(config.train.negatives))}
+    if config.train.score_negatives or config.data.ask == "liking":
+        modes.add("score")
+    return {mode for mode in modes if mode}
+
+
+def weights_folder(folder: str) -> Path:
+    """Return the folder with all weights of a policy: its merged ones where it has them, a hub id's local copy."""
+    from rayrec.models import policy
+
+    merged = Path(folder) / "merged"
+    return merged if merged.exists() else policy.local_folder(folder)
+
+
+def move(model: Any, device: str) -> None:
+    """Move a model's weights to a device; a GPU that they leave has their memory free for other processes."""
+    import torch
+
+    model.to(device)
+    torch.cuda.empty_cache()

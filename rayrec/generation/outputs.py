@@ -12,11 +12,13 @@ from rayrec.config import deciding
 from rayrec.data import content_hash, schema
 from rayrec.data.likings import NO, YES, one_by_one
 from rayrec.data.mapped import each, mapped, slices
+from rayrec.generation.engine import Guide, Part
 from rayrec.generation.parts import KeptParts
 from rayrec.lanes import Policy, Shared
 from rayrec.models.sequential import item_numbers
 from rayrec.runs import cache
 from rayrec.runs.manifest import MANIFEST
+from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
     from rayrec.generation.engine import Mode
@@ -48,8 +50,6 @@ class Outputs:
         Rows go out and answers come in part by part, and are written in order.
         ``guide``: folder of a SASRec that has its word, and the weight of the policy beside it.
         """
-        from rayrec.generation.pool import Guide, Part
-
         template, size, catalogue = self.shared.template, self.shared.config.evaluate.part, self.shared.data.catalogue
         phase = "/".join(name.split("/")[:2])
         kept, total = self._kept(phase, name, policy, rows, [decode, n, guide and guide[1]]), self.parts_of(rows)
@@ -62,18 +62,17 @@ class Outputs:
         def part_of(i: int) -> Part:
             some = rows.slice(i * size, size)
             asked[i] = choices(some) if choices else []
-            given = [tuple(tuple(template.scored_ids(title)) for title in one) for one in asked[i]]
-            items = item_numbers(some["history"].to_pylist(), catalogue) if guide else []
             return Part(
                 name,
                 i,
                 policy.version,
                 str(policy.folder),
-                tuple(map(tuple, template.prompts(some))),
+                template.prompts(some),
                 decode,
                 n,
-                tuple(given),
-                Guide(*guide, tuple(items)) if guide else None,
+                seed_of(self.shared.config.data.seed, name, i),
+                [[template.scored_ids(title) for title in one] for one in asked[i]] if choices else None,
+                Guide(*guide, item_numbers(some["history"].to_pylist(), catalogue)) if guide else None,
             )
 
         def answered() -> Iterator[tuple[int, pa.Table]]:

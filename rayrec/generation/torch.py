@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayrec.generation.engine import Mode, Setup
-from rayrec.lanes import BASE
+from rayrec.generation.engine import Engine, Part, Scored, Setup, move
 
 
-class TorchEngine:
-    """transformers in the same actor, for machines that vLLM does not support."""
+class TorchEngine(Engine):
+    """transformers in the actor's own process."""
+
+    modes = frozenset({"greedy", "sample", "free_beams"})
+    reads_item_vectors = True
 
     def __init__(self, setup: Setup):
         import torch
@@ -27,7 +29,7 @@ class TorchEngine:
         self.model.eval()
 
     def load(self, version: str, folder: str) -> None:
-        """Load a finished policy's weights in place."""
+        from rayrec.lanes import BASE
         from rayrec.models import policy
 
         if version == BASE:
@@ -35,16 +37,16 @@ class TorchEngine:
         else:
             policy.load_weights(self.model, folder)
 
-    def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
+    def answer(self, part: Part) -> list[list[Scored]]:
         from rayrec.decoding import generate
 
-        kind: Any = {"free_beams": "beam"}.get(mode, mode)
-        length = {"max_new_tokens": self.max_new, "mode": kind, "n": n, "seed": seed}
-        made = generate(self.model, prompts, self.template.eos_id, **length)
-        return [[(list(g.token_ids), g.logprob) for g in one] for one in made]
+        mode: Any = {"free_beams": "beam"}.get(part.mode, part.mode)
+        lengths = {"max_new_tokens": self.max_new, "mode": mode, "n": part.n, "seed": part.seed}
+        made = generate(self.model, part.prompts, self.template.eos_id, **lengths)
+        return [[(list(one.token_ids), one.logprob) for one in answers] for answers in made]
 
     def sleep(self) -> None:
-        self.model.to("cpu")
+        move(self.model, "cpu")
 
     def wake(self) -> None:
-        self.model.to(self.device)
+        move(self.model, self.device)

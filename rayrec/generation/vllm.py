@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import multiprocessing.connection
 import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rayrec.generation.engine import Mode, Setup, two_models
-from rayrec.lanes import BASE
+from rayrec.generation.engine import Engine, Part, Scored, Setup, modes_of, weights_folder
 from rayrec.seeds import seed_of
 
+if TYPE_CHECKING:
+    from rayrec.config import Config
 
-class VllmEngine:
-    """vLLM on a CPU in the actor's own process, or as VLLM_ENABLE_V1_MULTIPROCESSING=1 has it; on GPUs in processes of
-    its own over ``tensor_parallel`` cards."""
+#: Smallest head dimension of vLLM's attention on CPUs.
+SMALLEST_HEAD = 32
+
+
+class VllmEngine(Engine):
+    """vLLM: on GPUs in processes of its own over ``tensor_parallel`` cards; on a CPU in the actor's process, or with
+    VLLM_ENABLE_V1_MULTIPROCESSING=1 in one of its own."""
+
+    modes = frozenset({"greedy", "sample", "free_beams"})
+    spans_gpus = True
 
     def __init__(self, setup: Setup):
         gpu, threads = setup.gpu, setup.threads
@@ -27,34 +36,37 @@ class VllmEngine:
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                 "VLLM_LOGGING_LEVEL": "ERROR",
                 "OMP_NUM_THREADS": str(threads),
-                # It would compile how the rank of a sampled token is counted: seconds, and not without a compiler.
+                # Else vLLM compiles the count of a sampled token's rank, which takes seconds and needs a compiler.
                 "TORCH_COMPILE_DISABLE": "1",
             }
         import torch
         from vllm import LLM
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         from rayrec.models import policy
 
+        self.died = (EngineDeadError,)
         torch.set_num_threads(threads)
         config = setup.config
         model, train, placement = config.model, config.train, config.placement
         self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens or model.max_length
         self.lora = gpu and bool(model.lora_rank)
         self.adapter: Any = None
-        # Whole policies replace every weight before the first answer, so the base's need not be read here.
+        # A full policy replaces every weight before the first answer, so those of the base are not read.
         here = {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni", "load_format": "dummy"}
         if not gpu:
-            # The cache of a full batch of the longest sequences, in whole blocks; up to a GiB, or else for two of them.
-            # All of it is zeroed at the start, which takes seconds.
+            # Room for a full batch of the longest sequences in whole blocks, at most 1 GiB but at least for two
+            # sequences: vLLM zeroes the whole cache at its start, which takes seconds.
             longest = (model.max_length + 32) * policy.cache_size(setup.base) * getattr(torch, train.dtype).itemsize
             here |= {"max_num_seqs": 256, "kv_cache_memory_bytes": max(2 * longest, min(2**30, 256 * longest))}
+        alone = placement.placement == "apart" and modes_of(config) <= self.modes
         cards = {
             "tensor_parallel_size": placement.tensor_parallel,
             "distributed_executor_backend": "ray" if placement.tensor_parallel > 1 else "uni",
-            "gpu_memory_utilization": 0.45 if placement.placement == "shared" or two_models(config) else 0.9,
+            "gpu_memory_utilization": 0.9 if alone else 0.45,
             "enable_sleep_mode": placement.placement == "shared",
             "enable_lora": self.lora,
-            "load_format": "safetensors",  # by itself vLLM would unpickle a model that comes as *.bin
+            "load_format": "safetensors",  # vLLM's default unpickles *.bin files
             **({"max_lora_rank": max(8, model.lora_rank or 0)} if self.lora else {}),
         }
         self.llm = LLM(
@@ -68,62 +80,75 @@ class VllmEngine:
             seed=0,
             **(cards if gpu else here),
         )
-        # vLLM itself may wait for ever for an engine that is gone, and an engine outlive its actor on its card.
+        # Else vLLM may wait for ever for a dead engine process, and an engine process may outlive its actor.
         if engines := multiprocessing.active_children():
             _end_after(engine.sentinel for engine in engines)
             self.llm.collective_rpc("end_with_actor")
 
     def load(self, version: str, folder: str) -> None:
-        """Take a finished policy: an adapter under its own name and id, or full weights in place of the old ones."""
+        """Take an adapter under a name and id of its own, or full weights in place of the old ones.
+
+        Raises:
+            ValueError: an adapter without merged weights, on a CPU.
+        """
+        from rayrec.lanes import BASE
+
         if self.lora and version == BASE:
             self.adapter = None
             return
         if self.lora and (Path(folder) / "adapter_config.json").exists():
             from vllm.lora.request import LoRARequest
 
-            # A reused name or id would serve stale weights: the caches are keyed on them.
+            # vLLM's caches are keyed on name and id: with a reused one it would answer with old weights.
             self.adapter = LoRARequest(version, seed_of(version, folder) % 2**31 + 1, folder)
             return
-        folder = _whole(folder)
-        if (Path(folder) / "adapter_config.json").exists():
+        weights = weights_folder(folder)
+        if (weights / "adapter_config.json").exists():
             raise ValueError(
-                f"{folder}: found an adapter alone, as runs on GPUs keep it; vLLM on a CPU wants merged weights. Go on "
-                "with --device gpu."
+                f"{weights}: found an adapter alone, as runs on GPUs keep it; vLLM on a CPU wants merged weights. Go "
+                "on with --device gpu."
             )
-        self.llm.collective_rpc("take_policy", args=(folder,))
+        self.llm.collective_rpc("take_policy", args=(str(weights),))
 
-    def answer(self, prompts: list[list[int]], mode: Mode, n: int, seed: int) -> list[list[tuple[list[int], float]]]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import BeamSearchParams
-
+    def answer(self, part: Part) -> list[list[Scored]]:
+        """Return answers to each prompt, best first; free beams without EOS are left out."""
         self.llm.reset_prefix_cache()
         if not self.gpu:
-            self.llm.collective_rpc("seed", args=(seed,))
-        inputs: Any = [{"prompt_token_ids": ids} for ids in prompts]
-        eos = self.template.eos_id
-        if mode == "free_beams":
-            beams = BeamSearchParams(beam_width=n, max_tokens=self.max_new, length_penalty=0.0)
-            found = self.llm.beam_search(inputs, beams, lora_request=self.adapter)
-            written = [
-                [(beam.tokens[len(ids) :], float(beam.cum_logprob)) for beam in out.sequences]
-                for ids, out in zip(prompts, found, strict=True)
-            ]
-            return [[(ids, lp) for ids, lp in one if ids and ids[-1] == eos] for one in written]
+            self.llm.collective_rpc("seed", args=(part.seed,))
+        return self._free_beams(part) if part.mode == "free_beams" else self._texts(part)
+
+    def _free_beams(self, part: Part) -> list[list[Scored]]:
+        from vllm.sampling_params import BeamSearchParams
+
+        beams = BeamSearchParams(beam_width=part.n, max_tokens=self.max_new, length_penalty=0.0)
+        found = self.llm.beam_search(self._inputs(part), beams, lora_request=self.adapter)
+        made = [
+            [(beam.tokens[len(ids) :], float(beam.cum_logprob)) for beam in out.sequences]
+            for ids, out in zip(part.prompts, found, strict=True)
+        ]
+        return [[(ids, logprob) for ids, logprob in one if ids and ids[-1] == self.template.eos_id] for one in made]
+
+    def _texts(self, part: Part) -> list[list[Scored]]:
+        from vllm import SamplingParams
+
         sampling = [
             SamplingParams(
-                temperature=0.0 if mode == "greedy" else 1.0,
-                n=n,
+                temperature=0.0 if part.mode == "greedy" else 1.0,
+                n=part.n,
                 max_tokens=self.max_new,
                 logprobs=0,
-                stop_token_ids=[eos],
+                stop_token_ids=[self.template.eos_id],
                 detokenize=False,
-                # On a CPU there are no seeds of requests.
-                seed=seed_of(seed, i) % 2**31 if self.gpu and mode == "sample" else None,
+                # vLLM has no seeds of single requests on a CPU.
+                seed=seed_of(part.seed, i) % 2**31 if self.gpu and part.mode == "sample" else None,
             )
-            for i in range(len(prompts))
+            for i in range(len(part.prompts))
         ]
-        outputs = self.llm.generate(inputs, sampling, lora_request=self.adapter, use_tqdm=False)
+        outputs = self.llm.generate(self._inputs(part), sampling, lora_request=self.adapter, use_tqdm=False)
         return [[(list(o.token_ids), float(o.cumulative_logprob or 0.0)) for o in out.outputs] for out in outputs]
+
+    def _inputs(self, part: Part) -> Any:
+        return [{"prompt_token_ids": ids} for ids in part.prompts]
 
     def sleep(self) -> None:
         if self.gpu:
@@ -133,17 +158,46 @@ class VllmEngine:
         if self.gpu:
             self.llm.wake_up()
 
+    @classmethod
+    def missing(cls) -> str:
+        if importlib.util.find_spec("vllm") is not None:
+            return ""
+        return (
+            "vllm is not installed. Install rayrec[cpu] or rayrec[gpu], or take --engine torch, which is several times "
+            "slower."
+        )
 
-def _whole(folder: str) -> str:
-    """The folder with all weights of a policy: its merged ones where it has them, a hub id's local copy."""
-    from rayrec.models import policy
+    @classmethod
+    def check(cls, config: Config, gpu: bool) -> None:
+        """Refuse to spread over GPUs what needs a second model.
 
-    merged = Path(folder) / "merged"
-    return str(merged if merged.exists() else policy.local_folder(folder))
+        Raises:
+            ValueError: ``--tensor-parallel`` with modes that vLLM lacks.
+        """
+        if (cards := config.placement.tensor_parallel) > 1 and not modes_of(config) <= cls.modes:
+            raise ValueError(
+                f"--tensor-parallel {cards}: constrained beams, d3 and scores have a model of their own, on one GPU. "
+                "Take --decode greedy or free_beams and negatives without scores, or leave --tensor-parallel out."
+            )
+
+    @classmethod
+    def check_model(cls, config: Config, gpu: bool, base: str) -> None:
+        """Refuse a model that vLLM would stop at in the first part, with a page of text.
+
+        Raises:
+            ValueError: attention heads that are too small for vLLM on a CPU.
+        """
+        from rayrec.models.policy import head_size
+
+        if not gpu and (found := head_size(base)) < SMALLEST_HEAD:
+            raise ValueError(
+                f"--model {config.model.model}: its attention has a head dimension of {found}, and vLLM on a CPU wants "
+                f"{SMALLEST_HEAD} or more. Add --engine torch."
+            )
 
 
 def tensors(folder: str) -> Iterator[tuple[str, Any]]:
-    """Names and tensors of a folder's weight files.
+    """Yield the names and tensors of a folder's weight files.
 
     Raises:
         ValueError: it has none.
@@ -159,7 +213,7 @@ def tensors(folder: str) -> Iterator[tuple[str, Any]]:
 
 
 def _end_after(sentinels: Iterable[int]) -> None:
-    """End this process as soon as one of others has ended."""
+    """End this process as soon as one of the processes behind ``sentinels`` has ended."""
     others = list(sentinels)
 
     def watch() -> None:
@@ -170,26 +224,26 @@ def _end_after(sentinels: Iterable[int]) -> None:
 
 
 class Extension:
-    """Methods that vLLM's workers get, in whatever process: the engine calls them by name, so no code is sent."""
+    """Methods that vLLM adds to its workers; the engine calls them by name, so that no code is pickled."""
 
     model_runner: Any
 
     def take_policy(self, folder: str) -> None:
-        """Replace every weight by those of a folder."""
+        """Replace every weight by that of a folder."""
         self.model_runner.reload_weights(weights_iterator=tensors(folder))
         model = self.model_runner.get_model()
-        # On a CPU every layer computes with a packed copy of its weight, and a reload renews the copies only of layers
-        # that the file names; a tied head is not named, and would answer with the old weights.
+        # On a CPU every layer computes with a packed copy of its weight, and a reload renews only the copies of layers
+        # that the files name. They do not name a tied head, which would go on with the old weights.
         if self.model_runner.device.type == "cpu" and getattr(model.config, "tie_word_embeddings", False):
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
     def end_with_actor(self) -> None:
-        """End this process once the one that has started it has ended."""
+        """End this process once the process that started it has ended."""
         if actor := multiprocessing.parent_process():
             _end_after([actor.sentinel])
 
     def seed(self, number: int) -> None:
-        """Seed what samples."""
+        """Seed the sampler."""
         import torch
 
         torch.manual_seed(number)

@@ -21,7 +21,7 @@ class ModelConfig:
     """Dropout of the adapters in SFT; the preference step uses none."""
     item_vectors: bool = False
     """Prompts show each title's item as a SASRec knows it, its frozen vector mapped into the model's space by a network
-    that the first SFT trains, at first in few of its batches (LLaRA). Answers come from the `torch` engine."""
+    that the first SFT trains, at first in few of its batches (LLaRA). `--engine auto` takes one that reads them."""
     max_length: int = 512
     """Longest prompt plus answer, in tokens; a longer one is refused."""
     max_new_tokens: int | None = None

@@ -126,7 +126,7 @@ CASES = {
     ),
     "tensor parallel on a CPU": (
         ["--tensor-parallel", "2", "--device", "cpu"],
-        ["--tensor-parallel 2 spreads vLLM's model over GPUs", "on CPUs", "Leave it out"],
+        ["--tensor-parallel 2 spreads an engine's model over GPUs", "on CPUs", "Leave it out"],
     ),
     "flex attention on a CPU": (
         ["--attention", "flex", "--device", "cpu"],

@@ -16,8 +16,9 @@ SCRIPT = """
 import json, sys
 import torch
 from rayrec.methods import parse
-from rayrec.generation.engine import Setup
-from rayrec.generation.pool import Generator, Part
+from rayrec.generation import ENGINES
+from rayrec.generation.actor import Generator
+from rayrec.generation.engine import Part, Setup
 from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models import policy
 from rayrec.models.tiny import make_tiny
@@ -31,23 +32,20 @@ titles = [f"{a} {b}" for a in ("Red", "Blue", "Old", "Lost") for b in ("River", 
 for seed in (1, 2):
     make_tiny(titles, config.model, f"{folder}/{seed}", seed)
 template = make_template("compact", policy.load_tokenizer(f"{folder}/1"))
-generator = Generator(Setup(config, Storage(folder), f"{folder}/1", template, tuple(titles), False, engine, 1))
-prompts = tuple(tuple(template.prompt_ids(titles[i : i + 5])) for i in range(10))
+generator = Generator(Setup(config, Storage(folder), f"{folder}/1", template, tuple(titles), False, ENGINES[engine], 1))
+prompts = [template.prompt_ids(titles[i : i + 5]) for i in range(10)]
 
 def ask(version, mode, n):
-    part = Part("01/negatives", 0, version, f"{folder}/{version}", prompts, mode, n)
+    part = Part("01/negatives", 0, version, f"{folder}/{version}", prompts, mode, n, seed=3)
     return generator.answer(part)[0]
 
 def error(version, mode, n):
-    ask(version, mode, n)  # loads the policy
-    lm = PackedLM(policy.load_base(f"{folder}/{version}"))
-    engine = generator.beams if mode == "beams" else generator.engine
-    answers = engine.answer([list(p) for p in prompts], mode, n, 0)
+    answers, lm = ask(version, mode, n), PackedLM(policy.load_base(f"{folder}/{version}"))
     worst = 0.0
     for prompt, one in zip(prompts, answers):
         with torch.no_grad():
-            exact = lm(pack([(prompt, [ids for ids, _ in one])]))[0]
-        worst = max(worst, max(abs(lp - float(e)) for (_, lp), e in zip(one, exact)))
+            exact = lm(pack([(prompt, [answer.ids for answer in one])]))[0]
+        worst = max(worst, max(abs(answer.logprob - float(e)) for answer, e in zip(one, exact)))
     return worst, sum(len(one) for one in answers)
 
 modes = {"beams": 16, "sample": 3, "greedy": 1, "free_beams": 4}

@@ -1,0 +1,58 @@
+"""The actor that holds one engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+
+from rayrec.generation.constrained import Constrained
+from rayrec.generation.engine import Answer, EngineDied, Part, Setup
+
+
+class Generator:
+    """Holds one engine, and loads policy versions into it in place."""
+
+    def __init__(self, setup: Setup):
+        self.storage, self.template = setup.storage, setup.template
+        self.name = setup.engine.__name__
+        self.engine = Constrained(dataclasses.replace(setup, base=str(self.storage.download(setup.base))))
+        self.version, self.sleeps = "", False
+
+    def ready(self) -> dict:
+        """Return facts about the engine, once it is up."""
+        import ray
+
+        return {"pid": os.getpid(), "engine": self.name, "nodes": [ray.util.get_node_ip_address()]}
+
+    def answer(self, part: Part) -> tuple[list[list[Answer]], dict]:
+        """Return answers to the prompts of a part, best first (scored ones as given), and facts for the trace.
+
+        Raises:
+            EngineDied: the engine is useless from now on.
+        """
+        begun = time.time()
+        try:
+            found = self._answer(part)
+        except self.engine.died as error:
+            raise EngineDied(f"{type(error).__name__}: {error}") from None
+        answers = [[Answer(ids, self.template.text(ids), logprob) for ids, logprob in one] for one in found]
+        facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid()}
+        return answers, facts | {"tokens": sum(len(answer.ids) for one in answers for answer in one)}
+
+    def _answer(self, part: Part) -> list:
+        if self.sleeps:
+            self.engine.wake()
+            self.sleeps = False
+        if self.version != part.version:
+            self.engine.load(part.version, str(self.storage.download(part.folder)))
+            self.version = part.version
+        if part.guide is not None:
+            guide = dataclasses.replace(part.guide, folder=str(self.storage.download(part.guide.folder)))
+            part = dataclasses.replace(part, guide=guide)
+        return self.engine.answer(part)
+
+    def sleep(self) -> None:
+        """Free the GPU's memory for training until the next part (``--placement shared``)."""
+        self.engine.sleep()
+        self.sleeps = True

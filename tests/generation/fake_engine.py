@@ -1,0 +1,57 @@
+"""An engine without a model, which fails in every way once: added from outside, as any engine is."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from rayrec.generation.engine import Engine, Part, Scored, Setup
+
+
+class LostError(Exception):
+    """After this the engine is of no use."""
+
+
+class FakeEngine(Engine):
+    """Answers each prompt with its own tokens; files in the folder of the base model note what has happened."""
+
+    modes = frozenset({"greedy"})
+    died = (LostError,)
+
+    def __init__(self, setup: Setup):
+        self.folder = Path(setup.base)
+        self.version = ""
+
+    def load(self, version: str, folder: str) -> None:
+        self.version = version
+
+    def answer(self, part: Part) -> list[list[Scored]]:
+        if part.phase == "full":
+            raise OSError(28, "No space left on device")
+        if part.phase == "deadly":
+            os._exit(1)
+        if part.phase == "wrong":
+            raise ArithmeticError("part is wrong")
+        if part.number == 1 and self._first("engine"):
+            raise LostError("no connection")
+        if part.number == 2 and self._first("silence"):
+            time.sleep(60)
+        if part.number == 3 and self._first("exit"):
+            os._exit(1)
+        assert self.version == part.version
+        return [[(prompt, -float(part.seed))] for prompt in part.prompts]
+
+    def sleep(self) -> None:
+        self._first("slept")
+
+    def wake(self) -> None:
+        self._first("woken")
+
+    def _first(self, event: str) -> bool:
+        """Note an event; whether it has not happened before, in any actor."""
+        try:
+            (self.folder / event).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True

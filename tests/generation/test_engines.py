@@ -1,0 +1,107 @@
+"""The choice of an engine and its refusals, with an engine from outside among them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from rayrec.config import Config
+from rayrec.driver.checks import resolve
+from rayrec.generation import ENGINES, resolve_engine
+from rayrec.generation.actor import Generator
+from rayrec.generation.engine import EngineDied, Part, Setup, modes_of
+from rayrec.lanes import BASE
+from rayrec.methods import parse
+from rayrec.models.policy import load_tokenizer
+from rayrec.models.tiny import make_tiny
+from rayrec.prompts import make_template
+from rayrec.runs.storage import Storage
+from tests.generation.fake_engine import FakeEngine
+
+TITLES = ["Red River", "Red House", "Blue Road"]
+
+
+class Missing(FakeEngine):
+    """An engine that is not installed."""
+
+    @classmethod
+    def missing(cls) -> str:
+        return "it is not installed. Take another."
+
+
+def config_of(*args: str) -> Config:
+    return resolve(parse("", ["--preset", "toy", "--tiny-hidden", "32", "--tiny-vocab", "300", *args]))
+
+
+def test_auto_takes_the_first_engine_that_is_installed_and_serves_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(*args: str) -> str:
+        return resolve_engine(config_of(*args), gpu=False).evaluate.engine
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert engine() == "vllm"
+        assert engine("--item-vectors") == "torch"
+    vllm, torch, chat = ENGINES["vllm"], ENGINES["torch"], ENGINES["chat"]
+    monkeypatch.setattr("rayrec.generation.ENGINES", {"chat": chat, "gone": Missing, "torch": torch, "vllm": vllm})
+    with pytest.warns(UserWarning, match=r"--engine auto passes over gone: it is not installed\. Take another\."):
+        assert engine() == "torch"
+    with pytest.raises(ValueError, match=r"--engine gone: it is not installed\. Take another\."):
+        engine("--engine", "gone")
+    with pytest.raises(ValueError, match=r"--engine other: no such engine\. Take one of auto, chat, gone, torch, vllm"):
+        engine("--engine", "other")
+
+
+def test_settings_that_an_engine_does_not_declare_to_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "fake", FakeEngine)
+    for args, message in (
+        (["--tensor-parallel", "2"], "has the engine fake on GPUs.*take --device gpu and --engine vllm"),
+        (["--item-vectors"], "--item-vectors has tokens that only --engine torch reads"),
+        (["--endpoint", "http://x/v1", "--served", "m"], "--engine chat, --endpoint URL and --served NAME go together"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve_engine(config_of("--engine", "fake", *args), gpu=True)
+    assert resolve_engine(config_of("--engine", "fake", "--method", "D3"), gpu=True).evaluate.engine == "fake"
+    with pytest.raises(ValueError, match="--tensor-parallel 2: constrained beams, d3 and scores"):
+        resolve_engine(config_of("--engine", "vllm", "--tensor-parallel", "2", "--decode", "beams"), gpu=True)
+
+
+def test_the_modes_of_a_plan_are_those_of_its_evaluations_negatives_and_scores() -> None:
+    assert modes_of(config_of()) == {"greedy"}
+    assert modes_of(config_of("--decode", "beams", "--negatives", "self_play_sample")) == {"beams", "sample"}
+    assert modes_of(config_of("--negatives", "random", "--score-negatives")) == {"greedy", "score"}
+    assert modes_of(config_of("--method", "TALLRec")) >= {"score"}
+
+
+def generator(folder: Path) -> tuple[Generator, Part]:
+    """A generator with a fake engine, and a part that it is asked for."""
+    config = config_of()
+    make_tiny(TITLES, config.model, folder, 0)
+    template = make_template("compact", load_tokenizer(folder))
+    setup = Setup(config, Storage(str(folder)), str(folder), template, tuple(TITLES), False, FakeEngine, 1)
+    prompts = [template.prompt_ids(TITLES[:2]), template.prompt_ids(TITLES[1:])]
+    choices = [[template.answer_ids(title) for title in TITLES]] * 2
+    return Generator(setup), Part("01/evaluate", 5, BASE, str(folder), prompts, "score", 3, choices=choices)
+
+
+def test_an_engine_gets_the_modes_that_it_lacks(tmp_path: Path) -> None:
+    actor, part = generator(tmp_path)
+    scored, facts = actor.answer(part)
+    beams, _ = actor.answer(Part("01/evaluate", 6, BASE, str(tmp_path), part.prompts, "beams", 3))
+    # Beams as wide as the catalogue rank it by the same log-probabilities; scores keep the order of the choices.
+    assert [[answer.text for answer in one] for one in scored] == [TITLES] * 2
+    for exact, ranked in zip(scored, beams, strict=True):
+        wanted = {answer.text: answer.logprob for answer in exact}
+        assert [answer.text for answer in ranked] == sorted(wanted, key=lambda title: -wanted[title])
+        assert [answer.logprob for answer in ranked] == pytest.approx([wanted[a.text] for a in ranked], abs=1e-4)
+        assert all(answer.ids == actor.template.answer_ids(answer.text) for answer in ranked)
+    assert facts["tokens"] == sum(len(answer.ids) for one in scored for answer in one)
+    own, _ = actor.answer(Part("01/evaluate", 7, BASE, str(tmp_path), [[5, 6]], "greedy", seed=4))
+    assert own[0][0].ids == [5, 6] and own[0][0].logprob == -4.0  # the engine's own mode
+
+
+def test_an_error_that_the_engine_declares_is_its_death(tmp_path: Path) -> None:
+    actor, part = generator(tmp_path)
+    with pytest.raises(EngineDied, match="LostError: no connection"):
+        actor.answer(Part("01/evaluate", 1, BASE, str(tmp_path), part.prompts, "greedy"))
