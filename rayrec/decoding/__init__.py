@@ -1,4 +1,4 @@
-"""Decoding on any Hugging Face causal LM: beam search over the title trie, and greedy, sampled and free-beam text."""
+"""Decoding on any Hugging Face causal LM: catalogue-constrained beams, and greedy, sampled and free-beam text."""
 
 from rayrec.decoding.beam import Prior, beam_search
 from rayrec.decoding.generate import Generated, generate

@@ -1,8 +1,8 @@
 """Beam search that can only write catalogue titles.
 
 The beams of a prompt share one row and one cache (see ``packed``). A step gathers the candidates of each beam from its
-trie node, never from the vocabulary. A beam whose title is unique stops: it keeps its place with the score so far, an
-upper bound, and is computed no further until the search ends; then the scores of stopped beams are completed exactly.
+trie node, never from the vocabulary. A beam whose title is unique stops: it keeps its place with the score so far,
+which is an upper bound; when the search ends, the scores of stopped beams are completed exactly.
 Shapes: B prompts, W beams, N of them live, C candidate columns, S steps, V vocabulary; E counts ragged elements
 (candidates, or tokens of tails).
 """
@@ -19,8 +19,10 @@ from rayrec.decoding.packed import PromptCache, batches
 from rayrec.decoding.trie import Trie
 from rayrec.topk import stable_topk
 
-#: Logits that one pass over tails aims at: 256 MiB of float32.
+#: Most logits of one pass over tails, if one column of tails has no more: 256 MiB of float32.
 TAIL_LOGITS = 1 << 26
+#: Weights of the language model from which D3 takes the best on the validation rows.
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass
@@ -28,7 +30,8 @@ class _Beams:
     """W beams of B prompts, live ones first.
 
     ``next`` is the trie node, or ``~item`` once stopped; ``token`` is the last one read, ``depth`` counts those read,
-    ``path`` names their columns in the cache, as far as they were computed. A place without a beam scores -inf.
+    ``path`` names their columns in the cache, as far as they were computed. ``prior`` is the prior's part of the score.
+    A place without a beam scores -inf.
     """
 
     score_BW: Tensor
@@ -36,16 +39,15 @@ class _Beams:
     token_BW: Tensor
     depth_BW: Tensor
     path_BWS: Tensor
-    likes_BW: Tensor
-    """What the prior adds to the score."""
+    prior_BW: Tensor
 
 
 @dataclass(frozen=True)
 class Prior:
-    """A recommender's word in the search (D3, Bao et al. 2024): log p of every item after each prompt, [prompts, I].
+    """A recommender's log-probability of every item after each prompt, [prompts, I], for D3 (Bao et al. 2024).
 
-    A beam scores ``alpha`` times its log-probability plus 1 - ``alpha`` times the log of the probability of all items
-    that it can still end in. So an item ends with alpha · log P(title + EOS | prompt) + (1 - alpha) · log p(item).
+    A beam scores ``alpha`` times its log-probability plus 1 - ``alpha`` times the log of the summed probability of all
+    items below its node. An item ends with alpha · log P(title + EOS | prompt) + (1 - alpha) · log p(item).
     """
 
     logprob_PI: Tensor
@@ -63,12 +65,12 @@ def beam_search(
     batch: int | None = None,
     prior: Prior | None = None,
 ) -> list[list[tuple[int, float]]]:
-    """The ``width`` items that the beams of each prompt end in, with log P(title + EOS | prompt) in nats, best first.
+    """Return the best ``width`` items of each prompt, best first, with log P(title + EOS | prompt) in nats.
 
-    Items are distinct, ties are in the order of items, and probabilities are those of the full vocabulary. A width of
-    the catalogue's size ranks exhaustively. ``return_best`` cuts the lists and saves the work on titles that cannot
-    enter them. ``batch`` prompts are computed together, by default 16 on a CPU, where padding costs most, and 64
-    elsewhere; it changes rounding only. With a ``prior`` scores are as it says.
+    Items are distinct, ties are in the order of items, and probabilities are over the full vocabulary. A width of the
+    catalogue's size ranks exhaustively. ``return_best`` cuts the lists and saves the work on titles that cannot enter
+    them. ``batch`` prompts are computed together, by default 16 on a CPU, where padding costs most, and 64 elsewhere;
+    it changes rounding only. A ``prior`` changes the scores as its class describes.
 
     Raises:
         ValueError: a width below 1, or a model or prompt that the packed pass cannot compute exactly.
@@ -80,43 +82,43 @@ def beam_search(
     trie, found = trie.to(model.device), {}
     for rows in batches(prompts, batch):
         cache = PromptCache(model, [prompts[i] for i in rows], trie.longest, spare=4 * width)
-        guide = _Guide(prior, trie, rows) if prior else None
-        found.update(zip(rows, _search(cache, trie, width, best, guide), strict=True))
+        edges = _EdgePrior(prior, trie, rows) if prior else None
+        found.update(zip(rows, _search(cache, trie, width, best, edges), strict=True))
     return [found[i][:best] for i in range(len(prompts))]
 
 
-class _Guide:
-    """The prior of the prompts ``rows`` in the words of a search: what each edge of the trie is worth."""
+class _EdgePrior:
+    """The prior of the prompts ``rows`` by edge of the trie: its part of the score of a beam that takes the edge."""
 
     def __init__(self, prior: Prior, trie: Trie, rows: list[int]):
         prob_BI = prior.logprob_PI[rows].double().exp().to(trie.next.device)
-        share_BE = trie.reach(prob_BI).clamp(min=torch.finfo(torch.float64).tiny, max=1.0)
+        prob_BE = trie.reach(prob_BI).clamp(min=torch.finfo(torch.float64).tiny, max=1.0)
         self.alpha = prior.alpha
-        self.likes_BE = ((1 - prior.alpha) * share_BE.log()).float()
+        self.score_BE = ((1 - prior.alpha) * prob_BE.log()).float()
 
 
 def _search(
-    cache: PromptCache, trie: Trie, width: int, best: int, guide: _Guide | None
+    cache: PromptCache, trie: Trie, width: int, best: int, prior: _EdgePrior | None
 ) -> list[list[tuple[int, float]]]:
     start = torch.zeros_like(cache.lengths)[:, None]
     beams = _Beams(start.float(), start, start, start, start[:, :, None][:, :, :0], start.float())
-    beams = _extend(beams, cache.logits_B1V, trie, width, guide)
+    beams = _extend(beams, cache.logits_B1V, trie, width, prior)
     while live := int((beams.next_BW >= 0).sum(1).max()):
         own_BW1 = torch.full_like(beams.next_BW, cache.root)[:, :, None]
         own_BW1[:, :live, 0] = torch.arange(cache.columns, cache.columns + live, device=start.device)
         beams.path_BWS = torch.cat([beams.path_BWS, own_BW1.where(beams.next_BW[:, :, None] >= 0, cache.root)], 2)
         position_BN = cache.lengths[:, None] + beams.depth_BW[:, :live] - 1
         logits_BNV = cache.forward(beams.token_BW[:, :live], position_BN, beams.path_BWS[:, :live])
-        beams = _extend(beams, logits_BNV, trie, width, guide)
-    _complete(cache, beams, trie, best, guide.alpha if guide else 1.0)
+        beams = _extend(beams, logits_BNV, trie, width, prior)
+    _complete(cache, beams, trie, best, prior.alpha if prior else 1.0)
     return [
         sorted(((~n, s) for n, s in zip(*row, strict=True) if s > -torch.inf), key=lambda x: (-x[1], x[0]))
         for row in zip(beams.next_BW.tolist(), beams.score_BW.tolist(), strict=True)
     ]
 
 
-def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, guide: _Guide | None) -> _Beams:
-    """The best ``width`` of the live beams' children and the stopped beams, live ones first."""
+def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, prior: _EdgePrior | None) -> _Beams:
+    """Return the best ``width`` of the live beams' children and the stopped beams, live ones first."""
     B, N, _ = logits_BNV.shape
     next_N = beams.next_BW[:, :N].flatten()
     node_N = next_N.clamp(min=0)
@@ -126,10 +128,10 @@ def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, guide: _G
     norm_N = logits_BNV.logsumexp(-1).flatten()
     logp_E = (logits_BNV.flatten(0, 1)[beam_E, trie.tokens[edge_E]] - norm_N[beam_E]).clamp(max=0)
     prompt_E, first_B = beam_E // N, first_N[::N]
-    likes_E = torch.zeros_like(logp_E)
-    if guide:
-        likes_E = guide.likes_BE[prompt_E, edge_E]
-        logp_E = guide.alpha * logp_E + likes_E - beams.likes_BW[:, :N].flatten()[beam_E]
+    prior_E = torch.zeros_like(logp_E)
+    if prior:
+        prior_E = prior.score_BE[prompt_E, edge_E]
+        logp_E = prior.alpha * logp_E + prior_E - beams.prior_BW[:, :N].flatten()[beam_E]
 
     most = int(count_N.view(B, N).sum(1).max())
     score_BC = logits_BNV.new_full((B, most + beams.score_BW.shape[1]), -torch.inf)  # children, then stopped beams
@@ -147,21 +149,21 @@ def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, guide: _G
     next_BW = next_BW.where(score_BW > -torch.inf, -1)
     token_BW = torch.where(stays_BW, beams.token_BW.gather(1, parent_BW), trie.tokens[edge_BW])
     depth_BW = beams.depth_BW.gather(1, parent_BW) + ~stays_BW
-    likes_BW = torch.where(stays_BW, beams.likes_BW.gather(1, parent_BW), likes_E[flat_BW])
+    prior_BW = torch.where(stays_BW, beams.prior_BW.gather(1, parent_BW), prior_E[flat_BW])
 
     order_BW = (next_BW < 0).int().argsort(dim=1, stable=True)
-    score_BW, next_BW, token_BW, depth_BW, parent_BW, likes_BW = (
-        x.gather(1, order_BW) for x in (score_BW, next_BW, token_BW, depth_BW, parent_BW, likes_BW)
+    score_BW, next_BW, token_BW, depth_BW, parent_BW, prior_BW = (
+        x.gather(1, order_BW) for x in (score_BW, next_BW, token_BW, depth_BW, parent_BW, prior_BW)
     )
     path_BWS = beams.path_BWS.gather(1, parent_BW[:, :, None].expand(-1, -1, beams.path_BWS.shape[2]))
-    return _Beams(score_BW, next_BW, token_BW, depth_BW, path_BWS, likes_BW)
+    return _Beams(score_BW, next_BW, token_BW, depth_BW, path_BWS, prior_BW)
 
 
 def _complete(cache: PromptCache, beams: _Beams, trie: Trie, best: int, alpha: float) -> None:
-    """Exact scores of the stopped beams, or -inf for those that are certainly not among the ``best``.
+    """Complete the scores of stopped beams; those that cannot be among the ``best`` score -inf.
 
-    A stopped beam's score bounds its exact one from above: the ``best`` highest bounds are completed first, then only
-    the beams whose bound reaches the lowest exact score of these.
+    A stopped beam's score bounds its exact one from above. So the ``best`` highest bounds are completed first, then
+    only the beams whose bound reaches the lowest exact score of these.
     """
     first_BW = torch.zeros_like(beams.score_BW, dtype=torch.bool)
     first_BW.scatter_(1, stable_topk(beams.score_BW, best), True)
@@ -209,11 +211,7 @@ def _add_tails(cache: PromptCache, beams: _Beams, trie: Trie, chosen_BW: Tensor,
 
 
 def _ragged(count_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Owner and rank within the owner of each of E = sum(count) elements, and the first element of each owner."""
+    """Return owner and rank within the owner of each of E = sum(count) elements, and each owner's first element."""
     first_N = count_N.cumsum(0) - count_N
     owner_E = torch.repeat_interleave(count_N)
     return owner_E, torch.arange(len(owner_E), device=count_N.device) - first_N[owner_E], first_N
-
-
-#: Weights of the language model that D3 chooses from on the validation rows.
-ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)

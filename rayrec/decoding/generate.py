@@ -1,4 +1,4 @@
-"""Free text from any Hugging Face causal LM, with exact sequence log-probabilities; the engine where vLLM is absent."""
+"""Free text from any Hugging Face causal LM, with exact sequence log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rayrec.decoding.packed import PromptCache, batches
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer: its tokens, EOS included where it was written, and their summed log-probability in nats."""
+    """One answer: its tokens, EOS included if it was written, and their summed log-probability in nats."""
 
     token_ids: list[int]
     logprob: float
@@ -32,15 +32,16 @@ def generate(
     seed: int = 0,
     batch: int = 64,
 ) -> list[list[Generated]]:
-    """Answers to each prompt, best first for ``beam``.
+    """Return answers to each prompt, best first for ``beam``.
 
-    ``greedy`` gives one answer; ``sample`` gives n independent ones at temperature 1, all drawn from one generator that
-    starts at ``seed``; ``beam`` keeps n beams and gives up to n finished answers, ranked by summed log-probability
-    without length penalty. A greedy or sampled answer that reaches ``max_new_tokens`` has no EOS. ``batch`` prompts are
-    computed together.
+    ``greedy`` gives one answer; ``sample`` gives n independent ones at temperature 1, all drawn from one random
+    generator that starts at ``seed``; ``beam`` keeps n beams and gives up to n finished answers, ranked by summed
+    log-probability without length penalty. A greedy or sampled answer of ``max_new_tokens`` may have no EOS. ``batch``
+    prompts are computed together.
 
     Raises:
-        ValueError: an unknown mode, a count below 1, greedy with n > 1, or what the packed pass cannot compute.
+        ValueError: an unknown mode, a count below 1, greedy with n > 1, or a model or prompt that the packed pass
+            cannot compute exactly.
     """
     if mode not in ("greedy", "sample", "beam"):
         raise ValueError(f"Found mode '{mode}', wanted greedy, sample or beam.")
@@ -62,7 +63,7 @@ def generate(
 def _chains(
     cache: PromptCache, eos_id: int, max_new_tokens: int, n: int, generator: torch.Generator | None
 ) -> list[list[Generated]]:
-    """n chains a prompt that never meet: the likeliest token, or a drawn one where there is a generator."""
+    """Extend n chains of each prompt by their likeliest token, or by a drawn one if there is a random generator."""
     logp_BNV = cache.logits_B1V.log_softmax(-1).expand(-1, n, -1)
     B = len(logp_BNV)
     done_BN = torch.zeros(B, n, dtype=torch.bool, device=logp_BNV.device)
@@ -87,7 +88,7 @@ def _chains(
 
 
 def _beams(cache: PromptCache, eos_id: int, max_new_tokens: int, width: int) -> list[list[Generated]]:
-    """Beam search over the whole vocabulary; it ends when no live beam can enter its prompt's finished answers."""
+    """Search over the whole vocabulary until no live beam can enter its prompt's finished answers."""
     logits_BNV = cache.logits_B1V
     B, _, V = logits_BNV.shape
     score_BN = logits_BNV.new_zeros(B, 1)
@@ -114,7 +115,7 @@ def _beams(cache: PromptCache, eos_id: int, max_new_tokens: int, width: int) -> 
 
 
 def _step(cache: PromptCache, token_BN: Tensor, path_BNS: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits after one more token of each chain, and the chains' columns with it."""
+    """Return the logits after one more token of each chain, and the chains' columns with it."""
     own_N = torch.arange(cache.columns, cache.columns + token_BN.shape[1], device=token_BN.device)
     path_BNS = torch.cat([path_BNS, own_N.expand_as(token_BN)[:, :, None]], 2)
     position_BN = (cache.lengths[:, None] + path_BNS.shape[2] - 1).expand_as(token_BN)
@@ -122,5 +123,5 @@ def _step(cache: PromptCache, token_BN: Tensor, path_BNS: Tensor) -> tuple[Tenso
 
 
 def _rows(x_BNS: Tensor, index_BM: Tensor) -> Tensor:
-    """Rows ``index`` of each prompt's table."""
+    """Return the rows ``index`` of each prompt's table."""
     return x_BNS.gather(1, index_BM[:, :, None].expand(-1, -1, x_BNS.shape[2]))

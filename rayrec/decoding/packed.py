@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class _Buffer(DynamicLayer):
-    """Keys and values of one layer in a buffer with room to spare: a step writes its columns and moves no others."""
+    """Keys and values of one layer in a buffer with spare columns: a step writes its own and moves no others."""
 
     def __init__(self, owner: PromptCache):
         super().__init__()
@@ -40,13 +40,13 @@ class _Buffer(DynamicLayer):
 class PromptCache:
     """Keys and values of B prompts, each computed once, and of the tokens decoded after them.
 
-    A row holds one prompt, its last token in column ``root``, then one column for every token that was put to
-    :meth:`forward`, whichever branch it belongs to. A token sees its prompt and the columns that its caller names as
-    its ancestors; columns are never moved. Prompts stand at the left of their rows, the gap up to ``root`` is masked:
-    a prompt's numbers do not depend on its neighbours beyond rounding.
+    A row holds one prompt, its last token in column ``root``, then one column for every token that :meth:`forward` has
+    read, whichever branch it belongs to. A token attends to its prompt and to the columns that the caller names as its
+    ancestors; columns are never moved. Prompts stand at the left of their rows and the gap up to ``root`` is masked,
+    so a prompt's numbers do not depend on its neighbours beyond rounding.
 
-    ``logits_B1V`` are those after the prompts. ``longest`` is the longest answer to come, in tokens; ``spare`` is the
-    number of columns by which the buffers grow.
+    ``logits_B1V`` follow the prompts. ``longest`` is the longest answer to come, in tokens; ``spare`` is the number of
+    columns by which the buffers grow.
 
     Raises:
         ValueError: a model or prompt for which this pass would not be exact, with the reason.
@@ -72,9 +72,9 @@ class PromptCache:
         self.logits_B1V = self.forward(last, self.lengths[:, None] - 1, nothing)
 
     def forward(self, token_BN: Tensor, position_BN: Tensor, ancestors_BNS: Tensor) -> Tensor:
-        """Float32 logits after N tokens a row, which take the columns ``columns`` to ``columns + N - 1``.
+        """Return float32 logits after N tokens of each row, which take the next N columns.
 
-        ``ancestors_BNS`` names, for each token, the columns of its branch from the root on, itself included; ``root``
+        ``ancestors_BNS`` names, for each token, the columns of its branch after the root, itself included; ``root``
         fills the places that a shorter branch leaves.
         """
         B, N = token_BN.shape
@@ -97,13 +97,13 @@ class PromptCache:
 
 
 def batches(prompts: list[list[int]], size: int) -> list[list[int]]:
-    """Indices of ``prompts`` in groups of ``size`` with neighbours of equal length, so that little is padded."""
+    """Return indices of ``prompts`` in groups of ``size`` of nearly equal lengths, so that little is padded."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def _check(model: PreTrainedModel, prompts: list[list[int]], longest: int) -> None:
-    """Refuse what the packed pass cannot compute exactly."""
+    """Raise ValueError for a model or prompt that the packed pass cannot compute exactly."""
     config = model.config
     length = max(map(len, prompts)) + longest
     if model.training:

@@ -27,7 +27,7 @@ class Trie:
 
     @classmethod
     def build(cls, answers: list[list[int]]) -> Trie:
-        """The trie of the titles' token ids, EOS included; a title's place in the list is the number of its item.
+        """Build the trie of the titles' token ids, EOS included; a title's index in the list is its item's number.
 
         Raises:
             ValueError: no answers, an empty one, or one that equals or begins another.
@@ -74,8 +74,8 @@ class Trie:
         return int(self.offsets.diff().max())
 
     def reach(self, value_BI: Tensor) -> Tensor:
-        """Sum the items' values over the items that each edge leads to: [B, I] to [B, E]."""
-        levels = [(0, 1)]  # nodes of a level are consecutive, and lie behind those of the levels above
+        """Return the sum of the values of all items behind each edge: [B, I] to [B, E]."""
+        levels = [(0, 1)]  # nodes of a level are consecutive, and follow those of the levels above
         while (begin := levels[-1])[0] < begin[1]:
             edges = self.next[self.pointers[begin[0]] : self.pointers[begin[1]]]
             levels.append((begin[1], begin[1] + int((edges >= 0).sum())))
@@ -91,5 +91,5 @@ class Trie:
         return edge_BE
 
     def to(self, device: torch.device) -> Trie:
-        """The same trie on ``device``."""
+        """Return the same trie on ``device``."""
         return Trie(*(a.to(device) for a in (self.pointers, self.tokens, self.next, self.answers, self.offsets)))
