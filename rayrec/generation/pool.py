@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import threading
 import time
@@ -39,24 +38,22 @@ _FETCH = 30.0
 _UNTAKEN = 64
 
 
-@dataclass(order=True)
+@dataclass(eq=False)
 class _Job:
-    """One request. Its parts are made when an actor is free, so that they never all lie in memory."""
+    """One request; a part is made when an actor is free for it, so that the prompts never all lie in memory."""
 
-    priority: tuple[int, int]
-    part_of: Callable[[int], Part] = field(compare=False)
-    todo: deque[int] = field(compare=False)
+    urgent: bool
+    part_of: Callable[[int], Part]
+    todo: deque[int]
     """Parts without an actor, those of dead actors first."""
-    answers: SimpleQueue[tuple[int, list[list[Answer]]] | BaseException] = field(
-        compare=False, default_factory=SimpleQueue
-    )
-    deaths: Counter[int] = field(compare=False, default_factory=Counter)
+    answers: SimpleQueue[tuple[int, list[list[Answer]]] | BaseException] = field(default_factory=SimpleQueue)
+    deaths: Counter[int] = field(default_factory=Counter)
     """Actors that died, by part."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A part that an actor is at, without its prompts, which Ray holds."""
+    """A part that an actor works on, without its prompts, which Ray holds."""
 
     job: _Job
     index: int
@@ -65,13 +62,12 @@ class _Task:
 
 @dataclass(eq=False)
 class _Slot:
-    """The place of one generator: its current actor and what that is at."""
+    """The place of one generator: its current actor and its task, None while the actor starts or is free."""
 
     index: int
     watchdog: Watchdog
     actor: Any = None
     task: _Task | None = None
-    """None while the actor starts or is free."""
     deaths: int = 0
     """Actors in a row that answered nothing."""
 
@@ -81,7 +77,6 @@ class _Slot:
 
     @property
     def place(self) -> str:
-        """Where in the run the actor is."""
         return f"in {self.task.part.phase} part {self.task.part.number}" if self.task else "at its start"
 
 
@@ -96,10 +91,8 @@ def is_death(error: BaseException) -> bool:
 class GeneratorPool:
     """The driver's handle on the actors: one thread feeds all of them, urgent phases first.
 
-    Ray's own restarts of actors and tasks are not used: they do not count the deaths of a part, which must not go
-    through all actors, and do not see an actor that hangs.
-
-    ``warn_after``: seconds of an actor's silence until the first warning.
+    Ray's own restarts of actors and tasks are not used: they do not count how many actors died of one part, and do not
+    notice an actor that hangs. ``warn_after``: seconds of an actor's silence until the first warning.
     """
 
     def __init__(self, setup: Setup, trace: Trace, reserved: Reserved, warn_after: float = WARN_AFTER):
@@ -110,11 +103,9 @@ class GeneratorPool:
         count, patience = self.config.placement.generators, self.config.placement.wait_seconds
         self._slots = [_Slot(i, Watchdog("", patience, warn_after)) for i in range(count)]
         self._free: deque[_Slot] = deque()
-        self._asked: dict[Any, _Slot] = {}
-        """Answers that are under way."""
-        self._awake = False
-        self._lock, self._jobs, self._order = threading.Lock(), list[_Job](), itertools.count()
-        self._news, self._closed = threading.Event(), False
+        self._pending: dict[Any, _Slot] = {}
+        self._awake, self._closed, self._new_job = False, False, threading.Event()
+        self._lock, self._jobs = threading.Lock(), list[_Job]()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="generators", daemon=True)
         self._thread.start()
@@ -131,12 +122,12 @@ class GeneratorPool:
             Stopped: a generator died more often than allowed, or the pool was closed.
             ray.exceptions.RayTaskError: a part failed; every phase that waits gets the error.
         """
-        job = _Job((0 if urgent else 1, next(self._order)), part_of, deque(range(count)))
+        job = _Job(urgent, part_of, deque(range(count)))
         with self._lock:
             if self.error is not None:
                 raise self.error
             self._jobs.append(job)
-        self._news.set()
+        self._new_job.set()
         try:
             for _ in range(count):
                 answer = job.answers.get()
@@ -151,7 +142,7 @@ class GeneratorPool:
         """End all actors, and wait for that if ``orderly``; parts that wait are dropped."""
         self._closed = True
         self._fail(Stopped("stopped"))
-        self._news.set()
+        self._new_job.set()
         if orderly:
             self._thread.join(timeout=5)
 
@@ -202,7 +193,7 @@ class GeneratorPool:
         return self._ray.remote(Generator).options(scheduling_strategy=bundles, **options).remote(self._setup)
 
     def _expect(self, slot: _Slot, answer: Any, extra_patience: float = 0.0) -> None:
-        self._asked[answer], self._awake = slot, True
+        self._pending[answer], self._awake = slot, True
         slot.watchdog.who = f"{slot.name} has been {slot.place}"
         slot.watchdog.patience = self.config.placement.wait_seconds + extra_patience
         slot.watchdog.beat()
@@ -211,23 +202,23 @@ class GeneratorPool:
         """Give the next parts to free actors."""
         limit = max(_UNTAKEN, len(self._slots))
         while self._free and (open_ := [job for job in self._jobs if job.todo and job.answers.qsize() < limit]):
-            slot, job = self._free.popleft(), min(open_)
+            slot, job = self._free.popleft(), min(open_, key=lambda one: not one.urgent)
             index = job.todo.popleft()
             part = job.part_of(index)
             slot.task = _Task(job, index, dataclasses.replace(part, prompts=[], choices=None, guide=None))
             self._expect(slot, slot.actor.answer.remote(part))
 
     def _ready(self) -> list[tuple[_Slot, Any]]:
-        """Answers that are there, or come within a short time; without any under way, wait for a new phase."""
-        if not self._asked:
-            self._news.wait(_POLL if self._jobs else _CHECK)
-            self._news.clear()
+        """Answers that are there, or come within a short time; if none is pending, wait for a new job."""
+        if not self._pending:
+            self._new_job.wait(_POLL if self._jobs else _CHECK)
+            self._new_job.clear()
             return []
-        asked = list(self._asked)
-        ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=0)
+        pending = list(self._pending)
+        ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
         if not ready:
-            ready, _ = self._ray.wait(asked, timeout=_POLL if self._free else _CHECK)
-        return [(self._asked.pop(answer), answer) for answer in ready]
+            ready, _ = self._ray.wait(pending, timeout=_POLL if self._free else _CHECK)
+        return [(self._pending.pop(answer), answer) for answer in ready]
 
     def _on_answer(self, slot: _Slot, answer: Any) -> None:
         """Give the actor its next part, then pass the answers on; replace the actor if it died."""
@@ -253,7 +244,7 @@ class GeneratorPool:
 
     def _sleep_if_idle(self) -> None:
         """Leave the GPUs to training, where it shares them, once nothing is asked for."""
-        idle = not self._asked and not any(job.todo for job in self._jobs)
+        idle = not self._pending and not any(job.todo for job in self._jobs)
         if idle and self._awake and self.config.placement.placement == "shared":
             self._awake = False
             for slot in self._slots:
@@ -261,10 +252,10 @@ class GeneratorPool:
 
     def _check_silent(self) -> None:
         """Warn of silent actors, and replace those that were silent for too long."""
-        for answer, slot in list(self._asked.items()):
+        for answer, slot in list(self._pending.items()):
             # After a pause of this process itself an answer may be there although patience is over.
             if slot.watchdog.check() and not self._ray.wait([answer], timeout=0)[0]:
-                del self._asked[answer]
+                del self._pending[answer]
                 self._replace(slot, f"gave no answer for {slot.watchdog.patience:.0f} s", "")
 
     def _replace(self, slot: _Slot, event: str, error: object) -> None:
