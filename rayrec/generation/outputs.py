@@ -1,4 +1,4 @@
-"""What a policy answers to many rows: asked of the generators' pool part by part, kept on the way, and put in order."""
+"""The answers of a policy to many rows: requested from the pool part by part, kept meanwhile, and put in order."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class Outputs:
-    """Asks the pool for the phases of a run, and counts what has come for each."""
+    """Requests answers from the pool, and counts the finished parts of each phase."""
 
     def __init__(self, shared: Shared, pool: Callable[[], Any]):
         self.shared, self._pool, self._done = shared, pool, Counter[str]()
 
     def parts_of(self, rows: pa.Table) -> int:
-        """In how many parts so many rows are asked about."""
+        """Return the number of parts of some rows."""
         return -(-len(rows) // self.shared.config.evaluate.part)
 
     def ask(
@@ -45,10 +45,9 @@ class Outputs:
         urgent: bool = False,
         guide: tuple[str, float] | None = None,
     ) -> pa.Table:
-        """What the policy writes for every row, or how it scores its ``choices``: schema.PREDICTIONS without titles.
+        """Return the policy's answers to every row, or its scores of ``choices``: schema.PREDICTIONS without titles.
 
-        Rows go out and answers come in part by part, and are written in order.
-        ``guide``: folder of a SASRec that has its word, and the weight of the policy beside it.
+        ``guide``: folder of a SASRec, and the weight of the policy beside it (D3).
         """
         template, size, catalogue = self.shared.template, self.shared.config.evaluate.part, self.shared.data.catalogue
         phase = "/".join(name.split("/")[:2])
@@ -56,7 +55,7 @@ class Outputs:
         made = kept.load()
         open_ = [i for i in range(total) if i not in made]
         if made:
-            self._hear(phase, len(made))
+            self._count(phase, len(made))
         asked: dict[int, list[list[str]]] = {}
 
         def part_of(i: int) -> Part:
@@ -83,7 +82,7 @@ class Outputs:
                 some = rows.slice(i * size, size)
                 table = prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
                 kept.add(i, table)
-                self._hear(phase, 1)
+                self._count(phase, 1)
                 yield i, table
 
         return mapped(_in_order(total, made, answered()), schema.PREDICTIONS)
@@ -97,7 +96,7 @@ class Outputs:
         return KeptParts(run.folder(phase), cache.key_hash(key), run.storage, config.placement.checkpoint_seconds)
 
     def likings(self, name: str, policy: Policy, rows: pa.Table) -> pa.Table:
-        """Every candidate with log p(Yes) − log p(No), each asked about alone (TALLRec)."""
+        """Return every candidate with log p(Yes) − log p(No), each in a prompt of its own (TALLRec)."""
         asked = one_by_one(rows)
         outputs = self.ask(name, policy, asked, "score", 2, lambda some: [[YES, NO]] * len(some))
         odds = (yes - no for some in slices(outputs) for yes, no in some["logprobs"].to_pylist())
@@ -109,20 +108,20 @@ class Outputs:
 
         return each(rows, joined)
 
-    def _hear(self, name: str, parts: int) -> None:
-        """Count parts of a phase, whichever request they belong to."""
+    def _count(self, name: str, parts: int) -> None:
+        """Add to the finished parts of a phase, whichever request they belong to."""
         self._done[name] += parts
         self.shared.run.trace.progress(name, parts=self._done[name])
         self.shared.progress.update(name, self._done[name])
 
 
 def candidates(rows: pa.Table) -> list[list[str]]:
-    """The titles that each prompt lists."""
+    """Return the titles that each prompt lists."""
     return rows["candidates"].to_pylist()
 
 
 def _in_order(total: int, made: Mapping[int, pa.Table], answered: Iterator[tuple[int, pa.Table]]) -> Iterator[pa.Table]:
-    """The parts 0 to ``total``, those that are ``made`` and those that are answered in any order."""
+    """Yield the parts 0 to ``total``: those that are ``made``, and those that are answered in any order."""
     waiting: dict[int, pa.Table] = {}
     for i in range(total):
         if i in made:
@@ -132,13 +131,13 @@ def _in_order(total: int, made: Mapping[int, pa.Table], answered: Iterator[tuple
             number, table = next(answered)
             waiting[number] = table
         yield waiting.pop(i)
-    deque(answered, maxlen=0)  # nothing is left, but it is told so
+    deque(answered, maxlen=0)  # lets the pool's generator end, which forgets the request
 
 
 def prediction_table(
     examples: pa.Table, policy: str, decode: str, texts: Sequence, logprobs: Sequence, titles: Sequence
 ) -> pa.Table:
-    """Columns of schema.PREDICTIONS for some examples."""
+    """Return rows of schema.PREDICTIONS for some examples."""
     columns = {
         "example_id": examples["example_id"],
         "policy": pa.array([policy] * len(examples)),
