@@ -1,4 +1,4 @@
-"""The generation lane: negatives, evaluations, the popularity baseline and the oracle, beside the training."""
+"""The generation lane: negatives, evaluations and the popularity baseline, beside the training."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
     from rayrec.generation.engine import Mode
 
-#: Rejected answers, the rows that they are for, and what was written for these.
+#: Rejected answers, their rows, and what the policy wrote for these.
 Finished = tuple[pa.Table, pa.Table, pa.Table | None]
 
 
 class GenerateLane(Lane):
-    """Negatives and evaluations; a phase starts when its policy is finished, and negatives go first."""
+    """Negatives and evaluations. A phase starts when its policy is finished; negatives have priority in the pool."""
 
     def __init__(self, shared: Shared, pool: Callable[[], Any], embedder: Embedder):
         super().__init__("generators", shared, threads=32)
         self.embedder, self._outputs = embedder, Outputs(shared, pool)
 
     def negatives(self, policy: Future | Policy, rows: pa.Table, t: int) -> Future:
-        """Rejected answers of iteration ``t`` from π_θt, the policy at its start.
+        """Make the rejected answers of iteration ``t`` from π_θt, the policy at its start.
 
         The future holds tables of them (schema.REJECTED), from one file for each sampler.
         """
@@ -89,17 +89,17 @@ class GenerateLane(Lane):
 
     @cached_property
     def touched(self) -> Met:
-        """Titles that each user met in the training split."""
+        """The titles that each user met in the training split."""
         return Met(self.shared.data.train)
 
     @cached_property
     def later(self) -> Also | None:
-        """Titles that came next, where prompts are asked for the best of them and list none (RecPO)."""
+        """The titles that came next, if targets are the best of them and prompts list none (RecPO)."""
         lists = self._chooses or self.shared.config.train.target == "next"
         return None if lists else Ahead(self.shared.data.train).titles
 
     def _asked(self, name: str, policy: Policy, rows: pa.Table, sampler: Sampler, draw: Draw) -> pa.Table | None:
-        """What the policy says for a sampler: texts of its own, or the log-probabilities of given titles."""
+        """The policy's answers that a sampler needs: texts of its own, or log-probabilities of given titles."""
         if sampler.decode is None:
             return None
         catalogue, lists = self.shared.data.catalogue, sampler.choices
@@ -107,7 +107,7 @@ class GenerateLane(Lane):
         return self._outputs.ask(name, policy, rows, sampler.decode, sampler.answers(draw.k), choices, urgent=True)
 
     def _scored_too(self, name: str, policy: Policy, finished: Finished) -> Finished:
-        """The rows with log π of the titles that the policy did not write (``--score-negatives``)."""
+        """Add log π of the titles that the policy did not write (``--score-negatives``)."""
         negatives, rows, written = finished
         titles = unscored(negatives)
         if not titles:
@@ -123,24 +123,24 @@ class GenerateLane(Lane):
         return with_scores(negatives, outputs), rows, written
 
     def evaluate(self, policy: Future | Policy, oracle: Future | None, t: int) -> Future:
-        """Lists for the validation and test rows, for every --decode; the future holds the metrics records."""
+        """Make top-k lists of the validation and test rows by every --decode; the future holds the metrics records."""
         data, settings, name = self.shared.data, self.shared.config.evaluate, f"{t:02d}/evaluate"
         data_config = self.shared.config.data
         examples, model = pa.concat_tables(data.evaluated.values()), self.shared.config.model
         reweighted = self.shared.config.train.reweight != "none"
-        plain = not (reweighted or model.item_vectors or data_config.ask != "title")  # then the first SFT is BIGRec
+        is_bigrec = not (reweighted or model.item_vectors or data_config.ask != "title")
 
         total = self._outputs.parts_of(examples) * len(settings.decode)
         if "d3" in settings.decode and settings.d3_alpha is None:
             total += self._outputs.parts_of(data.valid) * len(ALPHAS)
-        if data_config.ask == "liking":  # about every candidate
+        if data_config.ask == "liking":  # one prompt for each candidate
             total *= CANDIDATES
         planned = Planned(name, "evaluate", len(examples), total, "parts")
 
-        def make(folder: Path, facts: dict, current: Policy, judge: Path | None) -> dict:
+        def make(folder: Path, facts: dict, current: Policy, sasrec: Path | None) -> dict:
             def predict(rows: pa.Table, decode: Mode, alpha: float | None) -> pa.Table:
                 width = 1 if decode == "greedy" else settings.beam_width
-                guide = None if alpha is None else (str(judge), alpha)
+                guide = None if alpha is None else (str(sasrec), alpha)
                 kind = decode if alpha is None else f"{decode}-{alpha:g}"
                 if data_config.ask == "liking":
                     return self._predictions(self._outputs.likings(f"{name}/{kind}", current, rows), rows, decode)
@@ -155,7 +155,7 @@ class GenerateLane(Lane):
                     alpha = max(ALPHAS, key=lambda one: self._ndcg(predict(data.valid, "d3", one), data.valid))
                 tables.append(predict(examples, decode, alpha if decode == "d3" else None))
                 record = {"kind": "evaluation", "phase": name, "iteration": t, "policy": current.version}
-                record |= {} if plain or t else {"model": "first SFT"}
+                record |= {} if t or is_bigrec else {"model": "first SFT"}
                 grounded = decode == "greedy" and not self._chooses
                 record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
                 record |= {"alpha": alpha} if decode == "d3" else {}
@@ -171,7 +171,7 @@ class GenerateLane(Lane):
         return evaluate(predictions, examples, self.shared.data.catalogue, top_k)[f"NDCG@{max(top_k)}"]
 
     def baseline(self) -> Future:
-        """Popular, on the same rows."""
+        """Rank the same rows by popularity; the future holds the metrics records."""
         data, k = self.shared.data, max(self.shared.config.evaluate.top_k)
         examples = pa.concat_tables(data.evaluated.values())
 
@@ -190,7 +190,7 @@ class GenerateLane(Lane):
         return self.phase(Planned("00/baseline", "baseline", len(examples), 1, "lists"), write, _records)
 
     def _scored(self, record: dict, predictions: pa.Table) -> list[dict]:
-        """The metrics of each split, test first."""
+        """Return the record with the metrics of each split, test first."""
         data, top_k = self.shared.data, self.shared.config.evaluate.top_k
         found = evaluate_splits(predictions, data.evaluated, data.catalogue, top_k, self._chooses)
         return [record | one | ({"protocol": "candidates"} if self._chooses else {}) for one in found]
@@ -201,9 +201,9 @@ class GenerateLane(Lane):
         return self.shared.config.data.protocol == "candidates"
 
     def _predictions(self, outputs: pa.Table, examples: pa.Table, decode: str) -> pa.Table:
-        """Turn outputs into top-k lists: greedy text is grounded, beams are taken where they are titles.
+        """Add the top-k lists: greedy text is grounded; of beams those that are titles are taken.
 
-        Among candidates, greedy text is the one title that it names, and scored ones are ranked.
+        Among candidates, greedy text is the one title that it names, and scored titles are ranked.
         """
         settings, catalogue = self.shared.config.evaluate, self.shared.data.catalogue
         k = max(settings.top_k)
