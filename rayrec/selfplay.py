@@ -14,16 +14,16 @@ from rayrec.training.lane import TrainLane
 def self_play(
     config: Config, trainers: TrainLane, generators: GenerateLane, draw: Callable[[int], pa.Table], first_rows: pa.Table
 ) -> None:
-    """The algorithm. What the lanes return are futures, so a line starts as soon as what it reads is finished; the run
-    waits for them all (:attr:`~rayrec.lanes.Lane.futures`).
+    """The algorithm. The lanes return futures, so a phase starts as soon as the phases that it reads are finished; the
+    run waits for all of them (:attr:`~rayrec.lanes.Lane.futures`).
 
-    Negatives and the SFT step both read π_θt, and an evaluation only π_θ(t+1): generation runs beside training, and the
-    numbers are those of the sequential order.
+    Negatives and the SFT step both read π_θt, and an evaluation reads only π_θ(t+1): generation runs beside training,
+    and the numbers are those of the sequential order.
     """
     train = config.train
     start = trainers.pretrain() if config.pretrains else trainers.base
     generators.baseline()
-    oracle = trainers.oracle()  # a SASRec, beside the first training; None if nothing reads it
+    oracle = trainers.oracle()  # a SASRec, trained beside the first SFT; None if nothing reads it
     policy = trainers.sft(start, first_rows, 0, oracle) if len(first_rows) else start  # BIGRec, or the model as it is
     generators.evaluate(policy, oracle, 0)
     for t in range(1, train.iterations + 1):
