@@ -103,15 +103,10 @@ def test_training_moves_the_weights_and_starts_at_ln_2(overlapped: Path) -> None
     assert steps[-1]["reward_margin"] > 0
 
 
-def test_the_lanes_overlap_and_weights_are_opened_once(overlapped: Path) -> None:
+def test_the_lanes_overlap(overlapped: Path) -> None:
     events = [e for e in read_trace(overlapped)["traceEvents"] if e["cat"] == "phase"]
     spans = {e["name"]: (e["ts"], e["ts"] + e["dur"]) for e in events}
     assert spans["01/negatives"][0] < spans["01/sft"][1] and spans["01/sft"][0] < spans["01/negatives"][1]
-    base = str(overlapped / "00" / "base" / "model.safetensors")
-    told = [e for e in read_trace(overlapped)["traceEvents"] if "weight_opens" in e["args"]]
-    opened = {(e["pid"], e["args"]["weight_opens"].get(base, 0)) for e in told}
-    # A generator on a CPU needs none: every policy that it is handed is whole.
-    assert opened == {("trainers", 1), ("generators", 0)}
 
 
 def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
