@@ -23,7 +23,7 @@ from rayrec.driver import checks, plan
 from rayrec.grounding import EMBEDDERS
 from rayrec.metrics import evaluate_splits
 from rayrec.models import sequential
-from rayrec.models.policy import content_hash
+from rayrec.models.policy import folder_hash
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.settings import SequentialConfig
 from rayrec.report import terminal
@@ -62,7 +62,7 @@ def run(config: BaselinesConfig) -> Path | None:
         raise ValueError(f"--top-k {longest} asks for more than the catalogue's {len(data.catalogue)} items. Lower it.")
     features, hashes = _features(config.sequential, data), {"data": data.content_hash}
     if features is not None:
-        hashes["embedder"] = content_hash(str(config.sequential.embedder_path))
+        hashes["embedder"] = folder_hash(str(config.sequential.embedder_path))
     name = config.output.name or f"{data.source}-baselines-seed{config.data.seed}"
     storage = Storage(config.output.runs or "runs")
     root = storage.root / name

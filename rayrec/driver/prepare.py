@@ -27,7 +27,7 @@ from rayrec.driver import checks, plan
 from rayrec.generation import ENGINES, resolve_engine
 from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
 from rayrec.lanes import Planned
-from rayrec.models.policy import content_hash
+from rayrec.models.policy import folder_hash
 from rayrec.models.shape import Shape
 from rayrec.objectives import SCORED
 from rayrec.prompts import Template, make_template, resolve_template
@@ -89,7 +89,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     embedder, of_embedder = make_embedder(config, data)
     base, template = make_base(config, data, scratch)
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
-    of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else content_hash(str(base))
+    of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else folder_hash(str(base))
     engine.check_model(config, on_gpus, str(base))
     tokens = checks.check_lengths(config, data, tuning, template)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
@@ -199,7 +199,7 @@ def make_embedder(config: Config, data: Dataset) -> tuple[Embedder, str]:
     if not path:
         kind = "a Hugging Face language model's" if name == "lm" else "a model2vec or sentence-transformers"
         raise ValueError(f"--embedder {name} needs --embedder-path, {kind} folder.")
-    embedder, contents = EMBEDDERS[name](path), content_hash(path)
+    embedder, contents = EMBEDDERS[name](path), folder_hash(path)
     if config.output.share:
         where = run_folder(config).parent / cache.SHARED / "embeddings"
         key = {"embedder": name, "contents": contents, "processor": cache.processor()}

@@ -26,7 +26,6 @@ from rayrec.lanes import Lane, Planned, Policy, Shared
 from rayrec.metrics import evaluate, evaluate_splits
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.negatives import NEGATIVES, Draw, Sampler, Statistics, mixture, unscored, with_scores
-from rayrec.runs import run
 from rayrec.runs.manifest import read_json
 
 if TYPE_CHECKING:
@@ -81,7 +80,6 @@ class GenerateLane(Lane):
                         file.write_table(preferences.with_numbers(one[0], one[1]))
                         for counted in {kind, "mixture"} & made.keys():
                             made[counted].add(*one)
-            run.clear(folder, self.shared.run.storage)
             record = {"kind": "negatives", "phase": name, "iteration": t}
             return {"records": [record | {"sampler": kind} | one.result() for kind, one in made.items()]}
 
@@ -161,7 +159,6 @@ class GenerateLane(Lane):
                 record |= {"alpha": alpha} if decode == "d3" else {}
                 records += self._scored(record, tables[-1])
             pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet", row_group_size=SLICE)
-            run.clear(folder, self.shared.run.storage)
             return {"records": records}
 
         return self.phase(planned, make, _records, policy, oracle)

@@ -1,7 +1,7 @@
-"""Answered parts of a generation phase that is not finished: cut short, it goes on with the parts that are left.
+"""Kept parts of an unfinished generation phase: when it is resumed, only the missing parts are asked for.
 
-Every ``--checkpoint-seconds``, and before it is much, what was answered since is put into a finished folder
-``PHASE/checkpoint/NUMBER``, in the storage too. A part has the same bits whoever makes it, so nothing else is kept.
+Every ``--checkpoint-seconds``, or once they are many, the new parts go into an entry ``PHASE/checkpoint/KEY-NUMBER`` of
+the cache, in the storage too. A part has the same bits whichever generator makes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rayrec.runs import cache
 from rayrec.runs.manifest import CHECKPOINT
 from rayrec.runs.storage import Storage
 
-#: Rows that are not put off any longer: they lie in memory until they are kept.
+#: Rows that are kept at once, since they lie in memory until then.
 _MOST = 4 * SLICE
 _FILE, _NUMBER = "outputs.parquet", pa.field("part", pa.int32(), nullable=False)
 #: Outputs of a part, and the part's number.
@@ -29,18 +29,18 @@ _KEPT = schema.PREDICTIONS.append(_NUMBER)
 
 
 class Parts(Mapping[int, pa.Table]):
-    """Outputs (schema.PREDICTIONS) by the number of their part, from tables of whole parts with a column ``part``."""
+    """Outputs (schema.PREDICTIONS) by the number of their part, read from tables of whole parts."""
 
     def __init__(self, tables: Iterable[pa.Table]):
         self._places: dict[int, tuple[int, int]] = {}
         self._rows = mapped(map(self._placed, tables), _KEPT)
 
     def _placed(self, table: pa.Table) -> pa.Table:
-        """Note where each part will lie; the rows of those that are there already are left out."""
+        """Record the place of each new part and drop the rows of known ones."""
         number = table[_NUMBER.name].to_numpy()
         new = ~np.isin(number, list(self._places))
         table, number = table.filter(pa.array(new)), number[new]
-        starts = np.flatnonzero(np.diff(number, prepend=-1))  # the rows of a part lie together
+        starts = np.flatnonzero(np.diff(number, prepend=-1))  # the rows of a part are contiguous
         before = sum(length for _, length in self._places.values())
         for start, length in zip(starts.tolist(), np.diff(starts, append=len(number)).tolist(), strict=True):
             self._places[int(number[start])] = (before + start, length)
@@ -57,7 +57,7 @@ class Parts(Mapping[int, pa.Table]):
 
 
 class KeptParts:
-    """Outputs (schema.PREDICTIONS) of one request's parts, by number; ``key`` says what decides their bytes."""
+    """The kept parts of one request; ``key`` is the hash of all that decides their bytes."""
 
     def __init__(self, phase: Path, key: str, storage: Storage, every: float):
         self.folder, self.key, self.storage, self.every = phase / CHECKPOINT, key, storage, every
@@ -71,7 +71,7 @@ class KeptParts:
         return Parts(schema.check(pq.read_table(folder / _FILE), _KEPT, str(folder)) for folder in folders)
 
     def add(self, number: int, outputs: pa.Table) -> None:
-        """Take an answered part; every now and then, keep what was taken."""
+        """Add an answered part (schema.PREDICTIONS), and write all new ones when it is time."""
         if not self.every:
             return
         column = pa.array([number] * len(outputs), _NUMBER.type)

@@ -335,8 +335,8 @@ def _card(card: Mapping[str, Any], base: str, adapter: bool) -> str:
     return "\n".join(head + body + [f"- {key}: {value}" for key, value in card.items()]) + "\n"
 
 
-def content_hash(model: str) -> str:
-    """sha256 of what is read of a model folder; for a hub id the commit."""
+def folder_hash(model: str) -> str:
+    """sha256 of the files of a model folder that are read; for a hub id the commit."""
     from transformers import AutoConfig
 
     if not Path(model).is_dir():

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rayrec.runs.manifest import damage, read_json, seal, sha256
+from rayrec.runs.manifest import CHECKPOINT, damage, read_json, seal, sha256
 from rayrec.runs.run import versions
 from rayrec.runs.storage import Storage
 
@@ -79,7 +79,7 @@ def share_phase(
     metrics = make()
 
     def copy(made: Path) -> dict:
-        shutil.copytree(folder, made, dirs_exist_ok=True)
+        shutil.copytree(folder, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINT))
         return metrics
 
     if "resumed_at" not in facts:

@@ -1,6 +1,6 @@
 """Finished folders: files, and then ``DONE``, a manifest of their names, sizes and sha256, written last.
 
-A folder without a manifest never happened; one whose files no longer fit it is damaged, and made again.
+A folder without a manifest is unfinished; one whose files do not fit the manifest is damaged, and made again.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 #: Name of the manifest.
 MANIFEST = "DONE"
-#: Folder inside a phase's that holds what an unfinished phase goes on from, in folders of their own.
+#: Folder of an unfinished phase's checkpoints and kept parts.
 CHECKPOINT = "checkpoint"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` so that a reader sees the old file or the new one, never half of it."""
+    """Write ``value`` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n", encoding="utf-8")
@@ -27,7 +27,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, remedy: str = "Remove it and run the same command again.") -> Any:
-    """Read a JSON file; ``remedy`` is what helps where it is damaged.
+    """Read a JSON file; ``remedy`` ends the message about a damaged one.
 
     Raises:
         ValueError: the file is missing or is not JSON.
@@ -41,10 +41,10 @@ def read_json(path: Path, remedy: str = "Remove it and run the same command agai
 
 
 def empty(folder: Path, but: str) -> None:
-    """Remove what is in a folder, but for the entry ``but``."""
-    for left in folder.iterdir():
-        if left.name != but:
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    """Remove all entries of a folder except ``but``."""
+    for entry in folder.iterdir():
+        if entry.name != but:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def sha256(path: Path) -> str:
@@ -57,7 +57,7 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     """A manifest: ``phase``, ``files`` (each with ``name``, ``size``, ``sha256``) and the names that are ``pruned``.
 
     Raises:
-        ValueError: it is none, or names a file outside of its folder, or prunes one that it does not name.
+        ValueError: it is not readable, names a file outside of its folder, or prunes one that it does not name.
     """
     try:
         found = json.loads(text)
@@ -72,7 +72,7 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
 
 
 def seal(folder: Path, phase: str, metrics: dict) -> None:
-    """Write a phase's ``metrics.json`` and then its manifest."""
+    """Write ``metrics.json`` and then the manifest."""
     write_json(folder / "metrics.json", metrics)
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
     entries = [{"name": str(p.relative_to(folder)), "size": p.stat().st_size, "sha256": sha256(p)} for p in files]
@@ -80,7 +80,7 @@ def seal(folder: Path, phase: str, metrics: dict) -> None:
 
 
 def damage(folder: Path) -> str:
-    """What of a finished phase no longer is what its manifest says; empty if all is."""
+    """The first difference between a folder and its manifest, in words; empty if the folder is finished and sound."""
     try:
         manifest = parse_manifest((folder / MANIFEST).read_bytes())
         for entry in manifest["files"]:

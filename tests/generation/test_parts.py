@@ -9,7 +9,6 @@ import pytest
 
 from rayrec.data import schema
 from rayrec.generation.parts import KeptParts
-from rayrec.runs import run
 from rayrec.runs.manifest import CHECKPOINT
 from rayrec.runs.storage import Storage
 
@@ -52,8 +51,6 @@ def test_parts_are_kept_under_their_key_until_the_phase_ends(
     damaged.write_bytes(damaged.read_bytes()[:-1])
     if not storage.url:  # a store gives the file again
         assert KeptParts(there, "one" * 8, elsewhere, every=0).load().keys() == {3, 5, 7}
-    run.clear(there, elsewhere)
-    assert KeptParts(there, "one" * 8, elsewhere, every=0).load() == {}
 
 
 def test_parts_are_kept_every_so_often_or_never(tmp_path: Path) -> None:

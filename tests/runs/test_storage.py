@@ -22,7 +22,7 @@ from rayrec.driver.checks import resolve
 from rayrec.errors import Stopped
 from rayrec.methods import parse
 from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
-from rayrec.runs.run import Run, clear
+from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage, errno_of
 from rayrec.runs.trace import LISTED_PARTS, Trace
 from rayrec.training import checkpoint
@@ -239,8 +239,8 @@ def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monk
     run.storage.upload(state)
     assert found("a fourth worker", "other rows") == 0
     elsewhere(tmp_path, monkeypatch, "driver")
-    clear(driver, run.storage)
-    assert found("a fifth worker", "other rows") == 0
+    run.finish("01/sft", {"records": []})
+    assert found("a fifth worker", "other rows") == 0 and not list(driver.rglob("state.safetensors"))
 
 
 @pytest.mark.usefixtures("weights")
@@ -255,7 +255,7 @@ def test_a_checkpoint_on_disk_counts_until_the_next_is_sealed(tmp_path: Path) ->
     run.begin("01/sft")
     checkpoint.clear_copies(folder, run.storage)  # there is no other
     assert [path.name for path in folder.iterdir()] == ["10"]
-    clear(run.folder("01/sft"), run.storage)
+    run.finish("01/sft", {"records": []})
     assert not folder.exists()
 
 
