@@ -242,6 +242,15 @@ def test_files_and_modules_that_are_named_exist(path: Path) -> None:
         assert attribute(name) is not None, f"{path.name}: {name}"
 
 
+def test_the_tree_of_rooms_names_files() -> None:
+    tree = next(block.text for block in blocks("text") if block.where.startswith("docs/design.md"))
+    rooms = re.findall(r"(\w+)/ +((?:[a-z_]+/?, )+[a-z_]+/?)", tree)
+    assert len(rooms) > 8
+    for room, names in rooms:
+        for name in names.split(", "):
+            assert list((ROOT / "rayrec" / room).glob(f"{name.strip('/')}*")), f"{room}/{name}"
+
+
 def attribute(name: str) -> Any:
     """The module, or the content of a module, that has a dotted name; None if there is none."""
     try:
