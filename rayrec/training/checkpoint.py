@@ -1,4 +1,4 @@
-"""Checkpoints inside a training phase: a phase that is cut short goes on at its last one, with the same bits.
+"""Checkpoints inside a training phase: a phase that is cut short resumes at its last one, with the same bits.
 
 A checkpoint is a folder ``PHASE/checkpoint/STEPS``: weights and Adam's moments of every trainable parameter, whole and
 in float32, whatever the ZeRO stage and the number of workers that wrote them, so any number can go on. The newest one

@@ -1,4 +1,4 @@
-"""What is kept of a phase: whole parts under their own key, and nothing that is damaged."""
+"""Kept parts are whole, have the key of their request, and are left out where they are damaged."""
 
 from __future__ import annotations
 

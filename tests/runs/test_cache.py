@@ -1,4 +1,4 @@
-"""What runs of one folder share has the same bytes; every setting is part of a key unless a list says why not."""
+"""Results that runs share have the same bytes; every setting is part of a key unless a list says why not."""
 
 from __future__ import annotations
 

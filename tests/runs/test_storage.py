@@ -230,7 +230,7 @@ def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monk
     copies = run.storage.here(driver / CHECKPOINT)
     checkpoint.clear_copies(copies, run.storage)
     assert not copies.exists() and found("a third worker") == 10
-    # The store's newest is damaged, or of other rows: an older one is none the worse.
+    # The store's newest is damaged, or of other rows: an older one counts.
     save(run, 5)
     state = save(run, 10, "other rows") / "state.safetensors"
     run.storage.clear(state.parent.parent, but="10")
@@ -398,8 +398,8 @@ def test_a_trace_lists_so_many_parts_and_counts_the_others(tmp_path: Path) -> No
         pass
     events = read_json(tmp_path / "trace.json")["traceEvents"]
     assert [e["args"]["part"] for e in events if e["cat"] == "part"] == list(range(LISTED_PARTS))
-    told = {e["name"]: e["args"] for e in events if e["cat"] == "phase"}
-    assert told == {"01/negatives": {"unlisted_parts": {"01/negatives/self_play": 7}}, "01/sft": {}}
+    phases = {e["name"]: e["args"] for e in events if e["cat"] == "phase"}
+    assert phases == {"01/negatives": {"unlisted_parts": {"01/negatives/self_play": 7}}, "01/sft": {}}
 
 
 @pytest.mark.parametrize("text", [b"{", b"3", b"\xff", b'{"traceEvents": [{"cat": "phase"}], "attempts": []}'])
