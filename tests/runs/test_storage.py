@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage, errno_of
 from rayrec.runs.trace import LISTED_PARTS, Trace
 from rayrec.training import checkpoint
+
+Node = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,10 @@ def url(
     return f"s3://{bucket}/runs"
 
 
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
-    """From now on this process stands on another node."""
-    monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / node))
+@pytest.fixture
+def stand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """From now on this process stands on the node of that name, with copies of its own."""
+    return lambda node: monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / node))
 
 
 class Unreliable(Storage):
@@ -116,13 +119,13 @@ def finish(run: Run, phase: str = "01/sft", weights: bytes = b"weights") -> Path
     return folder
 
 
-def test_what_is_finished_is_there_on_any_machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_there_on_any_machine(url: str, stand_on: Node) -> None:
     first = open_run(url)
     wanted = files(finish(first))
     (first.begin("01/prefer") / "rows.parquet").write_text("half")  # begun, and never finished
     first.write_metrics(["01/sft", "01/prefer"])
 
-    elsewhere(tmp_path, monkeypatch, "second machine")
+    stand_on("second machine")
     second = open_run(url)
     assert second.root != first.root and second.done("01/sft") and not second.done("01/prefer")
     assert files(second.folder("01/sft")) == wanted
@@ -131,27 +134,27 @@ def test_what_is_finished_is_there_on_any_machine(url: str, tmp_path: Path, monk
         open_run(url, "--lr", "0.5")
     second.prune("01/sft")
 
-    elsewhere(tmp_path, monkeypatch, "driver")  # the first machine learns what happened elsewhere
+    stand_on("driver")  # the first machine learns what happened elsewhere
     assert not open_run(url).has_weights("01/sft") and not (first.root / "01/sft/policy/model.safetensors").exists()
     assert not (first.root / "01/prefer/rows.parquet").exists()
     overwritten = open_run(url, "--lr", "0.5", "--on-existing", "overwrite")
-    elsewhere(tmp_path, monkeypatch, "third machine")
+    stand_on("third machine")
     assert not open_run(url, "--lr", "0.5").done("01/sft") and not overwritten.done("01/sft")
 
 
-def test_a_policy_goes_from_node_to_node(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_goes_from_node_to_node(url: str, tmp_path: Path, stand_on: Node) -> None:
     run = open_run(url)
     out = run.begin("01/sft") / "policy"
-    elsewhere(tmp_path, monkeypatch, "worker")
+    stand_on("worker")
     here = run.storage.here(out)
     assert here != out
     here.mkdir(parents=True)
     (here / "model.safetensors").write_bytes(b"trained")
     run.storage.upload(here)
-    elsewhere(tmp_path, monkeypatch, "driver")
+    stand_on("driver")
     run.finish("01/sft", {"records": []})
     assert (out / "model.safetensors").read_bytes() == b"trained" and not damage(out.parent)
-    elsewhere(tmp_path, monkeypatch, "generator")
+    stand_on("generator")
     found = run.storage.download(str(out))
     assert files(found) == {"model.safetensors": b"trained"} and not found.is_relative_to(tmp_path / "driver")
     # An older file of that name and size is no reason to leave it.
@@ -159,25 +162,25 @@ def test_a_policy_goes_from_node_to_node(url: str, tmp_path: Path, monkeypatch: 
     assert files(run.storage.download(out)) == {"model.safetensors": b"trained"}
 
 
-def test_pruned_weights_take_no_room_on_other_nodes(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_weights_take_no_room_on_other_nodes(url: str, stand_on: Node) -> None:
     run = open_run(url)
     phases = ("01/sft", "01/prefer", "02/sft")
     weights = [finish(run, phase) / "policy" / "model.safetensors" for phase in phases]
-    elsewhere(tmp_path, monkeypatch, "generator")
+    stand_on("generator")
     here = [run.storage.download(file.parent) / file.name for file in weights[:2]]
     assert all(file.exists() for file in here)
-    elsewhere(tmp_path, monkeypatch, "driver")
+    stand_on("driver")
     run.prune("01/sft")
-    elsewhere(tmp_path, monkeypatch, "generator")
+    stand_on("generator")
     run.storage.download(weights[1].parent)  # is here: nothing new needs room
     assert here[0].exists()
     run.storage.download(weights[2].parent)
     assert not here[0].exists() and here[1].exists()
 
 
-def test_a_checkpoint_is_the_stores_or_none(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_the_stores_or_none(url: str, stand_on: Node) -> None:
     run = open_run(url)
-    elsewhere(tmp_path, monkeypatch, "worker")
+    stand_on("worker")
     at = run.storage.here(run.folder("01/sft") / CHECKPOINT / "5")
     at.mkdir(parents=True)
     (at / "state").write_text("step 5")
@@ -186,9 +189,9 @@ def test_a_checkpoint_is_the_stores_or_none(url: str, tmp_path: Path, monkeypatc
     (at / "state").write_text("step 6")
     seal(at, CHECKPOINT, {"records": [6]})  # the node died before it was up
     assert read_json(run.storage.download(at) / "metrics.json") == {"records": [5]}
-    elsewhere(tmp_path, monkeypatch, "driver")
+    stand_on("driver")
     open_run(url).begin("01/sft")
-    elsewhere(tmp_path, monkeypatch, "another worker")
+    stand_on("another worker")
     found = run.storage.download(run.folder("01/sft") / CHECKPOINT / "5")
     assert not damage(found) and (found / "state").read_text() == "step 5"
     run.storage.remove(found)
@@ -209,10 +212,10 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("weights")
-def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_counts_until_the_next_is_up(url: str, stand_on: Node) -> None:
     run, storage = unreliable_run(url)
     driver = run.folder("01/sft")
-    elsewhere(tmp_path, monkeypatch, "worker")
+    stand_on("worker")
     assert save(run, 5).exists()
     storage.failures = ALWAYS
     with pytest.raises(Stopped):
@@ -220,7 +223,7 @@ def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monk
     storage.failures = 0
 
     def found(node: str, key: str = "k") -> int:
-        elsewhere(tmp_path, monkeypatch, node)
+        stand_on(node)
         return len(checkpoint.records_of(run.storage.here(driver / CHECKPOINT), key, run.storage))
 
     assert found("another worker") == found("worker") == 5  # all ranks agree, whatever a node has
@@ -238,7 +241,7 @@ def test_a_checkpoint_counts_until_the_next_is_up(url: str, tmp_path: Path, monk
     state.write_bytes(b"w3ights")
     run.storage.upload(state)
     assert found("a fourth worker", "other rows") == 0
-    elsewhere(tmp_path, monkeypatch, "driver")
+    stand_on("driver")
     run.finish("01/sft", {"records": []})
     assert found("a fifth worker", "other rows") == 0 and not list(driver.rglob("state.safetensors"))
 
@@ -259,13 +262,13 @@ def test_a_checkpoint_on_disk_counts_until_the_next_is_sealed(tmp_path: Path) ->
     assert not folder.exists()
 
 
-def test_a_phase_that_is_pruned_stays_finished(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_that_is_pruned_stays_finished(url: str, stand_on: Node) -> None:
     run, storage = unreliable_run(url)
     finish(run)
     storage.failures = ALWAYS
     with pytest.raises(Stopped):
         run.prune("01/sft")
-    elsewhere(tmp_path, monkeypatch, "second machine")
+    stand_on("second machine")
     assert open_run(url).has_weights("01/sft")
 
 
@@ -280,16 +283,16 @@ def test_the_next_start_removes_what_a_pruning_has_left(url: str) -> None:
     assert not any((folder / name).exists() for name in weights)
 
 
-def test_nothing_outside_is_pruned(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_outside_is_pruned(url: str, tmp_path: Path, stand_on: Node) -> None:
     run = open_run(url)
     folders = [finish(run, phase) for phase in ("01/sft", "02/sft")]
     (ours := tmp_path / "ours").write_text("precious")
     for name in (str(ours), "../../../../ours"):
-        elsewhere(tmp_path, monkeypatch, "driver")
+        stand_on("driver")
         write_json(folders[0] / MANIFEST, read_json(folders[0] / MANIFEST) | {"pruned": [name]})
         assert "prunes" in damage(folders[0])
         run.storage.upload(folders[0] / MANIFEST)
-        elsewhere(tmp_path, monkeypatch, "generator")
+        stand_on("generator")
         copy = run.storage.here(folders[0] / "policy" / "model.safetensors")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(b"weights")
@@ -298,40 +301,40 @@ def test_nothing_outside_is_pruned(url: str, tmp_path: Path, monkeypatch: pytest
         assert ours.read_text() == "precious"
 
 
-def test_half_a_file_of_a_dead_worker_is_not_sealed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_file_of_a_dead_worker_is_not_sealed(url: str, stand_on: Node) -> None:
     run = open_run(url)
     folder = run.begin("01/sft")
     (folder / "predictions.parquet").write_text("the driver's own")
     (folder / "policy").mkdir()
     (folder / "policy" / "model.safetensors").write_bytes(b"trai")
-    elsewhere(tmp_path, monkeypatch, "worker")
+    stand_on("worker")
     here = run.storage.here(folder) / "policy"
     here.mkdir(parents=True)
     (here / "model.safetensors").write_bytes(b"trained")
     run.storage.upload(here)
-    elsewhere(tmp_path, monkeypatch, "driver")
+    stand_on("driver")
     run.finish("01/sft", {"records": []})
-    elsewhere(tmp_path, monkeypatch, "second machine")
+    stand_on("second machine")
     second = open_run(url)
     assert second.done("01/sft")
     found = files(second.folder("01/sft"))
     assert found["policy/model.safetensors"] == b"trained" and found["predictions.parquet"] == b"the driver's own"
 
 
-def test_downloads_are_checked(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_are_checked(url: str, stand_on: Node) -> None:
     run, storage = unreliable_run(url)
     policy = finish(run) / "policy"
-    elsewhere(tmp_path, monkeypatch, "generator")
+    stand_on("generator")
     storage.damages = 1
     assert files(storage.download(policy)) == {"model.safetensors": b"weights"} and not storage.damages
     storage.damages = ALWAYS
-    elsewhere(tmp_path, monkeypatch, "another generator")
+    stand_on("another generator")
     with pytest.raises(Stopped, match=r"policy/model.safetensors: missing in .*, or damaged there"):
         run.storage.download(policy)
     assert not run.storage.here(policy / "model.safetensors").exists()
 
 
-def test_curves_go_on_with_the_run(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_go_on_with_the_run(url: str, stand_on: Node) -> None:
     run = open_run(url)
     events = run.root / "tensorboard" / "events.out.tfevents.1.host"
     for text in ("first", "first, second"):
@@ -339,7 +342,7 @@ def test_curves_go_on_with_the_run(url: str, tmp_path: Path, monkeypatch: pytest
         events.write_text(text)
         run.write_metrics([])
     assert events.read_text() == "first, second" and open_run(url) and events.exists()
-    elsewhere(tmp_path, monkeypatch, "second machine")
+    stand_on("second machine")
     assert (open_run(url).root / "tensorboard" / events.name).read_text() == "first, second"
 
 
@@ -417,7 +420,7 @@ def test_a_broken_trace_is_set_aside(tmp_path: Path, text: bytes, caplog: pytest
     assert len(read_json(run.root / "trace.json")["attempts"]) == 2 and not caplog.text
 
 
-def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, stand_on: Node) -> None:
     run = open_run(url)
     folder = finish(run)
     finish(run, "02/sft")
@@ -426,20 +429,20 @@ def test_a_damaged_store_is_noticed(url: str, tmp_path: Path, monkeypatch: pytes
         weights.write_bytes(text)
         run.storage.upload(weights)
     run.storage.remove(run.folder("02/sft") / "policy" / "model.safetensors")
-    elsewhere(tmp_path, monkeypatch, "second machine")
+    stand_on("second machine")
     second = open_run(url)
     assert not second.done("01/sft") and not second.done("02/sft")
 
-    elsewhere(tmp_path, monkeypatch, "driver")
+    stand_on("driver")
     manifest = read_json(folder / MANIFEST)
     manifest["files"][0]["name"] = "../../../../evil"
     write_json(folder / MANIFEST, manifest)
     run.storage.upload(folder / MANIFEST)
-    elsewhere(tmp_path, monkeypatch, "third machine")
+    stand_on("third machine")
     assert not open_run(url).done("01/sft") and not list(tmp_path.rglob("evil"))
 
 
-def test_a_store_that_fails_is_tried_again_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_store_that_fails_is_tried_again_and_named(url: str, stand_on: Node) -> None:
     run, storage = unreliable_run(url)
     storage.failures = 2
     finish(run)
@@ -447,7 +450,7 @@ def test_a_store_that_fails_is_tried_again_and_named(tmp_path: Path, monkeypatch
     storage.failures = ALWAYS
     with pytest.raises(Stopped, match=r"writing .* failed 5 times in 0 s: connection reset"):
         finish(run, "02/sft")
-    elsewhere(tmp_path, monkeypatch, "second machine")
+    stand_on("second machine")
     found = open_run(url)
     assert found.done("01/sft") and not found.done("02/sft")
 
