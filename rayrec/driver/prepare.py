@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayrec.cluster import connect
-from rayrec.config import Config
+from rayrec.config import Config, deciding
 from rayrec.data import Dataset, load
 from rayrec.data.ahead import Ahead, retarget
 from rayrec.data.candidates import with_candidates
@@ -52,6 +52,8 @@ class Prepared:
     base: Path
     """Folder or hub id of the base model."""
     tokens: checks.Lengths
+    lengths_key: dict[str, Any]
+    """Cache key of ``tokens``: a run that goes on does not tokenise its prompts again."""
     shape: Shape
     hashes: dict[str, str]
     """Of the contents of data, model and embedder (:func:`~rayrec.config.result_hash`)."""
@@ -91,7 +93,10 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else folder_hash(str(base))
     engine.check_model(config, on_gpus, str(base))
-    tokens = checks.check_lengths(config, data, tuning, template)
+    hashes = {"data": data.content_hash, "model": of_model, "embedder": of_embedder}
+    lengths_key = {"lengths": deciding(config), "hashes": hashes}
+    known = cache.find(run_folder(config).parent / cache.SHARED / "lengths", lengths_key)
+    tokens = checks.Lengths(**known) if known else checks.check_lengths(config, data, tuning, template)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, data)
     cores, placement = os.cpu_count() or 1, config.placement
@@ -118,7 +123,8 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         base=base,
         tokens=tokens,
         shape=shape,
-        hashes={"data": data.content_hash, "model": of_model, "embedder": of_embedder},
+        lengths_key=lengths_key,
+        hashes=hashes,
         template=template,
         embedder=embedder,
         gpu=gpu,

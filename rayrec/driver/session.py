@@ -33,6 +33,7 @@ from rayrec.report import terminal
 from rayrec.report.build import best_policy, build_report, read_samples
 from rayrec.report.timeline import by_iteration, placed, spans
 from rayrec.report.trackers import Tracker
+from rayrec.runs import cache
 from rayrec.runs.lease import kill_children
 from rayrec.runs.manifest import read_json, write_json
 from rayrec.runs.run import Run, check_claim, open_run, versions
@@ -117,6 +118,7 @@ def _do(ready: Prepared, work: Run) -> None:
     done = {phase.name: work.done(phase.name) for phase in ready.phases}
     shown = ready.shown | {"done": [p for p in done if done[p]], "to_do": [p for p in done if not done[p]]}
     write_json(work.root / "plan.json", shown)
+    cache.make_once(work.root.parent / cache.SHARED / "lengths", ready.lengths_key, lambda _: ready.tokens._asdict())
     plan.write_inputs(work.root, ready.data)
     work.upload("plan.json", "catalogue.parquet", "examples", "rejected.parquet")
     terminal.print_plan(shown)

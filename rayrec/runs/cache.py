@@ -62,6 +62,12 @@ def make_once(where: Path, key: Mapping[str, Any], make: Callable[[Path], dict])
     return entry
 
 
+def find(where: Path, key: Mapping[str, Any]) -> dict | None:
+    """The ``metrics.json`` of a sound entry of ``key``; None without one."""
+    entry = where / key_hash(key)
+    return None if damage(entry) else read_json(entry / "metrics.json")
+
+
 def share_phase(
     root: Path, folder: Path, key: Mapping[str, Any], facts: dict[str, Any], make: Callable[[], dict]
 ) -> dict:
@@ -71,11 +77,11 @@ def share_phase(
     workers than the key says may have begun it.
     """
     where = root.parent / SHARED
-    entry = where / key_hash(key)
-    if not damage(entry):
+    if (shared := find(where, key)) is not None:
+        entry = where / key_hash(key)
         shutil.copytree(entry, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("DONE", "metrics.json"))
         facts["taken_from"] = str(entry)
-        return read_json(entry / "metrics.json")
+        return shared
     metrics = make()
 
     def copy(made: Path) -> dict:
