@@ -26,7 +26,6 @@ from rayrec.data import schema
 from rayrec.errors import Stopped
 from rayrec.prompts import Template
 from rayrec.runs.storage import Storage
-from rayrec.training import checkpoint
 from rayrec.training.board import Phase
 
 #: Rows of a file of the table, about: tokenised by one task, and held by each worker one file at a time.
@@ -52,9 +51,7 @@ def write_tokens(phase: Phase, template: Template, storage: Storage, patience: f
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    folder = _folder(phase)
-    storage.remove(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tokens(phase, storage)
     parts = [{"part": i} for i in range(pq.read_metadata(phase.rows).num_row_groups)]
     write = _WriteTokens(phase, template, storage)
     written = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(write, num_cpus=0.5)
@@ -83,6 +80,12 @@ def write_tokens(phase: Phase, template: Template, storage: Storage, patience: f
                 raise OSError(one["errno"], one["error"])
         watchdog.beat()
         left -= len(found)
+
+
+def remove_tokens(phase: Phase, storage: Storage) -> None:
+    """Remove the token table of a phase, if there is one."""
+    storage.remove(_folder(phase))
+    shutil.rmtree(_folder(phase), ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,8 @@ def read_shard(phase: Phase, rank: int, world: int, storage: Storage, begun: int
 
 
 def _folder(phase: Phase) -> Path:
-    """Where the token table lies until the phase ends."""
-    return checkpoint.folder_of(phase.out, "tokens")
+    """Return the folder of the token table."""
+    return Path(phase.out).with_name("tokens")
 
 
 def _open(storage: Storage, path: str | Path) -> tuple[Any, str]:

@@ -131,7 +131,7 @@ class TrainLane(Lane):
         items: Path | None = None,
     ) -> dict:
         """Train a policy into ``folder`` on the arranged rows of ``table``; returns the phase's metrics."""
-        from rayrec.training.batches import write_rows
+        from rayrec.training.batches import remove_tokens, write_rows
         from rayrec.training.board import Phase
 
         name, kind, steps = planned.name, planned.kind, table["step"][-1].as_py() + 1
@@ -161,6 +161,7 @@ class TrainLane(Lane):
             storage.upload(rows)  # Ray Data reads it, on whatever node
             keyed = dataclasses.replace(phase, key=key)
             result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
+            remove_tokens(phase, storage)
             facts.update(result["facts"])
             first, last = result["steps"][0], result["steps"][-1]
             record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
