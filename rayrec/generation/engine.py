@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What every generator is made from."""
+    """Settings and inputs from which every generator is made."""
 
     config: Config
     storage: Storage
