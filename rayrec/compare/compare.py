@@ -1,31 +1,32 @@
 """Methods side by side on the same rows: means over seeds, intervals, paired tests.
 
-A cell is one finished run folder: a method and a seed. Accuracy is bootstrapped over users, DivRatio and ORRatio have a
-jackknife over users, and the spread over seeds stands apart, since three seeds cannot be bootstrapped.
+A cell is one finished run folder: a method and a seed. Metrics of rows are bootstrapped over users, metrics of all
+lists that can be computed without a user have a jackknife over users, and the spread over seeds stands apart, since
+three seeds cannot be bootstrapped.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayrec.methods import BASELINES
-from rayrec.metrics import div_ratio_without, or_ratio_without, per_row
-from rayrec.metrics.intervals import bootstrap_means, holm, jackknife, paired_bootstrap
+from rayrec.metrics import FIRST, METRICS, SAME_AT_1, TRADE_OFFS, Metric, answers
+from rayrec.metrics.intervals import Interval, bootstrap_means, holm, jackknife
+from rayrec.metrics.outcome import Answers
 from rayrec.runs.manifest import read_json
 
-#: Metrics with an interval from the rows; the others are means over seeds.
-ACCURACY = ("HR", "NDCG")
-OTHERS = ("DivRatio", "ORRatio", "MGU", "DGU")
-#: Those of a choice from candidates, where the records have them.
-CHOICE = ("ValidRatio", "AdherenceRate", "AvoidanceRate", "HR@1_liked")
+#: A metric at a list length.
+At = tuple[Metric, int]
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,33 @@ class Cell:
     method: str
     seed: int
     record: Mapping[str, Any]
-    """Its metrics."""
+    """Its line of ``metrics.jsonl``."""
     predictions: pa.Table
     users: list[str]
+    """The user of each row."""
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
-        """The rows that it answered."""
+        """The evaluated examples."""
         return self.predictions["example_id"].to_pylist()
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The predictions as numbers."""
+        return answers(self.predictions)
+
+    def values(self, names: Sequence[At]) -> np.ndarray:
+        """The metrics of each row, (N, names)."""
+        return np.stack([metric.of_rows(self.answers, k) for metric, k in names if metric.of_rows], axis=1)
 
 
 def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str]) -> Cell:
     """Read the last evaluation of a run folder; ``Popular`` is every run's own baseline.
 
-    The first of ``decodes`` makes the lists. The ValidRatio is that of ``greedy`` where there is one.
+    The first of ``decodes`` makes the lists; metrics of the written answer are those of `greedy` where there is one.
 
     Raises:
-        ValueError: the run has not come so far, or did not decode so.
+        ValueError: no evaluation of the run is finished, or none used this decoder.
     """
     phases = sorted((path.parent for path in folder.glob("*/evaluate/DONE")), key=lambda path: int(path.parent.name))
     last, decode = phases[-1] if phases else folder, decodes[0]
@@ -67,61 +78,71 @@ def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str]) -> C
             f"{last}: no evaluation by --decode {decode}. Take another --name, and run it again with that."
         )
     record = dict(records["test", decode])
-    if written := records.get(("test", "greedy")):
-        record |= {"ValidRatio": written["ValidRatio"]} if "ValidRatio" in written else {}
-    if adherence := records.get(("adherence", decode)):
-        record["AdherenceRate"] = adherence["AdherenceRate"]
-    test = pq.read_table(folder / "examples" / "test.parquet")
-    user = dict(zip(test["example_id"].to_pylist(), test["user"].to_pylist(), strict=True))
+    for name, metric in METRICS.items():
+        source = ("test", "greedy") if metric.written else ("adherence", decode)
+        if (metric.written or metric.when == "adherence") and name in records.get(source, {}):
+            record[name] = records[source][name]
+    test = pq.read_table(folder / "examples" / "test.parquet", columns=["example_id", "user"])
     made = pq.read_table(last / "predictions.parquet")
-    ids, ways = made["example_id"].to_pylist(), made["decode"].to_pylist()
-    made = made.filter(pa.array([one in user and way == decode for one, way in zip(ids, ways, strict=True)]))
+    own = pc.call_function(
+        "and",
+        [
+            pc.call_function("equal", [made["decode"], pa.scalar(decode)]),
+            pc.call_function("is_in", [made["example_id"]], pc.SetLookupOptions(test["example_id"])),
+        ],
+    )
+    made = made.filter(own)
+    user = dict(zip(test["example_id"].to_pylist(), test["user"].to_pylist(), strict=True))
     return Cell(method, seed, record, made, [user[example] for example in made["example_id"].to_pylist()])
 
 
 def finished_phases(cell: Path) -> dict[str, int]:
-    """The finished phases of a cell, and when each was."""
+    """The finished phases of a cell, and the time at which each was finished."""
     return {str(path): path.stat().st_mtime_ns for path in cell.glob("*/*/DONE")}
 
 
 def account(known: dict[str, Any] | None, attempt: dict[str, Any], made: bool) -> dict[str, Any]:
-    """What all attempts at a cell took, ``known`` and this one, which ``made`` a phase or did not.
+    """Add up the seconds of all attempts at a cell, ``known`` and this one; ``made``: this one finished a phase.
 
-    A finished cell is started again so that other settings are refused, and that start is no part of it.
+    A finished cell is started again so that other settings are refused, and that start does not count.
     """
-    if known is None:
-        return attempt
-    if known.get("finished") and not made:
-        return known
+    if known is None or (known.get("finished") and not made):
+        return known or attempt
     both = {"seconds": known["seconds"] + attempt["seconds"], "memory": max(known["memory"], attempt["memory"])}
     return both | {"finished": attempt["finished"]}
+
+
+def compared(k: int, choices: bool) -> list[At]:
+    """The metrics of rows that have intervals: at k, and of a choice from candidates the first hit whatever k is."""
+    rows = [(metric, k) for metric in METRICS.values() if metric.of_rows and metric.when == "always"]
+    return list(dict.fromkeys([*([(FIRST, 1)] if choices else []), *rows]))
 
 
 def compare(cells: Sequence[Cell], against: str, k: int) -> list[dict[str, Any]]:
     """One row per method, in the order of their first cells: N, seeds, and for each metric its mean and interval.
 
     Differences from ``against`` are paired by row, with p-values after Holm's correction over the table. They are left
-    out where the two methods have not the same seeds.
+    out where the two methods have different seeds.
 
     Raises:
         ValueError: ``against`` has no cell, or two methods answered different rows for one seed.
     """
-    of: dict[str, list[Cell]] = defaultdict(list)
+    of: dict[str, list[Cell]] = {cell.method: [] for cell in cells}
     for cell in sorted(cells, key=lambda cell: cell.seed):
         of[cell.method].append(cell)
-    of = {cell.method: of[cell.method] for cell in cells}
     if against not in of:
         raise ValueError(f"--against {against} is not among the finished methods {list(of)}. Name one of them.")
-    # Of a choice from candidates HR@1 is told whatever k is.
-    first = [("HR", 1)] if any("ValidRatio" in cell.record for cell in cells) else []
-    names = list(dict.fromkeys([*first, *((name, k) for name in ACCURACY)]))
+    names = compared(
+        k, choices=any(metric.name in c.record for metric in METRICS.values() if metric.written for c in cells)
+    )
     rows = {method: _row(members, k, names) for method, members in of.items()}
     tested = [method for method in of if method != against and _paired(of[method], of[against])]
-    _accuracy(rows, of, names)
-    _tests(rows, of, against, tested, [one for one in names if one != ("NDCG", 1)])  # NDCG@1 is HR@1
-    for name in _WITHOUT:
-        _diversity(rows, of, against, tested, name, k)
-    front = pareto([(row[f"NDCG@{k}"]["value"], row[f"DivRatio@{k}"]["value"]) for row in rows.values()])
+    _estimate(rows, of, names)
+    _test(rows, of, against, tested, [at for at in names if at != (SAME_AT_1, 1)])
+    for metric in METRICS.values():
+        if metric.without:
+            _jackknife(rows, of, against, tested, metric, k)
+    front = pareto([tuple(row[metric.key(k)]["value"] for metric in TRADE_OFFS[0]) for row in rows.values()])
     return [row | {"pareto": on} for row, on in zip(rows.values(), front, strict=True)]
 
 
@@ -136,19 +157,22 @@ def _paired(members: list[Cell], against: list[Cell]) -> bool:
     return True
 
 
-def _row(members: list[Cell], k: int, names: list[tuple[str, int]]) -> dict[str, Any]:
+def _row(members: list[Cell], k: int, names: list[At]) -> dict[str, Any]:
     """The means of the records over seeds, and their spread."""
     row: dict[str, Any] = {"method": members[0].method, "seeds": [c.seed for c in members]}
-    row["N"] = sorted({c.record["N"] for c in members})[0]
+    row["N"] = min(c.record["N"] for c in members)
     if alphas := [c.record["alpha"] for c in members if "alpha" in c.record]:
         row["alpha"] = alphas
-    choice = [name for name in CHOICE if all(name in c.record for c in members)]
-    for name in (*(f"{name}@{at}" for name, at in names), *(f"{name}@{k}" for name in OTHERS), *choice):
-        values: list[Any] = [c.record.get(name) for c in members]
-        row[name] = {"value": None, "low": None, "high": None, "seed_sd": None}
+    keys = dict.fromkeys([*(metric.key(at) for metric, at in names), *(m.key(k) for m in METRICS.values())])
+    optional = {metric.name for metric in METRICS.values() if metric.when != "always"}
+    for key in keys:
+        values: list[Any] = [c.record.get(key) for c in members]
+        if key in optional and not all(key in c.record for c in members):
+            continue
+        row[key] = {"value": None, "low": None, "high": None, "seed_sd": None}
         if None not in values:
-            row[name]["value"] = float(np.mean(values))
-            row[name]["seed_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            row[key]["value"] = float(np.mean(values))
+            row[key]["seed_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     if gaps := [_gaps(c.record, k) for c in members if c.record["genres"].get(f"GP@{k}") and c.record["genres"]["GH"]]:
         row["gaps"] = {genre: float(np.mean([gap[genre] for gap in gaps if genre in gap])) for genre in gaps[0]}
     return row
@@ -160,7 +184,7 @@ def _gaps(record: Mapping[str, Any], k: int) -> dict[str, float]:
     return {genre: share - genres["GH"][genre] for genre, share in genres[f"GP@{k}"].items()}
 
 
-def _accuracy(rows: dict[str, dict], of: dict[str, list[Cell]], names: list[tuple[str, int]]) -> None:
+def _estimate(rows: dict[str, dict], of: dict[str, list[Cell]], names: list[At]) -> None:
     """Fill in the means of ``names`` and their intervals; methods of the same rows share the draws."""
     alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for method, members in of.items():
@@ -169,76 +193,64 @@ def _accuracy(rows: dict[str, dict], of: dict[str, list[Cell]], names: list[tupl
         values_NM = np.concatenate([_values(of[method], names) for method in methods], axis=1)
         found = iter(bootstrap_means(values_NM, users, seed=0))
         for method in methods:
-            for name, k in names:
-                rows[method][f"{name}@{k}"] |= dict(zip(("value", "low", "high"), next(found), strict=True))
+            for metric, k in names:
+                rows[method][metric.key(k)] |= _entry(next(found))
 
 
-def _tests(
-    rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested: list[str], names: list[tuple[str, int]]
-) -> None:
+def _test(rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested: list[str], names: list[At]) -> None:
     """Fill in the paired differences of ``names`` from ``against``, with p-values after Holm's correction over all."""
     if not tested:
         return
-    own_NM = np.concatenate([_values(of[method], names) for method in tested], axis=1)
-    other_NM = np.tile(_values(of[against], names), len(tested))
-    found = paired_bootstrap(own_NM, other_NM, _users(of[against]), seed=0)
-    entries = []
-    for (method, (name, k)), one in zip(((m, n) for m in tested for n in names), found, strict=True):
-        entries.append(dict(zip(("value", "low", "high", "p"), one, strict=True)))
-        rows[method][f"Δ{name}@{k}"] = entries[-1]
-    known = [entry for entry in entries if entry["p"] is not None]
-    for entry, p in zip(known, holm([entry["p"] for entry in known]), strict=True):
+    base_NM = _values(of[against], names)
+    gap_NM = np.concatenate([_values(of[method], names) - base_NM for method in tested], axis=1)
+    found = bootstrap_means(gap_NM, _users(of[against]), seed=0)
+    entries = [_entry(one) | {"p": one.p} for one in found]
+    for entry, (method, (metric, k)) in zip(entries, ((m, at) for m in tested for at in names), strict=True):
+        rows[method][f"Δ{metric.key(k)}"] = entry
+    known = [(entry, entry["p"]) for entry in entries if entry["p"] is not None]
+    for (entry, _), p in zip(known, holm([p for _, p in known]), strict=True):
         entry["p_holm"] = float(p)
 
 
-def _diversity(
-    rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested: list[str], name: str, k: int
+def _jackknife(
+    rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested: list[str], metric: Metric, k: int
 ) -> None:
-    """Fill in the jackknife intervals of a metric of all lists at once, and its paired differences from ``against``."""
-    without = {method: _without(members, name, k) for method, members in of.items()}
-    key = f"{name}@{k}"
+    """Fill in the intervals of a metric of all lists at once, and its paired differences from ``against``."""
+    without, key = {method: _without(members, metric, k) for method, members in of.items()}, metric.key(k)
     for method, row in rows.items():
-        row[key] |= _interval(row[key]["value"], without[method])
+        row[key] |= _entry(jackknife(row[key]["value"], without[method]))
         if method in tested:
             pair = row[key]["value"], rows[against][key]["value"]
             gap = None if None in pair else pair[0] - pair[1]
-            row[f"Δ{key}"] = {"value": gap} | _interval(gap, without[method] - without[against])
+            row[f"Δ{key}"] = _entry(jackknife(gap, without[method] - without[against]))
 
 
-def _values(members: list[Cell], names: list[tuple[str, int]]) -> np.ndarray:
-    """HR@k or NDCG@k of all rows of all seeds, (N, names); each seed has as many rows, so means are those of seeds."""
-    columns = [np.concatenate([per_row(c.predictions, k)[ACCURACY.index(name)] for c in members]) for name, k in names]
-    return np.stack(columns, axis=1)
+def _entry(found: Interval) -> dict[str, float | None]:
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _values(members: list[Cell], names: list[At]) -> np.ndarray:
+    """The metrics of all rows of all seeds, (N, names); each seed has as many rows, so means are those of seeds."""
+    return np.concatenate([c.values(names) for c in members])
 
 
 def _users(members: list[Cell]) -> list[str]:
     return [user for c in members for user in c.users]
 
 
-#: Metrics of all lists at once, and what gives them without each user.
-_WITHOUT: dict[str, Callable[[pa.Table, list[str], int], np.ndarray]] = {
-    "DivRatio": div_ratio_without,
-    "ORRatio": or_ratio_without,
-}
-
-
-def _without(members: list[Cell], name: str, k: int) -> np.ndarray:
+def _without(members: list[Cell], metric: Metric, k: int) -> np.ndarray:
     """The mean of a metric over seeds without each user of any seed in turn; NaN where a seed has none."""
     everyone = sorted(set(_users(members)))
     means = np.zeros(len(everyone))
     for c in members:
-        own = dict(zip(sorted(set(c.users)), _WITHOUT[name](c.predictions, c.users, k), strict=True))
-        whole = c.record[f"{name}@{k}"]
+        assert metric.without
+        own = dict(zip(sorted(set(c.users)), metric.without(c.answers, c.users, k), strict=True))
+        whole = c.record[metric.key(k)]
         means += [own.get(user, np.nan if whole is None else whole) for user in everyone]
     return means / len(members)
 
 
-def _interval(value: float | None, without: np.ndarray) -> dict[str, float | None]:
-    found = jackknife(value, without)
-    return {"low": found.low, "high": found.high}
-
-
-def pareto(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:
+def pareto(points: Sequence[tuple[float | None, ...]]) -> list[bool]:
     """Whether no other point is at least as good in both coordinates and better in one; more is better."""
     known = [(x, y) for x, y in points if x is not None and y is not None]
     return [

@@ -30,7 +30,9 @@ from rayrec.generation.lane import GenerateLane
 from rayrec.generation.pool import GeneratorPool
 from rayrec.lanes import BASE, Lane, Once, Policy, Shared
 from rayrec.report import terminal
-from rayrec.report.build import best_policy, build_report, read_samples
+from rayrec.report.build import build_report
+from rayrec.report.record import read_samples
+from rayrec.report.rows import best_policy
 from rayrec.report.timeline import by_iteration, placed, spans
 from rayrec.report.trackers import Tracker
 from rayrec.runs import cache

@@ -23,7 +23,7 @@ from rayrec.generation.outputs import Outputs, candidates, prediction_table
 from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists
 from rayrec.lanes import Lane, Planned, Policy, Shared
-from rayrec.metrics import evaluate, evaluate_splits
+from rayrec.metrics import BEST, evaluate, evaluate_splits
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.negatives import NEGATIVES, Draw, Sampler, Statistics, mixture, unscored, with_scores
 from rayrec.runs.manifest import read_json
@@ -165,7 +165,7 @@ class GenerateLane(Lane):
 
     def _ndcg(self, predictions: pa.Table, examples: pa.Table) -> float:
         top_k = self.shared.config.evaluate.top_k
-        return evaluate(predictions, examples, self.shared.data.catalogue, top_k)[f"NDCG@{max(top_k)}"]
+        return evaluate(predictions, examples, self.shared.data.catalogue, top_k)[BEST.key(max(top_k))]
 
     def baseline(self) -> Future:
         """Rank the same rows by popularity; the future holds the metrics records."""

@@ -1,44 +1,48 @@
-"""Metrics of top-k lists (SPRec section 5.1): accuracy, diversity, over-recommendation and genre fairness.
+"""Metrics of top-k lists (SPRec section 5.1) and of choices from candidates.
 
-Every metric is a function of an :class:`~rayrec.metrics.outcome.Outcome` and k; METRICS names them.
+METRICS holds every metric; whatever computes, shows or compares metrics reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayrec.metrics.choice import choice_metrics
-from rayrec.metrics.div_ratio import div_ratio, div_ratio_without
-from rayrec.metrics.genre_unfairness import dgu, genre_share, mgu
-from rayrec.metrics.hit_ratio import hit_ratio, hits
-from rayrec.metrics.ndcg import gains, ndcg
-from rayrec.metrics.or_ratio import or_ratio, or_ratio_without
-from rayrec.metrics.outcome import Outcome, outcome, ranks
+from rayrec.metrics.base import Metric
+from rayrec.metrics.choice import ADHERENCE, AVOIDANCE, HR_LIKED, VALID
+from rayrec.metrics.div_ratio import DIV_RATIO
+from rayrec.metrics.genre_unfairness import DGU, MGU, genre_share
+from rayrec.metrics.hit_ratio import HR
+from rayrec.metrics.ndcg import NDCG
+from rayrec.metrics.or_ratio import OR_RATIO
+from rayrec.metrics.outcome import Outcome, answers, outcome
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
 
-METRICS: dict[str, Callable[[Outcome, int], float | None]] = {
-    "HR": hit_ratio,
-    "NDCG": ndcg,
-    "DivRatio": div_ratio,
-    "ORRatio": or_ratio,
-    "MGU": mgu,
-    "DGU": dgu,
+METRICS: dict[str, Metric] = {
+    metric.name: metric for metric in (HR, NDCG, DIV_RATIO, OR_RATIO, MGU, DGU, VALID, HR_LIKED, AVOIDANCE, ADHERENCE)
 }
+#: The metric that chooses among policies, epochs and decoding settings, on validation rows.
+BEST = NDCG
+#: Accuracy against diversity; the first pair has the Pareto front.
+TRADE_OFFS = ((NDCG, DIV_RATIO), (NDCG, OR_RATIO))
+#: The metric of a single choice from candidates, at k = 1. There NDCG equals it: both are 1 for a hit.
+FIRST, SAME_AT_1 = HR, NDCG
 
-__all__ = ["METRICS", "div_ratio_without", "evaluate", "evaluate_splits", "or_ratio_without", "per_row"]
+__all__ = ["BEST", "FIRST", "METRICS", "SAME_AT_1", "TRADE_OFFS", "Metric", "answers", "evaluate", "evaluate_splits"]
 
 
-def evaluate(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, top_k: tuple[int, ...]) -> dict[str, Any]:
-    """Compute every metric for every k over the N rows of ``predictions``, and count what the metrics cannot show.
+def evaluate(
+    predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, top_k: tuple[int, ...], chosen: bool = False
+) -> dict[str, Any]:
+    """Compute every metric for every k over the N rows of ``predictions``, and the counts beside them.
 
     ``predictions`` and ``examples`` follow schema.PREDICTIONS and schema.EXAMPLES and hold the same example ids.
+    ``chosen``: the lists are choices from candidates, which have metrics of their own.
 
     Returns:
         N; ``NAME@k`` for each of METRICS (None where undefined, see the metric); ``filled@k`` = M/(kN), the share of
@@ -46,7 +50,7 @@ def evaluate(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, to
         rows without any title; ``target_outside``, targets that are not in the catalogue; ``history_outside`` and
         ``history_no_genre``, history titles outside the catalogue, and inside it without a selected genre;
         ``genres``: the ``selected`` genres and their shares ``GH`` (histories) and ``GP@k`` (lists), None without
-        mass.
+        mass; last, the metrics of choices, each with its ``count`` of rows where that is not N.
 
     Raises:
         ValueError: a k below 1, ids or targets that do not match, a list with a repeated or an unknown title.
@@ -61,39 +65,44 @@ def evaluate(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue, to
     numbers: dict[str, Any] = {"N": n}
     for k in top_k:
         returned_I = result.returned(k)
-        numbers |= {f"{name}@{k}": metric(result, k) for name, metric in METRICS.items()}
+        numbers |= _computed(result, "always", k)
         numbers[f"filled@{k}"] = float(returned_I.sum() / (k * n)) if n else None
         numbers[f"no_genre@{k}"] = int(returned_I[lacks_I].sum())
         genres[f"GP@{k}"] = _named(genre_share(returned_I, result.genre_IG), catalogue)
-    return numbers | {
-        "empty": n - int((result.items_NL >= 0).any(axis=1).sum()),
+    numbers |= {
+        "empty": n - int((result.length_N > 0).sum()),
         "target_outside": n - sum(chunk.true_count for chunk in known.chunks),
         "history_outside": result.outside,
         "history_no_genre": int(result.history_I[lacks_I].sum()),
         "genres": genres,
     }
+    if not chosen:
+        return numbers
+    adherence = examples["split"][:1].to_pylist() == ["adherence"]
+    return numbers | _computed(result, "adherence" if adherence else "candidates", 1)
 
 
 def evaluate_splits(
     predictions: pa.Table, splits: dict[str, pa.Table], catalogue: Catalogue, top_k: tuple[int, ...], chosen: bool
 ) -> list[dict[str, Any]]:
-    """Compute the metrics of each split, test first, from the predictions of all: the rows of one after another's.
-
-    ``chosen``: the lists are choices from candidates, whose metrics of their own are added.
-    """
+    """:func:`evaluate` each split, test first; the rows of one split follow another's in ``predictions``."""
     start, records = 0, []
     for split, examples in splits.items():
         own = predictions.slice(start, len(examples))
         start += len(examples)
-        found = evaluate(own, examples, catalogue, top_k)
-        records.append({"split": split, **found, **(choice_metrics(own, examples) if chosen else {})})
+        records.append({"split": split, **evaluate(own, examples, catalogue, top_k, chosen)})
     return sorted(records, key=lambda record: record["split"] != "test")
 
 
-def per_row(predictions: pa.Table, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """HR@k and NDCG@k of every row, (N,) float64 each, in row order; their means are the metrics, for the bootstrap."""
-    rank_N = ranks(predictions)
-    return hits(rank_N, k), gains(rank_N, k)
+def _computed(result: Outcome, when: str, k: int) -> dict[str, float | int | None]:
+    """The metrics of one kind at k, by their keys, and the counts of their rows."""
+    found: dict[str, float | int | None] = {}
+    for metric in METRICS.values():
+        if metric.when == when:
+            found[metric.key(k)] = metric.compute(result, k)
+            if metric.count and metric.of_rows:
+                found[metric.count] = int((~np.isnan(metric.of_rows(result, k))).sum())
+    return found
 
 
 def _named(share_G: np.ndarray | None, catalogue: Catalogue) -> dict[str, float] | None:

@@ -1,37 +1,32 @@
-"""Metrics of a choice from candidates that the top-k lists alone do not have (S-DPO, RecPO)."""
+"""Metrics of a choice from candidates, beside those of its lists: all are about the first place (S-DPO, RecPO)."""
 
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from rayrec.data.candidates import DISLIKED, LIKED
+from rayrec.metrics.base import Metric
 from rayrec.metrics.hit_ratio import hits
-from rayrec.metrics.outcome import ranks
+from rayrec.metrics.outcome import Answers
 
 
-def choice_metrics(predictions: pa.Table, examples: pa.Table) -> dict[str, float | int | None]:
-    """Return what is told of the choices of ``predictions``, made for ``examples`` in the same order.
-
-    ``ValidRatio``: share of rows whose answer is exactly one candidate. ``HR@1_liked``: HR@1 where the target is rated
-    4 or more (RecPO evaluates on these), ``N_liked`` rows. ``AvoidanceRate`` (RecPO D.4): share of the ``N_disliked``
-    rows, the target rated 2 or less, whose answer is exactly one candidate and not the target. None without such rows.
-    Of the rows of :func:`rayrec.data.candidates.adherence_rows` it is the ``AdherenceRate`` (RecPO D.4) alone.
-    """
-    if examples["split"][:1].to_pylist() == ["adherence"]:
-        return {"AdherenceRate": _mean(hits(ranks(predictions), 1))}
-    valid_N = pc.call_function("list_value_length", [predictions["titles"]]).to_numpy() > 0
-    hit_N, rating_N = hits(ranks(predictions), 1), examples["target_rating"].to_numpy().astype(float)
-    liked_N, disliked_N = rating_N >= LIKED, rating_N <= DISLIKED
-    return {
-        "ValidRatio": _mean(valid_N),
-        "HR@1_liked": _mean(hit_N[liked_N]),
-        "N_liked": int(liked_N.sum()),
-        "AvoidanceRate": _mean((valid_N & (hit_N == 0))[disliked_N]),
-        "N_disliked": int(disliked_N.sum()),
-    }
+def valid(answers: Answers, k: int) -> np.ndarray:
+    """1 where the answer is exactly one candidate, else 0 (S-DPO section 4.1)."""
+    return (answers.length_N > 0).astype(np.float64)
 
 
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
+def liked(answers: Answers, k: int) -> np.ndarray:
+    """Hits of the rows whose target is rated 4 or more, on which RecPO evaluates."""
+    return np.where(answers.rating_N >= LIKED, hits(answers, 1), np.nan)
+
+
+def avoided(answers: Answers, k: int) -> np.ndarray:
+    """1 where the answer is one candidate and not the target, of rows whose target is rated 2 or less (RecPO D.4)."""
+    return np.where(answers.rating_N <= DISLIKED, valid(answers, 1) - hits(answers, 1), np.nan)
+
+
+VALID = Metric("ValidRatio", "up", of_rows=valid, when="candidates", written=True)
+HR_LIKED = Metric("HR@1_liked", "up", of_rows=liked, when="candidates", count="N_liked")
+AVOIDANCE = Metric("AvoidanceRate", "up", of_rows=avoided, when="candidates", count="N_disliked")
+#: Of the rows of :func:`rayrec.data.candidates.adherence_rows` (RecPO D.4).
+ADHERENCE = Metric("AdherenceRate", "up", of_rows=lambda answers, k: hits(answers, 1), when="adherence")

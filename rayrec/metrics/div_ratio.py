@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-import pyarrow as pa
 
-from rayrec.metrics.outcome import Outcome
+from rayrec.metrics.base import Metric
+from rayrec.metrics.outcome import Answers
 
 
-def div_ratio(outcome: Outcome, k: int) -> float | None:
-    """DivRatio@k = distinct items/M, M = items returned in the first k places of all lists (≤ kN).
+def div_ratio(answers: Answers, k: int) -> float | None:
+    """DivRatio@k = distinct items/M, M = items returned in the first k places of all lists (≤ kN); None for M = 0.
 
-    Returns None for M = 0. Source: SPRec section 5.1.3, whose denominator is kN; the two agree where all lists are
-    full.
+    Source: SPRec section 5.1.3, whose denominator is kN; the two agree where all lists are full.
     """
-    returned_I = outcome.returned(k)
+    returned_I = answers.returned(k)
     return float((returned_I > 0).sum() / returned_I.sum()) if returned_I.sum() else None
 
 
-def div_ratio_without(predictions: pa.Table, users: list[str], k: int) -> np.ndarray:
-    """DivRatio@k without the rows of each user in turn, (U,), sorted by user, for ``intervals.jackknife``.
+def without_users(answers: Answers, users: Sequence[str], k: int) -> np.ndarray:
+    """DivRatio@k without each user: an item leaves with a user whose lists hold all its occurrences."""
+    count_UI = answers.by_user(users, k)
+    total_I = count_UI.sum(axis=0)
+    left_U = total_I.sum() - count_UI.sum(axis=1)
+    own = count_UI.tocoo()
+    lost_U = np.bincount(own.row[own.data == total_I[own.col]], minlength=len(left_U))
+    return np.where(left_U > 0, ((total_I > 0).sum() - lost_U) / np.maximum(left_U, 1), np.nan)
 
-    ``users`` names the user of each of the N rows. An item is lost with a user when all its occurrences are that
-    user's, so one pass serves all users. NaN where nothing is left.
-    """
-    names, user_N = np.unique(np.asarray(users, dtype=object), return_inverse=True)
-    lists = [titles[:k] for titles in predictions["titles"].to_pylist()]
-    _, item_M = np.unique(np.array([title for titles in lists for title in titles], dtype=object), return_inverse=True)
-    user_M = np.repeat(user_N, [len(titles) for titles in lists])
-    returned_I = np.bincount(item_M)
-    pairs, count = np.unique(np.stack([user_M, item_M], axis=1), axis=0, return_counts=True)
-    lost_U = np.bincount(pairs[count == returned_I[pairs[:, 1]], 0], minlength=len(names))
-    left_U = len(item_M) - np.bincount(user_M, minlength=len(names))
-    return np.where(left_U > 0, (len(returned_I) - lost_U) / np.maximum(left_U, 1), np.nan)
+
+DIV_RATIO = Metric("DivRatio", "up", of_lists=div_ratio, unit="distinct items / items", without=without_users)

@@ -1,50 +1,108 @@
-"""What the metrics read: top-k lists and histories as numbers, joined by ``example_id`` and checked once."""
+"""Input of the metrics: top-k lists and histories as numbers, joined by ``example_id`` and checked once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from rayrec.data.mapped import slices, take
+from scipy.sparse import csr_array
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """N evaluated rows over I catalogue items and G selected genres; L is the longest list."""
+class Answers:
+    """The lists of N evaluated rows; L is the longest."""
 
     rank_N: np.ndarray  #: place of the target in its list, from 1; 0 where it is absent
+    length_N: np.ndarray  #: titles in the list
+    rating_N: np.ndarray  #: the user's rating of the target; NaN where it is unknown
     items_NL: np.ndarray  #: items of the lists, best first; -1 where nothing was returned
+
+    def returned(self, k: int) -> np.ndarray:
+        """How often each item stands among the first k of the lists, (I,); its sum is M, the items returned."""
+        items = self.items_NL[:, :k]
+        return np.bincount(items[items >= 0])
+
+    def by_user(self, users: Sequence[str], k: int) -> csr_array:
+        """:meth:`returned` for each user, (U, I), sorted by user; ``users`` has the user of each row."""
+        names, user_N = np.unique(np.asarray(users, dtype=object), return_inverse=True)
+        items = self.items_NL[:, :k]
+        row, place = np.nonzero(items >= 0)
+        shape = (len(names), int(items.max(initial=-1)) + 1)
+        return csr_array((np.ones(len(row), dtype=np.int64), (user_N[row], items[row, place])), shape=shape)
+
+
+@dataclass(frozen=True)
+class Outcome(Answers):
+    """Lists and histories of N rows over the I items of a catalogue and its G selected genres."""
+
     history_I: np.ndarray  #: how often an item stands in the histories of the rows
     genre_IG: np.ndarray  #: weight 1/n of an item on each of its n selected genres; a row of 0 where it has none
     outside: int  #: titles of the histories that are not in the catalogue
 
     def returned(self, k: int) -> np.ndarray:
-        """How often each item stands among the first ``k`` of the lists, (I,); its sum is M, the items returned."""
         items = self.items_NL[:, :k]
         return np.bincount(items[items >= 0], minlength=len(self.history_I))
 
 
-def ranks(predictions: pa.Table) -> np.ndarray:
-    """Place of every row's target in its ``titles``, from 1; 0 where it is absent. (N,) int64, in row order."""
-    found = []
-    for some in slices(predictions):
-        rows = zip(some["target"].to_pylist(), some["titles"].to_pylist(), strict=True)
-        found.append([list_.index(target) + 1 if target in list_ else 0 for target, list_ in rows])
-    return np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64)
+def answers(predictions: pa.Table, examples: pa.Table | None = None, titles: Sequence[str] | None = None) -> Answers:
+    """Number the lists of ``predictions`` by their place in ``titles``, or by first appearance.
+
+    Ratings are those of ``examples``, in the same order.
+
+    Raises:
+        ValueError: a list holds a title twice, or one that is not in ``titles``.
+    """
+    lists = predictions["titles"].combine_chunks()
+    flat, length_N = lists.flatten(), pc.call_function("list_value_length", [lists]).to_numpy()
+    item_M = _index(flat, flat.unique() if titles is None else pa.array(titles, flat.type))
+    row_M = np.repeat(np.arange(len(lists)), length_N)
+    place_M = np.arange(len(flat)) - np.repeat(np.cumsum(length_N) - length_N, length_N)
+    items_NL = np.full((len(lists), length_N.max(initial=0)), -1, dtype=np.int32)
+    items_NL[row_M, place_M] = item_M
+    ordered_NL = np.sort(items_NL, axis=1)
+    twice_N = ((ordered_NL[:, 1:] == ordered_NL[:, :-1]) & (ordered_NL[:, 1:] >= 0)).any(axis=1)
+    twice_N[row_M[item_M < 0]] = True
+    if twice_N.any():
+        row = predictions.slice(int(twice_N.argmax()), 1).to_pylist()[0]
+        outside = [] if titles is None else [title for title in row["titles"] if title not in titles]
+        raise ValueError(
+            f"Example {row['example_id']}: the list {row['titles']} must hold distinct catalogue titles"
+            + (f", but {outside} are not in the catalogue." if outside else ".")
+            + " Ground the answers before evaluating them."
+        )
+    hit_M = pc.call_function("equal", [flat, predictions["target"].combine_chunks().take(pa.array(row_M))]).to_numpy(
+        False
+    )
+    rank_N = np.zeros(len(lists), dtype=np.int64)
+    rank_N[row_M[hit_M]] = place_M[hit_M] + 1
+    rating_N = np.full(len(lists), np.nan)
+    if examples is not None:
+        rating_N = examples["target_rating"].to_numpy().astype(float)
+    return Answers(rank_N, length_N, rating_N, items_NL)
 
 
-def genre_weights(catalogue: Catalogue) -> np.ndarray:
-    """Weight 1/n of every item on each of its n selected genres, (I, G); 0 everywhere for an item without one."""
+def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> Outcome:
+    """Number the lists of ``predictions`` and the histories of their ``examples`` by the items of ``catalogue``.
+
+    Raises:
+        ValueError: ids or targets do not match, or as :func:`answers`.
+    """
+    examples = aligned(predictions, examples)
+    history_M = _index(examples["history"].combine_chunks().flatten(), pa.array(catalogue.titles))
+    history_I = np.bincount(history_M[history_M >= 0], minlength=len(catalogue.titles))
+    # The weight of an item is split evenly over its selected genres.
     has_IG = np.array([[g in genres for g in catalogue.selected_genres] for genres in catalogue.genres], dtype=float)
     has_IG = has_IG.reshape(len(catalogue.genres), len(catalogue.selected_genres))
-    return has_IG / np.maximum(has_IG.sum(axis=1, keepdims=True), 1)
+    genre_IG = has_IG / np.maximum(has_IG.sum(axis=1, keepdims=True), 1)
+    each = answers(predictions, examples, catalogue.titles)
+    return Outcome(**vars(each), history_I=history_I, genre_IG=genre_IG, outside=int((history_M < 0).sum()))
 
 
 def aligned(predictions: pa.Table, examples: pa.Table) -> pa.Table:
@@ -54,16 +112,14 @@ def aligned(predictions: pa.Table, examples: pa.Table) -> pa.Table:
         ValueError: the two tables do not hold the same example ids once each, or disagree on a target.
     """
     ids, own = (table["example_id"].combine_chunks() for table in (predictions, examples))
-    made, there = len(ids.unique()), len(own.unique())
-    place = pc.call_function("index_in", [ids], pc.SetLookupOptions(own))
-    if made != len(ids) or there != len(own) or made != there or place.null_count:
+    distinct, others, order = len(ids.unique()), len(own.unique()), _index(ids, own)
+    if distinct != len(ids) or others != len(own) or distinct != others or (order < 0).any():
         odd = sorted(set(ids.to_pylist()) ^ set(own.to_pylist()))[:3]
         raise ValueError(
-            f"Found {len(ids)} predictions ({made} distinct) for {len(own)} examples ({there} distinct), on one side "
-            f"only: {odd}. Give one prediction for each evaluated example, and no others."
+            f"Found {len(ids)} predictions ({distinct} distinct) for {len(own)} examples ({others} distinct), on one "
+            f"side only: {odd}. Give one prediction for each evaluated example, and no others."
         )
-    order = place.to_numpy()
-    examples = examples if (order == np.arange(len(order))).all() else take(examples, order)
+    examples = examples.take(pa.array(order))
     different = np.flatnonzero(pc.call_function("not_equal", [predictions["target"], examples["target"]]).to_numpy())
     if len(different):
         first = int(different[0])
@@ -74,33 +130,6 @@ def aligned(predictions: pa.Table, examples: pa.Table) -> pa.Table:
     return examples
 
 
-def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> Outcome:
-    """Number the lists of ``predictions`` and the histories of their ``examples`` by the items of ``catalogue``.
-
-    Raises:
-        ValueError: ids or targets do not match, a list holds a title twice or one that is not in the catalogue.
-    """
-    longest = pc.call_function("list_value_length", [predictions["titles"]]).to_numpy().max(initial=0)
-    items_NL = np.full((len(predictions), longest), -1, dtype=np.int32)
-    history_I, outside, row = np.zeros(len(catalogue.titles), dtype=np.int64), 0, 0
-    for some, rows in zip(slices(predictions), slices(aligned(predictions, examples)), strict=True):
-        for example_id, titles in zip(some["example_id"].to_pylist(), some["titles"].to_pylist(), strict=True):
-            items_NL[row, : len(titles)] = _items(example_id, titles, catalogue)
-            row += 1
-        met = [title for history in rows["history"].to_pylist() for title in history]
-        known = [catalogue.index[title] for title in met if title in catalogue.index]
-        history_I += np.bincount(np.array(known, dtype=np.int64), minlength=len(history_I))
-        outside += len(met) - len(known)
-    return Outcome(ranks(predictions), items_NL, history_I, genre_weights(catalogue), outside)
-
-
-def _items(example_id: str, titles: list[str], catalogue: Catalogue) -> list[int]:
-    """The numbers of a list's titles."""
-    outside = [title for title in titles if title not in catalogue.index]
-    if outside or len(set(titles)) < len(titles):
-        raise ValueError(
-            f"Example {example_id}: the list {titles} must hold distinct catalogue titles"
-            + (f", but {outside} are not in the catalogue." if outside else ".")
-            + " Ground the answers before evaluating them."
-        )
-    return [catalogue.index[title] for title in titles]
+def _index(values: pa.Array, known: pa.Array) -> np.ndarray:
+    """Place of each value in ``known``, -1 where it is absent."""
+    return pc.call_function("index_in", [values], pc.SetLookupOptions(known)).fill_null(-1).to_numpy(False)

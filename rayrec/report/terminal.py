@@ -1,7 +1,7 @@
-"""What a person sees in the terminal or the job's log: the plan, one progress line per lane, and the tables.
+"""Output for the terminal or the job's log: the plan, one progress line per lane, and the tables.
 
-Text that comes from data is never read as markup, and its control characters are shown, not sent to the terminal. Where
-the output is no terminal (a pipe, the log of a Ray job) everything is plain lines.
+Text from data is never read as markup, and its control characters are shown, not sent to the terminal. Where the output
+is no terminal (a pipe, the log of a Ray job) everything is plain lines.
 """
 
 from __future__ import annotations
@@ -11,42 +11,33 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from rayrec.report.rows import Row, default_k, grouped, label, number, pairs, shown
+
 LANES = ("trainers", "generators")
-#: Width of output that goes to a file or a job's log, in characters.
-LOG_WIDTH = 120
+#: Width of output that goes to a file or a job's log, in characters, and of a table with every metric.
+LOG_WIDTH, TABLE_WIDTH = 120, 144
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-#: The metrics of the table, as the evaluation names them.
-_METRICS = ("HR", "NDCG", "DivRatio", "ORRatio", "MGU")
 
 
-def _console() -> Console:
-    """The console of this moment's stdout, so that a redirected stdout is respected."""
-    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False, emoji=False)
+def _console(width: int = LOG_WIDTH) -> Console:
+    """A console on the current stdout, which may have been redirected since the last call."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False, emoji=False)
 
 
 def plain(value: object) -> Text:
     """Return ``value`` as text that no markup or control character can change: a line feed prints as ``\\n``."""
     return Text(_CONTROL.sub(lambda match: repr(match[0])[1:-1], str(value)))
-
-
-def number(value: object, decimals: int = 3) -> str:
-    """Return a number for people: thousands in groups, ``decimals`` for floats, an en dash where there is none."""
-    if value is None or value != value:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:,.{decimals}f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def size(count: float | None) -> str:
@@ -67,7 +58,7 @@ def log(phase: str, text: str, console: Console | None = None) -> None:
 
 
 class _Lines(logging.Handler):
-    """Prints each record as a line on the stdout of that moment."""
+    """Prints each record as a line on the current stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = "warning: " if record.levelno >= logging.WARNING else ""
@@ -75,7 +66,7 @@ class _Lines(logging.Handler):
 
 
 def show_log() -> None:
-    """Print what rayrec logs, from INFO on; a second call changes nothing."""
+    """Print the log records of rayrec from INFO on; a second call changes nothing."""
     logger = logging.getLogger("rayrec")
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):
         logger.addHandler(_Lines())
@@ -83,25 +74,20 @@ def show_log() -> None:
 
 
 def _grid(title: str, *columns: str, left: int = 1) -> Table:
-    """A quiet table: the first ``left`` columns are words, the others numbers."""
+    """A table without lines: the first ``left`` columns are words, the others numbers."""
     table = Table(title=plain(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for at, column in enumerate(columns):
         table.add_column(column, justify="left" if at < left else "right", no_wrap=at >= left)
     return table
 
 
-def _pairs(values: Mapping[str, Any], skip: Iterable[str] = ()) -> str:
-    names = [name for name in values if name not in set(skip) and values[name] is not None]
-    return ", ".join(f"{name.replace('_', ' ')} {number(values[name])}" for name in names)
-
-
 def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print what a run will do and what it needs, before anything starts.
+    """Print the phases of a run and its needs, before anything starts.
 
-    ``plan`` may hold ``folder``, ``rows`` {split: rows}, ``counts`` {what: rows}, ``model`` {name, parameters,
+    ``plan`` may hold ``folder``, ``rows`` {split: rows}, ``counts`` {reason: rows}, ``model`` {name, parameters,
     template, lora_rank}, ``resources`` {train_workers, generators, device, threads, cpus}, ``disk_bytes``, ``phases``
-    (a list of {phase, rows, batches, tokens, epochs, seconds}), ``estimate`` (of estimate.py), and, where a run is
-    resumed, the phase names ``done`` and ``to_do``. What is absent is not printed.
+    (a list of {phase, rows, batches, tokens, epochs, seconds}), ``estimate`` (of jobs/cost_model.py), and, where a run
+    is resumed, the phase names ``done`` and ``to_do``. Absent entries are not printed.
     """
     console = console or _console()
     facts = Table.grid(padding=(0, 2))
@@ -109,10 +95,10 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     facts.add_column(overflow="fold")
     lines = {
         "folder": plan.get("folder"),
-        "rows": _pairs(plan.get("rows") or {}),
-        "counts": _pairs(plan.get("counts") or {}),
+        "rows": pairs(plan.get("rows") or {}),
+        "counts": pairs(plan.get("counts") or {}),
         "model": _model(plan.get("model") or {}),
-        "resources": _pairs(plan.get("resources") or {}),
+        "resources": pairs(plan.get("resources") or {}),
         "disk": size(plan["disk_bytes"]) if plan.get("disk_bytes") is not None else None,
         **_estimate(plan.get("estimate") or {}),
     }
@@ -130,7 +116,7 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
 
 
 def _estimate(found: Mapping[str, Any]) -> dict[str, str]:
-    """The lines of an estimate, by what they are about."""
+    """The lines of an estimate by their names."""
     if not found:
         return {}
     devices = f"{found['devices']['used']} of {found['devices']['there']} devices of {found['cluster']}"
@@ -148,7 +134,7 @@ def _estimate(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def span(seconds: float) -> str:
-    """Return a time with the unit in which people would say it."""
+    """Return a time in seconds, minutes or hours."""
     for limit, unit, each in ((100, "s", 1), (6000, "min", 60)):
         if seconds < limit:
             return f"{seconds / each:.0f} {unit}"
@@ -177,77 +163,23 @@ def _phases(phases: Sequence[Mapping[str, Any]], done: set[str]) -> Table:
     return table
 
 
-def print_iteration_table(
-    rows: Sequence[Mapping[str, Any]], k: int | None = None, console: Console | None = None
-) -> None:
-    """Print one line per policy: accuracy, diversity, fairness, and the iteration's seconds and overlap.
+def print_iteration_table(rows: Sequence[Row], k: int | None = None, console: Console | None = None) -> None:
+    """Print one line per policy: its metrics, and the iteration's seconds and overlap.
 
     ``rows`` are lines of ``metrics.jsonl`` of the kinds `evaluation` and `baseline`, each with ``seconds`` (wall) and
     ``overlap`` (the mean number of lanes at work while any was) where they are known. Rows of another split, decoder,
     embedder or N stand in a table of their own. ``k`` defaults to 5, or to the largest k that was computed.
     """
-    console = console or _console()
+    console = console or _console(TABLE_WIDTH)
     for title, members in grouped(rows).items():
         at = k or default_k(members)
-        table = _grid(title, "policy", *(f"{name}@{at}" for name in _METRICS), "seconds", "overlap")
+        keys = [metric.key(at) for metric in shown(members, [at]) if metric.brief]
+        table = _grid(title, "policy", *keys, "seconds", "overlap")
         for row in members:
-            values = [number(row.get(f"{name}@{at}")) for name in _METRICS]
             overlap = row.get("overlap")
-            table.add_row(
-                plain(label(row)),
-                *values,
-                number(row.get("seconds"), 1),
-                "–" if overlap is None else f"{overlap:.2f} ×",
-            )
+            times = number(row.get("seconds"), 1), "–" if overlap is None else f"{overlap:.2f} ×"
+            table.add_row(plain(label(row)), *(number(row.get(key)) for key in keys), *times)
         console.print(table)
-
-
-def caption(row: Mapping[str, Any]) -> str:
-    """Return what a number of this row depends on: split, decoder, embedder and N."""
-    embedder = f"embedder {row['embedder']}" if row.get("embedder") else None
-    rows = f"N = {number(row['N'])}" if row.get("N") is not None else None
-    parts = [str(part) for part in (row.get("split"), row.get("decode"), embedder, rows) if part]
-    return ", ".join(parts) or "evaluation"
-
-
-def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return {caption: rows} of rows that may be compared, baselines first; the test split stands before others.
-
-    A baseline joins every group of its split (test where it names none) whose other facts it does not contradict.
-    """
-    facts = ("split", "decode", "embedder", "N")
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row.get("kind") == "evaluation":
-            groups.setdefault(caption(row), []).append(row)
-    for row in reversed([row for row in rows if row.get("kind") == "baseline"]):
-        known = {"split": "test"} | {fact: row[fact] for fact in facts if row.get(fact) is not None}
-        homes = [group for group in groups.values() if all(group[-1].get(f, v) == v for f, v in known.items())]
-        for group in homes or [groups.setdefault(caption(row), [])]:
-            group.insert(0, row)
-    return dict(sorted(groups.items(), key=lambda item: item[1][0].get("split", "test") != "test"))
-
-
-def label(row: Mapping[str, Any]) -> str:
-    """Return the name of a row: the baseline's or the first policy's model, else iteration and policy."""
-    if row.get("kind") == "baseline":
-        return str(row.get("model", "baseline"))
-    policy = row.get("policy", "–")
-    if row.get("iteration") == 0:
-        return f"{row.get('model', 'BIGRec')} ({policy})" if str(policy).endswith("/sft") else f"untuned ({policy})"
-    return f"iteration {row.get('iteration', '–')} ({policy})"
-
-
-def cuts(rows: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Return the list lengths k at which any of ``rows`` has a metric, ascending."""
-    names = (re.fullmatch(r"HR@(\d+)", key) for row in rows for key in row)
-    return sorted({int(match[1]) for match in names if match})
-
-
-def default_k(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Return 5 where it was computed, as in SPRec's tables, else the largest k (5 where there is none)."""
-    found = cuts(rows)
-    return 5 if 5 in found or not found else found[-1]
 
 
 def print_samples(samples: Sequence[Mapping[str, Any]], title: str = "Samples", console: Console | None = None) -> None:
@@ -280,7 +212,7 @@ class LaneProgress:
 
     Safe to call from several threads. Use as a context manager; ``start`` a phase in a lane, ``update`` it with the
     units done so far, ``finish`` it. The first and the last line of a phase always appear. Where two phases share a
-    lane (negatives overtake an evaluation), its bar shows the one that moved last.
+    lane (negatives overtake an evaluation), its bar shows the one that was updated last.
     """
 
     def __init__(
@@ -293,29 +225,25 @@ class LaneProgress:
         self.console = console or _console()
         self._every, self._clock, self._lock = every, clock, threading.RLock()
         self._running: dict[str, _Running] = {}
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        if self.console.is_terminal:
-            columns = (
-                TextColumn("{task.fields[lane]:<10}", markup=False),
-                TextColumn("{task.description:<14}", markup=False, style="bold"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}", markup=False),
-                TimeElapsedColumn(),
-            )
-            self._bars = Progress(*columns, console=self.console)
-            for lane in lanes:
-                self._tasks[lane] = self._bars.add_task("waits", total=None, start=False, lane=lane, note="")
+        columns = (
+            TextColumn("{task.fields[lane]:<10}", markup=False),
+            TextColumn("{task.description:<14}", markup=False, style="bold"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+        )
+        self._bars = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self._tasks = {
+            lane: self._bars.add_task("waits", total=None, start=False, lane=lane, note="") for lane in lanes
+        }
 
     def __enter__(self) -> LaneProgress:
-        if self._bars:
-            self._bars.start()
+        self._bars.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._bars:
-            self._bars.stop()
+        self._bars.stop()
 
     def log(self, phase: str, text: str) -> None:
         """Print one line of the run above the bars."""
@@ -325,25 +253,22 @@ class LaneProgress:
         """Begin ``phase`` of ``total`` units in ``lane``."""
         with self._lock:
             self._running[phase] = _Running(lane, total, unit, self._clock(), self._clock())
-            if self._bars:
-                self._bars.reset(self._tasks[lane], total=total, description=str(plain(phase)), lane=lane, note=unit)
-            else:
+            self._bars.reset(self._tasks[lane], total=total, description=str(plain(phase)), lane=lane, note=unit)
+            if self._bars.disable:
                 self._line(phase, f"starts: {number(total)} {unit}")
 
     def update(self, phase: str, done: int, note: str = "") -> None:
-        """Say that ``done`` units of the phase are complete; ``note`` is a few words, such as the loss."""
+        """Show that ``done`` units of the phase are complete; ``note`` is a few words, such as the loss."""
         with self._lock:
             if phase not in self._running:  # a report that came after the phase's end
                 return
             running = self._running[phase]
-            if self._bars:
-                note = str(plain(" ".join(part for part in (running.unit, note) if part)))
-                task, name = self._tasks[running.lane], str(plain(phase))
-                self._bars.update(task, completed=done, total=running.total, description=name, note=note)
-            elif self._clock() - running.printed >= self._every:
-                self._line(
-                    phase, f"{number(done)}/{number(running.total)} {running.unit}" + (f", {note}" if note else "")
-                )
+            shown_note = str(plain(" ".join(part for part in (running.unit, note) if part)))
+            about: dict[str, Any] = {"total": running.total, "description": str(plain(phase)), "note": shown_note}
+            self._bars.update(self._tasks[running.lane], completed=done, **about)
+            if self._bars.disable and self._clock() - running.printed >= self._every:
+                text = f"{number(done)}/{number(running.total)} {running.unit}"
+                self._line(phase, text + (f", {note}" if note else ""))
 
     def finish(self, phase: str, note: str = "") -> None:
         """End the phase; its lane then waits, unless another of its phases is at work."""
@@ -353,11 +278,11 @@ class LaneProgress:
             text = f"done: {number(running.total)} {running.unit} in {seconds:.1f} s" + (f", {note}" if note else "")
             self._line(phase, text)
             del self._running[phase]
-            if self._bars and not any(other.lane == running.lane for other in self._running.values()):
-                task = self._tasks[running.lane]
-                self._bars.reset(task, start=False, total=None, description="waits", lane=running.lane, note="")
+            if not any(other.lane == running.lane for other in self._running.values()):
+                waiting: dict[str, Any] = {"description": "waits", "lane": running.lane, "note": ""}
+                self._bars.reset(self._tasks[running.lane], start=False, total=None, **waiting)
 
     def _line(self, phase: str, text: str) -> None:
         running = self._running[phase]
         running.printed = self._clock()
-        log(phase, f"{running.lane:<10}  {text}", self.console)
+        self.log(phase, f"{running.lane:<10}  {text}")

@@ -1,12 +1,12 @@
-"""Who worked when, and who waited for whom: the arithmetic of ``trace.json``."""
+"""Times of the phases, from ``trace.json``: which lane worked, which waited, and for what."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-#: A pause shorter than this is scheduling, not waiting, in seconds.
+#: A shorter pause is scheduling, not waiting; in seconds.
 SHORTEST_WAIT = 0.05
 
 
@@ -26,21 +26,13 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Wait:
-    """A lane stood still from ``start`` to ``end`` before ``phase``, which needed what ``cause`` made in another lane.
+class Wait(Span):
+    """A lane was idle before ``phase``, which needed the result of ``cause``, a phase of another lane.
 
     ``cause`` is None where no other phase ended in that time: the start of a process, or a pause between two attempts.
     """
 
-    phase: str
-    lane: str
-    start: float
-    end: float
-    cause: Span | None
-
-    @property
-    def seconds(self) -> float:
-        return self.end - self.start
+    cause: Span | None = None
 
 
 def spans(events: Iterable[Mapping[str, Any]]) -> list[Span]:
@@ -61,7 +53,7 @@ def spans(events: Iterable[Mapping[str, Any]]) -> list[Span]:
                 f"A phase of the trace needs name, pid, ts and dur, but is {dict(event)!r:.200}."
             ) from error
     zero = min((span.start for span in found), default=0.0)
-    moved = [Span(s.phase, s.lane, s.start - zero, s.end - zero, s.args) for s in found]
+    moved = [replace(span, start=span.start - zero, end=span.end - zero) for span in found]
     return sorted(moved, key=lambda span: (span.start, span.lane))
 
 
@@ -74,7 +66,7 @@ def waits(phases: Sequence[Span]) -> list[Wait]:
             if span.start - free > SHORTEST_WAIT:
                 others = [o for o in phases if o.lane != lane and free < o.end <= span.start + SHORTEST_WAIT]
                 cause = max(others, key=lambda other: other.end, default=None)
-                found.append(Wait(span.phase, lane, free, span.start, cause))
+                found.append(Wait(span.phase, lane, free, span.start, cause=cause))
             free = max(free, span.end)
     return found
 
@@ -90,9 +82,8 @@ def busy(phases: Iterable[Span]) -> list[tuple[float, float]]:
     return merged
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """Seconds in which any lane worked, in which at least two did, and their ratio ``lanes``: mean lanes at work."""
+class Overlap(NamedTuple):
+    """Seconds in which any lane worked, in which at least two did, and the mean number of lanes at work."""
 
     working: float
     together: float
@@ -100,7 +91,7 @@ class Overlap:
 
 
 def overlap(phases: Sequence[Span]) -> Overlap:
-    """Measure how much the lanes worked at the same time; it says nothing about how much longer each took for it."""
+    """Measure how long the lanes worked at the same time, which does not show how much each slowed the others down."""
     by_lane = [busy(s for s in phases if s.lane == lane) for lane in dict.fromkeys(s.lane for s in phases)]
     edges = sorted((at, step) for lane in by_lane for start, end in lane for at, step in ((start, 1), (end, -1)))
     working = together = total = 0.0
@@ -114,7 +105,7 @@ def overlap(phases: Sequence[Span]) -> Overlap:
 
 
 def placed(events: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return {lane: addresses of the nodes that its processes were on}, in the order of their first work."""
+    """Return {lane: addresses of the nodes of its processes}, in the order of their first work."""
     found: dict[str, dict[str, None]] = {}
     for event in events:
         for node in event["args"].get("nodes", ()):
@@ -129,12 +120,12 @@ def by_iteration(phases: Sequence[Span]) -> dict[int, tuple[float, float]]:
     """
     groups: dict[int, list[Span]] = {}
     for span in phases:
-        number = span.phase.split("/")[0]
-        if number.isdigit():
-            groups.setdefault(int(number), []).append(span)
+        iteration = span.phase.split("/")[0]
+        if iteration.isdigit():
+            groups.setdefault(int(iteration), []).append(span)
     found = {}
-    for number, group in sorted(groups.items()):
+    for iteration, group in sorted(groups.items()):
         start, end = min(span.start for span in group), max(span.end for span in group)
         inside = [replace(s, start=max(s.start, start), end=min(s.end, end)) for s in phases]
-        found[number] = end - start, overlap([span for span in inside if span.seconds > 0]).lanes
+        found[iteration] = end - start, overlap([span for span in inside if span.seconds > 0]).lanes
     return found

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,7 @@ from rayrec.compare.published import published
 from rayrec.config import BaselinesConfig
 from rayrec.data import schema
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
-from rayrec.metrics import or_ratio_without
+from rayrec.metrics import METRICS, Metric
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,14 +126,19 @@ def test_the_jackknife_is_over_the_users_of_all_seeds(name: str) -> None:
     assert rows["SPRec"][f"Δ{name}@5"]["value"] == pytest.approx(gap) and f"Δ{name}@5" not in rows["BIGRec"]
 
 
-def test_or_ratio_without_a_user_by_hand() -> None:
-    # a a a, b b, c c, d: 7 of 8. Without u: a b c d of 1, 1, 1, 1 leave 3 of 4; without v: a a, b, c leave 4 of 4.
-    rows = [("u", ["a", "b"]), ("v", ["a", "b"]), ("u", ["a", "c"]), ("v", ["c", "d"])]
-    base = {"example_id": "", "policy": "p", "decode": "beams", "target": "t", "texts": [], "logprobs": []}
-    table = pa.Table.from_pylist([base | {"titles": titles} for _, titles in rows], schema=schema.PREDICTIONS)
-    assert or_ratio_without(table, [user for user, _ in rows], 2) == pytest.approx([3 / 4, 4 / 4])
-    assert or_ratio_without(table, [user for user, _ in rows], 1) == pytest.approx([1, 1])
-    assert np.isnan(or_ratio_without(table.slice(0, 1), ["u"], 2)).all()
+def test_a_metric_from_outside_is_compared_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of rows gets an interval and a test, one of all lists with ``without`` a jackknife."""
+    first = Metric("MRR", "up", of_rows=lambda found, k: 1 / np.maximum(found.rank_N, 1), unit="1/rank")
+    monkeypatch.setitem(METRICS, "MRR", first)
+    monkeypatch.setitem(METRICS, "Spread", replace(METRICS["DivRatio"], name="Spread"))
+    cells = [replace(c, record={**c.record, "MRR@5": 0.5, "Spread@5": c.record["DivRatio@5"]}) for c in CELLS]
+    rows = compare(cells, "BIGRec", 5)
+    gain = rows[1]["ΔMRR@5"]
+    assert gain["low"] <= gain["value"] <= gain["high"] and gain["p"] <= gain["p_holm"]
+    assert rows[1]["Spread@5"] == rows[1]["DivRatio@5"] and rows[1]["ΔSpread@5"] == rows[1]["ΔDivRatio@5"]
+    head, _ = page.table(rows, 5, "BIGRec", wide=True)
+    assert {"MRR@5", "ΔMRR to BIGRec", "Spread@5", "ΔSpread to BIGRec"} <= set(head)
+    assert "MRR@5" in page.page(rows, [], 5, "BIGRec", "t", "s") and "Spread@5.low" in page.as_csv(rows)
 
 
 def test_other_seeds_are_not_compared_and_other_rows_are_refused() -> None:
@@ -247,9 +253,9 @@ def test_a_cell_of_candidates_is_ranked_and_its_answers_are_counted(tmp_path: Pa
     rows["S-DPO"] |= {"seconds": 1234.4, "memory": 5.04e9}
     head, lines = page.table(list(rows.values()), 1, "S-DPO")
     assert head[:4] == ["method", "HR@1", "DivRatio@1", "ORRatio@1"]
-    assert head[4:7] == ["ValidRatio", "AdherenceRate", "AvoidanceRate"]
+    assert head[4:7] == ["ValidRatio", "AvoidanceRate", "AdherenceRate"]
     assert head[7:] == ["ΔHR to S-DPO", "seconds", "memory, GB"]
-    assert lines[1][-2:] == ["1,234", "5.0"] and lines[2][5] == "–" and lines[0][-1] == "–"
+    assert lines[1][-2:] == ["1,234", "5.0"] and lines[2][6] == "–" and lines[0][-1] == "–"
     with pytest.raises(ValueError, match="no evaluation by --decode beams"):
         read_cell(folder, "S-DPO", 0, ("beams",))
     with pytest.raises(ValueError, match="no evaluation is finished"):

@@ -1,4 +1,4 @@
-"""Which candidate a text names, how candidates are ranked, and what is counted."""
+"""Which candidate a text names, and how candidates are ranked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from rayrec.data import schema
 from rayrec.data.catalogue import Catalogue
 from rayrec.grounding.choice import chosen_lists, named
-from rayrec.metrics.choice import choice_metrics
 from rayrec.models.popular import popular_choices
 
 LISTED = ["Alien", "Aliens", "Alien 3", "Up", "Lion King, The (1994)", "Amélie", "M", "What? (1972)"]
@@ -72,17 +71,6 @@ def test_answers_become_lists_and_ties_count_against_the_target() -> None:
     )
     asked = examples([row["target"] for row in made.to_pylist()], [None] * 6, [["A", "B", "C"]] * 6)
     assert chosen_lists(made, asked) == [["B", "A", "C"], ["B", "C", "A"], ["B"], [], [], []]
-
-
-def test_rates_are_over_the_rows_that_they_are_defined_for() -> None:
-    asked = examples(["A", "A", "A", "A", "A"], [5.0, 4.0, 2.0, 1.0, None], [["A", "B"]] * 5)
-    made = table([("greedy", [""], [0.0], "A")] * 5)
-    titles = pa.array([["A"], ["B"], ["A"], ["B"], []], schema.PREDICTIONS.field("titles").type)
-    made = made.set_column(made.column_names.index("titles"), "titles", titles)
-    found = choice_metrics(made, asked)
-    assert found == {"ValidRatio": 0.8, "HR@1_liked": 0.5, "N_liked": 2, "AvoidanceRate": 0.5, "N_disliked": 2}
-    nothing = choice_metrics(made.slice(0, 1), asked.slice(4, 1))
-    assert nothing["HR@1_liked"] is None and nothing["AvoidanceRate"] is None
 
 
 def test_popular_ranks_candidates_and_ties_count_against_the_target() -> None:

@@ -11,15 +11,15 @@ from rayrec.data.catalogue import Catalogue
 
 
 def _tables(rows: list[dict]) -> tuple[pa.Table, pa.Table]:
-    """(predictions, examples) of rows with ``target``, ``titles`` and, where it matters, ``history`` and ``user``."""
+    """(predictions, examples) of rows with ``target``, ``titles`` and, where it matters, other columns."""
     predictions = [
         {"example_id": f"e{i}", "policy": "p", "decode": "greedy", "target": row["target"], "texts": [], "logprobs": []}
         | {"titles": row["titles"]}
         for i, row in enumerate(rows)
     ]
     examples = [
-        {"example_id": f"e{i}", "split": "test", "user": row.get("user", f"u{i}"), "timestamp": i}
-        | {"history": row.get("history", []), "target": row["target"]}
+        {"example_id": f"e{i}", "split": row.get("split", "test"), "user": row.get("user", f"u{i}"), "timestamp": i}
+        | {"history": row.get("history", []), "target": row["target"], "target_rating": row.get("target_rating")}
         for i, row in enumerate(rows)
     ]
     return (

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayrec.metrics import per_row
+from rayrec.metrics import METRICS, answers
 
 _ROW = st.tuples(st.sampled_from("ABCDEFGH"), st.lists(st.sampled_from("ABCDEFGH"), unique=True, max_size=8))
 
@@ -27,6 +27,7 @@ def test_hits_and_gains_equal_the_oracle(tables, rows, k):
     for value in ir_measures.iter_calc(list(measures.values()), qrels, run):
         name = next(name for name, measure in measures.items() if measure == value.measure)
         expected[name][int(value.query_id[1:])] = value.value
-    hits, gains = per_row(predictions, k)
-    np.testing.assert_array_equal(hits, expected["Success"])
-    np.testing.assert_allclose(gains, expected["nDCG"], rtol=1e-12)
+    for name, measure in (("HR", "Success"), ("NDCG", "nDCG")):
+        of_rows = METRICS[name].of_rows
+        assert of_rows
+        np.testing.assert_allclose(of_rows(answers(predictions), k), expected[measure], rtol=1e-12)

@@ -6,7 +6,7 @@ from math import log2
 
 import pytest
 
-from rayrec.metrics import METRICS, evaluate, per_row
+from rayrec.metrics import METRICS, answers, evaluate, evaluate_splits
 
 
 def test_four_rows_by_hand(four_rows, catalogue):
@@ -60,7 +60,8 @@ def test_lists_without_items_score_zero_and_leave_ratios_undefined(tables, catal
 def test_no_rows_leave_every_metric_undefined(tables, catalogue):
     found = evaluate(*tables([]), catalogue, (5,))
     assert found["N"] == 0
-    assert [found[f"{name}@5"] for name in [*METRICS, "filled"]] == [None] * (len(METRICS) + 1)
+    names = [name for name, metric in METRICS.items() if metric.when == "always"]
+    assert [found[f"{name}@5"] for name in [*names, "filled"]] == [None] * (len(names) + 1)
 
 
 def test_without_genre_mass_unfairness_is_undefined(tables, catalogue):
@@ -68,10 +69,42 @@ def test_without_genre_mass_unfairness_is_undefined(tables, catalogue):
     assert (found["MGU@2"], found["DGU@2"], found["no_genre@2"]) == (None, None, 2)
 
 
-def test_rows_average_to_the_metrics(four_rows, catalogue):
-    hits, gains = per_row(four_rows[0], 2)
-    assert hits.tolist() == [1, 1, 0, 0]
-    assert gains == pytest.approx([1, 1 / log2(3), 0, 0])
+def test_a_metric_of_rows_is_the_mean_of_those_that_count(tables):
+    """Ranks 1, 2, none, none; ratings 5, 4, 1, unknown; the last row has no valid answer."""
+    lists, ratings = [["A", "B"], ["B", "A"], ["B"], []], [5, 4, 1, None]
+    rows = [
+        {"target": "A", "titles": titles, "target_rating": rating}
+        for titles, rating in zip(lists, ratings, strict=True)
+    ]
+    found = answers(*tables(rows))
+    values = {name: metric.compute(found, 2) for name, metric in METRICS.items() if metric.of_rows}
+    assert values == {
+        "HR": 2 / 4,
+        "NDCG": pytest.approx((1 + 1 / log2(3)) / 4),
+        "ValidRatio": 3 / 4,
+        "HR@1_liked": 1 / 2,
+        "AvoidanceRate": 1.0,
+        "AdherenceRate": 1 / 4,
+    }
+    unrated = answers(*tables([{"target": "A", "titles": ["A"]}]))
+    assert METRICS["HR@1_liked"].compute(unrated, 1) is METRICS["AvoidanceRate"].compute(unrated, 1) is None
+
+
+def test_choices_add_their_metrics_after_all_others(tables, catalogue):
+    rows = [{"target": "A", "titles": ["A"], "target_rating": 5}, {"target": "B", "titles": [], "target_rating": 1}]
+    predictions, examples = tables(rows)
+    plain, found = (
+        evaluate(predictions, examples, catalogue, (1,)),
+        evaluate(predictions, examples, catalogue, (1,), True),
+    )
+    assert list(found)[: len(plain)] == list(plain)
+    assert list(found.items())[len(plain) :] == [
+        ("ValidRatio", 0.5), ("HR@1_liked", 1.0), ("N_liked", 1), ("AvoidanceRate", 0.0), ("N_disliked", 1)
+    ]  # fmt: skip
+    later = tables([row | {"split": "adherence"} for row in rows])
+    (record,) = evaluate_splits(later[0], {"adherence": later[1]}, catalogue, (1,), True)
+    assert next(iter(record)) == "split" and list(record.items())[-1] == ("AdherenceRate", 0.5)
+    assert "ValidRatio" not in record
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rayrec.report import terminal
+from rayrec.report import rows, terminal
 
 ROW = {
     "kind": "evaluation", "iteration": 1, "policy": "01/prefer", "split": "test", "decode": "greedy",
@@ -88,14 +88,14 @@ def test_tables_are_apart_where_numbers_cannot_be_compared() -> None:
 
 def test_the_first_policy_is_bigrec_unless_the_row_says_otherwise() -> None:
     row = {"kind": "evaluation", "iteration": 0, "policy": "00/sft"}
-    assert terminal.label(row) == "BIGRec (00/sft)"
-    assert terminal.label(row | {"model": "first SFT"}) == "first SFT (00/sft)"
-    assert terminal.label(row | {"policy": "00/base"}) == "untuned (00/base)"
+    assert rows.label(row) == "BIGRec (00/sft)"
+    assert rows.label(row | {"model": "first SFT"}) == "first SFT (00/sft)"
+    assert rows.label(row | {"policy": "00/base"}) == "untuned (00/base)"
 
 
 def test_k_is_five_where_computed_else_the_largest() -> None:
-    assert terminal.default_k([{"HR@1": 0, "HR@5": 0, "HR@10": 0}]) == 5
-    assert terminal.default_k([{"HR@1": 0, "HR@20": 0}]) == 20
+    assert rows.default_k([{"HR@1": 0, "HR@5": 0, "HR@10": 0}]) == 5
+    assert rows.default_k([{"HR@1": 0, "HR@20": 0}]) == 20
     page = paper()
     terminal.print_iteration_table([ROW], k=1, console=page)
     assert "HR@1" in read(page) and "HR@5" not in read(page)
@@ -122,7 +122,7 @@ def test_any_text_stays_on_its_line_without_control_characters(text: str) -> Non
 
 
 def test_numbers_for_people() -> None:
-    assert [terminal.number(x) for x in (None, float("nan"), 1234567, 0.12345, "x", True)] == [
+    assert [rows.number(x) for x in (None, float("nan"), 1234567, 0.12345, "x", True)] == [
         "–", "–", "1,234,567", "0.123", "x", "True"
     ]  # fmt: skip
     assert [terminal.size(x) for x in (None, 0, 1023, 1024, 5 * 1024**3, 1024**4)] == [

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rayrec.report.figures.drawing import METRICS
 from rayrec.report.figures.quality import curves, effect, genre_bars, genre_gaps, methods, tradeoff
 from rayrec.report.figures.work import lanes, training
 
-__all__ = ["METRICS", "curves", "effect", "genre_bars", "genre_gaps", "lanes", "methods", "tradeoff", "training"]
+__all__ = ["curves", "effect", "genre_bars", "genre_gaps", "lanes", "methods", "tradeoff", "training"]

@@ -1,28 +1,28 @@
-"""How every picture is drawn: colours, style, and SVG that fits into a page.
+"""The style of every picture: colours, fonts, and SVG that fits into a page.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; markers and lightness repeat what colour says, so
-that a grey print can be read as well.
+Colours are Okabe and Ito's, which the colour-blind can tell apart; markers and lightness repeat the colours, so that a
+grey print can be read as well.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from rayrec.report.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Row = Mapping[str, Any]
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK, QUIET, FAINT = "#333333", "#777777", "#E4E4E4"
 #: Colour and marker of the list lengths, of the decoders and so on, in order.
 SERIES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
-#: Metric, and the direction in which it is better.
-METRICS = {"HR": "↑", "NDCG": "↑", "DivRatio": "↑", "ORRatio": "↓", "MGU": "↓", "DGU": "↓"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rayrec",
@@ -61,8 +61,6 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None], margins: tu
 
     ``size`` is (width, height) and ``margins``, which the panels leave free, are (left, top, right, bottom), in inches.
     """
-    import logging
-
     import matplotlib
     from matplotlib.figure import Figure
 

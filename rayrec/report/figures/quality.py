@@ -1,75 +1,82 @@
-"""How good the lists are: over iterations, against diversity, by method, by setting and by genre."""
+"""Pictures of the quality of the lists: over iterations, against diversity, by method, by setting and by genre."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import chain, cycle
 from typing import TYPE_CHECKING, Any
 
+from rayrec.metrics import TRADE_OFFS, Metric
 from rayrec.report.figures.drawing import (
     BLUE,
     GREEN,
     INK,
-    METRICS,
     ORANGE,
     PURPLE,
     QUIET,
     SERIES,
     SKY,
     VERMILION,
-    Row,
     draw,
     legend,
     value,
 )
-from rayrec.report.terminal import cuts, label
+from rayrec.report.rows import Row, cuts, label, policies, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: Policies or methods whose bars can be told apart.
+BARS = ("#B9C3CC", BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+
 
 def curves(rows: Sequence[Row]) -> str:
     """Draw each metric over the iterations, one line per k; ``rows`` are one group's evaluations and baselines.
 
-    Bars at HR are 95 % binomial intervals, 1.96·sqrt(p(1 − p)/N).
+    Metrics that are shares of rows have bars, 95 % binomial intervals.
     """
-    policies = sorted((row for row in rows if row["kind"] == "evaluation"), key=lambda row: row.get("iteration", 0))
     baselines = [row for row in rows if row["kind"] == "baseline"]
+    metrics, columns = shown(rows, cuts(rows)), 3
+    lines = math.ceil(len(metrics) / columns)
 
     def paint(figure: Figure) -> None:
         from matplotlib.lines import Line2D
 
-        grid = figure.subplots(2, 3, sharex=True, gridspec_kw={"wspace": 0.2, "hspace": 0.28})
-        for axes, (name, better) in zip(grid.flat, METRICS.items(), strict=True):
-            _curve(axes, name, policies, baselines)
-            axes.set_title(f"{name}  {better}")
-        for axes in grid[1]:
+        grid = figure.subplots(lines, columns, sharex=True, squeeze=False, gridspec_kw={"wspace": 0.2, "hspace": 0.28})
+        for axes, metric in zip(grid.flat, metrics, strict=False):
+            _curve(axes, metric, policies(rows), baselines)
+            axes.set_title(f"{metric.name}  {metric.arrow}")
+        for axes in grid.flat[len(metrics) :]:
+            axes.set_axis_off()
+        for axes in grid.flat[max(0, len(metrics) - columns) : len(metrics)]:
+            axes.xaxis.set_tick_params(labelbottom=True)
             axes.set_xlabel("iteration (0: before self-play)")
         handles, _ = grid.flat[0].get_legend_handles_labels()
         names = dict.fromkeys(label(row) for row in baselines)
         legend(figure, [*handles, *(Line2D([], [], color=QUIET, linestyle=":", label=name) for name in names)])
 
-    return draw((10, 4.7), paint, (0.4, 0.45, 0.1, 0.42))
+    return draw((10, 0.87 + 1.915 * lines), paint, (0.4, 0.45, 0.1, 0.42)) if metrics else ""
 
 
-def _curve(axes: Axes, name: str, policies: Sequence[Row], baselines: Sequence[Row]) -> None:
+def _curve(axes: Axes, metric: Metric, rows: Sequence[Row], baselines: Sequence[Row]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    x, top = [row.get("iteration", 0) for row in policies], 0.0
-    for k, (colour, marker) in zip(cuts(policies), SERIES, strict=False):
-        y = [value(row, f"{name}@{k}") for row in policies]
+    x, top = [row.get("iteration", 0) for row in rows], 0.0
+    keys = dict.fromkeys(metric.key(k) for k in cuts(rows))
+    for (k, key), (colour, marker) in zip(zip(cuts(rows), keys, strict=False), SERIES, strict=False):
+        y = [value(row, key) for row in rows]
         spread = [0.0] * len(y)
-        if name == "HR":  # a share of rows, so binomial
-            spread = [
-                1.96 * math.sqrt(p * (1 - p) / max(row.get("N") or 1, 1)) for p, row in zip(y, policies, strict=True)
-            ]
+        if metric.binomial:
+            totals = [max(row.get(metric.count or "N") or 1, 1) for row in rows]
+            spread = [1.96 * math.sqrt(p * (1 - p) / n) for p, n in zip(y, totals, strict=True)]
             axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.6)
         axes.plot(x, y, color=colour, marker=marker, label=f"k = {k}", clip_on=False)
         top = max([top, *(a + b for a, b in zip(y, spread, strict=True) if not math.isnan(a))])
         for row in baselines:
-            axes.axhline(value(row, f"{name}@{k}"), color=colour, linestyle=":", linewidth=0.9)
+            axes.axhline(value(row, key), color=colour, linestyle=":", linewidth=0.9)
     # The policies set the scale: a baseline beyond it stands in the table.
     axes.set_ylim(0, top * 1.08 or 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -82,22 +89,21 @@ def tradeoff(groups: Mapping[str, Sequence[Row]], k: int) -> str:
     baselines = {label(row): row for rows in groups.values() for row in rows if row["kind"] == "baseline"}
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(1, 2, gridspec_kw={"wspace": 0.16})
-        for axes, name in zip(panels, ("DivRatio", "ORRatio"), strict=True):
+        panels = figure.subplots(1, len(TRADE_OFFS), gridspec_kw={"wspace": 0.16})
+        for axes, pair in zip(panels, TRADE_OFFS, strict=True):
+            keys, turned = (pair[0].key(k), pair[1].key(k)), pair[1].better == "down"
             tops = (0.0, 0.0)
             for (title, rows), (colour, marker) in zip(groups.items(), SERIES, strict=False):
-                top = _path(axes, (f"NDCG@{k}", f"{name}@{k}"), rows, colour, marker, title)
+                top = _path(axes, keys, rows, colour, marker, title)
                 tops = (max(tops[0], top[0]), max(tops[1], top[1]))
             limits = (tops[0] * 1.15 or 1.0, tops[1] * 1.15 or 1.0)
             for text, row in baselines.items():
-                _baseline(axes, text, (value(row, f"NDCG@{k}"), value(row, f"{name}@{k}")), limits)
-            turned = name == "ORRatio"
+                _baseline(axes, text, (value(row, keys[0]), value(row, keys[1])), limits)
             axes.set_xlim(0, limits[0])
             axes.set_ylim(*((limits[1], 0) if turned else (0, limits[1])))
-            axes.set_title(f"NDCG ↑ against {name} {METRICS[name]}")
-            axes.set(xlabel=f"NDCG@{k}", ylabel=f"{name}@{k}" + (", axis turned round" if turned else ""))
-        handles, _ = panels[0].get_legend_handles_labels()
-        legend(figure, handles)
+            axes.set_title(f"{pair[0].name} {pair[0].arrow} against {pair[1].name} {pair[1].arrow}")
+            axes.set(xlabel=keys[0], ylabel=keys[1] + (", axis turned round" if turned else ""))
+        legend(figure, panels[0].get_legend_handles_labels()[0])
 
     return draw((10, 4.0), paint, (0.5, 0.45, 0.1, 0.42))
 
@@ -106,13 +112,12 @@ def _path(
     axes: Axes, keys: tuple[str, str], rows: Sequence[Row], colour: str, marker: str, title: str
 ) -> tuple[float, float]:
     """Draw one group's policies in order and return the largest values."""
-    policies = sorted((row for row in rows if row["kind"] == "evaluation"), key=lambda row: row.get("iteration", 0))
-    policies = [row for row in policies if None not in (row.get(keys[0]), row.get(keys[1]))]
-    x, y = ([value(row, key) for row in policies] for key in keys)
+    known = [row for row in policies(rows) if None not in (row.get(keys[0]), row.get(keys[1]))]
+    x, y = ([value(row, key) for row in known] for key in keys)
     axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.5)
     axes.plot(x, y, color=colour, marker=marker, linestyle="none", label=title, markersize=5)
     axes.plot(x[:1], y[:1], color="white", marker=marker, linestyle="none", markeredgecolor=colour, markersize=5)
-    for row, at_x, at_y in zip(policies, x, y, strict=True):
+    for row, at_x, at_y in zip(known, x, y, strict=True):
         first = row.get("iteration") == 0
         place, side = ((-6, 4), "right") if first else ((5, 4), "left")
         text = label(row).split()[0] if first else str(row.get("iteration"))
@@ -128,9 +133,18 @@ def _baseline(axes: Axes, text: str, point: tuple[float, float], limits: tuple[f
     if inside != point:
         text += f" ({point[0]:.3f}, {point[1]:.3f}), off the scale"
     axes.plot(*inside, color=QUIET, marker="D", linestyle="none", clip_on=False, zorder=3)
-    far = inside[0] > 0.8 * limits[0]  # its words would leave the picture on the right
+    far = inside[0] > 0.8 * limits[0]  # its text would leave the picture on the right
     place, side = ((-6, 4), "right") if far else ((6, 4), "left")
     axes.annotate(text, inside, place, textcoords="offset points", ha=side, color=QUIET, fontsize=7)
+
+
+def _spread(axis: str, entries: Sequence[Row]) -> dict[str, Any]:
+    """The error bars of estimates that all have an interval."""
+    if any(one["low"] is None for one in entries):
+        return {}
+    return {
+        f"{axis}err": [[one["value"] - one["low"] for one in entries], [one["high"] - one["value"] for one in entries]]
+    }
 
 
 def methods(rows: Sequence[Row], k: int) -> str:
@@ -138,30 +152,27 @@ def methods(rows: Sequence[Row], k: int) -> str:
 
     ``rows`` are those of :func:`rayrec.compare.compare.compare`.
     """
+    across, up = TRADE_OFFS[0]
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        points = [(row, row[f"NDCG@{k}"], row[f"DivRatio@{k}"]) for row in rows]
+        points = [(row, row[across.key(k)], row[up.key(k)]) for row in rows]
         points = [one for one in points if None not in (one[1]["value"], one[2]["value"])]
         points.sort(key=lambda one: -one[2]["value"])  # the names stand in the order of the points' heights
-        shown = [one for one in points if one[0]["method"] != "Popular"] or points
-        front = sorted((x["value"], y["value"]) for row, x, y in shown if row["pareto"])
+        drawn = [one for one in points if one[0]["method"] != "Popular"] or points
+        front = sorted((x["value"], y["value"]) for row, x, y in drawn if row["pareto"])
         axes.plot(*zip(*front, strict=True), color=QUIET, linewidth=0.8, linestyle="--", label="Pareto front")
-        for number_, (row, x, y) in enumerate(shown):
-            (colour, _), (_, marker) = (SERIES[i % len(SERIES)] for i in (number_, number_ + number_ // len(SERIES)))
-            spans: dict[str, Any] = {
-                f"{axis}err": [[one["value"] - one["low"]], [one["high"] - one["value"]]]
-                for axis, one in (("x", x), ("y", y))
-                if one["low"] is not None
-            }
+        for at, (row, x, y) in enumerate(drawn):
+            (colour, _), (_, marker) = (SERIES[i % len(SERIES)] for i in (at, at + at // len(SERIES)))
             look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 0.7}
-            axes.errorbar(x["value"], y["value"], **spans, **look, label=row["method"])
-        axes.set(xlabel=f"NDCG@{k}  ↑", ylabel=f"DivRatio@{k}  ↑")
-        heights = [y["value"] for _, _, y in shown if y["value"] > 0]
+            bars = _spread("x", [x]) | _spread("y", [y])
+            axes.errorbar(x["value"], y["value"], **bars, **look, label=row["method"])
+        axes.set(xlabel=f"{across.key(k)}  {across.arrow}", ylabel=f"{up.key(k)}  {up.arrow}")
+        heights = [y["value"] for _, _, y in drawn if y["value"] > 0]
         if heights and max(heights) > 8 * min(heights):  # else all but the most diverse lie on one line
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
-        for _, x, y in (one for one in points if one not in shown):  # far from the others, which would lie in a heap
+        for _, x, y in (one for one in points if one not in drawn):  # on the scale of Popular the others are one heap
             where = f"Popular ({x['value']:.3f}, {y['value']:.3f})"
             axes.text(0.01, 0.02, where, transform=axes.transAxes, color=QUIET, fontsize=7)
         handles, names = axes.get_legend_handles_labels()
@@ -175,24 +186,22 @@ def effect(rows: Sequence[Row], setting: str, k: int) -> str:
 
     ``rows`` are those of :func:`rayrec.compare.compare.compare`; those with ``varied`` (method and value) are drawn.
     """
+    keys = list(dict.fromkeys(metric.key(k) for metric in chain(*TRADE_OFFS)))
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if "varied" in row:
             lines.setdefault(row["varied"]["method"], []).append(row)
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(1, 3)
-        for axes, name in zip(panels, (f"NDCG@{k}", f"DivRatio@{k}", f"ORRatio@{k}"), strict=True):
-            for number_, (method, members) in enumerate(lines.items()):
-                colour, marker = SERIES[number_ % len(SERIES)]
-                known = sorted((r["varied"]["value"], r[name]) for r in members if r[name]["value"] is not None)
-                x, y = [at for at, _ in known], [one["value"] for _, one in known]
-                spans: dict[str, Any] = {}
-                if all(one["low"] is not None for _, one in known):
-                    low = [one["value"] - one["low"] for _, one in known]
-                    spans["yerr"] = [low, [one["high"] - one["value"] for _, one in known]]
-                axes.errorbar(x, y, **spans, color=colour, marker=marker, markersize=4, linewidth=0.9, label=method)
-            axes.set(xlabel=setting, ylabel=name)
+        panels = figure.subplots(1, len(keys))
+        for axes, key in zip(panels, keys, strict=True):
+            for (method, members), (colour, marker) in zip(lines.items(), cycle(SERIES), strict=False):
+                known = sorted((r["varied"]["value"], r[key]) for r in members if r[key]["value"] is not None)
+                entries = [one for _, one in known]
+                x, y = [at for at, _ in known], [one["value"] for one in entries]
+                look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 0.9}
+                axes.errorbar(x, y, **_spread("y", entries), **look, label=method)
+            axes.set(xlabel=setting, ylabel=key)
             axes.set_ylim(bottom=0)
         legend(figure, panels[0].get_legend_handles_labels()[0])
 
@@ -221,8 +230,8 @@ def genre_bars(gaps: Mapping[str, Mapping[str, float]], k: int) -> str:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        width, colours = 0.8 / len(gaps), ("#B9C3CC", BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-        for at, ((policy, gap), colour) in enumerate(zip(gaps.items(), colours, strict=False)):
+        width = 0.8 / len(gaps)
+        for at, ((policy, gap), colour) in enumerate(zip(gaps.items(), BARS, strict=False)):
             x = [place + (at - (len(gaps) - 1) / 2) * width for place in range(len(names))]
             axes.bar(x, [100 * gap.get(name, math.nan) for name in names], width * 0.94, color=colour, label=policy)
         axes.axhline(0, color=INK, linewidth=0.8)
@@ -230,7 +239,6 @@ def genre_bars(gaps: Mapping[str, Mapping[str, float]], k: int) -> str:
         axes.set_ylabel(f"share of top-{k} lists − share of histories\n(percentage points)")
         axes.grid(axis="x", visible=False)
         axes.margins(x=0.02)
-        handles, _ = axes.get_legend_handles_labels()
-        legend(figure, handles)
+        legend(figure, axes.get_legend_handles_labels()[0])
 
     return draw((10, 3.6), paint, (0.75, 0.3, 0.1, 0.7))

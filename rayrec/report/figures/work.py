@@ -1,4 +1,4 @@
-"""What a run did: its training curves, and its lanes over time."""
+"""Pictures of the work of a run: its training curves, and its lanes over time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rayrec.report.figures.drawing import BLUE, GREEN, INK, ORANGE, QUIET, VERMILION, Row, draw, legend, value
-from rayrec.report.terminal import number
+from rayrec.report.figures.drawing import BLUE, GREEN, INK, ORANGE, QUIET, VERMILION, draw, legend, value
+from rayrec.report.rows import Row, number
 from rayrec.report.timeline import Span, busy, waits
 
 if TYPE_CHECKING:

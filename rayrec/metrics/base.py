@@ -1,0 +1,59 @@
+"""A metric: its name, its direction, and the function that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rayrec.metrics.outcome import Answers
+
+#: Unit of a mean over rows that each are 0 or 1.
+ROWS = "share of rows"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of :data:`rayrec.metrics.METRICS`, with either ``of_rows`` or ``of_lists``."""
+
+    name: str
+    better: Literal["up", "down"]
+    #: The value of each row at k, (N,) float64, NaN for a row that does not count; the metric is their mean.
+    of_rows: Callable[[Answers, int], np.ndarray] | None = None
+    #: The metric of all lists at k, from an Outcome; None where it is undefined.
+    of_lists: Callable[[Any, int], float | None] | None = None
+    unit: str = ROWS
+    #: The records that have it: all; those of a choice from candidates; those of the split `adherence`. The last two
+    #: are about the first place, so their keys have no k.
+    when: Literal["always", "candidates", "adherence"] = "always"
+    #: ``of_lists`` without the rows of each user in turn, given the user of each row: (U,), sorted by user, NaN where
+    #: nothing is left. It makes a jackknife interval.
+    without: Callable[[Answers, Sequence[str], int], np.ndarray] | None = None
+    count: str = ""  #: key of the number of rows that count, where that is not N
+    written: bool = False  #: a comparison takes it from the written answer, where candidates were ranked as well
+    brief: bool = True  #: the narrow table of the terminal shows it
+
+    @property
+    def arrow(self) -> str:
+        """The direction in which it is better, for people."""
+        return "↑" if self.better == "up" else "↓"
+
+    @property
+    def binomial(self) -> bool:
+        """Whether it is a share p of rows, whose 95 % interval is p ± 1.96·sqrt(p(1 − p)/N)."""
+        return self.of_rows is not None and self.unit == ROWS
+
+    def key(self, k: int) -> str:
+        """Its key in a record of ``metrics.jsonl``."""
+        return f"{self.name}@{k}" if self.when == "always" else self.name
+
+    def compute(self, outcome: Answers, k: int) -> float | None:
+        """The metric at k; None where no row counts, or where ``of_lists`` is undefined."""
+        if self.of_rows is None:
+            return self.of_lists(outcome, k) if self.of_lists else None
+        value_N = self.of_rows(outcome, k)
+        known = value_N[~np.isnan(value_N)]
+        return float(known.mean()) if len(known) else None

@@ -1,0 +1,109 @@
+"""The files of a run folder, read and checked, as the report needs them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayrec.report.timeline import Span, spans
+from rayrec.runs.manifest import read_json
+
+#: Remedy of a damaged file that the run itself writes.
+_AGAIN = "Remove it and run the same command again: finished phases are kept."
+#: What follows from samples that cannot be read.
+_WITHOUT = "The samples of this iteration are left out."
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of a run folder."""
+
+    folder: Path
+    config: dict[str, Any]  #: config.json
+    plan: dict[str, Any]  #: plan.json
+    rows: list[dict[str, Any]]  #: lines of metrics.jsonl
+    steps: dict[str, list[dict[str, Any]]]  #: training steps, by phase
+    phases: list[Span]
+    attempts: int  #: processes that worked on the run
+    samples: dict[str, list[dict[str, Any]]]  #: sampled preference rows, by iteration
+    unread: list[str]  #: why the samples of an iteration are left out
+    to_do: list[str]  #: phases that are not finished
+
+    def of(self, *kinds: str) -> list[dict[str, Any]]:
+        """The metric rows of some kinds, in the order of the run."""
+        return [row for row in self.rows if row["kind"] in kinds]
+
+
+def read_run(folder: Path) -> Record:
+    """Read a run folder.
+
+    Raises:
+        ValueError: a file of the run is missing or damaged; the message names it and the remedy.
+    """
+    config, plan = _json(folder / "config.json"), _json(folder / "plan.json")
+    finished = {str(path.parent.relative_to(folder)) for path in folder.glob("*/*/DONE")}
+    planned = [str(row["phase"]) for row in plan.get("phases") or [] if "phase" in row]
+    done = [phase for phase in planned if phase in finished] + sorted(finished - set(planned))
+    to_do = [phase for phase in planned if phase not in finished]
+    trace = _json(folder / "trace.json") if not to_do or (folder / "trace.json").exists() else {}
+    try:
+        phases = spans(trace.get("traceEvents") or [])
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{folder / 'trace.json'}: {error} {_AGAIN}") from error
+    metrics = {phase: _json(folder / phase / "metrics.json") for phase in done}
+    steps = {phase: found["steps"] for phase, found in metrics.items() if found.get("steps")}
+    samples, unread = {}, []
+    for iteration in (phase.split("/")[0] for phase in done if phase.endswith("/prefer")):
+        path = folder / iteration / "samples.json"
+        if path.exists() or not to_do:
+            try:
+                samples[iteration] = read_samples(path)
+            except ValueError as error:
+                unread.append(str(error))
+    recorded = any(found.get("records") for found in metrics.values())
+    rows = _lines(folder / "metrics.jsonl") if recorded or (folder / "metrics.jsonl").exists() else []
+    attempts = len(trace.get("attempts") or [])
+    return Record(folder, config, plan, rows, steps, phases, attempts, samples, unread, to_do)
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Read the sampled rows of an iteration; no number depends on them.
+
+    Raises:
+        ValueError: the file is missing or damaged, and no phase writes it again.
+    """
+    rows = read_json(path, remedy=_WITHOUT)
+    if not isinstance(rows, list) or not all(map(_is_sample, rows)):
+        raise ValueError(f"{path}: wanted a list of {{example_id, history, chosen, rejected}}. {_WITHOUT}")
+    return rows
+
+
+def _is_sample(row: Any) -> bool:
+    lists = ("history", "rejected")
+    return isinstance(row, dict) and "chosen" in row and all(isinstance(row.get(key), list) for key in lists)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: found a {type(value).__name__}, wanted a JSON dict. {_AGAIN}")
+    return value
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}), though phases are finished. {_AGAIN}") from error
+    rows = []
+    for at, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {at}: not readable as JSON ({error}). {_AGAIN}") from error
+        if not isinstance(row, dict) or "kind" not in row:
+            raise ValueError(f"{path}, line {at}: found {line[:80]!r}, wanted an object with a kind. {_AGAIN}")
+        rows.append(row)
+    return rows

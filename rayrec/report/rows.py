@@ -1,0 +1,110 @@
+"""Rows of ``metrics.jsonl`` for people: which may be compared, what they are called, and what they measure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rayrec.metrics import BEST, METRICS, Metric
+
+Row = Mapping[str, Any]
+
+
+def number(value: object, decimals: int = 3) -> str:
+    """Return a number for people: thousands in groups, ``decimals`` for floats, an en dash where there is none."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.{decimals}f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """Return names and numbers in one line, without those that are None."""
+    return ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in values.items() if value is not None)
+
+
+def caption(row: Row) -> str:
+    """Return what a number of this row depends on: split, decoder, embedder and N."""
+    embedder = f"embedder {row['embedder']}" if row.get("embedder") else None
+    rows = f"N = {number(row['N'])}" if row.get("N") is not None else None
+    parts = [str(part) for part in (row.get("split"), row.get("decode"), embedder, rows) if part]
+    return ", ".join(parts) or "evaluation"
+
+
+def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return {caption: rows} of rows that may be compared, baselines first; the test split stands before others.
+
+    A baseline joins every group of its split (test where it names none) whose other facts it does not contradict.
+    """
+    facts = ("split", "decode", "embedder", "N")
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("kind") == "evaluation":
+            groups.setdefault(caption(row), []).append(row)
+    for row in reversed([row for row in rows if row.get("kind") == "baseline"]):
+        known = {"split": "test"} | {fact: row[fact] for fact in facts if row.get(fact) is not None}
+        homes = [group for group in groups.values() if all(group[-1].get(f, v) == v for f, v in known.items())]
+        for group in homes or [groups.setdefault(caption(row), [])]:
+            group.insert(0, row)
+    return dict(sorted(groups.items(), key=lambda item: item[1][0].get("split", "test") != "test"))
+
+
+def label(row: Row) -> str:
+    """Return the name of a row: the baseline's or the first policy's model, else iteration and policy."""
+    if row.get("kind") == "baseline":
+        return str(row.get("model", "baseline"))
+    policy = row.get("policy", "–")
+    if row.get("iteration") == 0:
+        return f"{row.get('model', 'BIGRec')} ({policy})" if str(policy).endswith("/sft") else f"untuned ({policy})"
+    return f"iteration {row.get('iteration', '–')} ({policy})"
+
+
+def policies(rows: Iterable[Row]) -> list[Row]:
+    """Return the evaluations of policies among ``rows``, in the order of their iterations."""
+    return sorted((r for r in rows if r.get("kind") == "evaluation"), key=lambda row: row.get("iteration", 0))
+
+
+def cuts(rows: Iterable[Row]) -> list[int]:
+    """Return the list lengths k at which any of ``rows`` has a metric, ascending."""
+    found = (re.fullmatch(r"(.+)@(\d+)", key) for row in rows for key in row)
+    return sorted({int(match[2]) for match in found if match and match[1] in METRICS})
+
+
+def default_k(rows: Sequence[Row]) -> int:
+    """Return 5 where it was computed, as in SPRec's tables, else the largest k (5 where there is none)."""
+    found = cuts(rows)
+    return 5 if 5 in found or not found else found[-1]
+
+
+def shown(rows: Sequence[Row], ks: Sequence[int]) -> list[Metric]:
+    """Return the metrics that ``rows`` have at any of ``ks``; one that only some records have needs a value."""
+
+    def has(metric: Metric, row: Row, key: str) -> bool:
+        return key in row and (metric.when == "always" or row[key] is not None)
+
+    return [m for m in METRICS.values() if any(has(m, row, m.key(k)) for row in rows for k in ks)]
+
+
+def last_policy(rows: Sequence[Row]) -> str | None:
+    """Return the policy of the highest iteration among evaluations, or None where there is none."""
+    found = policies(rows)
+    return max(found, key=lambda row: row.get("iteration", 0))["policy"] if found else None
+
+
+def best_policy(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """Return (policy, why) of the best policy on validation, or None where none was evaluated there.
+
+    Best is the largest :data:`rayrec.metrics.BEST` at the largest k, in the first kind of decoding and grounding; the
+    earlier one of equals.
+    """
+    found = grouped([row for row in rows if row.get("kind") == "evaluation" and row.get("split") == "valid"])
+    for title, group in found.items():
+        key = BEST.key(max(cuts(group), default=0))
+        known = [row for row in group if row.get(key) is not None]
+        if not known:
+            return None
+        best = max(known, key=lambda row: (row[key], -row.get("iteration", 0)))
+        return best["policy"], f"{key} {number(float(best[key]))}; {title}"
+    return None
