@@ -174,9 +174,14 @@ def test_samples_that_cannot_be_read_are_left_out(run: Path, damage: bytes | Non
     (run / "01" / "samples.json").unlink()
     if damage:
         (run / "01" / "samples.json").write_bytes(damage)
-    page = Page(build_report(run))
-    assert str(run / "01" / "samples.json") in page.text
-    assert "Iteration 01" not in page.text and "No sample was kept." in page.text
+    found = read_run(run)
+    assert found.samples == {} and str(run / "01" / "samples.json") in found.unread[0]
+
+
+def test_the_page_names_samples_that_are_left_out(run: Path) -> None:
+    (run / "01" / "samples.json").unlink()
+    text = Page(build_report(run)).text
+    assert str(run / "01" / "samples.json") in text and "No sample was kept." in text
 
 
 def test_last_and_best_policy() -> None:
