@@ -15,19 +15,7 @@ from rayrec.metrics import FIRST, METRICS
 from rayrec.report import figures
 from rayrec.report.page import render
 from rayrec.report.record import Record, read_run
-from rayrec.report.rows import (
-    Row,
-    best_policy,
-    cuts,
-    default_k,
-    grouped,
-    label,
-    last_policy,
-    number,
-    pairs,
-    policies,
-    shown,
-)
+from rayrec.report.rows import Row, best_policy, cuts, default_k, grouped, label, last_policy, number, policies, shown
 from rayrec.report.timeline import Span, overlap, waits
 
 #: Numbers that identify a record; its other whole numbers are counts.
@@ -51,73 +39,48 @@ def build_report(folder: Path) -> Path:
 
 
 def describe(run: Record) -> dict[str, Any]:
-    """Return the content of the page as strings, tables and pictures."""
+    """Return the content of the page: the run, its tables and pictures, and the functions that the template calls."""
     groups = grouped(run.of("evaluation", "baseline"))
     tests = {title: group for title, group in groups.items() if group[0].get("split", "test") == "test"}
     paths = {title: group for title, group in tests.items() if policies(group)}
     k = default_k([row for group in paths.values() for row in group])
-    planned = len(run.plan.get("phases") or [])
+    settings = run.config.get("config") or run.config
     return {
+        "run": run,
         "name": run.folder.resolve().name,
-        "headline": _headline(run),
-        "progress": {"done": planned - len(run.to_do), "planned": planned, "next": (run.to_do or [None])[0]},
-        "tiles": _tiles(paths, k),
-        "facts": _facts(run),
-        "results": [_result(title, group, run) for title, group in groups.items()],
-        "curves": [_curves(title, group) for title, group in paths.items()],
+        "settings": settings,
+        "headline": _headline(run, settings),
+        "planned": len(run.plan.get("phases") or []),
+        "groups": groups,
+        "paths": paths,
+        "k": k,
+        "columns": _columns,
+        "noise": _noise,
+        "best_policy": best_policy(run.rows),
+        "last_policy": last_policy(run.rows),
+        "curves": figures.curves,
         "tradeoff": {"title": f"test, k = {k}", "svg": figures.tradeoff(paths, k)} if paths else None,
         "genres": _genres(paths),
         "training": figures.training(run.steps),
         "time": _time(run.phases) if run.phases else None,
         "negatives": _negatives(run),
-        "unread": run.unread,
-        "samples": sorted(run.samples.items()),
         "counted": _counted(groups),
-        "settings": _settings(run),
     }
 
 
-def _headline(run: Record) -> str:
-    groups = run.config.get("config") or run.config
-    data, model, train, loss = (groups.get(name) or {} for name in ("data", "model", "train", "loss"))
+def _headline(run: Record, settings: Mapping[str, Any]) -> str:
+    data, model, train, loss = (settings.get(name) or {} for name in ("data", "model", "train", "loss"))
     tests = sorted({row["N"] for row in run.of("evaluation") if row.get("split", "test") == "test" and "N" in row})
-    negatives = train.get("negatives", "–")
-    negatives = ", ".join(negatives) if isinstance(negatives, list | tuple) else negatives
     parts = [
         data.get("source"),
         model.get("model"),
-        f"{loss['objective']} on {negatives} negatives" if "objective" in loss else None,
+        f"{loss['objective']} on {', '.join(train['negatives'])} negatives" if "objective" in loss else None,
         f"K = {train['num_negatives']}" if "num_negatives" in train else None,
         f"{train['iterations']} iterations" if "iterations" in train else None,
         f"seed {run.config.get('seed', data.get('seed', '–'))}",
         f"N = {' and '.join(map(number, tests))} test rows" if tests else None,
     ]
     return " · ".join(str(part) for part in parts if part)
-
-
-def _facts(run: Record) -> list[tuple[str, str]]:
-    best = best_policy(run.rows)
-    facts = [
-        ("last policy", last_policy(run.rows)),
-        ("best on validation", f"{best[0]} ({best[1]})" if best else None),
-        ("rows", pairs(run.plan.get("rows") or {})),
-        ("counts", pairs(run.plan.get("counts") or {})),
-        ("started", f"{run.attempts} times (stopped and resumed)" if run.attempts > 1 else None),
-        ("data hash", run.config.get("data_hash")),
-        ("versions", pairs(run.config.get("versions") or {})),
-    ]
-    return [(name, str(value)) for name, value in facts if value]
-
-
-def _tiles(paths: Mapping[str, Sequence[Row]], k: int) -> dict[str, Any] | None:
-    """The metrics of the first kind of lists, from the first to the last policy."""
-    for title, group in paths.items():
-        first, *_, last = [*policies(group)[:1], *policies(group)]
-        keys = [(metric.key(k), metric.arrow) for metric in shown([last], [k])]
-        tiles = [(f"{key} {arrow}", number(first.get(key)), number(last.get(key))) for key, arrow in keys]
-        note = f"From {label(first)} to {label(last)}" if first is not last else f"Of {label(first)}"
-        return {"moved": first is not last, "rows": tiles, "note": f"{note}; {title}. {_noise(last, k)}"}
-    return None
 
 
 def _noise(row: Row, k: int) -> str:
@@ -129,42 +92,15 @@ def _noise(row: Row, k: int) -> str:
     return f"{key} is known to ± {half:.3f} (95 %, binomial, N = {number(rows)}): smaller differences may be noise."
 
 
-def _result(title: str, group: Sequence[Row], run: Record) -> dict[str, Any]:
-    """A table of one group: a row for each policy, for each metric a column per k."""
-    ks, best, last = cuts(group), best_policy(run.rows), last_policy(run.rows)
-    columns: list[tuple[str, str, dict[str, str]]] = []
+def _columns(group: Sequence[Row]) -> list[tuple[str, str, dict[str, str]]]:
+    """For each metric of a group its head, its unit, and its keys by the head of their column."""
+    ks, columns = cuts(group), []
     for metric in shown(group, ks):
-        heads = {f"@{k}": metric.key(k) for k in ks} if metric.when == "always" else {"": metric.name}
-        columns.append((f"{metric.name} {metric.arrow}", metric.unit, heads))
-    full = all(row.get(f"filled@{k}", 1) == 1 for row in group for k in ks)
-    if not full:
+        keys = {f"@{k}": metric.key(k) for k in ks} if metric.when == "always" else {"": metric.name}
+        columns.append((f"{metric.name} {metric.arrow}", metric.unit, keys))
+    if any(row.get(f"filled@{k}", 1) != 1 for row in group for k in ks):
         columns.append(("filled", "share of k·N", {f"@{k}": f"filled@{k}" for k in ks}))
-    order = sorted(group, key=lambda row: (row["kind"] != "baseline", row.get("iteration", 0)))
-    rows = []
-    for row in order:
-        policy = row.get("policy")
-        marks = {"last": policy == last, "best": best is not None and policy == best[0]}
-        rows.append(
-            {
-                "kind": row["kind"],
-                "label": label(row).split(" (")[0] if policy else label(row),
-                "policy": policy,
-                "badges": [name for name, true in marks.items() if true and policy],
-                "cells": [[_decimal(row.get(key)) for key in heads.values()] for _, _, heads in columns],
-            }
-        )
-    note = _noise(order[-1], default_k(group))
-    return {"title": title, "columns": columns, "rows": rows, "full": full, "note": note}
-
-
-def _decimal(value: float | None) -> str:
-    return number(None if value is None else float(value))
-
-
-def _curves(title: str, group: Sequence[Row]) -> dict[str, str]:
-    names = dict.fromkeys(label(row) for row in group if row["kind"] == "baseline")
-    bars = ", ".join(m.name for m in shown(group, cuts(group)) if m.binomial)
-    return {"title": title, "svg": figures.curves(group), "dotted": ", ".join(names), "bars": bars}
+    return columns
 
 
 def _genres(paths: Mapping[str, Sequence[Row]]) -> dict[str, str] | None:
@@ -223,16 +159,3 @@ def _counted(groups: Mapping[str, Sequence[Row]]) -> dict[str, Any] | None:
     cells = [[title, label(row), *(number(row.get(key)) for key in keys)] for title, row in rows]
     head = ["evaluation", "policy", *(key.replace("_", " ") for key in keys)]
     return {"head": head, "rows": cells, "words": 2} if keys else None
-
-
-def _settings(run: Record) -> list[tuple[str, list[tuple[str, str]]]]:
-    groups = {name: group for name, group in (run.config.get("config") or run.config).items() if name != "versions"}
-    return [
-        (name, [(key, _setting(value)) for key, value in group.items()])
-        for name, group in groups.items()
-        if isinstance(group, dict)
-    ]
-
-
-def _setting(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else "–" if value is None else str(value)

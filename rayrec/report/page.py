@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayrec.report.rows import number
+from rayrec.report import rows
 
 
 def render(template: str, **values: Any) -> str:
@@ -18,5 +18,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["number"] = number
+    names = ("baselines", "cuts", "default_k", "label", "number", "pairs", "policies", "shown")
+    environment.globals |= {name: getattr(rows, name) for name in names}
+    environment.filters["label"] = rows.label
     return environment.get_template(template).render(values)

@@ -43,7 +43,7 @@ def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in rows:
         if row.get("kind") == "evaluation":
             groups.setdefault(caption(row), []).append(row)
-    for row in reversed([row for row in rows if row.get("kind") == "baseline"]):
+    for row in reversed(baselines(rows)):
         known = {"split": "test"} | {fact: row[fact] for fact in facts if row.get(fact) is not None}
         homes = [group for group in groups.values() if all(group[-1].get(f, v) == v for f, v in known.items())]
         for group in homes or [groups.setdefault(caption(row), [])]:
@@ -64,6 +64,11 @@ def label(row: Row) -> str:
 def policies(rows: Iterable[Row]) -> list[Row]:
     """Return the evaluations of policies among ``rows``, in the order of their iterations."""
     return sorted((r for r in rows if r.get("kind") == "evaluation"), key=lambda row: row.get("iteration", 0))
+
+
+def baselines(rows: Iterable[Row]) -> list[Row]:
+    """Return the other recommenders among ``rows``."""
+    return [row for row in rows if row.get("kind") == "baseline"]
 
 
 def cuts(rows: Iterable[Row]) -> list[int]:

@@ -90,9 +90,8 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     is resumed, the phase names ``done`` and ``to_do``. Absent entries are not printed.
     """
     console = console or _console()
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim")
-    facts.add_column(overflow="fold")
+    done, to_do = plan.get("done") or (), plan.get("to_do") or ()
+    following = f", next {to_do[0]}" if to_do else ""
     lines = {
         "folder": plan.get("folder"),
         "rows": pairs(plan.get("rows") or {}),
@@ -101,18 +100,22 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
         "resources": pairs(plan.get("resources") or {}),
         "disk": size(plan["disk_bytes"]) if plan.get("disk_bytes") is not None else None,
         **_estimate(plan.get("estimate") or {}),
+        "resumes": f"phases done {len(done)}, to do {len(to_do)}{following}" if done else None,
     }
-    done, to_do = plan.get("done"), plan.get("to_do")
-    if done:
-        following = f", next {to_do[0]}" if to_do else ""
-        lines["resumes"] = f"phases done {len(done)}, to do {len(to_do or ())}{following}"
-    for name, value in lines.items():
-        if value:
-            facts.add_row(name, plain(value))
     console.print(Text("Plan", style="bold"))
-    console.print(Padding(facts, (0, 0, 1, 0)))
+    console.print(_facts({name: plain(value) for name, value in lines.items() if value}))
     if plan.get("phases"):
-        console.print(_phases(plan["phases"], set(done or ())))
+        console.print(_phases(plan["phases"], set(done)))
+
+
+def _facts(lines: Mapping[str, Text]) -> Padding:
+    """Names and texts in two columns."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in lines.items():
+        grid.add_row(name, text)
+    return Padding(grid, (0, 0, 1, 0))
 
 
 def _estimate(found: Mapping[str, Any]) -> dict[str, str]:
@@ -151,11 +154,8 @@ def _model(model: Mapping[str, Any]) -> str:
 
 
 def _phases(phases: Sequence[Mapping[str, Any]], done: set[str]) -> Table:
-    keys = [
-        key
-        for key in ("rows", "epochs", "batches", "tokens", "seconds")
-        if any(row.get(key) is not None for row in phases)
-    ]
+    keys = ("rows", "epochs", "batches", "tokens", "seconds")
+    keys = [key for key in keys if any(row.get(key) is not None for row in phases)]
     table = _grid("Phases", "phase", *keys, *(["state"] if done else []))
     for row in phases:
         state = [Text("done" if row.get("phase") in done else "to do")] if done else []
@@ -187,13 +187,12 @@ def print_samples(samples: Sequence[Mapping[str, Any]], title: str = "Samples", 
     console = console or _console()
     console.print(Text(title, style="bold"))
     for sample in samples:
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="dim", no_wrap=True)
-        grid.add_column(overflow="fold")
-        grid.add_row("history", Text(" · ").join(plain(item) for item in sample.get("history") or ()))
-        grid.add_row("chosen", plain(sample.get("chosen", "–")))
-        grid.add_row("rejected", Text("\n").join(plain(item) for item in sample.get("rejected") or ("–",)))
-        console.print(Padding(grid, (0, 0, 1, 0)))
+        lines = {
+            "history": Text(" · ").join(plain(item) for item in sample.get("history") or ()),
+            "chosen": plain(sample.get("chosen", "–")),
+            "rejected": Text("\n").join(plain(item) for item in sample.get("rejected") or ("–",)),
+        }
+        console.print(_facts(lines))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Curves for people who watch a run: TensorBoard always, MLflow and Weights & Biases when asked for."""
+"""Curves of a run: TensorBoard always, MLflow and Weights & Biases with ``--track``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 _log = logging.getLogger(__name__)
 
-
 #: Keys of a record that name it rather than measure something.
 _NAMES = ("kind", "phase", "iteration", "policy", "decode", "embedder", "split", "model", "sampler")
 
@@ -26,19 +25,19 @@ def check(trackers: Sequence[str]) -> None:
 
 
 class Curves(NamedTuple):
-    """A place that curves are sent to."""
+    """A run in a tracker."""
 
     send: Callable[[str, float, int], Any]
-    """Takes a number's name, the number, and its step or iteration; from any thread."""
+    """Takes the name of a number, the number, and its step or iteration; from any thread."""
     end: Callable[[type[BaseException] | None], Any]
-    """Takes the kind of error that ended the run, None where it is finished."""
+    """Takes the type of the error that ended the run, None where it is finished."""
 
 
 class Tracker:
-    """Sends the numbers of each finished phase to the chosen places; the run folder stays the record of truth.
+    """Sends the numbers of each finished phase to the trackers; the run folder stays the record.
 
     Raises:
-        ValueError: a place takes no run.
+        ValueError: a tracker refuses the run.
     """
 
     def __init__(self, folder: Path, trackers: Sequence[str], settings: dict[str, Any]):
@@ -46,25 +45,25 @@ class Tracker:
 
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._others = [_start(name, folder.name, settings) for name in trackers]
-        self._silent = set[Curves]()
+        self._failed = set[Curves]()
 
     def phase(self, metrics: dict[str, Any]) -> None:
         """Send one phase's ``metrics.json``: its steps one by one, its records at their iteration.
 
-        Trouble elsewhere is told once, not raised, and nothing more is sent there: the run does not need it.
+        A tracker that fails is logged once and gets nothing more: the run does not need it, and each retry may take
+        minutes, for which training waits.
         """
         for name, value, at in _scalars(metrics):
             self._board.add_scalar(name, value, at)
             for other in self._others:
-                # Every attempt at what does not answer may take minutes, and training waits for it.
-                if other not in self._silent and not _try("told of", other.send, name, value, at):
-                    self._silent.add(other)
+                if other not in self._failed and not _try("told of", other.send, name, value, at):
+                    self._failed.add(other)
         self._board.flush()
 
     def close(self) -> None:
-        """Finish the event file, and end the run elsewhere: as failed or stopped amid an error that is on its way up.
+        """Close the event file and end the run in each tracker: as failed or stopped during an exception.
 
-        Trouble there is told, not raised: what is closed after this holds processes.
+        Errors of trackers are logged, not raised: the caller still has processes to end.
         """
         self._board.close()
         error = sys.exc_info()[0]
@@ -72,31 +71,26 @@ class Tracker:
             _try("ended", other.end, error)
 
 
-def _try(what: str, call: Callable[..., Any], *given: Any) -> bool:
-    """Whether a call elsewhere went well; if not, it says so."""
+def _try(action: str, call: Callable[..., Any], *given: Any) -> bool:
+    """Whether a call to a tracker succeeded; a failure is logged."""
     try:
         call(*given)
-    except Exception as trouble:
-        _log.warning("the run could not be %s where it is tracked: %s", what, _told(trouble))
+    except Exception as error:
+        _log.warning("the run could not be %s where it is tracked: %s", action, _without_secrets(error))
         return False
     return True
 
 
 def _start(name: str, run: str, settings: dict[str, Any]) -> Curves:
-    """Begin a run elsewhere.
-
-    Raises:
-        ValueError: that place does not take it.
-    """
     try:
         return _STARTERS[name](run, settings)
-    except Exception as trouble:
-        raise ValueError(f"--track {name}: no run could be begun there: {_told(trouble)}") from None
+    except Exception as error:
+        raise ValueError(f"--track {name}: no run could be begun there: {_without_secrets(error)}") from None
 
 
-def _told(trouble: Exception) -> str:
-    """What is wrong, without the user and password that an address may hold."""
-    return re.sub(r"//[^/@\s]+@", "//***@", f"{type(trouble).__name__}: {trouble}")
+def _without_secrets(error: Exception) -> str:
+    """The error as text, without the user and password that an address may hold."""
+    return re.sub(r"//[^/@\s]+@", "//***@", f"{type(error).__name__}: {error}")
 
 
 def _scalars(metrics: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
@@ -113,15 +107,15 @@ def _scalars(metrics: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
 def _mlflow(run: str, settings: dict[str, Any]) -> Curves:
     import mlflow  # pyright: ignore[reportMissingImports]
 
-    # Lanes send from threads of their own, each of which would start another run if this one were not named.
-    here = mlflow.start_run(run_name=run).info.run_id
+    # Lanes send from their own threads; without the run's id each thread would start another run.
+    run_id = mlflow.start_run(run_name=run).info.run_id
     mlflow.log_params({f"{group}.{k}": v for group, values in settings.items() for k, v in values.items()})
 
     def end(error: type[BaseException] | None) -> None:
         stopped = error is not None and issubclass(error, KeyboardInterrupt)
         mlflow.end_run("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
 
-    return Curves(lambda name, value, at: mlflow.log_metric(name, value, step=at, run_id=here), end)
+    return Curves(lambda name, value, at: mlflow.log_metric(name, value, step=at, run_id=run_id), end)
 
 
 def _wandb(run: str, settings: dict[str, Any]) -> Curves:

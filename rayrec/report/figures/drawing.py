@@ -12,6 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
 from rayrec.report.rows import Row
@@ -20,40 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-INK, QUIET, FAINT = "#333333", "#777777", "#E4E4E4"
+INK, QUIET = "#333333", "#777777"
 #: Colour and marker of the list lengths, of the decoders and so on, in order.
 SERIES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rayrec",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 7.5,
-    "axes.titlesize": 8.5,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.labelcolor": QUIET,
-    "axes.edgecolor": "#BBBBBB",
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.5,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.major.size": 2,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.handlelength": 1.8,
-    "legend.columnspacing": 1.6,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
+STYLE = files("rayrec.report") / "templates" / "figures.mplstyle"
 
 
 def draw(size: tuple[float, float], paint: Callable[[Figure], None], margins: tuple[float, float, float, float]) -> str:
@@ -67,7 +38,7 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None], margins: tu
     # Glyphs missing from the measuring font are no fault: the reader's browser sets the text.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     (width, height), (left, top, right, bottom) = size, margins
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with as_file(STYLE) as style, matplotlib.rc_context(fname=style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=size)
         figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)

@@ -23,7 +23,7 @@ from rayrec.report.figures.drawing import (
     legend,
     value,
 )
-from rayrec.report.rows import Row, cuts, label, policies, shown
+from rayrec.report.rows import Row, baselines, cuts, label, policies, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def curves(rows: Sequence[Row]) -> str:
 
     Metrics that are shares of rows have bars, 95 % binomial intervals.
     """
-    baselines = [row for row in rows if row["kind"] == "baseline"]
+    others = baselines(rows)
     metrics, columns = shown(rows, cuts(rows)), 3
     lines = math.ceil(len(metrics) / columns)
 
@@ -47,7 +47,7 @@ def curves(rows: Sequence[Row]) -> str:
 
         grid = figure.subplots(lines, columns, sharex=True, squeeze=False, gridspec_kw={"wspace": 0.2, "hspace": 0.28})
         for axes, metric in zip(grid.flat, metrics, strict=False):
-            _curve(axes, metric, policies(rows), baselines)
+            _curve(axes, metric, policies(rows), others)
             axes.set_title(f"{metric.name}  {metric.arrow}")
         for axes in grid.flat[len(metrics) :]:
             axes.set_axis_off()
@@ -55,13 +55,13 @@ def curves(rows: Sequence[Row]) -> str:
             axes.xaxis.set_tick_params(labelbottom=True)
             axes.set_xlabel("iteration (0: before self-play)")
         handles, _ = grid.flat[0].get_legend_handles_labels()
-        names = dict.fromkeys(label(row) for row in baselines)
+        names = dict.fromkeys(label(row) for row in others)
         legend(figure, [*handles, *(Line2D([], [], color=QUIET, linestyle=":", label=name) for name in names)])
 
     return draw((10, 0.87 + 1.915 * lines), paint, (0.4, 0.45, 0.1, 0.42)) if metrics else ""
 
 
-def _curve(axes: Axes, metric: Metric, rows: Sequence[Row], baselines: Sequence[Row]) -> None:
+def _curve(axes: Axes, metric: Metric, rows: Sequence[Row], others: Sequence[Row]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     x, top = [row.get("iteration", 0) for row in rows], 0.0
@@ -75,7 +75,7 @@ def _curve(axes: Axes, metric: Metric, rows: Sequence[Row], baselines: Sequence[
             axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.6)
         axes.plot(x, y, color=colour, marker=marker, label=f"k = {k}", clip_on=False)
         top = max([top, *(a + b for a, b in zip(y, spread, strict=True) if not math.isnan(a))])
-        for row in baselines:
+        for row in others:
             axes.axhline(value(row, key), color=colour, linestyle=":", linewidth=0.9)
     # The policies set the scale: a baseline beyond it stands in the table.
     axes.set_ylim(0, top * 1.08 or 1)
@@ -86,7 +86,7 @@ def _curve(axes: Axes, metric: Metric, rows: Sequence[Row], baselines: Sequence[
 
 def tradeoff(groups: Mapping[str, Sequence[Row]], k: int) -> str:
     """Draw accuracy against diversity at ``k``: up and to the right is better; a line joins the iterations in order."""
-    baselines = {label(row): row for rows in groups.values() for row in rows if row["kind"] == "baseline"}
+    others = {label(row): row for rows in groups.values() for row in baselines(rows)}
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, len(TRADE_OFFS), gridspec_kw={"wspace": 0.16})
@@ -97,7 +97,7 @@ def tradeoff(groups: Mapping[str, Sequence[Row]], k: int) -> str:
                 top = _path(axes, keys, rows, colour, marker, title)
                 tops = (max(tops[0], top[0]), max(tops[1], top[1]))
             limits = (tops[0] * 1.15 or 1.0, tops[1] * 1.15 or 1.0)
-            for text, row in baselines.items():
+            for text, row in others.items():
                 _baseline(axes, text, (value(row, keys[0]), value(row, keys[1])), limits)
             axes.set_xlim(0, limits[0])
             axes.set_ylim(*((limits[1], 0) if turned else (0, limits[1])))
