@@ -25,16 +25,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
-from rayrec.runs.manifest import read_json, write_json
+from rayrec.runs.manifest import write_json
 
 if TYPE_CHECKING:
-    from rayrec.compare.compare import Cell
+    from rayrec.compare.cells import Cell
 
 ROOT = Path(__file__).parents[1]
-_LIBC = ctypes.CDLL(None)  # opened before a cell's process does with it what a process of several threads may
+_LIBC = ctypes.CDLL(None)  # opened here, because a forked process of several threads must not load libraries
 #: The systems of a published table that are methods of jobs/sprec.py.
 PRESETS = {
     "table2": "BIGRec SPRec SASRec RW D3 DMPO S-DPO RosePO SPRec-noSFT SPRec-noDPO SPRec-RN",
@@ -53,10 +53,8 @@ SETTINGS = {
         "--max-length": ["1024"],
     },
 }
-#: Flags of jobs/sprec.py that every cell has of its own, and what to say instead.
+#: Flags of jobs/sprec.py that differ between cells, and the flags of this job that set them.
 OWN = {"--seed": "--seeds 0 1 2", "--method": "--methods BIGRec SPRec"}
-#: What cells took, in the folder of the comparison.
-CELLS = "cells.json"
 KNOWN = [*METHODS, *BASELINES]
 
 
@@ -92,32 +90,21 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=PRESETS, help="the methods of a published table")
     parser.add_argument("--scale", choices=("toy", "small", "paper"), default="small", help="--preset of every cell")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--vary",
-        nargs="+",
-        metavar=("SETTING", "VALUE"),
-        help="a number among the flags, such as `beta` or `num-negatives`, or `random-share`, and its values for every "
-        "language model but --against",
-    )
+    text = "a number among the flags, such as `beta` or `num-negatives`, or `random-share`, and its values for every "
+    text += "language model but --against"
+    parser.add_argument("--vary", nargs="+", metavar=("SETTING", "VALUE"), help=text)
     parser.add_argument("--against", default="BIGRec", help="the method that all others are tested against")
-    parser.add_argument(
-        "--decode",
-        nargs="+",
-        choices=("beams", "greedy", "free_beams", "score"),
-        default=(),
-        help="of language models but D3, TALLRec and ChatRec, which have their own; the first makes the lists. "
-        "Default: beams, and with --protocol candidates score greedy",
-    )
+    text = "of language models but D3, TALLRec and ChatRec, which have their own; the first makes the lists. "
+    text += "Default: beams, and with --protocol candidates score greedy"
+    ways = ("beams", "greedy", "free_beams", "score")
+    parser.add_argument("--decode", nargs="+", choices=ways, default=(), help=text)
     parser.add_argument("--endpoint", help="of ChatRec's cells")
     parser.add_argument("--served", help="of ChatRec's cells")
     parser.add_argument("--k", type=int, help="length of the lists in the tables; default: 5, of candidates 1")
     parser.add_argument("--runs", help="a folder; a comparison reads all its cells")
     parser.add_argument("--name", default="comparison", help="folder of the cells and the tables, in --runs")
-    parser.add_argument(
-        "--at-once",
-        type=int,
-        help="cells at once, each with resources of its own. Default: as many as the cluster has room for, or one",
-    )
+    text = "cells at once, each with resources of its own. Default: as many as the cluster has room for, or one"
+    parser.add_argument("--at-once", type=int, help=text)
     return parser
 
 
@@ -150,12 +137,12 @@ def named(rest: list[str], flag: str) -> bool:
 
 
 def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
-    """The flags of all cells and the methods, those of the preset included; ``args`` gets protocol, k and output."""
+    """The flags of all cells and the methods, with those of the preset; sets ``args.protocol``, ``k`` and ``output``."""
     from rayrec.cluster import connect
     from rayrec.driver import checks
 
     args.runs = connect.settle_runs(args.runs)
-    if "://" in args.runs:  # which is not repeated: it may hold keys
+    if "://" in args.runs:  # the error does not repeat it, since it may hold keys
         raise ValueError("--runs is a URL; a comparison reads all its cells. Name a folder.")
     checks.check_open(args.endpoint or "")
     checks.check_name(args.name)
@@ -201,7 +188,7 @@ def rows_of(args: argparse.Namespace, methods: list[str]) -> list[Row]:
 
 
 def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
-    """Refuse what no cell could do, before the first starts."""
+    """Raise ValueError for settings that some cell would refuse, before the first cell starts."""
     from rayrec.driver import checks
 
     popular = ["Popular"] if any(row.method not in BASELINES for row in rows) else []
@@ -220,7 +207,7 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
 
 
 def cell_args(args: argparse.Namespace, row: Row, seed: int, rest: list[str]) -> list[str]:
-    """The command line of one cell, but its place; of a baseline, that of a language model on the same rows."""
+    """The flags of one cell without its folder; for a baseline, those of a language model on the same rows."""
     words = ["--preset", args.scale]
     if row.method in METHODS:
         words += ["--method", row.method, "--decode", *decodes(row.method, args.protocol, args.decode)]
@@ -233,7 +220,7 @@ def cell_args(args: argparse.Namespace, row: Row, seed: int, rest: list[str]) ->
 
 
 def command(args: argparse.Namespace, row: Row, seed: int, rest: list[str], folder: Path) -> list[str]:
-    """What is run for one cell."""
+    """The command line of one cell."""
     job, words = "sprec", cell_args(args, row, seed, rest)
     if row.method in BASELINES:
         job, words = "baselines", baseline_args(parse("", words), BASELINES[row.method])
@@ -251,19 +238,19 @@ def plans(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Pa
 
 
 def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> dict[str, str]:
-    """Do every cell; returns what failed, with its words.
+    """Run every cell; return the last line of the log of each that failed, by its name.
 
-    Where several run at once, --against comes before the others of its seed, which share its first training.
+    Where several run at once, --against runs before the others of its seed, which share its first training.
     """
     from rayrec.cluster.connect import runs_at_once
-    from rayrec.compare.compare import account, finished_phases
+    from rayrec.compare.cells import USED, account, finished_phases, read_used, watch
 
     at_once = args.at_once or runs_at_once(parse("", cell_args(args, rows[0], args.seeds[0], rest)))
     cells = [(seed, row) for seed in args.seeds for row in rows]
     first = next((row for row in rows if row.method == args.against), rows[0])
     rounds = [cells] if at_once == 1 else [[c for c in cells if (c[1] == first) == now] for now in (True, False)]
     folder.mkdir(parents=True, exist_ok=True)
-    lock, failed, facts = threading.Lock(), {}, read_facts(folder)
+    lock, failed, used = threading.Lock(), {}, read_used(folder)
     running, stopped = list[subprocess.Popen](), threading.Event()
 
     def do(seed: int, row: Row) -> None:
@@ -282,9 +269,9 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
             memory = watch(process)
         with lock:
             attempt = {"seconds": time.monotonic() - begun, "memory": memory, "finished": not process.returncode}
-            known = None if args.output.on_existing == "overwrite" else facts.get(name)
-            facts[name] = account(known, attempt, before != finished_phases(folder / name))
-            write_json(folder / CELLS, facts)
+            known = None if args.output.on_existing == "overwrite" else used.get(name)
+            used[name] = account(known, attempt, before != finished_phases(folder / name))
+            write_json(folder / USED, used)
         if process.returncode:
             lines = (folder / f"{name}.log").read_text().strip().splitlines()
             failed[name] = lines[-1] if lines else f"exit {process.returncode}"
@@ -299,54 +286,20 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
             pool.shutdown(wait=False, cancel_futures=True)
             with lock:
                 stopped.set()
-            for process in running:  # each ends its own cluster, and goes on with the next start
+            for process in running:  # each ends its own cluster; the same command resumes it
                 process.terminate()
             raise
     return failed
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Seconds and memory of the cells so far, by their names.
-
-    Raises:
-        ValueError: the file is damaged; with its path and the remedy.
-    """
-    path, remedy = folder / CELLS, "Remove it: finished cells stay, and only their seconds and memory are lost."
-    found = read_json(path, remedy) if path.exists() else {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: found a {type(found).__name__}, wanted a JSON object. {remedy}")
-    return found
-
-
 def end_with_parent() -> None:
-    """A cell ends in an orderly way when its comparison is killed: the same command would find it at work."""
+    """Make the kernel send SIGTERM to a cell when its comparison is killed, so that no cell outlives it."""
     _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def watch(process: subprocess.Popen) -> int:
-    """Wait for a cell; the most bytes that its processes held at once, shared memory left out."""
-    import psutil
-
-    most = 0
-    while process.poll() is None:
-        held = 0
-        try:
-            for one in (found := psutil.Process(process.pid), *found.children(recursive=True)):
-                found_memory = one.memory_info()
-                held += found_memory.rss - getattr(found_memory, "shared", 0)
-        except psutil.NoSuchProcess:
-            pass
-        most = max(most, held)
-        try:
-            process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            continue
-    return most
-
-
 def read_cells(args: argparse.Namespace, rows: list[Row], folder: Path, failed: dict[str, str]) -> list[Cell]:
-    """The cells that are finished, and Popular of each seed that has a language model."""
-    from rayrec.compare.compare import read_cell
+    """Read the finished cells, and Popular of each seed that has a language model."""
+    from rayrec.compare.cells import read_cell
 
     cells, popular = [], {}
     for seed in args.seeds:
@@ -359,11 +312,12 @@ def read_cells(args: argparse.Namespace, rows: list[Row], folder: Path, failed: 
 
 
 def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder: Path, failed: dict[str, str]) -> bool:
-    """Print the table and write the files, of the cells that are finished; whether there was one to write."""
+    """Print the table of the finished cells and write its files; return whether any cell is finished."""
     from rich.console import Console
     from rich.table import Table
 
     from rayrec.compare import page
+    from rayrec.compare.cells import read_used
     from rayrec.compare.compare import compare
     from rayrec.compare.published import published
     from rayrec.runs.run import versions
@@ -373,12 +327,12 @@ def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder:
     against = args.against if any(c.method == args.against for c in cells) else cells[0].method
     if against != args.against:
         print(f"--against {args.against} has no finished cell; the differences are to {against}.")
-    rows, facts = compare(cells, against, args.k), read_facts(folder)
+    rows, used = compare(cells, against, args.k), read_used(folder)
     varied = {one.label: {"method": one.method, "value": float(one.value)} for one in compared if one.setting}
     for row in rows:
         row |= {"varied": varied[row["method"]]} if row["method"] in varied else {}
-        if mine := [fact for seed in row["seeds"] if (fact := facts.get(f"{row['method']}-seed{seed}"))]:
-            row |= {"seconds": sum(f["seconds"] for f in mine), "memory": max(f["memory"] for f in mine)}
+        if own := [found for seed in row["seeds"] if (found := used.get(f"{row['method']}-seed{seed}"))]:
+            row |= {"seconds": sum(one["seconds"] for one in own), "memory": max(one["memory"] for one in own)}
     data = parse("", cell_args(args, compared[0], args.seeds[0], rest)).data
     beside, seeds = published(data.data or "", args.protocol), len({cell.seed for cell in cells})
     about = f"{Path(data.data or data.source).name}, {args.scale}, test, {args.protocol}, "

@@ -9,107 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from rayrec.methods import BASELINES
-from rayrec.metrics import FIRST, METRICS, SAME_AT_1, TRADE_OFFS, Metric, answers
+from rayrec.compare.cells import At, Cell
+from rayrec.metrics import FIRST, METRICS, SAME_AT_1, TRADE_OFFS, Metric
 from rayrec.metrics.intervals import Interval, bootstrap_means, holm, jackknife
-from rayrec.metrics.outcome import Answers
-from rayrec.runs.manifest import read_json
-
-#: A metric at a list length.
-At = tuple[Metric, int]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The last evaluation of one run on its test rows."""
-
-    method: str
-    seed: int
-    record: Mapping[str, Any]
-    """Its line of ``metrics.jsonl``."""
-    predictions: pa.Table
-    users: list[str]
-    """The user of each row."""
-
-    @cached_property
-    def ids(self) -> list[str]:
-        """The evaluated examples."""
-        return self.predictions["example_id"].to_pylist()
-
-    @cached_property
-    def answers(self) -> Answers:
-        """The predictions as numbers."""
-        return answers(self.predictions)
-
-    def values(self, names: Sequence[At]) -> np.ndarray:
-        """The metrics of each row, (N, names)."""
-        return np.stack([metric.of_rows(self.answers, k) for metric, k in names if metric.of_rows], axis=1)
-
-
-def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str]) -> Cell:
-    """Read the last evaluation of a run folder; ``Popular`` is every run's own baseline.
-
-    The first of ``decodes`` makes the lists; metrics of the written answer are those of `greedy` where there is one.
-
-    Raises:
-        ValueError: no evaluation of the run is finished, or none used this decoder.
-    """
-    phases = sorted((path.parent for path in folder.glob("*/evaluate/DONE")), key=lambda path: int(path.parent.name))
-    last, decode = phases[-1] if phases else folder, decodes[0]
-    if method == "Popular":
-        last, decode = folder / "00" / "baseline", "popular"
-    elif method in BASELINES:
-        last = folder / "00" / BASELINES[method]
-    if not (last / "metrics.json").exists():
-        raise ValueError(f"{folder}: no evaluation is finished. Run the comparison again.")
-    records = {(r["split"], r.get("decode", "popular")): r for r in read_json(last / "metrics.json")["records"]}
-    if ("test", decode) not in records:
-        raise ValueError(
-            f"{last}: no evaluation by --decode {decode}. Take another --name, and run it again with that."
-        )
-    record = dict(records["test", decode])
-    for name, metric in METRICS.items():
-        source = ("test", "greedy") if metric.written else ("adherence", decode)
-        if (metric.written or metric.when == "adherence") and name in records.get(source, {}):
-            record[name] = records[source][name]
-    test = pq.read_table(folder / "examples" / "test.parquet", columns=["example_id", "user"])
-    made = pq.read_table(last / "predictions.parquet")
-    own = pc.call_function(
-        "and",
-        [
-            pc.call_function("equal", [made["decode"], pa.scalar(decode)]),
-            pc.call_function("is_in", [made["example_id"]], pc.SetLookupOptions(test["example_id"])),
-        ],
-    )
-    made = made.filter(own)
-    user = dict(zip(test["example_id"].to_pylist(), test["user"].to_pylist(), strict=True))
-    return Cell(method, seed, record, made, [user[example] for example in made["example_id"].to_pylist()])
-
-
-def finished_phases(cell: Path) -> dict[str, int]:
-    """The finished phases of a cell, and the time at which each was finished."""
-    return {str(path): path.stat().st_mtime_ns for path in cell.glob("*/*/DONE")}
-
-
-def account(known: dict[str, Any] | None, attempt: dict[str, Any], made: bool) -> dict[str, Any]:
-    """Add up the seconds of all attempts at a cell, ``known`` and this one; ``made``: this one finished a phase.
-
-    A finished cell is started again so that other settings are refused, and that start does not count.
-    """
-    if known is None or (known.get("finished") and not made):
-        return known or attempt
-    both = {"seconds": known["seconds"] + attempt["seconds"], "memory": max(known["memory"], attempt["memory"])}
-    return both | {"finished": attempt["finished"]}
 
 
 def compared(k: int, choices: bool) -> list[At]:

@@ -23,19 +23,19 @@ class Answers:
     length_N: np.ndarray  #: titles in the list
     rating_N: np.ndarray  #: the user's rating of the target; NaN where it is unknown
     items_NL: np.ndarray  #: items of the lists, best first; -1 where nothing was returned
+    items: int  #: number of items, I
 
     def returned(self, k: int) -> np.ndarray:
         """How often each item stands among the first k of the lists, (I,); its sum is M, the items returned."""
-        items = self.items_NL[:, :k]
-        return np.bincount(items[items >= 0])
+        item_NK = self.items_NL[:, :k]
+        return np.bincount(item_NK[item_NK >= 0], minlength=self.items)
 
     def by_user(self, users: Sequence[str], k: int) -> csr_array:
         """:meth:`returned` for each user, (U, I), sorted by user; ``users`` has the user of each row."""
         names, user_N = np.unique(np.asarray(users, dtype=object), return_inverse=True)
-        items = self.items_NL[:, :k]
-        row, place = np.nonzero(items >= 0)
-        shape = (len(names), int(items.max(initial=-1)) + 1)
-        return csr_array((np.ones(len(row), dtype=np.int64), (user_N[row], items[row, place])), shape=shape)
+        row, place = np.nonzero(self.items_NL[:, :k] >= 0)
+        cells = (np.ones(len(row), dtype=np.int64), (user_N[row], self.items_NL[row, place]))
+        return csr_array(cells, shape=(len(names), self.items))
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,6 @@ class Outcome(Answers):
     history_I: np.ndarray  #: how often an item stands in the histories of the rows
     genre_IG: np.ndarray  #: weight 1/n of an item on each of its n selected genres; a row of 0 where it has none
     outside: int  #: titles of the histories that are not in the catalogue
-
-    def returned(self, k: int) -> np.ndarray:
-        items = self.items_NL[:, :k]
-        return np.bincount(items[items >= 0], minlength=len(self.history_I))
 
 
 def answers(predictions: pa.Table, examples: pa.Table | None = None, titles: Sequence[str] | None = None) -> Answers:
@@ -61,7 +57,8 @@ def answers(predictions: pa.Table, examples: pa.Table | None = None, titles: Seq
     """
     lists = predictions["titles"].combine_chunks()
     flat, length_N = lists.flatten(), pc.call_function("list_value_length", [lists]).to_numpy()
-    item_M = _index(flat, flat.unique() if titles is None else pa.array(titles, flat.type))
+    known = flat.unique() if titles is None else pa.array(titles, flat.type)
+    item_M = _index(flat, known)
     row_M = np.repeat(np.arange(len(lists)), length_N)
     place_M = np.arange(len(flat)) - np.repeat(np.cumsum(length_N) - length_N, length_N)
     items_NL = np.full((len(lists), length_N.max(initial=0)), -1, dtype=np.int32)
@@ -85,7 +82,7 @@ def answers(predictions: pa.Table, examples: pa.Table | None = None, titles: Seq
     rating_N = np.full(len(lists), np.nan)
     if examples is not None:
         rating_N = examples["target_rating"].to_numpy().astype(float)
-    return Answers(rank_N, length_N, rating_N, items_NL)
+    return Answers(rank_N, length_N, rating_N, items_NL, len(known))
 
 
 def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> Outcome:

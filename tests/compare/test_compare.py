@@ -23,7 +23,8 @@ import pytest
 import tyro
 
 from rayrec.compare import page
-from rayrec.compare.compare import Cell, account, compare, finished_phases, pareto, read_cell
+from rayrec.compare.cells import Cell, account, finished_phases, read_cell, read_used
+from rayrec.compare.compare import compare, pareto
 from rayrec.compare.published import published
 from rayrec.config import BaselinesConfig
 from rayrec.data import schema
@@ -406,7 +407,7 @@ def test_what_cells_took_outlives_a_death_amid_the_write(tmp_path: Path, monkeyp
             job.run_cells(made, rows, rest, folder)
     assert json.loads((folder / "cells.json").read_text()) == before
     assert job.run_cells(made, rows, rest, folder) == {}
-    assert job.read_facts(folder).keys() == {"BIGRec-seed0", "BIGRec-seed7"}
+    assert read_used(folder).keys() == {"BIGRec-seed0", "BIGRec-seed7"}
 
 
 @pytest.mark.parametrize("text", ['{"BIGRec-se', "[]", "\udcff"])

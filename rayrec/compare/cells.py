@@ -1,0 +1,140 @@
+"""Cells of a comparison: finished run folders, each of a method and a seed, and the resources that they took."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayrec.methods import BASELINES
+from rayrec.metrics import METRICS, Metric, answers
+from rayrec.metrics.outcome import Answers
+from rayrec.runs.manifest import read_json
+
+#: A metric at a list length.
+At = tuple[Metric, int]
+#: File of the resources that cells took, in the folder of the comparison.
+USED = "cells.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The last evaluation of one run on its test rows."""
+
+    method: str
+    seed: int
+    record: Mapping[str, Any]
+    """Its line of ``metrics.jsonl``."""
+    predictions: pa.Table
+    users: list[str]
+    """The user of each row."""
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The evaluated examples."""
+        return self.predictions["example_id"].to_pylist()
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The predictions as numbers."""
+        return answers(self.predictions)
+
+    def values(self, names: Sequence[At]) -> np.ndarray:
+        """The metrics of each row, (N, names)."""
+        return np.stack([metric.of_rows(self.answers, k) for metric, k in names if metric.of_rows], axis=1)
+
+
+def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str]) -> Cell:
+    """Read the last evaluation of a run folder; ``Popular`` is every run's own baseline.
+
+    The first of ``decodes`` makes the lists; metrics of the written answer are those of `greedy` where there is one.
+
+    Raises:
+        ValueError: no evaluation of the run is finished, or none used this decoder.
+    """
+    phases = sorted((path.parent for path in folder.glob("*/evaluate/DONE")), key=lambda path: int(path.parent.name))
+    last, decode = phases[-1] if phases else folder, decodes[0]
+    if method == "Popular":
+        last, decode = folder / "00" / "baseline", "popular"
+    elif method in BASELINES:
+        last = folder / "00" / BASELINES[method]
+    if not (last / "metrics.json").exists():
+        raise ValueError(f"{folder}: no evaluation is finished. Run the comparison again.")
+    records = {(r["split"], r.get("decode", "popular")): r for r in read_json(last / "metrics.json")["records"]}
+    if ("test", decode) not in records:
+        raise ValueError(
+            f"{last}: no evaluation by --decode {decode}. Take another --name, and run it again with that."
+        )
+    record = dict(records["test", decode])
+    for name, metric in METRICS.items():
+        source = ("test", "greedy") if metric.written else ("adherence", decode)
+        if (metric.written or metric.when == "adherence") and name in records.get(source, {}):
+            record[name] = records[source][name]
+    test = pq.read_table(folder / "examples" / "test.parquet", columns=["example_id", "user"])
+    made = pq.read_table(last / "predictions.parquet")
+    own = pc.call_function(
+        "and",
+        [
+            pc.call_function("equal", [made["decode"], pa.scalar(decode)]),
+            pc.call_function("is_in", [made["example_id"]], pc.SetLookupOptions(test["example_id"])),
+        ],
+    )
+    made = made.filter(own)
+    user = dict(zip(test["example_id"].to_pylist(), test["user"].to_pylist(), strict=True))
+    return Cell(method, seed, record, made, [user[example] for example in made["example_id"].to_pylist()])
+
+
+def finished_phases(cell: Path) -> dict[str, int]:
+    """The finished phases of a cell, and the time at which each was finished."""
+    return {str(path): path.stat().st_mtime_ns for path in cell.glob("*/*/DONE")}
+
+
+def account(known: dict[str, Any] | None, attempt: dict[str, Any], made: bool) -> dict[str, Any]:
+    """Add up the seconds of all attempts at a cell, ``known`` and this one; ``made``: this one finished a phase.
+
+    A finished cell is started again so that other settings are refused, and that start does not count.
+    """
+    if known is None or (known.get("finished") and not made):
+        return known or attempt
+    both = {"seconds": known["seconds"] + attempt["seconds"], "memory": max(known["memory"], attempt["memory"])}
+    return both | {"finished": attempt["finished"]}
+
+
+def read_used(folder: Path) -> dict[str, Any]:
+    """Return the resources that the cells took so far, by their names.
+
+    Raises:
+        ValueError: the file is damaged; with its path and the remedy.
+    """
+    path, remedy = folder / USED, "Remove it: finished cells stay, and only their seconds and memory are lost."
+    found = read_json(path, remedy) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: found a {type(found).__name__}, wanted a JSON object. {remedy}")
+    return found
+
+
+def watch(process: subprocess.Popen) -> int:
+    """Wait for a cell; return the most bytes that its processes held at once, without shared memory."""
+    import psutil
+
+    most = 0
+    while process.poll() is None:
+        try:
+            own = psutil.Process(process.pid)
+            sizes = [one.memory_info() for one in (own, *own.children(recursive=True))]
+            most = max(most, sum(size.rss - getattr(size, "shared", 0) for size in sizes))
+        except psutil.NoSuchProcess:
+            pass
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            continue
+    return most
