@@ -43,15 +43,8 @@ PRESETS = {
 }
 #: The settings of those tables, unless the command names them.
 SETTINGS = {
-    "sdpo": {"--protocol": ["candidates"]},
-    "recpo": {
-        "--protocol": ["candidates"],
-        "--history": ["20"],
-        "--ratings": [],
-        "--split": ["leave_last_two"],
-        "--k-core": ["5"],
-        "--max-length": ["1024"],
-    },
+    "sdpo": "protocol candidates",
+    "recpo": "protocol candidates, history 20, ratings, split leave_last_two, k-core 5, max-length 1024",
 }
 #: Flags of jobs/sprec.py that differ between cells, and the flags of this job that set them.
 OWN = {"--seed": "--seeds 0 1 2", "--method": "--methods BIGRec SPRec"}
@@ -137,7 +130,7 @@ def named(rest: list[str], flag: str) -> bool:
 
 
 def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
-    """The flags of all cells and the methods, with those of the preset; sets ``args.protocol``, ``k`` and ``output``."""
+    """The flags of all cells and the methods, with the preset's; sets ``args.protocol``, ``k`` and ``output``."""
     from rayrec.cluster import connect
     from rayrec.driver import checks
 
@@ -149,7 +142,8 @@ def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[s
     for flag, instead in OWN.items():
         if named(rest, flag) or f"--{(args.vary or [''])[0]}" == flag:
             raise ValueError(f"{flag} would be that of every cell. Take {instead}.")
-    for flag, words in SETTINGS.get(args.preset, {}).items():
+    for setting in filter(None, SETTINGS.get(args.preset, "").split(", ")):
+        flag, *words = f"--{setting}".split()
         if not named(rest, flag) and not named(rest, flag.replace("--", "--no-", 1)):
             rest = [*rest, flag, *words]
     methods = (args.methods or []) + PRESETS.get(args.preset, "").split()
@@ -174,12 +168,13 @@ def rows_of(args: argparse.Namespace, methods: list[str]) -> list[Row]:
     if not args.vary:
         return [Row(method) for method in methods]
     setting, *values = args.vary
+    given = f"--vary {setting} {' '.join(values)}"
     try:
         numbers = {float(value) for value in values}
     except ValueError:
-        raise ValueError(f"--vary {setting} {' '.join(values)}: wanted numbers, such as --vary beta 0.1 1.") from None
+        raise ValueError(f"{given}: wanted numbers, such as --vary beta 0.1 1.") from None
     if not numbers or len(numbers) < len(values):
-        raise ValueError(f"--vary {setting} {' '.join(values)}: wanted at least one value, each once.")
+        raise ValueError(f"{given}: wanted at least one value, each once.")
     rows: list[Row] = []
     for method in methods:
         varied = method not in BASELINES and method != args.against
@@ -230,11 +225,12 @@ def command(args: argparse.Namespace, row: Row, seed: int, rest: list[str], fold
 
 def plans(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> int:
     """Print the plan of every method's first cell; the exit status of the first that has none, else 0."""
-    codes = []
+    code = 0
     for row in rows:
         print(f"\n{row.label}, the first of {len(args.seeds)} seeds", flush=True)
-        codes.append(subprocess.run(command(args, row, args.seeds[0], rest, folder), check=False).returncode)
-    return next(filter(None, codes), 0)
+        done = subprocess.run(command(args, row, args.seeds[0], rest, folder), check=False)
+        code = code or done.returncode
+    return code
 
 
 def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> dict[str, str]:
@@ -302,12 +298,12 @@ def read_cells(args: argparse.Namespace, rows: list[Row], folder: Path, failed: 
     from rayrec.compare.cells import read_cell
 
     cells, popular = [], {}
-    for seed in args.seeds:
-        for row in rows:
-            if (name := f"{row.label}-seed{seed}") not in failed:
-                cells.append(read_cell(folder / name, row.label, seed, decodes(row.method, args.protocol, args.decode)))
-                if row.method not in BASELINES:
-                    popular[seed] = read_cell(folder / name, "Popular", seed, ("popular",))
+    names = {(seed, row): f"{row.label}-seed{seed}" for seed in args.seeds for row in rows}
+    for (seed, row), name in names.items():
+        if name not in failed:
+            cells.append(read_cell(folder / name, row.label, seed, decodes(row.method, args.protocol, args.decode)))
+            if row.method not in BASELINES:
+                popular[seed] = read_cell(folder / name, "Popular", seed, ("popular",))
     return [*popular.values(), *cells]
 
 
@@ -335,22 +331,24 @@ def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder:
             row |= {"seconds": sum(one["seconds"] for one in own), "memory": max(one["memory"] for one in own)}
     data = parse("", cell_args(args, compared[0], args.seeds[0], rest)).data
     beside, seeds = published(data.data or "", args.protocol), len({cell.seed for cell in cells})
-    about = f"{Path(data.data or data.source).name}, {args.scale}, test, {args.protocol}, "
-    about += f"{decodes('BIGRec', args.protocol, args.decode)[0]}, N = {rows[0]['N']:,}"
-    about += f" × {seeds} seed{'s' if seeds > 1 else ''}"
+    parts = [Path(data.data or data.source).name, args.scale, "test", args.protocol]
+    parts += [
+        decodes("BIGRec", args.protocol, args.decode)[0],
+        f"N = {rows[0]['N']:,} × {seeds} seed{'s' * (seeds > 1)}",
+    ]
+    about = ", ".join(parts)
     known = {"command": sys.argv, "versions": versions(), "k": args.k, "against": against, "failed": failed}
     (folder / "comparison.json").write_text(json.dumps({**known, "rows": rows, "published": beside}, indent=1))
     (folder / "comparison.csv").write_text(page.as_csv(rows))
-    setting = args.vary[0] if args.vary else ""
-    text = page.page(rows, beside, args.k, against, f"Comparison: {args.name}", about, setting)
+    title, setting = f"Comparison: {args.name}", args.vary[0] if args.vary else ""
+    text = page.page(rows, beside, args.k, against, title, about, setting)
     (folder / "comparison.html").write_text(text, encoding="utf-8")
     head, lines = page.table(rows, args.k, against)
     table = Table(*head, title=about, title_justify="left", box=None)
     for line in lines:
         table.add_row(*line)
-    console = Console() if sys.stdout.isatty() else Console(width=250)
-    console.print(table)
-    console.print(f"{folder}/comparison.html, .json, .csv", highlight=False, soft_wrap=True)
+    Console(width=None if sys.stdout.isatty() else 250).print(table)
+    print(f"{folder}/comparison.html, .json, .csv")
     return True
 
 
