@@ -15,7 +15,6 @@ The same command again does what is left, and rewrites the table, comparison.jso
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import signal
 import subprocess
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from rayrec.compare.cells import Cell
 
 ROOT = Path(__file__).parents[1]
-_LIBC = ctypes.CDLL(None)  # opened here, because a forked process of several threads must not load libraries
 #: The systems of a published table that are methods of jobs/sprec.py.
 PRESETS = {
     "table2": "BIGRec SPRec SASRec RW D3 DMPO S-DPO RosePO SPRec-noSFT SPRec-noDPO SPRec-RN",
@@ -193,6 +191,8 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
         raise ValueError(f"--seeds {args.seeds} has one twice. Name each once.")
     if args.at_once is not None and args.at_once < 1:
         raise ValueError(f"--at-once is {args.at_once}, wanted at least 1. Without it the cluster's room decides.")
+    if any(row.method == "ChatRec" for row in rows) and not (args.endpoint and args.served):
+        raise ValueError("ChatRec, --endpoint URL and --served NAME go together. Name all three, or none of them.")
     for row in rows:
         config = checks.resolve(parse("", cell_args(args, row, args.seeds[0], rest)))
         if row.method in BASELINES:
@@ -239,7 +239,7 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
     Where several run at once, --against runs before the others of its seed, which share its first training.
     """
     from rayrec.cluster.connect import runs_at_once
-    from rayrec.compare.cells import USED, account, finished_phases, read_used, watch
+    from rayrec.compare.cells import USED, account, finished_phases, read_used, start, watch
 
     at_once = args.at_once or runs_at_once(parse("", cell_args(args, rows[0], args.seeds[0], rest)))
     cells = [(seed, row) for seed in args.seeds for row in rows]
@@ -259,9 +259,7 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
             with lock:
                 if stopped.is_set():
                     return
-                ending = {"start_new_session": True, "preexec_fn": end_with_parent}
-                process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, **ending)
-                running.append(process)
+                running.append(process := start(line, log))
             memory = watch(process)
         with lock:
             attempt = {"seconds": time.monotonic() - begun, "memory": memory, "finished": not process.returncode}
@@ -286,11 +284,6 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
                 process.terminate()
             raise
     return failed
-
-
-def end_with_parent() -> None:
-    """Make the kernel send SIGTERM to a cell when its comparison is killed, so that no cell outlives it."""
-    _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def read_cells(args: argparse.Namespace, rows: list[Row], folder: Path, failed: dict[str, str]) -> list[Cell]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ from rayrec.runs.manifest import read_json
 At = tuple[Metric, int]
 #: File of the resources that cells took, in the folder of the comparison.
 USED = "cells.json"
+_LIBC = ctypes.CDLL(None)  # loaded here, because a forked process of several threads must not load libraries
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,16 @@ def read_used(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: found a {type(found).__name__}, wanted a JSON object. {remedy}")
     return found
+
+
+def start(command: Sequence[str], log: IO[str]) -> subprocess.Popen:
+    """Start the process of a cell, which gets SIGTERM when this process is killed, so that no cell outlives it."""
+
+    def end_with_parent() -> None:
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+    ending: dict[str, Any] = {"start_new_session": True, "preexec_fn": end_with_parent}
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **ending)
 
 
 def watch(process: subprocess.Popen) -> int:

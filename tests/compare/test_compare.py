@@ -323,7 +323,7 @@ def test_chatrec_alone_has_the_endpoint_and_morec_the_embedder(tmp_path: Path) -
     assert (chat.engine, chat.endpoint, chat.served, chat.decode) == ("chat", "http://h/v1", "m", ("greedy",))
     assert (other.engine, other.endpoint, other.served) == ("torch", None, None)
     assert "MoRec" in {row.method for row in rows}
-    with pytest.raises(ValueError, match="--endpoint URL and --served NAME go together"):
+    with pytest.raises(ValueError, match="ChatRec, --endpoint URL and --served NAME go together"):
         settled(tmp_path, methods=["ChatRec", "BIGRec"], endpoint="http://h/v1")
 
 
