@@ -17,6 +17,7 @@ import tyro
 
 from rayrec.data.settings import DataConfig
 from rayrec.models.settings import ModelConfig, SequentialConfig
+from rayrec.negatives import mixture
 from rayrec.objectives.settings import LossConfig
 
 
@@ -39,10 +40,7 @@ class TrainConfig:
     """Rows whose target is rated lower are left out of SFT and preference steps (RecPO takes 4); they are counted."""
     reweight: Literal["none", "genre"] = "none"
     """Weights of examples in SFT and preference steps: `genre` evens out what histories and targets hold (RW)."""
-    negatives: tuple[str, ...] = ()
-    """Where the rejected answers come from: one of self_play, self_play_sample, self_play_beam, random, candidates,
-    popular, semantic, self_hard; or a mixture such as `self_play:0.75 random:0.25`. Default: self_play, and with
-    `--protocol candidates` candidates."""
+    negatives: Annotated[tuple[str, ...], tyro.conf.arg(help=mixture.help_text())] = ()
     num_negatives: int = 1
     """Rejected answers K of an example."""
     score_negatives: bool = False

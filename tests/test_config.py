@@ -20,6 +20,7 @@ from rayrec.config import Config, result_hash
 from rayrec.data import load
 from rayrec.driver import checks, plan
 from rayrec.methods import METHODS, PRESETS, parse
+from rayrec.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "rayrec").rglob("*.py"))
@@ -178,7 +179,7 @@ def test_epochs_of_the_preference_step_are_planned() -> None:
         ("--tau 1", "--objective dpo has no --tau; it has --beta"),
         ("--protocol candidates --num-negatives 20", "--negatives candidates has 19 wrong candidates"),
         ("--objective kto --smoothing sasrec", "--objective kto cannot smooth labels"),
-        ("--objective rosepo --smoothing none", "rosepo without smoothing is dpo"),
+        ("--objective rosepo --smoothing none", "--objective rosepo reads smoothed labels"),
         ("--negatives semantic", "--negatives semantic compares titles by a sentence embedder"),
         ("--negatives candidates --num-negatives 20", "19 wrong candidates"),
         ("--negatives self_play:0.5 random:0.4", "sum"),
@@ -257,6 +258,7 @@ def test_every_setting_is_consumed() -> None:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
                 owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
                 read |= {(group, node.attr) for group, names in CALLED.items() if owner in names}
+    read |= {("loss", field.name) for kind in OBJECTIVES.values() for field in dataclasses.fields(kind)}
     assert [f"{group}.{field.name}" for group, field in settings() if (group, field.name) not in read] == []
 
 

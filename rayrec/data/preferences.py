@@ -5,7 +5,7 @@ Every row carries its ``step`` and ``slot``; the number of workers appears nowhe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -164,8 +164,10 @@ def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array) -> pa.Table:
     return pa.table(columns)
 
 
-def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
+def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str, columns: Collection[str] = ()) -> pa.Table:
     """Shuffle per epoch, fill the last global batch with rows of weight 0, and number steps and slots.
+
+    Rows have schema.PREFERENCES, and those of ``columns`` that are there and not in it.
 
     Raises:
         ValueError: there is no row.
@@ -179,6 +181,7 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> p
     for epoch, start in enumerate(range(0, real, len(table))):
         order[start : start + len(table)] = _permutation(len(table), seed, name, epoch)
     order[real:] = order[real - 1]
+    own = schema.extended(schema.PREFERENCES, table, columns)
 
     def arranged(start: int) -> pa.Table:
         some = take(table, order[start : start + CHUNK])
@@ -186,9 +189,9 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str) -> p
         weight = np.where(place < real, some["weight"].to_numpy(), np.float32(0))
         some = some.set_column(some.column_names.index("weight"), "weight", pa.array(weight))
         some = some.append_column("step", pa.array(place // batch, pa.int32()))
-        return schema.check(some.append_column("slot", pa.array(place % batch, pa.int32())), schema.PREFERENCES, name)
+        return schema.check(some.append_column("slot", pa.array(place % batch, pa.int32())), own, name)
 
-    return mapped(map(arranged, range(0, len(order), CHUNK)), schema.PREFERENCES)
+    return mapped(map(arranged, range(0, len(order), CHUNK)), own)
 
 
 def _permutation(length: int, seed: int, name: str, turn: int) -> np.ndarray:

@@ -6,6 +6,8 @@ Text written by a model is kept apart: a column named ``title`` or ``titles`` ho
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 
@@ -121,6 +123,13 @@ PREDICTIONS = pa.schema(
         _field("titles", _strings),
     ]
 )
+
+
+def extended(schema: pa.Schema, table: pa.Table, columns: Iterable[str]) -> pa.Schema:
+    """Return ``schema`` and those of the table's ``columns`` that are not in it, by name."""
+    for name in sorted({*columns} & {*table.column_names} - {*schema.names}):
+        schema = schema.append(table.schema.field(name))
+    return schema
 
 
 def check(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:

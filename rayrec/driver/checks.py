@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,13 +17,10 @@ from rayrec.data.candidates import CANDIDATES
 from rayrec.data.likings import one_by_one
 from rayrec.data.mapped import slices
 from rayrec.data.met import Met
-from rayrec.negatives import NEGATIVES, mixture
-from rayrec.objectives import SMOOTHED, make_objective
-from rayrec.objectives.settings import LossConfig
-
-if TYPE_CHECKING:
-    pass
-
+from rayrec.negatives import DEFAULTS, NEGATIVES, mixture
+from rayrec.objectives.settings import LossConfig, make_objective
+from rayrec.objectives.settings import resolve as resolve_loss
+from rayrec.training.pair_columns import COLUMNS
 
 #: Settings that must be above 0, and settings that must be 0 or more, by group.
 _POSITIVE = {
@@ -50,8 +47,8 @@ def resolve(config: Config) -> Config:
         ValueError: a setting that is out of range or at odds with another.
     """
     chooses = config.data.protocol == "candidates"
-    negatives = config.train.negatives or ("candidates" if chooses else "self_play",)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, negatives=negatives))
+    train = dataclasses.replace(config.train, negatives=config.train.negatives or (DEFAULTS[config.data.protocol],))
+    config = dataclasses.replace(config, train=train)
     model, placement = config.model, config.placement
     _check_ranges(config)
     _check_names(config)
@@ -63,23 +60,25 @@ def resolve(config: Config) -> Config:
     exact = "score" if chooses else "beams"
     decode = tuple(dict.fromkeys(exact if mode == "auto" else mode for mode in config.evaluate.decode))
     evaluate = dataclasses.replace(config.evaluate, decode=decode)
-    return dataclasses.replace(config, model=model, loss=_loss(config), evaluate=evaluate, placement=placement)
+    loss = resolve_loss(config.loss)
+    check_objective(loss, train.prefer_batch)
+    return dataclasses.replace(config, model=model, loss=loss, evaluate=evaluate, placement=placement)
 
 
-def _loss(config: Config) -> LossConfig:
-    """The loss with all settings of its objective."""
-    loss, smoothing = config.loss, config.loss.smoothing
-    objective = make_objective(loss)
-    if smoothing == "auto":
-        smoothing = "sasrec" if loss.objective == "rosepo" else "none"
-    if smoothing == "none" and loss.objective == "rosepo":
-        raise ValueError("--smoothing none: rosepo without smoothing is dpo. Take --objective dpo.")
-    if smoothing != "none" and loss.objective not in SMOOTHED:
+def check_objective(loss: LossConfig, batch: int) -> None:
+    """Refuse an objective that reads a column which nothing fills, or more than one row of a smaller ``batch``."""
+    objective, name = make_objective(loss), loss.objective
+    if unknown := sorted(objective.reads - COLUMNS.keys()):
         raise ValueError(
-            f"--smoothing {smoothing}: --objective {loss.objective} cannot smooth labels. Take one of "
-            f"{', '.join(sorted(SMOOTHED))}."
+            f"--objective {name} reads {', '.join(unknown)}, and columns are {', '.join(COLUMNS)}. Add a row to "
+            "rayrec.training.pair_columns.COLUMNS."
         )
-    return dataclasses.replace(loss, smoothing=smoothing, **dataclasses.asdict(objective))
+    if batch < objective.least_batch:
+        has = "one" if batch == 1 else batch
+        raise ValueError(
+            f"--objective {name} compares the rows of a batch, and --prefer-batch {batch} has {has}. Take at least "
+            f"{objective.least_batch}."
+        )
 
 
 def _check_ranges(config: Config) -> None:
@@ -181,12 +180,12 @@ def _check_together(config: Config) -> None:
             "--no-sft and --no-prefer leave an iteration nothing to do. Leave one of them out, or add --iterations 0."
         )
     for name in mixture.parse(train.negatives):
-        if NEGATIVES[name].needs_embedder and evaluate.embedder == "title":
+        if "embedder" in NEGATIVES[name].needs and evaluate.embedder == "title":
             raise ValueError(
                 f"--negatives {name} compares titles by a sentence embedder. Add --embedder sentence and "
                 "--embedder-path FOLDER."
             )
-        if name in ("candidates", "self_hard") and train.num_negatives >= CANDIDATES:
+        if "candidates" in NEGATIVES[name].needs and train.num_negatives >= CANDIDATES:
             raise ValueError(
                 f"--num-negatives {train.num_negatives}: --negatives {name} has {CANDIDATES - 1} wrong candidates. "
                 "Take fewer."
@@ -195,11 +194,6 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             f"--cluster {config.placement.cluster} is for an estimate. Add --dry-run to have it; to run on a cluster, "
             "take --address."
-        )
-    if config.loss.objective == "kto" and train.prefer_batch < 2:
-        raise ValueError(
-            f"--objective kto compares the rows of a batch, and --prefer-batch {train.prefer_batch} has one. Take at "
-            "least 2."
         )
     check_open(evaluate.endpoint or "")
     chooses = config.data.protocol == "candidates"
@@ -243,11 +237,12 @@ def check_data(config: Config, data: Dataset) -> None:
             "Take a shorter list, or more data."
         )
     free = items - config.data.history - 1
-    if {"candidates", "self_hard"} & mixture.parse(config.train.negatives).keys():
+    lists = [name for name in mixture.parse(config.train.negatives) if "candidates" in NEGATIVES[name].needs]
+    if lists:
         most = Met(data.train).most
         if items - most < CANDIDATES:
             raise ValueError(
-                f"--negatives candidates: the catalogue has {items} items and a user touched {most} of them, wanted "
+                f"--negatives {lists[0]}: the catalogue has {items} items and a user touched {most} of them, wanted "
                 f"{CANDIDATES} candidates. Take --negatives random or more data."
             )
     if config.train.num_negatives > free:

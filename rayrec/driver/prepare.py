@@ -29,13 +29,14 @@ from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
 from rayrec.lanes import Planned
 from rayrec.models.policy import folder_hash
 from rayrec.models.shape import Shape
-from rayrec.objectives import SCORED
+from rayrec.objectives.settings import make_objective
 from rayrec.prompts import Template, make_template, resolve_template
 from rayrec.report import trackers
 from rayrec.runs import cache
 from rayrec.runs.manifest import sha256
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
+from rayrec.training.pair_columns import COLUMNS
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,9 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
     """
     low, ratings = config.train.min_rating, data.train["target_rating"].to_numpy()
     rated = not np.isnan(ratings).all()
-    if not rated and (low is not None or config.loss.objective in SCORED):
+    objective = make_objective(config.loss)
+    scored = any(COLUMNS[name].needs_ratings for name in objective.reads)
+    if not rated and (low is not None or scored):
         what = f"--objective {config.loss.objective}" if low is None else f"--min-rating {low:g}"
         raise ValueError(
             f"{what} reads ratings, but the source {data.source} has none. Take data with ratings (movielens, recbole, "
@@ -157,22 +160,9 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
     rows = rows if low is None else take(rows, np.flatnonzero(ratings >= low))
     if not len(rows):
         raise ValueError(f"--min-rating {low:g}: none of {len(ratings)} training rows is rated so high. Lower it.")
-    if config.loss.objective == "recpo" and (low_ := np.nanmin(data.train["target_rating"].to_numpy())) <= 0:
-        raise ValueError(
-            f"--objective recpo divides by ratings, and one is {low_:g}. Take a scale that starts above 0."
-        )
-    if config.loss.margin == "log_diff" and config.train.target == "nearest":
-        raise ValueError(
-            "--margin log_diff with --target nearest is the logarithm of a number below 0 where a title was rated a "
-            "little lower and came much sooner. Take --target utility, or --margin ratio."
-        )
-    if config.loss.margin == "log_diff" and config.train.target == "next":
-        least, most = np.nanmin(rows["target_rating"].to_numpy()), np.nanmax(ratings)
-        if least <= most / 2**0.5 - 1:  # the utility of an item rated `most` that comes after the next
-            raise ValueError(
-                f"--margin log_diff of targets rated {least:g} beside later items rated {most:g} is the logarithm of a "
-                f"number below 0. Add --min-rating {most - 1:g}, or --margin ratio."
-            )
+    if scored:
+        tuned = rows["target_rating"].to_numpy()
+        objective.check_ratings(config.train.target, data.train["target_rating"].to_numpy(), tuned)
     if config.data.ask == "liking":
         return numbered(liking_rows(rows, Met(data.train), data.catalogue, config.data.seed))
     if config.train.reweight == "genre":

@@ -29,6 +29,7 @@ from rayrec.generation.engine import Setup
 from rayrec.generation.lane import GenerateLane
 from rayrec.generation.pool import GeneratorPool
 from rayrec.lanes import BASE, Lane, Once, Policy, Shared
+from rayrec.objectives.settings import make_objective
 from rayrec.report import terminal
 from rayrec.report.build import build_report
 from rayrec.report.record import read_samples
@@ -137,7 +138,8 @@ class Session:
         engine = ENGINES[config.evaluate.engine]
         setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, engine, ready.threads)
         self.reserved = reserve.Reserved()
-        self.group = Once(lambda: TrainGroup(config, base, ready.template, work, ready.gpu, self.reserved))
+        made = make_objective(config.loss)
+        self.group = Once(lambda: TrainGroup(config, base, ready.template, work, ready.gpu, self.reserved, made))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
         self.tracker = Tracker(work.root, config.output.track, to_dict(config))
 

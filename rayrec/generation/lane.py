@@ -25,7 +25,10 @@ from rayrec.grounding.choice import chosen_lists
 from rayrec.lanes import Lane, Planned, Policy, Shared
 from rayrec.metrics import BEST, evaluate, evaluate_splits
 from rayrec.models.popular import popular_choices, popular_lists
-from rayrec.negatives import NEGATIVES, Draw, Sampler, Statistics, mixture, unscored, with_scores
+from rayrec.negatives import NEGATIVES, Sampler, mixture
+from rayrec.negatives.draw import Draw
+from rayrec.negatives.scored import unscored, with_scores
+from rayrec.negatives.statistics import Statistics
 from rayrec.runs.manifest import read_json
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class GenerateLane(Lane):
         train, name = self.shared.config.train, f"{t:02d}/negatives"
         catalogue, seed = self.shared.data.catalogue, self.shared.config.data.seed
         shares = mixture.parse(train.negatives)
+        needs = {need for kind in shares for need in NEGATIVES[kind].needs}
         parts = self._outputs.parts_of(rows) * (1 + train.score_negatives)
         planned = Planned(name, "negatives", len(rows), parts, "parts")
 
@@ -63,9 +67,9 @@ class GenerateLane(Lane):
                 current.version,
                 train.equal_target,
                 embedder=self.embedder if train.ground else None,
-                touched=self.touched if {"candidates", "self_hard"} & shares.keys() else {},
-                later=self.later,
-                similar=self.embedder,
+                touched=self.touched if "touched" in needs else {},
+                later=self.later if "later" in needs else None,
+                similar=self.embedder if "embedder" in needs else None,
             )
 
             made = {kind: Statistics(catalogue, draw.k) for kind in (*shares, *["mixture"] * (len(shares) > 1))}

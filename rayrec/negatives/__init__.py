@@ -1,4 +1,8 @@
-"""Samplers of rejected answers, from the examples and from what the policy wrote or scored."""
+"""Samplers of rejected answers, from the examples and from what the policy wrote or scored.
+
+A new one is a file here, a row in :data:`NEGATIVES` and a test. A script may add a row before it imports
+:mod:`rayrec.config`, whose ``--help`` lists them.
+"""
 
 from __future__ import annotations
 
@@ -10,56 +14,53 @@ import pyarrow as pa
 
 from rayrec.data.candidates import CANDIDATES
 from rayrec.negatives.candidate_items import candidates_of, candidates_table, self_hard_table
-from rayrec.negatives.draw import Draw
 from rayrec.negatives.popular_items import popular_table
-from rayrec.negatives.random_items import random_negatives, random_table
-from rayrec.negatives.scored import unscored, with_scores
+from rayrec.negatives.random_items import random_table
 from rayrec.negatives.self_play import finish_self_play
 from rayrec.negatives.semantic import semantic_table
-from rayrec.negatives.statistics import Statistics
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
+    from rayrec.negatives.draw import Draw
 
-__all__ = [
-    "NEGATIVES",
-    "Draw",
-    "Sampler",
-    "Statistics",
-    "finish_self_play",
-    "random_negatives",
-    "random_table",
-    "unscored",
-    "with_scores",
-]
-
-
-def _one(k: int) -> int:
-    return 1
+Need = Literal["touched", "later", "embedder", "candidates"]
+#: What samplers of candidates need.
+_LISTS: frozenset[Need] = frozenset({"touched", "later", "candidates"})
 
 
 class Sampler(NamedTuple):
-    """How rejected answers are made, and what the policy is asked for that."""
+    """How rejected answers are made, and what that needs."""
 
     finish: Callable[[pa.Table, pa.Table | None, Catalogue, Draw], pa.Table]
     """(examples, each once, outputs, catalogue, draw): rows of schema.NEGATIVES, the same however it is divided."""
+    doc: str
+    """Its line of ``--help``."""
     decode: Literal["greedy", "sample", "free_beams", "score"] | None = None
     """How the policy answers; None: it is not asked."""
-    answers: Callable[[int], int] = _one
+    answers: Callable[[int], int] = lambda k: 1
     """Answers to a prompt, from K; for ``score`` the titles whose log-probabilities are asked for."""
     choices: Callable[[pa.Table, Catalogue, Draw], list[list[str]]] | None = None
     """For ``score``: the titles of each example whose log-probabilities ``outputs`` then holds, in the same order."""
-    needs_embedder: bool = False
-    """Reads ``draw.similar``."""
+    needs: frozenset[Need] = frozenset()
+    """``touched``, ``later``, ``embedder``: fields of the draw that are filled (``embedder`` is ``draw.similar``);
+    ``candidates``: the catalogue has a whole candidate set for every user, and K wrong titles are in it."""
 
 
 NEGATIVES: dict[str, Sampler] = {
-    "self_play": Sampler(finish_self_play, "greedy"),
-    "self_play_sample": Sampler(partial(finish_self_play, sampler="self_play_sample"), "sample", lambda k: k),
-    "self_play_beam": Sampler(partial(finish_self_play, sampler="self_play_beam"), "free_beams", lambda k: 2 * k),
-    "random": Sampler(random_table),
-    "popular": Sampler(popular_table),
-    "candidates": Sampler(candidates_table),
-    "semantic": Sampler(semantic_table, needs_embedder=True),
-    "self_hard": Sampler(self_hard_table, "score", lambda k: CANDIDATES, candidates_of),
+    "self_play": Sampler(finish_self_play, "the policy's own answer (SPRec)", "greedy"),
+    "self_play_sample": Sampler(
+        partial(finish_self_play, sampler="self_play_sample"), "K samples of the policy", "sample", lambda k: k
+    ),
+    "self_play_beam": Sampler(
+        partial(finish_self_play, sampler="self_play_beam"), "the K best beams", "free_beams", lambda k: 2 * k
+    ),
+    "random": Sampler(random_table, "uniform over items outside history and target"),
+    "popular": Sampler(popular_table, "in proportion to popularity (RosePO)"),
+    "candidates": Sampler(candidates_table, "wrong titles of the candidate set (S-DPO, RecPO)", needs=_LISTS),
+    "semantic": Sampler(semantic_table, "items most like the history (RosePO)", needs=frozenset({"embedder"})),
+    "self_hard": Sampler(
+        self_hard_table, "likeliest wrong candidates (RosePO)", "score", lambda k: CANDIDATES, candidates_of, _LISTS
+    ),
 }
+#: The sampler of each ``--protocol`` where none is named.
+DEFAULTS = {"open": "self_play", "candidates": "candidates"}

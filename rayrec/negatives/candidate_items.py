@@ -26,13 +26,12 @@ def candidates_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Ca
     They are drawn anew in every iteration and from anywhere in the list: were they its first, a policy whose prompts
     list the candidates would learn the places of the rejected titles.
     """
-    lists = dict(zip(examples["example_id"].to_pylist(), candidates_of(examples, catalogue, draw), strict=True))
     rows = []
-    for example in contexts(examples):
+    for example, titles in zip(contexts(examples), candidates_of(examples, catalogue, draw), strict=True):
         name = example["example_id"]
-        wrong = [title for title in lists[name] if title != example["target"]]
+        wrong = [title for title in titles if title != example["target"]]
         drawn = [wrong[i] for i in draw.generator(name).permutation(len(wrong))]
-        rows += [draw.row(name, k, "candidates", title, None, None) for k, title in enumerate(_enough(drawn, draw))]
+        rows += draw.drawn(name, "candidates", _enough(drawn, draw))
     return table(rows)
 
 

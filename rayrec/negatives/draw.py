@@ -1,8 +1,8 @@
-"""What a sampler needs to know besides the data."""
+"""One draw of rejected answers: its settings, and the rows that samplers write."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -29,11 +29,11 @@ class Draw:
     embedder: Embedder | None = None
     """Grounds self-play text; None leaves it raw."""
     touched: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Titles that each user met in the training split; `candidates` leaves them out."""
+    """Titles that each user met in the training split, for samplers that need ``touched``."""
     later: Also | None = None
-    """Titles that `candidates` lists although the user met them: what came next (RecPO)."""
+    """Titles that candidate sets list although the user met them: what came next (RecPO); for ``later``."""
     similar: Embedder | None = None
-    """Compares titles for `semantic`."""
+    """Compares titles, for samplers that need ``embedder``."""
 
     def generator(self, example_id: str) -> np.random.Generator:
         """Return the example's own generator: its draws depend on no other row, order or partition."""
@@ -43,6 +43,10 @@ class Draw:
         """Return one row of schema.NEGATIVES."""
         names = schema.NEGATIVES.names
         return dict(zip(names, (example_id, self.policy, k, sampler, text, raw, logprob), strict=True))
+
+    def drawn(self, example_id: str, sampler: str, titles: Iterable[str]) -> list[dict]:
+        """Return the rows of titles that no policy wrote or scored."""
+        return [self.row(example_id, k, sampler, title, None, None) for k, title in enumerate(titles)]
 
 
 def contexts(examples: pa.Table) -> list[dict]:

@@ -9,8 +9,18 @@ import numpy as np
 import pyarrow as pa
 
 from rayrec.data.mapped import ascending, slices
-from rayrec.negatives import NEGATIVES
+from rayrec.negatives import DEFAULTS, NEGATIVES
 from rayrec.seeds import seed_of
+
+
+def help_text() -> str:
+    """Return the help of ``--negatives``, a line for each sampler."""
+    lines = [
+        "Samplers of rejected answers: one, or a mixture such as `self_play:0.75 random:0.25`. Default: "
+        + ", ".join(f"{name} with --protocol {protocol}" for protocol, name in DEFAULTS.items()),
+        *(f"{name}: {sampler.doc}" for name, sampler in NEGATIVES.items()),
+    ]
+    return ".\n".join(lines)
 
 
 def parse(specs: Sequence[str]) -> dict[str, float]:
@@ -42,7 +52,7 @@ def parse(specs: Sequence[str]) -> dict[str, float]:
 def assign(examples: pa.Table, shares: dict[str, float], seed: int, iteration: int) -> dict[str, np.ndarray]:
     """Return the row numbers of each sampler, ascending: round(share × examples) of them, every example once.
 
-    The largest remainders are rounded up so that no example is left over. Who gets which sampler depends on (seed,
+    The largest remainders are rounded up so that no example is left over. The sampler of an example depends on (seed,
     iteration, example id) and not on the order of the rows.
     """
     if len(shares) == 1:

@@ -34,6 +34,5 @@ def popular_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catal
                 f"Example {example['example_id']}: found {int(np.isfinite(key_I).sum())} items outside the history and "
                 f"the target, wanted {draw.k} negatives. Take fewer negatives or a larger catalogue."
             )
-        titles = [catalogue.titles[item] for item in best]
-        rows += [draw.row(example["example_id"], k, "popular", title, None, None) for k, title in enumerate(titles)]
+        rows += draw.drawn(example["example_id"], "popular", [catalogue.titles[item] for item in best])
     return table(rows)

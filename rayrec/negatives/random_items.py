@@ -19,7 +19,7 @@ def random_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalo
     rows = []
     for example in contexts(examples):
         titles = random_negatives(**example, catalogue=catalogue, draw=draw)
-        rows += [draw.row(example["example_id"], k, "random", title, None, None) for k, title in enumerate(titles)]
+        rows += draw.drawn(example["example_id"], "random", titles)
     return table(rows)
 
 

@@ -1,4 +1,4 @@
-"""The log-probabilities of rejected titles that the policy did not write as they are."""
+"""Log-probabilities of rejected titles that the policy did not write itself (``--score-negatives``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rayrec.data import schema
 
 
 def unscored(negatives: pa.Table) -> dict[str, list[str]]:
-    """Return, by example, the titles that have no log π of their own: drawn ones, and what stands for an output."""
+    """Return, by example, the titles without log π: drawn ones, and those that replace an output."""
     titles = defaultdict(list)
     for row in negatives.to_pylist():
         if _lacks(row):

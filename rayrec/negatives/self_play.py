@@ -1,4 +1,4 @@
-"""``self_play``: what the policy itself answers, taken as the rejected title (SPRec section 4.3)."""
+"""``self_play``: the policy's own answers are the rejected titles (SPRec section 4.3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
-from rayrec.grounding import fold, ground
+from rayrec.data.text import fold
 from rayrec.negatives.draw import Draw, contexts, table
 from rayrec.negatives.random_items import random_negatives
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """One output: ``raw`` as written, ``text`` as the preference step would read it."""
+    """One output: ``raw`` as written, ``text`` as the preference step reads it."""
 
     raw: str
     text: str
@@ -25,15 +25,14 @@ class Answer(NamedTuple):
 def finish_self_play(
     examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw, sampler: str = "self_play"
 ) -> pa.Table:
-    """Turn what the policy wrote into ``draw.k`` rows of schema.NEGATIVES for each example.
+    """Turn the policy's outputs into ``draw.k`` rows of schema.NEGATIVES for each example.
 
-    Outputs are taken best first. One that repeats an earlier one is passed over, but for samples, which are draws from
-    the policy as they are. One that is empty or equals
-    the target (``equal_target="next"``) gives way to the next output, and where none is left to a ``random`` item,
-    whose row keeps the replaced ``raw``. ``equal_target="drop"`` instead leaves out the pair of an output that equals
-    the target: that example then has fewer rows, or none. Places that no output was written for are filled from
-    ``random``, ``raw`` null. Equality is that of :func:`rayrec.grounding.fold`.
-    :class:`rayrec.negatives.Statistics` counts every case.
+    Outputs are taken best first. Repetitions are skipped, except in samples, which stay as they were drawn. An output
+    that is empty or equals the target (``equal_target="next"``) is replaced by the next output, and where none is left
+    by a ``random`` item, whose row keeps the replaced ``raw``. ``equal_target="drop"`` instead leaves out the pair of
+    an output that equals the target: that example then has fewer rows, or none. Places without an output are filled
+    from ``random``, ``raw`` null. Texts are equal after :func:`rayrec.data.text.fold`.
+    :class:`rayrec.negatives.statistics.Statistics` counts every case.
 
     Args:
         outputs: columns ``example_id``, ``texts`` (best first) and ``logprobs``, as in schema.PREDICTIONS.
@@ -87,9 +86,11 @@ def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Dr
 
 
 def _grounded(texts: list[str], catalogue: Catalogue, draw: Draw) -> dict[str, str]:
-    """The nearest title of every text, empty texts left out; nothing where the draw grounds none."""
+    """Return the nearest title of every text that has one; nothing if the draw does not ground."""
     if draw.embedder is None:
         return {}
+    from rayrec.grounding import ground
+
     unique = list(dict.fromkeys(texts))
     lists = ground(unique, catalogue, draw.embedder, k=1)
     return {text: titles[0] for text, titles in zip(unique, lists, strict=True) if titles}

@@ -1,4 +1,4 @@
-"""``semantic``: the items most like what the user met, by sentence embedding (RosePO)."""
+"""``semantic``: the items most like the user's history, by sentence embedding (RosePO)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import torch
 
-from rayrec.grounding import Embedder
 from rayrec.negatives.draw import Draw, contexts, table
 from rayrec.topk import stable_topk
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rayrec.data.catalogue import Catalogue
+    from rayrec.grounding import Embedder
 
 #: Similarities held at once.
 _CELLS = 1 << 25
@@ -28,6 +29,8 @@ def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cata
     Raises:
         ValueError: the draw has no embedder.
     """
+    import torch
+
     if draw.similar is None:
         raise ValueError("semantic negatives compare titles, but found no embedder. Name one with --embedder sentence.")
     rows, kept = [], contexts(examples)
@@ -44,14 +47,15 @@ def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cata
             taken = [catalogue.index[t] for t in (*example["history"], example["target"]) if t in catalogue.index]
             score_I[taken] = -torch.inf
         for example, best in zip(part, stable_topk(score_BI, draw.k).tolist(), strict=True):
-            for k, item in enumerate(best):
-                rows.append(draw.row(example["example_id"], k, "semantic", catalogue.titles[item], None, None))
+            rows += draw.drawn(example["example_id"], "semantic", [catalogue.titles[item] for item in best])
     return table(rows)
 
 
 @lru_cache(maxsize=4)
-def _unit(embedder: Embedder, texts: tuple[str, ...]) -> torch.Tensor:
-    """Unit vectors of texts, (n, d) float64; zero where the embedder knows no word."""
+def _unit(embedder: Embedder, texts: tuple[str, ...]) -> Tensor:
+    """Return unit vectors of texts, (n, d) float64; zero where the embedder knows no word."""
+    import torch
+
     vectors = embedder.embed(texts)
     dense = vectors if isinstance(vectors, torch.Tensor) else torch.from_numpy(vectors.toarray())
     return torch.nn.functional.normalize(dense.double())

@@ -1,4 +1,4 @@
-"""What the rejected answers of an iteration are made of."""
+"""Counts of the rejected answers of an iteration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rayrec.grounding import fold
+from rayrec.data.text import fold
 from rayrec.negatives.draw import contexts
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Statistics:
-    """Counts what a policy's outputs were and what became of them, slice by slice of the examples."""
+    """Counts a policy's outputs and the rows made of them, slice by slice of the examples."""
 
     def __init__(self, catalogue: Catalogue, k: int):
         """``k``: rejected answers that each example was to have."""
@@ -28,9 +28,8 @@ class Statistics:
         Args:
             table: rows of schema.NEGATIVES.
             examples: all examples that they are for, those without a row included.
-            outputs: what the policy wrote for these (see :func:`rayrec.negatives.finish_self_play`), whose best K are
-                described. Without that (a sampler that asks no policy) the ``raw`` of the rows is, or their ``text``
-                where null.
+            outputs: the policy's answers to these, of which the best K are counted. Without outputs (samplers that ask
+                no policy) the ``raw`` of the rows counts, or their ``text`` where that is null.
         """
         context = {
             row["example_id"]: (fold(row["target"]), set(map(fold, row["history"]))) for row in contexts(examples)
@@ -51,13 +50,13 @@ class Statistics:
         )
 
     def result(self) -> dict[str, Any]:
-        """Return what was counted.
+        """Return the counts.
 
         ``rows`` in the tables and ``outputs`` described; ``equal_target``, ``in_catalogue``, ``in_history`` and
         ``empty``, shares of the outputs (None where there are none); ``distinct``, the number of different outputs;
         ``random``, rows whose text the random sampler made; ``replaced``, those of them that stand for an output that
         was empty or equal to the target; ``dropped``, pairs left out, K·examples − rows. Titles are compared after
-        :func:`rayrec.grounding.fold`.
+        :func:`rayrec.data.text.fold`.
         """
         count = self._count
         shares = ("equal_target", "in_catalogue", "in_history", "empty")
@@ -71,7 +70,7 @@ class Statistics:
 
 
 def _written(table: pa.Table, outputs: pa.Table | None, places: int) -> list[tuple[str, str]]:
-    """(example id, folded text) of every output that is described."""
+    """Return (example id, folded text) of every output that counts."""
     if outputs is None:
         rows = table.select(["example_id", "raw", "text"]).to_pylist()
         return [(row["example_id"], fold(row["text"] if row["raw"] is None else row["raw"])) for row in rows]

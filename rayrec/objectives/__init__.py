@@ -1,10 +1,12 @@
-"""Preference objectives, chosen by name. Each returns a loss per example; the batch loss is their mean."""
+"""Preference objectives, chosen by name. Each returns a loss per example; the batch loss is their mean.
+
+A new one is a file here, a row in :data:`OBJECTIVES` and a test. A script may add a row before it imports
+:mod:`rayrec.objectives.settings`, which makes flags of the objectives' fields.
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
-
+from rayrec.objectives.base import Objective, setting
 from rayrec.objectives.cpo import Cpo
 from rayrec.objectives.dmpo import Dmpo
 from rayrec.objectives.dpo import Dpo
@@ -15,10 +17,9 @@ from rayrec.objectives.pairs import Pairs, pairs_of, rewards
 from rayrec.objectives.recpo import Recpo
 from rayrec.objectives.rosepo import Rosepo
 from rayrec.objectives.sdpo import Sdpo
-from rayrec.objectives.settings import LossConfig
 from rayrec.objectives.simpo import Simpo
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "dpo": Dpo,
     "sdpo": Sdpo,
     "dmpo": Dmpo,
@@ -30,30 +31,6 @@ OBJECTIVES = {
     "kto": Kto,
     "odpo": Odpo,
 }
+DEFAULT = "dpo"
 
-#: Objectives that read ``Pairs.smoothing_BK``, and those that read the scores of the items.
-SMOOTHED = {"dpo", "sdpo", "recpo", "rosepo", "odpo"}
-SCORED = {"recpo", "odpo"}
-
-
-def make_objective(loss: LossConfig) -> Any:
-    """Return the objective with its settings.
-
-    Raises:
-        ValueError: a setting that the objective does not have, or out of its range.
-    """
-    kind = OBJECTIVES[loss.objective]
-    settings = {"beta": loss.beta, "gamma": loss.gamma, "lam": loss.lam, "margin": loss.margin, "tau": loss.tau}
-    settings |= {"average": loss.average, "alpha": loss.alpha, "lambda_d": loss.lambda_d, "lambda_u": loss.lambda_u}
-    given = {name: value for name, value in settings.items() if value is not None}
-    own = [field.name for field in fields(kind)]
-    for name in given.keys() - own:
-        flags = ", ".join(f"--{other.replace('_', '-')}" for other in own)
-        raise ValueError(f"--objective {loss.objective} has no --{name.replace('_', '-')}; it has {flags}.")
-    try:
-        return kind(**given)
-    except ValueError as error:
-        raise ValueError(f"--objective {loss.objective}: {error}") from error
-
-
-__all__ = ["OBJECTIVES", "SCORED", "SMOOTHED", "Pairs", "make_objective", "pairs_of", "rewards"]
+__all__ = ["DEFAULT", "OBJECTIVES", "Objective", "Pairs", "pairs_of", "rewards", "setting"]

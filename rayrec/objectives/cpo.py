@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import Tensor
-
-from rayrec.objectives.pairs import Pairs, mask_out, mean_k, need, positive, softplus
+from rayrec.objectives.base import BETA, Objective, setting
+from rayrec.objectives.pairs import Pairs, Tensor, mask_out, mean_k, need, softplus
 
 
 @dataclass(frozen=True)
-class Cpo:
+class Cpo(Objective):
     """softplus(−β(log π(y_w) − log π(y_k))), mean over k, − α log π(y_w)/|y_w| once (Xu et al. 2024 eq. 3)."""
 
-    beta: float = 0.1
-    alpha: float = 1.0
-    needs_reference: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        positive("beta", self.beta)
-        if not 0 <= self.alpha < float("inf"):
-            raise ValueError(f"Found alpha = {self.alpha}; it must be a finite number >= 0.")
+    beta: float = setting(0.1, BETA)
+    alpha: float = setting(1.0, "Weight of the likelihood term, >= 0", zero=True)
+    needs_reference = False
 
     def __call__(self, pairs: Pairs) -> Tensor:
         """Return ``loss_B``; the likelihood term alone for an example without a rejected answer."""

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import Tensor
-
-from rayrec.objectives.pairs import Pairs, mean_k, positive, preference_logits, smooth_nll
+from rayrec.objectives.base import BETA, Objective, setting
+from rayrec.objectives.pairs import Pairs, Tensor, mean_k, preference_logits, smooth_nll
 
 
 @dataclass(frozen=True)
-class Dpo:
+class Dpo(Objective):
     """softplus(−(βh_k − γ_k)), mean over k (Rafailov et al. 2023; S-DPO eq. 7). Margins and smoothing are honoured."""
 
-    beta: float = 0.1
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        positive("beta", self.beta)
+    beta: float = setting(0.1, BETA)
+    smooths = True
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        """Return ``loss_B``; 0 for an example without a rejected answer."""
         return mean_k(smooth_nll(preference_logits(pairs, self.beta), pairs.smoothing_BK), pairs.mask_BK)

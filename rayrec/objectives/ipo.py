@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from torch import Tensor
-
-from rayrec.objectives.pairs import Pairs, log_ratios, mean_k, per_token, positive
+from rayrec.objectives.base import Objective, setting
+from rayrec.objectives.pairs import Pairs, Tensor, log_ratios, mean_k, per_token
 
 
 @dataclass(frozen=True)
-class Ipo:
+class Ipo(Objective):
     """(h_k − 1/(2τ))², mean over k (Azar et al. 2023 eq. 17). ``mean`` takes Δ per token, as TRL does."""
 
-    tau: float = 0.1
-    average: Literal["sum", "mean"] = "sum"
-    needs_reference: ClassVar[bool] = True
+    tau: float = setting(0.1, "Regularisation, > 0")
+    average: Literal["sum", "mean"] = setting("sum", "Log-probabilities of the sequence, or per token")
 
-    def __post_init__(self) -> None:
-        positive("tau", self.tau)
-        if self.average not in ("sum", "mean"):
-            raise ValueError(f"Found average '{self.average}'. Choose sum or mean.")
+    @property
+    def scale(self) -> float:
+        """Factor of the log-ratios in logged rewards."""
+        return self.tau
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        """Return ``loss_B``; 0 for an example without a rejected answer."""
         delta_B, delta_BK = log_ratios(pairs)
         if self.average == "mean":
             delta_B, delta_BK = per_token(pairs, delta_B, delta_BK)

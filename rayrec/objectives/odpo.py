@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
-from torch import Tensor
-
+from rayrec.objectives.base import BETA, Objective, setting
 from rayrec.objectives.dpo import Dpo
-from rayrec.objectives.pairs import Pairs, mask_out, need, positive
+from rayrec.objectives.pairs import Pairs, Tensor, mask_out, need
 
 
 def ordered(pairs: Pairs) -> Tensor:
@@ -23,16 +21,14 @@ def gaps(pairs: Pairs) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Odpo:
+class Odpo(Objective):
     """softplus(−(βh_k − α log(s_w − s_k))), mean over the ordered k (Amini et al. 2024); s is a rating or φ."""
 
-    beta: float = 0.1
-    alpha: float = 1.0
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        positive("beta", self.beta)
-        positive("alpha", self.alpha)
+    beta: float = setting(0.1, BETA)
+    alpha: float = setting(1.0, "Weight of the offset, > 0")
+    reads = frozenset({"scores"})
+    smooths = True
+    ordered = True
 
     def __call__(self, pairs: Pairs) -> Tensor:
         """Return ``loss_B``; 0 for an example without an ordered pair, which the caller leaves out."""

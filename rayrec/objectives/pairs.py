@@ -1,14 +1,16 @@
-"""What every objective reads, and the few sums that they share."""
+"""A batch of preference pairs, and the sums that the objectives share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # an import of torch takes a second or more, and --help needs this module
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Pairs:
         mask_BK: True where the rejected answer exists; what other [B, K] tensors hold elsewhere is never read.
         ref_chosen_B, ref_rejected_BK: the same under the frozen reference, for objectives that need one.
         chosen_length_B, rejected_length_BK: tokens, EOS included.
-        margin_BK: γ_k, by which the chosen reward is to exceed the rejected one (read by `dpo`, `sdpo`, `rosepo`).
-        smoothing_BK: ε_k, the probability that the pair is the wrong way round (read by these, `recpo`, `odpo`).
-        score_chosen_B, score_rejected_BK: φ, or for `odpo` rating or φ, of the items; larger is better.
-        baseline_B: z of `kto`, equal within its group.
+        margin_BK: γ_k, by which the chosen reward should exceed the rejected one; objectives set it for one another.
+        smoothing_BK: ε_k, the probability that the pair is the wrong way round.
+        score_chosen_B, score_rejected_BK: φ, or a rating, of the items; larger is better.
+        baseline_B: z, the reference point of the global batch.
+        columns_BA: further columns that the objective reads, by name, the chosen answer first.
     """
 
     chosen_B: Tensor
@@ -38,6 +41,7 @@ class Pairs:
     score_chosen_B: Tensor | None = None
     score_rejected_BK: Tensor | None = None
     baseline_B: Tensor | None = None
+    columns_BA: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def need(value: Tensor | None, name: str) -> Tensor:
@@ -80,7 +84,7 @@ def has_k(pairs: Pairs) -> Tensor:
 
 def mask_out(values_BK: Tensor, mask_BK: Tensor, value: float = 0.0) -> Tensor:
     """Return ``values_BK`` with ``value``, and no gradient, where there is no rejected answer."""
-    return torch.where(mask_BK, values_BK, value)
+    return values_BK.where(mask_BK, value)
 
 
 def mean_k(values_BK: Tensor, mask_BK: Tensor) -> Tensor:
@@ -90,12 +94,14 @@ def mean_k(values_BK: Tensor, mask_BK: Tensor) -> Tensor:
 
 def logsumexp_k(values_BK: Tensor, mask_BK: Tensor) -> Tensor:
     """Return log Σ_k exp over the rejected answers of each example; −∞ where there is none."""
-    return mask_out(values_BK, mask_BK, -torch.inf).logsumexp(1)
+    return mask_out(values_BK, mask_BK, -math.inf).logsumexp(1)
 
 
 def softplus(x: Tensor) -> Tensor:
     """Return log(1 + e^x) at full precision (F.softplus is cut to x above 20, an error of 1e-10)."""
-    return -F.logsigmoid(-x)
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(-x)
 
 
 def smooth_nll(logit: Tensor, smoothing: Tensor | None) -> Tensor:
@@ -112,18 +118,27 @@ def preference_logits(pairs: Pairs, beta: float) -> Tensor:
     return logit_BK if pairs.margin_BK is None else logit_BK - mask_out(pairs.margin_BK, pairs.mask_BK)
 
 
-def positive(name: str, value: float) -> None:
-    """Raise ValueError unless the setting ``name`` is > 0 and finite."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"Found {name} = {value}; it must be a finite number > 0.")
+def pairs_of(
+    logprob_BA: Tensor,
+    rows: Sequence[Mapping[str, Any]],
+    ref_BA: Tensor | None = None,
+    baseline: float | None = None,
+    more: Collection[str] = (),
+) -> Pairs:
+    """Return the pairs of a micro-batch, whose examples may differ in their number of answers.
 
+    Args:
+        logprob_BA, ref_BA: log-probabilities of the answers under policy and reference, the chosen answer first.
+        rows: the examples, with ``answers`` (token ids), ``scores`` and ``smoothing`` (both None unless filled).
+        baseline: z of the global batch.
+        more: names of further columns, a number for each answer.
+    """
+    import torch
 
-def pairs_of(logprob_BA: Tensor, rows: Sequence[Mapping[str, Any]]) -> Pairs:
-    """Log-probabilities [B, A] of a micro-batch, the chosen answer's first, with what its rows say; K may differ."""
     B, A = logprob_BA.shape
 
-    def fill(values: list[Any], width: int) -> Any:
-        """[B, width] of lists that may be shorter, or missing in all rows."""
+    def padded(values: list[Any], width: int) -> Any:
+        """Lists as [B, width], zeros at their ends; None where the rows have none."""
         if values[0] is None:
             return None
         table = torch.zeros(B, width)
@@ -131,10 +146,8 @@ def pairs_of(logprob_BA: Tensor, rows: Sequence[Mapping[str, Any]]) -> Pairs:
             table[b, : len(one)] = torch.as_tensor(one)
         return table.to(logprob_BA.device)
 
-    lengths_BA = fill([[len(answer) for answer in row["answers"]] for row in rows], A)
-    ref_BA = fill([row["reference"][: len(row["answers"])] if "reference" in row else None for row in rows], A)
-    scores_BA = fill([row["scores"] for row in rows], A)
-    baseline_B1 = fill([[row["baseline"]] if "baseline" in row else None for row in rows], 1)
+    lengths_BA = padded([[len(answer) for answer in row["answers"]] for row in rows], A)
+    scores_BA = padded([row["scores"] for row in rows], A)
     return Pairs(
         chosen_B=logprob_BA[:, 0],
         rejected_BK=logprob_BA[:, 1:],
@@ -143,8 +156,9 @@ def pairs_of(logprob_BA: Tensor, rows: Sequence[Mapping[str, Any]]) -> Pairs:
         ref_rejected_BK=None if ref_BA is None else ref_BA[:, 1:],
         chosen_length_B=lengths_BA[:, 0],
         rejected_length_BK=lengths_BA[:, 1:],
-        smoothing_BK=fill([row["smoothing"] for row in rows], A - 1),
+        smoothing_BK=padded([row["smoothing"] for row in rows], A - 1),
         score_chosen_B=None if scores_BA is None else scores_BA[:, 0],
         score_rejected_BK=None if scores_BA is None else scores_BA[:, 1:],
-        baseline_B=None if baseline_B1 is None else baseline_B1[:, 0],
+        baseline_B=None if baseline is None else torch.full((B,), baseline, device=logprob_BA.device),
+        columns_BA={name: padded([row[name] for row in rows], A) for name in more},
     )

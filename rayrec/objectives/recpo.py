@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
-from torch import Tensor
+import numpy as np
 
-from rayrec.objectives.pairs import Pairs, mask_out, need, positive
+from rayrec.objectives.base import BETA, Objective, setting
+from rayrec.objectives.pairs import Pairs, Tensor, mask_out, need
 from rayrec.objectives.sdpo import Sdpo
 
 
-def utility(score: Tensor, distance: Tensor) -> Tensor:
-    """Return φ(s, d) = s / √d of ratings ``score`` and of ``distance``, interactions ahead (1 is the very next)."""
-    return score / distance.sqrt()
-
-
 @dataclass(frozen=True)
-class Recpo:
+class Recpo(Objective):
     """softplus(logsumexp_k [β(Δ_k − Δ_w) + γ_k]), γ_k from φ (RecPO eq. 6, table 2).
 
     Eq. 8 prints −λ; eq. 6 and the release have +. The pairs' scores are φ: ``ratio`` γ = λ φ_w/φ_k, ``log_ratio``
     γ = λ(log φ_w − log φ_k), ``log_diff`` γ = λ log(1 + φ_w − φ_k) as in the release (the paper prints no 1).
     """
 
-    beta: float = 1.0
-    lam: float = 2.0
-    margin: Literal["ratio", "log_ratio", "log_diff"] = "ratio"
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        positive("beta", self.beta)
-        if not 0 <= self.lam < float("inf"):
-            raise ValueError(f"Found lam = {self.lam}; it must be a finite number >= 0.")
-        if self.margin not in ("ratio", "log_ratio", "log_diff"):
-            raise ValueError(f"Found margin '{self.margin}'. Choose one of ratio, log_ratio, log_diff.")
+    beta: float = setting(1.0, BETA)
+    lam: float = setting(2.0, "Weight of the margins, >= 0", zero=True)
+    margin: Literal["ratio", "log_ratio", "log_diff"] = setting("ratio", "Form of the margins")
+    reads = frozenset({"scores"})
+    smooths = True
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        """Return ``loss_B``; 0 for an example without a rejected answer."""
         return Sdpo(self.beta)(replace(pairs, margin_BK=self.gamma_k(pairs)) if self.lam else pairs)
+
+    def check_ratings(self, target: str, ratings_N: np.ndarray, tuned_M: np.ndarray) -> None:
+        """Refuse ratings of 0, by which the margins divide, and those that give ``log_diff`` a logarithm below 0."""
+        worst, best = np.nanmin(ratings_N), np.nanmax(ratings_N)
+        if worst <= 0:
+            raise ValueError(
+                f"--objective recpo divides by ratings, and one is {worst:g}. Take a scale that starts above 0."
+            )
+        if self.margin == "log_diff" and target == "nearest":
+            raise ValueError(
+                "--margin log_diff with --target nearest is the logarithm of a number below 0 where a title was rated "
+                "a little lower and came much sooner. Take --target utility, or --margin ratio."
+            )
+        # The largest utility of a rejected item is that of the best rating, two places ahead.
+        if self.margin == "log_diff" and target == "next" and (least := np.nanmin(tuned_M)) <= best / 2**0.5 - 1:
+            raise ValueError(
+                f"--margin log_diff of targets rated {least:g} beside later items rated {best:g} is the logarithm of a "
+                f"number below 0. Add --min-rating {best - 1:g}, or --margin ratio."
+            )
 
     def gamma_k(self, pairs: Pairs) -> Tensor:
         """Return γ_k as [B, K]; ValueError where φ has no such margin."""

@@ -119,7 +119,7 @@ class _WriteTokens:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with (
             filesystem.open_output_stream(f"{target}.partial") as file,
-            pa.ipc.new_file(file, schema.TOKENS, options=options) as writer,
+            pa.ipc.new_file(file, tokens.schema, options=options) as writer,
         ):
             writer.write_table(tokens, max_chunksize=len(rows) // batch)
         filesystem.move(f"{target}.partial", target)
@@ -155,14 +155,16 @@ def _open(storage: Storage, path: str | Path) -> tuple[Any, str]:
 
 @dataclass(frozen=True)
 class Tokenise:
-    """Turns training rows (schema.PREFERENCES) into token ids (schema.TOKENS)."""
+    """Turns training rows (schema.PREFERENCES) into token ids (schema.TOKENS); further columns stay as they are."""
 
     kind: str
     template: Template
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         rows = rows.combine_chunks()
-        columns = {name: rows[name] for name in ("example_id", "weight", "step", "slot", "scores", "smoothing")}
+        further = sorted({*rows.column_names} - {*schema.PREFERENCES.names})
+        names = ("example_id", "weight", "step", "slot", "scores", "smoothing", *further)
+        columns = {name: rows[name] for name in names}
         if self.kind == "pretrain":
             titles = rows.select(["history", "chosen"]).to_pylist()
             sequences = [self.template.sequence_ids([*row["history"], row["chosen"]]) for row in titles]
@@ -172,7 +174,8 @@ class Tokenise:
             columns["prompt"] = pa.array(self.template.prompts(rows), _IDS)
             columns["answers"] = self._answers(_array(rows["chosen"]), _array(rows["rejected"]))
         columns["neighbour"] = self._ids(_array(rows["neighbour"]))
-        return schema.check(pa.table(columns), schema.TOKENS, "tokens")
+        tokens = pa.table(columns)
+        return schema.check(tokens, schema.extended(schema.TOKENS, tokens, further), "tokens")
 
     def _answers(self, chosen: pa.Array, rejected: Any) -> pa.Array:
         """The tokens of each chosen answer, and then of the rejected ones."""

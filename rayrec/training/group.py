@@ -17,6 +17,7 @@ from rayrec.cluster import connect
 from rayrec.cluster.reserve import Reserved, room_for_trainers, trainer_bundles, trainers_shortage
 from rayrec.config import Config
 from rayrec.errors import Stopped
+from rayrec.objectives import Objective
 from rayrec.prompts import Template
 from rayrec.runs.run import Run
 from rayrec.training.batches import write_tokens
@@ -32,7 +33,16 @@ _WORD = 60.0
 class TrainGroup:
     """The driver's handle on the worker group; :meth:`run` does one phase and returns its metrics."""
 
-    def __init__(self, config: Config, base: str, template: Template, work: Run, gpu: bool, reserved: Reserved):
+    def __init__(
+        self,
+        config: Config,
+        base: str,
+        template: Template,
+        work: Run,
+        gpu: bool,
+        reserved: Reserved,
+        objective: Objective | None = None,
+    ):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -44,7 +54,8 @@ class TrainGroup:
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": calls, "scheduling_strategy": here}
         self.board: Any = ray.remote(Board).options(**options).remote()
         self.setup = {"board": self.board, "config": config, "base": base, "gpu": gpu, "storage": work.storage}
-        self.setup["template"] = template
+        # The objective itself and not its name: a class of the user's script is known only to the driver.
+        self.setup |= {"template": template, "objective": objective}
         self.closed = False
         self.counts = config.worker_counts
         self.deaths = 0

@@ -7,21 +7,17 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-from rayrec.data import ahead, preferences
-from rayrec.grounding import TitleEmbedder
+from rayrec.data import preferences
 from rayrec.lanes import Lane, Planned, Policy, Shared
-from rayrec.objectives import SCORED
+from rayrec.objectives.settings import make_objective
 from rayrec.runs import cache
 from rayrec.runs.manifest import write_json
 from rayrec.training import keys, pair_columns
 from rayrec.training.oracle import train_oracle
-
-if TYPE_CHECKING:
-    pass
 
 
 class TrainLane(Lane):
@@ -89,33 +85,27 @@ class TrainLane(Lane):
         planned = Planned(name, "prefer", len(rows), steps, "steps", train.prefer_epochs, makes_policy=True)
 
         def make(folder: Path, facts: dict, start: Policy, rejected: Iterable[pa.Table], judge: Path | None) -> dict:
-            table = self._scored(preferences.pairs(rows, rejected), judge)
+            loss = self.shared.config.loss
+            objective = make_objective(loss)
+            names = objective.reads | ({"smoothing"} if loss.smoothing != "none" else set())
+            known = pair_columns.Known(self.shared.data, train.target != "next", judge)
+            table = pair_columns.fill(preferences.pairs(rows, rejected), names, known)
             counts = {}
-            if self.shared.config.loss.objective == "odpo":
+            if objective.ordered:
                 table, counts["unordered"] = pair_columns.ordered(table)
                 if counts["unordered"] and not len(table):
                     raise ValueError(
                         f"{name}: none of {counts['unordered']} pairs has a chosen title that is worth more than the "
-                        "rejected one, and odpo learns from no other. Take other --negatives, or another --objective."
+                        f"rejected one, and {loss.objective} learns from no other. Take other --negatives, or another "
+                        "--objective."
                     )
             counts["left_out"] = len(rows) - len(table)
-            table = preferences.arrange(table, train.prefer_batch, train.prefer_epochs, seed, name)
-            if self.shared.config.loss.objective == "kto":
-                table = preferences.with_neighbours(table)
+            table = preferences.arrange(table, train.prefer_batch, train.prefer_epochs, seed, name, names)
+            table = pair_columns.fill(table, names, known, of_batches=True)
             self._sample(table, t)
             return self._train(planned, folder, facts, start, table, train.prefer_batch, train.lr, 0.0, counts)
 
         return self.phase(planned, make, partial(_policy, name), policy, negatives, oracle)
-
-    def _scored(self, table: pa.Table, judge: Path | None) -> pa.Table:
-        """The pairs with what the objective reads besides their texts."""
-        catalogue = self.shared.data.catalogue
-        if self.shared.config.loss.objective in SCORED:
-            best = self.shared.config.train.target != "next"
-            table = pair_columns.with_utilities(table, ahead.Ahead(self.shared.data.train), best)
-        if judge is not None and self.shared.config.loss.smoothing != "none":
-            table = pair_columns.with_doubts(table, judge, catalogue, TitleEmbedder(catalogue.titles))
-        return table
 
     def _train(
         self,

@@ -1,20 +1,55 @@
-"""What is known about the items of a preference pair besides their titles: utilities, and an oracle's doubt."""
+"""Columns of preference rows that only some objectives read, each filled by one function of :data:`COLUMNS`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import torch
 
-from rayrec.data import schema
+from rayrec.data import Dataset, preferences, schema
 from rayrec.data.ahead import NEVER, Ahead
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.mapped import each
-from rayrec.grounding import Embedder, fold, ground
+from rayrec.data.text import fold
+from rayrec.grounding import Embedder, TitleEmbedder, ground
 from rayrec.models import sequential
-from rayrec.objectives.recpo import utility
-from rayrec.objectives.rosepo import oracle_smoothing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Known:
+    """Where columns are filled from."""
+
+    data: Dataset
+    best: bool
+    """Of an item that comes again, its largest utility counts and not its first."""
+    oracle: Path | None
+    """Folder of the SASRec."""
+
+
+class Column(NamedTuple):
+    """How a column is filled."""
+
+    fill: Callable[[pa.Table, Known], pa.Table]
+    """Sets a column of schema.PREFERENCES, or appends another: a list of floats, one for each answer, the chosen first
+    (:attr:`rayrec.objectives.Pairs.columns_BA`)."""
+    of_batches: bool = False
+    """Depends on the batches, so it is filled once rows have their ``step`` and ``slot``."""
+    needs_ratings: bool = False
+
+
+def fill(rows: pa.Table, names: Collection[str], known: Known, of_batches: bool = False) -> pa.Table:
+    """Fill those columns among ``names`` that depend on the batches, or those that do not."""
+    for name in sorted(names):
+        if COLUMNS[name].of_batches == of_batches:
+            rows = COLUMNS[name].fill(rows, known)
+    return rows
 
 
 def with_utilities(rows: pa.Table, ahead: Ahead, best: bool = False) -> pa.Table:
@@ -29,9 +64,9 @@ def with_utilities(rows: pa.Table, ahead: Ahead, best: bool = False) -> pa.Table
 
 
 def ordered(rows: pa.Table) -> tuple[pa.Table, int]:
-    """The rows with a rejected item that is worth less than the chosen one, and the number of all other pairs.
+    """Return the rows with a rejected item that scores less than the chosen one, and the number of all other pairs.
 
-    `odpo` drops these pairs; a row without any other would stay in the mean of its batch as a 0.
+    For objectives that are ``ordered``: a row without such a pair would stay in the mean of its batch as a 0.
     """
     dropped = 0
 
@@ -71,5 +106,32 @@ def with_doubts(rows: pa.Table, oracle: Path, catalogue: Catalogue, embedder: Em
     return each(rows, doubted)
 
 
+def utility(score: Tensor, distance: Tensor) -> Tensor:
+    """Return φ(s, d) = s / √d of ratings ``score`` and of ``distance``, interactions ahead (1 is the very next)."""
+    return score / distance.sqrt()
+
+
+def oracle_smoothing(score_chosen_B: Tensor, score_rejected_BK: Tensor) -> Tensor:
+    """Return ε_BK = σ(s_k − s_w) cut to [0, 0.5), from the scores of an oracle such as SASRec (ours)."""
+    below_half = torch.nextafter(score_rejected_BK.new_tensor(0.5), score_rejected_BK.new_tensor(0.0))
+    return (score_rejected_BK - score_chosen_B[:, None]).sigmoid().minimum(below_half)
+
+
 def _set(rows: pa.Table, name: str, values: list[list[float]]) -> pa.Table:
     return rows.set_column(rows.column_names.index(name), name, pa.array(values, schema.PREFERENCES.field(name).type))
+
+
+def _scores(rows: pa.Table, known: Known) -> pa.Table:
+    return with_utilities(rows, Ahead(known.data.train), known.best)
+
+
+def _smoothing(rows: pa.Table, known: Known) -> pa.Table:
+    assert known.oracle is not None, "the run trains an oracle where labels are smoothed"
+    return with_doubts(rows, known.oracle, known.data.catalogue, TitleEmbedder(known.data.catalogue.titles))
+
+
+COLUMNS: dict[str, Column] = {
+    "scores": Column(_scores, needs_ratings=True),
+    "smoothing": Column(_smoothing),
+    "neighbour": Column(lambda rows, known: preferences.with_neighbours(rows), of_batches=True),
+}

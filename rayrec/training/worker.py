@@ -19,7 +19,9 @@ from typing import Any, cast
 import pyarrow as pa
 
 from rayrec.config import Config
+from rayrec.data import schema
 from rayrec.errors import Stopped
+from rayrec.objectives import Objective
 from rayrec.runs.storage import TROUBLES, Storage, errno_of
 from rayrec.seeds import seed_of
 from rayrec.training import checkpoint
@@ -79,6 +81,7 @@ class Worker:
         from rayrec.models.logprobs import PackedLM, attend_by_flex, check_packed
 
         self.config: Config = setup["config"]
+        self.objective: Objective = setup["objective"]
         self.storage: Storage = setup["storage"]
         self.base, self.rank, self.world = setup["base"], rank, world
         here = str(self.storage.download(self.base))
@@ -221,25 +224,44 @@ class Worker:
 
     def _prefer(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
         """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
-        from rayrec.objectives import make_objective, pairs_of, rewards
+        from rayrec.objectives import pairs_of, rewards
 
-        objective = make_objective(self.config.loss)
-        scale: float = getattr(objective, "beta", None) or objective.tau
-        steps = read(len(done))
-        if objective.needs_reference:
-            steps = _with_reference(steps, self._reference(engine, phase, len(done), read))
+        objective, begun, first = self.objective, len(done), self._slots(phase).start
+        further = sorted(objective.reads - set(schema.PREFERENCES.names))
+        baseline: float | None = None
+        reference_SBA = self._reference(engine, phase, begun, read) if objective.needs_reference else None
+
+        def reference(rows: list[dict]) -> Any:
+            """log π_ref of the rows' answers and then of their neighbours, [B, A], zeros behind them."""
+            if reference_SBA is not None:
+                return reference_SBA[[row["step"] - begun for row in rows], [row["slot"] - first for row in rows]]
+
+        def before(rows: list[dict]) -> None:
+            nonlocal baseline
+            if "neighbour" in objective.reads:
+                baseline = self._baseline(engine, phase, rows, reference)
 
         def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
-            pairs = pairs_of(logprob_BA, rows)
-            margin_B, accuracy_B = rewards(pairs, scale)
+            ref_BA = reference(rows)
+            if ref_BA is not None:
+                ref_BA = ref_BA[:, : logprob_BA.shape[1]].to(logprob_BA.device)
+            pairs = pairs_of(logprob_BA, rows, ref_BA, baseline, further)
+            margin_B, accuracy_B = rewards(pairs, objective.scale)
             return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
 
-        return self._steps(engine, phase, done, steps, loss, lambda row: float(row["weight"] > 0))
+        return self._steps(engine, phase, done, read(begun), loss, lambda row: float(row["weight"] > 0), before)
 
     def _steps(
-        self, engine: Any, phase: Phase, done: list[dict], steps: Iterable[list[dict]], loss: Loss, count: Callable
+        self,
+        engine: Any,
+        phase: Phase,
+        done: list[dict],
+        steps: Iterable[list[dict]],
+        loss: Loss,
+        count: Callable,
+        before: Callable[[list[dict]], None] = lambda rows: None,
     ) -> list[dict]:
-        """The optimiser steps after those that are ``done``; returns the records of all."""
+        """Do the steps after those that are ``done``, each after ``before(rows)``; return the records of all."""
         import torch
 
         folder = checkpoint.folder_of(phase.out)
@@ -251,8 +273,7 @@ class Worker:
             # Dropout follows from the number of the step, so a phase that goes on at one draws what it would have.
             if phase.dropout:
                 torch.manual_seed(seed_of(self.config.data.seed, phase.name, len(records), self.rank))
-            if phase.kind == "prefer" and self.config.loss.objective == "kto":
-                self._set_baseline(engine, phase, rows)
+            before(rows)
             engine.train()
             records.append(self._step(engine, phase, len(records), rows, loss, count))
             if len(records) < phase.steps and self.clock.due(len(records), self.late):
@@ -282,12 +303,10 @@ class Worker:
                 self.report(phase=phase.name, step=begun, steps=phase.steps, reference=begun + number + 1)
         return table_SBA
 
-    def _set_baseline(self, engine: Any, phase: Phase, rows: list[dict]) -> None:
-        """KTO's z for a step: its group is the global batch, so the number of workers does not matter."""
+    def _baseline(self, engine: Any, phase: Phase, rows: list[dict], reference: Callable[[list[dict]], Any]) -> float:
+        """The objective's z of a step, over the global batch, so that the number of workers does not matter."""
         import torch
         import torch.distributed as dist
-
-        from rayrec.objectives.kto import reference_point
 
         engine.eval()
         sums = torch.zeros(2, dtype=torch.float64)
@@ -295,13 +314,11 @@ class Worker:
             for micro in self._micro(phase, rows):
                 # A row without a neighbour goes along: with ZeRO-3 all workers pass the model equally often.
                 packed = self._pack([{**row, "answers": [row["neighbour"] or row["answers"][0]]} for row in micro])
-                for row, logprob in zip(micro, engine(packed)[:, 0].cpu(), strict=True):
+                for row, logprob, ref_A in zip(micro, engine(packed)[:, 0].cpu(), reference(micro), strict=True):
                     if row["neighbour"]:
-                        sums += torch.tensor([logprob - row["reference"][len(row["answers"])], 1.0])
+                        sums += torch.tensor([logprob - ref_A[len(row["answers"])], 1.0])
         dist.all_reduce(sums)
-        z = reference_point(*sums.tolist())
-        for row in rows:
-            row["baseline"] = z
+        return self.objective.reference_point(*sums.tolist())
 
     def _step(self, engine: Any, phase: Phase, number: int, rows: list[dict], loss: Loss, count: Callable) -> dict:
         """One optimiser step on a global batch; every sum is over all workers, so their number does not matter."""
@@ -400,14 +417,6 @@ def _stub(row: dict) -> dict:
     """Padding of the last global batch: ZeRO passes the model equally often on all workers, however short the row."""
     short = {"prompt": row["prompt"][:1], "answers": [answer[:1] for answer in row["answers"]]}
     return row | short | {"neighbour": row["neighbour"] and row["neighbour"][:1]}
-
-
-def _with_reference(steps: Iterable[list[dict]], reference_SBA: Any) -> Iterator[list[dict]]:
-    """The rows of each step with their ``reference``, padded with zeros."""
-    for number, rows in zip(range(len(reference_SBA)), steps, strict=True):
-        for row, reference_A in zip(rows, reference_SBA[number], strict=True):
-            row["reference"] = reference_A
-        yield rows
 
 
 def _schedule(name: str, step: int, steps: int, warmup: int) -> float:

@@ -1,4 +1,4 @@
-"""One training process of ``world``: a preference phase with every objective, started by test_objectives.py.
+"""One training process of ``world``: a preference phase with each objective, started by test_objectives.py.
 
 Policies lie in ``root/NAME/policy``, and what the steps recorded in ``root/steps.json``.
 """
@@ -8,21 +8,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec.config import Config
 from rayrec.methods import parse
+from rayrec.objectives import Objective, Pairs
+from rayrec.objectives.pairs import log_ratios, mean_k
+from rayrec.objectives.settings import make_objective
 from rayrec.prompts import make_template
 from rayrec.runs.storage import Storage
 from rayrec.training.batches import Tokenise
 from rayrec.training.board import Phase
 
 STEPS, BATCH, LR = 3, 8, 3e-3
-#: The settings of every objective, none of them a default, so that a setting that is lost on the way is seen.
+#: Settings of the objectives, none of them a default, so that a setting that is lost on the way is seen.
 SETTINGS: dict[str, dict[str, float]] = {
     "dpo": {"beta": 0.3},
     "sdpo": {"beta": 0.7},
@@ -35,6 +40,23 @@ SETTINGS: dict[str, dict[str, float]] = {
     "kto": {"beta": 0.35, "lambda_d": 1.2, "lambda_u": 0.7},
     "odpo": {"beta": 0.45, "alpha": 0.6},
 }
+
+
+@dataclass(frozen=True)
+class Outside(Objective):
+    """A loss that OBJECTIVES does not have, without β or τ, which reads a column of its own: the titles' letters."""
+
+    reads = frozenset({"letters"})
+
+    def __call__(self, pairs: Pairs) -> Any:
+        delta_B, delta_BK = log_ratios(pairs)
+        letters_BK = pairs.columns_BA["letters"][:, 1:]
+        return mean_k(letters_BK * (1 - delta_B[:, None] + delta_BK).relu(), pairs.mask_BK)
+
+
+def letters(row: dict) -> list[float]:
+    """Letters of the chosen and then of the rejected titles, in tens."""
+    return [len(title) / 10 for title in (row["chosen"], *row["rejected"])]
 
 
 def settings(objective: str) -> Config:
@@ -62,11 +84,15 @@ def main(root: Path, rank: int, world: int) -> None:
 
     base, steps = str(root / "base"), {}
     template = make_template("compact", load_tokenizer(base))
-    doubted = Tokenise("prefer", template)(pq.read_table(root / "rows.parquet"))
+    table = pq.read_table(root / "rows.parquet")
+    table = table.append_column("letters", pa.array(map(letters, table.to_pylist()), pa.list_(pa.float32())))
+    doubted = Tokenise("prefer", template)(table)
     place = doubted.column_names.index("smoothing")
     sure = doubted.set_column(place, "smoothing", pa.nulls(len(doubted), doubted["smoothing"].type))
-    for name in SETTINGS:
-        setup = {"config": settings(name), "base": base, "gpu": False, "storage": Storage("")}
+    for name in [*SETTINGS, "outside"]:
+        config = settings(name if name in SETTINGS else "dpo")
+        setup: dict[str, Any] = {"config": config, "base": base, "gpu": False, "storage": Storage("")}
+        setup["objective"] = make_objective(config.loss) if name in SETTINGS else Outside()
         worker = Worker(setup, rank, world)
         worker.report = lambda **facts: None
         phase = Phase(name, "prefer", "", base, str(root / name / "policy"), STEPS, BATCH, LR, 0, 0.0, 1, key="k")

@@ -19,7 +19,8 @@ from rayrec.models import item_vectors, sequential
 from rayrec.models.policy import load_base, load_tokenizer
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
-from rayrec.objectives import Pairs, make_objective
+from rayrec.objectives import Pairs
+from rayrec.objectives.settings import make_objective
 from rayrec.prompts import make_template
 from rayrec.runs.manifest import read_json
 from tests.edge.conftest import ROOT

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from rayrec.config import Config
 from rayrec.methods import parse
+from rayrec.objectives.settings import make_objective
 from rayrec.prompts import make_template
 from rayrec.runs.storage import Storage
 from rayrec.training.batches import Tokenise
@@ -159,9 +160,8 @@ def main(root: Path, rank: int, world: int) -> None:
     def train(case: Case, out: Path, report: Any = lambda **facts: None, table: pa.Table = table) -> dict:
         kind, objective = (CASES | ITEMS | BROKEN)[case.name]
         items = str(root / "oracle") if case.name in ITEMS else ""
-        worker = Worker(
-            {"config": settings(objective, *case[1:5]), "base": base, "gpu": False, "storage": Storage("")}, rank, world
-        )
+        setup = {"config": settings(objective, *case[1:5]), "base": base, "gpu": False, "storage": Storage("")}
+        worker = Worker(setup | {"objective": make_objective(setup["config"].loss)}, rank, world)
         worker.report = report
         dropout = 0.1 if case.lora and kind == "sft" else 0.0
         phase = Phase(case.name, kind, "", base, str(out / "policy"), STEPS, BATCH, LR, WARMUP, dropout, 1, items, "k")

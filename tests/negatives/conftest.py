@@ -10,7 +10,7 @@ import pytest
 
 from rayrec.data import schema
 from rayrec.data.catalogue import Catalogue
-from rayrec.negatives import Statistics
+from rayrec.negatives.statistics import Statistics
 
 
 def statistics(slices: Iterable[tuple[pa.Table, pa.Table, pa.Table | None]], catalogue: Catalogue, k: int) -> dict:

@@ -18,7 +18,9 @@ from rayrec.data import schema
 from rayrec.data.candidates import candidates, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.grounding import TitleEmbedder
-from rayrec.negatives import NEGATIVES, Draw, mixture, unscored, with_scores
+from rayrec.negatives import NEGATIVES, mixture
+from rayrec.negatives.draw import Draw
+from rayrec.negatives.scored import unscored, with_scores
 from tests.negatives.conftest import statistics
 
 NAMES = [f"{word} {n}" for word in ("Night", "Dawn", "River", "Ghost") for n in range(8)]

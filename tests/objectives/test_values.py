@@ -1,20 +1,21 @@
 """Identities, values at θ = ref, hand-computed numbers, finite gradients, masks."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 
-from rayrec.objectives import OBJECTIVES, Pairs, rewards
+from rayrec.objectives import OBJECTIVES, Objective, Pairs, rewards, setting
 from rayrec.objectives.cpo import Cpo
 from rayrec.objectives.dmpo import Dmpo
 from rayrec.objectives.dpo import Dpo
 from rayrec.objectives.ipo import Ipo
-from rayrec.objectives.kto import Kto, reference_point
+from rayrec.objectives.kto import Kto
 from rayrec.objectives.odpo import Odpo, ordered
-from rayrec.objectives.recpo import Recpo, utility
-from rayrec.objectives.rosepo import Rosepo, oracle_smoothing
+from rayrec.objectives.pairs import log_ratios, mean_k
+from rayrec.objectives.recpo import Recpo
+from rayrec.objectives.rosepo import Rosepo
 from rayrec.objectives.sdpo import Sdpo
 from rayrec.objectives.simpo import Simpo
 
@@ -175,7 +176,7 @@ def test_an_example_without_negatives_is_harmless(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_what_an_objective_needs(name: str) -> None:
+def test_what_an_objective_reads(name: str) -> None:
     objective = OBJECTIVES[name]
     bare = replace(make(2), ref_chosen_B=None, smoothing_BK=torch.zeros(B, 2).double())
     if objective.needs_reference:
@@ -183,18 +184,38 @@ def test_what_an_objective_needs(name: str) -> None:
             objective()(bare)
     else:
         assert objective()(bare).isfinite().all()
-    setting = "tau" if name == "ipo" else "beta"
-    with pytest.raises(ValueError, match=setting):
-        objective(**{setting: 0.0})
+    tensors = {"scores": "score_chosen_B", "smoothing": "smoothing_BK", "neighbour": "baseline_B"}
+    full = replace(make(2), smoothing_BK=torch.zeros(B, 2).double())
+    for column in objective.reads:
+        with pytest.raises(ValueError, match=tensors[column]):
+            objective()(replace(full, **{tensors[column]: None}))
+    scale = {one.name for one in fields(objective)} & {"beta", "tau"}
+    assert {objective(**{one: 0.4}).scale for one in scale} == {0.4}
+
+
+@dataclass(frozen=True)
+class Hinge(Objective):
+    """max(0, margin − h_k), mean over k: a loss from outside, with neither β nor τ."""
+
+    margin: float = setting(1.0, "Smallest gap of the log-ratios, > 0")
+
+    def __call__(self, pairs: Pairs) -> torch.Tensor:
+        delta_B, delta_BK = log_ratios(pairs)
+        return mean_k((self.margin - delta_B[:, None] + delta_BK).relu(), pairs.mask_BK)
+
+
+def test_settings_are_checked_by_their_declaration() -> None:
+    assert (Hinge().scale, Hinge(0.5).margin) == (1.0, 0.5)
+    refused = [(Hinge, {"margin": 0.0}, "> 0"), (Cpo, {"alpha": -1.0}, ">= 0"), (Ipo, {"average": "all"}, "sum, mean")]
+    for kind, settings, says in refused:
+        with pytest.raises(ValueError, match=says):
+            kind(**settings)
+    assert (Cpo(alpha=0.0).alpha, Kto(lambda_u=None).lambda_u) == (0, None)
 
 
 def test_helpers() -> None:
-    assert utility(torch.tensor(3.0), torch.tensor(11.0)).item() == pytest.approx(0.9045, abs=5e-5)
-    assert reference_point(3.0, 2) == 1.5
-    assert reference_point(-0.5, 2) == 0
-    assert reference_point(1.0, 1) == 0  # one example has no neighbour
-    smoothing_BK = oracle_smoothing(torch.tensor([1.0]), torch.tensor([[0.0, 9.0]]))
-    assert smoothing_BK[0, 0].item() == pytest.approx(1 / (1 + math.e)) and 0.49 < smoothing_BK[0, 1] < 0.5
+    z = Kto().reference_point
+    assert (z(3.0, 2), z(-0.5, 2), z(1.0, 1)) == (1.5, 0, 0)  # one example has no neighbour
     scores = {"score_chosen_B": torch.tensor([3.0]), "score_rejected_BK": torch.tensor([[2.0, 3.0, 4.0]])}
     assert ordered(pair(-1, [-3, -4, -5], **scores)).tolist() == [[True, False, False]]
     with pytest.raises(ValueError, match="log_diff"):

@@ -93,6 +93,12 @@ def test_utilities_are_rating_over_root_of_distance(train: pa.Table) -> None:
     assert rows.schema == schema.PREFERENCES and rows["scores"].to_pylist() == scored["scores"].to_pylist() * 4
 
 
+def test_columns_by_their_formulas() -> None:
+    assert pair_columns.utility(torch.tensor(3.0), torch.tensor(11.0)).item() == pytest.approx(0.9045, abs=5e-5)
+    smoothing_BK = pair_columns.oracle_smoothing(torch.tensor([1.0]), torch.tensor([[0.0, 9.0]]))
+    assert smoothing_BK[0, 0].item() == pytest.approx(1 / (1 + math.e)) and 0.49 < smoothing_BK[0, 1] < 0.5
+
+
 def test_neighbours_go_round_the_real_rows_of_a_batch(train: pa.Table) -> None:
     pairs = preferences.pair_up(train, negatives(train, *[["x"]] * 5))
     rows = preferences.with_neighbours(preferences.arrange(pairs, 4, 1, 0, "t")).to_pylist()

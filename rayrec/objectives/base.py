@@ -1,0 +1,83 @@
+"""The interface of a preference loss, and how it declares its settings."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+
+from rayrec.objectives.pairs import Pairs, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: The line of ``beta``.
+BETA = "Inverse temperature of the implicit reward, > 0"
+
+
+def setting(default: Any, doc: str, zero: bool = False) -> Any:
+    """Declare a field of an objective: default, line of ``--help``, and whether a number may be 0 (never below)."""
+    return field(default=default, metadata={"doc": doc, "zero": zero})
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A loss per example; the batch loss is its mean.
+
+    Subclasses are frozen dataclasses whose fields (:func:`setting`) are flags of the command line, and are picked by
+    their name in ``OBJECTIVES``. The rest of the library reads only the attributes below, never a name.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    needs_reference: ClassVar[bool] = True
+    """Reads log π of the frozen reference: ``ref_chosen_B``, ``ref_rejected_BK``."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Columns of the training rows (``training.pair_columns.COLUMNS``) without which there is no loss."""
+    smooths: ClassVar[bool] = False
+    """Honours ``smoothing_BK``; an objective that cannot do without has ``smoothing`` among ``reads``."""
+    ordered: ClassVar[bool] = False
+    """Learns only from pairs whose chosen item scores more; rows without such a pair are left out and counted."""
+    least_batch: ClassVar[int] = 1
+    """Smallest global batch."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, zero = getattr(self, one.name), one.metadata.get("zero")
+            if isinstance(value, str):
+                choices = get_args(get_type_hints(type(self))[one.name])
+                if value not in choices:
+                    raise ValueError(f"Found {one.name} '{value}'. Choose one of {', '.join(choices)}.")
+            elif None not in (value, zero) and not (0 < value < math.inf or (zero and value == 0)):
+                raise ValueError(f"Found {one.name} = {value}; it must be a finite number {'>=' if zero else '>'} 0.")
+
+    @abstractmethod
+    def __call__(self, pairs: Pairs) -> Tensor:
+        """Return ``loss_B``; 0 for an example without a rejected answer, unless a docstring says otherwise."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the log-ratios in logged rewards: ``beta``, and 1 for an objective without."""
+        return getattr(self, "beta", 1.0)
+
+    def reference_point(self, log_ratios: float, count: float) -> float:
+        """Return z of a global batch (``Pairs.baseline_B``), for an objective that reads ``neighbour``.
+
+        Args:
+            log_ratios: Σ_i log π_θ/π_ref(y_{i+1}|x_i): each example with the chosen answer of the next one.
+            count: examples in the sum.
+        """
+        return log_ratios / count if count else 0.0
+
+    def check_ratings(self, target: str, ratings_N: np.ndarray, tuned_M: np.ndarray) -> None:  # noqa: B027
+        """Refuse ratings for which the loss is not defined, before a run starts.
+
+        Args:
+            target: ``--target``, the rule by which targets are chosen.
+            ratings_N, tuned_M: ratings of the targets of the training split and of the rows to tune on; NaN if unrated.
+
+        Raises:
+            ValueError: with the ratings and a remedy.
+        """
