@@ -42,7 +42,8 @@ CATALOGUE = pa.schema(
 )
 
 #: One window: the last history titles, oldest first, and the title that came next. A target may be outside the
-#: catalogue. ``candidates`` are the titles to choose from, null where prompts list none.
+#: catalogue. ``candidates`` are the titles to choose from, null where prompts list none. The driver appends to training
+#: rows ``number`` (int64), the row's place in the training split, and with --reweight ``weight`` (float32).
 EXAMPLES = pa.schema(
     [
         _field("example_id", pa.string()),
@@ -80,7 +81,8 @@ REJECTED = NEGATIVES.append(_field("number", pa.int32()))
 #: One training row of the SFT (``rejected`` empty) or of the preference step. ``policy`` made the rejected answers;
 #: rows with equal ``step`` are one global batch, ``slot`` is the place in it, and a row of ``weight`` 0 is padding.
 #: Null unless the objective reads them: ``scores``, φ of the chosen and then of the rejected answers; ``smoothing``, an
-#: oracle's doubt in each pair; ``neighbour``, the chosen answer of another row of the batch (KTO's reference point).
+#: oracle's doubt in each pair; ``neighbour``, the chosen answer of another row of the batch. Further columns that an
+#: objective reads (training.pair_columns.COLUMNS) are appended.
 PREFERENCES = pa.schema(
     [
         _field("example_id", pa.string()),

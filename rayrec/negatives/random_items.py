@@ -30,9 +30,9 @@ def random_negatives(
     catalogue: Catalogue,
     draw: Draw,
     k: int | None = None,
-    besides: Collection[str] = (),
+    without: Collection[str] = (),
 ) -> list[str]:
-    """Draw ``k`` (default ``draw.k``) distinct titles, uniform over items outside ``history``, ``target``, ``besides``.
+    """Draw ``k`` (default ``draw.k``) distinct titles, uniform over items outside ``history``, ``target``, ``without``.
 
     Titles outside the catalogue exclude nothing. The draw depends on (seed, iteration, example_id) and these items
     only.
@@ -41,7 +41,7 @@ def random_negatives(
         ValueError: fewer than ``k`` items are left.
     """
     k = draw.k if k is None else k
-    taken = sorted({catalogue.index[title] for title in (*history, target, *besides) if title in catalogue.index})
+    taken = sorted({catalogue.index[title] for title in (*history, target, *without) if title in catalogue.index})
     free = len(catalogue.titles) - len(taken)
     if free < k:
         raise ValueError(

@@ -75,10 +75,10 @@ def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Dr
             kept.append(answer)
     example_id = example["example_id"]
     rows = [draw.row(example_id, k, sampler, a.text, a.raw, a.logprob) for k, a in enumerate(kept)]
-    open_ = draw.k - dropped - len(kept)
-    if not open_:
+    missing = draw.k - dropped - len(kept)
+    if not missing:
         return rows
-    titles = random_negatives(**example, catalogue=catalogue, draw=draw, k=open_, besides=[a.text for a in kept])
+    titles = random_negatives(**example, catalogue=catalogue, draw=draw, k=missing, without=[a.text for a in kept])
     for place, title in enumerate(titles):
         raw, _, logprob = replaced[place] if place < len(replaced) else (None, None, None)
         rows.append(draw.row(example_id, len(rows), "random", title, raw, logprob))

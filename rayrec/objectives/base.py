@@ -63,7 +63,7 @@ class Objective(ABC):
         return getattr(self, "beta", 1.0)
 
     def reference_point(self, log_ratios: float, count: float) -> float:
-        """Return z of a global batch (``Pairs.baseline_B``), for an objective that reads ``neighbour``.
+        """Return z of a global batch (``Pairs.baseline_B``), for an objective that reads ``neighbour`` and a reference.
 
         Args:
             log_ratios: Σ_i log π_θ/π_ref(y_{i+1}|x_i): each example with the chosen answer of the next one.
