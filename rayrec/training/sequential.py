@@ -13,6 +13,7 @@ from rayrec.cluster import connect, reserve
 from rayrec.config import BaselinesConfig
 from rayrec.data import Dataset
 from rayrec.models import sequential
+from rayrec.models.sequential.training import STOPS_BY
 from rayrec.report import terminal
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
@@ -72,8 +73,8 @@ def train(
             if "error" in report:
                 raise ValueError(f"{phase.name}: {report['error']}")
             finished = True
-            best = "epoch {best_epoch} of {epochs} was the best, valid NDCG@10 {valid_NDCG@10:.4f}"
-            bars.finish(phase.name, best.format_map(report))
+            best = f"epoch {report['best_epoch']} of {report['epochs']} was the best"
+            bars.finish(phase.name, f"{best}, {STOPS_BY.replace('_', ' ')} {report[STOPS_BY]:.4f}")
         finally:
             group.close(finished)
     work.storage.download_all(folder)
@@ -109,7 +110,9 @@ class _Group(TrainGroup):
         if beat != self._last:
             self._last, self._heard, self._told = beat, time.monotonic(), 0.0
             self.work.trace.progress(self._name, **beat)
-            note = f"loss {beat['loss']:.4f}, valid NDCG@10 {beat['valid']:.4f}" if "loss" in beat else ""
+            note = (
+                f"loss {beat['loss']:.4f}, {STOPS_BY.replace('_', ' ')} {beat['valid']:.4f}" if "loss" in beat else ""
+            )
             self._bars.update(self._name, beat["epoch"], note)
 
     def _ask(self, answer: Any, what: str) -> Any:
@@ -188,7 +191,7 @@ def _fit(task: dict, phase: Phase, share: sequential.Share, say: Callable[..., A
         say(**beat)
         if share.rank == 0:
             with epochs.open("a") as file:
-                file.write(json.dumps({"epoch": epoch, "loss": loss, "valid_NDCG@10": found}) + "\n")
+                file.write(json.dumps({"epoch": epoch, "loss": loss, STOPS_BY: found}) + "\n")
 
     say(**beat)
     model.register_forward_hook(count)

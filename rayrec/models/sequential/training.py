@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rayrec.metrics import BEST
 from rayrec.models.sequential.items import SequentialModel, pad
 from rayrec.models.sequential.ranking import ndcg
 from rayrec.seeds import seed_of
 
+#: Key of the validation metric that stops the training.
+STOPS_BY = f"valid_{BEST.key(10)}"
 #: Batches among which pieces of like length are put together.
 _NEAR = 16
 
@@ -99,7 +102,7 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] /= 10
     model.load_state_dict(best["state"])
-    return {"valid_NDCG@10": best["ndcg"], "best_epoch": best["epoch"], "epochs": epoch, "pieces": len(pieces)}
+    return {STOPS_BY: best["ndcg"], "best_epoch": best["epoch"], "epochs": epoch, "pieces": len(pieces)}
 
 
 def _batches(pieces: Sequence[Sequence[int]], batch: int, draw: np.random.Generator) -> Iterator[np.ndarray]:
