@@ -1,4 +1,4 @@
-"""What the other jobs say to wrong words, before anything is started or written."""
+"""The other jobs refuse wrong arguments on one line, before anything is started or written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def job(name: str, *args: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         ([], "No method is named. Add --methods"),
         (["--methods", "BIGRec", "SPRec", "--vary", "beta", "low"], "--vary beta low: wanted numbers"),
@@ -39,9 +39,9 @@ def job(name: str, *args: str) -> subprocess.CompletedProcess:
         (["--methods", "BIGRec", "--endpoint", "http://me:secret@host/v1"], "--endpoint holds a user name or a query"),
     ],
 )
-def test_wrong_words_are_refused_before_any_cell(tmp_path: Path, args: list[str], says: str) -> None:
+def test_wrong_arguments_are_refused_before_any_cell(tmp_path: Path, args: list[str], message: str) -> None:
     done = job("compare", *args, "--runs", str(tmp_path))
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {says}") and not list(tmp_path.iterdir())
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {message}") and not list(tmp_path.iterdir())
 
 
 def test_unknown_methods_and_flags_are_refused(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_unknown_methods_and_flags_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         ([], "--policy is missing"),
         (["--policy"], "--policy is missing"),
@@ -63,9 +63,9 @@ def test_unknown_methods_and_flags_are_refused(tmp_path: Path) -> None:
         (["--policy", "x", "--model=y"], "error: --model is not for this job. The policy is the model. Leave it out."),
     ],
 )
-def test_no_policy_is_refused(tmp_path: Path, args: list[str], says: str) -> None:
+def test_no_policy_is_refused(tmp_path: Path, args: list[str], message: str) -> None:
     done = job("evaluate", "--preset", "toy", "--runs", str(tmp_path), *args)
-    assert done.returncode == 1 and says in done.stderr and not list(tmp_path.iterdir())
+    assert done.returncode == 1 and message in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_of_adapters_the_merged_weights_are_evaluated(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What a person sees: the terminal, the report and the trackers."""
+"""Output for people: the terminal, the report and the trackers."""

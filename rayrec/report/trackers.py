@@ -56,7 +56,7 @@ class Tracker:
         for name, value, at in _scalars(metrics):
             self._board.add_scalar(name, value, at)
             for other in self._others:
-                if other not in self._failed and not _try("told of", other.send, name, value, at):
+                if other not in self._failed and not _try("updated", other.send, name, value, at):
                     self._failed.add(other)
         self._board.flush()
 

@@ -1,4 +1,4 @@
-"""The comparison's numbers against plain loops, its pages, and what its cells are told."""
+"""The comparison's numbers against plain loops, its pages, and the command lines of its cells."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def test_chatrec_alone_has_the_endpoint_and_morec_the_embedder(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("words", "args", "says"),
+    ("words", "args", "message"),
     [
         (["--seed", "7"], {}, "--seed would be that of every cell. Take --seeds"),
         (["--seed=7"], {}, "--seed would be that of every cell"),
@@ -340,8 +340,8 @@ def test_chatrec_alone_has_the_endpoint_and_morec_the_embedder(tmp_path: Path) -
         (["--embedder", "lm"], {"methods": ["BIGRec", "MoRec"]}, "MoRec reads item vectors from titles"),
     ],
 )
-def test_flags_of_single_cells_are_refused(tmp_path: Path, words: list[str], args: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_flags_of_single_cells_are_refused(tmp_path: Path, words: list[str], args: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         settled(tmp_path, *words, **({"methods": ["BIGRec"]} | args))
 
 
@@ -380,7 +380,7 @@ def test_a_baseline_runs_in_the_place_of_the_language_models() -> None:
     assert tyro.cli(BaselinesConfig, args=baseline_args(config, "morec")).sequential.embedder_path == "/models/x"
 
 
-def test_a_baseline_is_not_told_what_it_would_refuse(tmp_path: Path) -> None:
+def test_a_baseline_gets_no_flag_that_it_refuses(tmp_path: Path) -> None:
     words = ["--generators", "3", "--sequential", "--checkpoint-steps", "5", "--train-workers", "2", "--no-share"]
     made, rows, rest = settled(tmp_path, *words, "--keep", "all", methods=["BIGRec", "Caser"])
     line = job.command(made, rows[1], 0, rest, tmp_path)
@@ -411,7 +411,7 @@ def test_what_cells_took_outlives_a_death_amid_the_write(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("text", ['{"BIGRec-se', "[]", "\udcff"])
-def test_a_damaged_record_of_cells_is_told_before_any_cell(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_of_cells_is_refused_before_any_cell(tmp_path: Path, text: str) -> None:
     made, rows, rest = settled(tmp_path, methods=["BIGRec"])
     (tmp_path / "cells.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"cells\.json: .* Remove it: finished cells stay"):
@@ -442,9 +442,9 @@ def test_the_table_says_what_it_is_of(tmp_path: Path, capsys: pytest.CaptureFixt
     (folder / "cells.json").write_text(json.dumps(facts))
     failed = {"BIGRec-seed0": "it broke", "BIGRec-seed1": "it broke"}
     assert job.show(made, rows, rest, folder, failed)
-    told = capsys.readouterr().out
-    assert "--against BIGRec has no finished cell; the differences are to SASRec." in told
-    assert "candidates, score, N = 8 × 2 seeds" in told and "101" in told and "2.0" in told
+    printed = capsys.readouterr().out
+    assert "--against BIGRec has no finished cell; the differences are to SASRec." in printed
+    assert "candidates, score, N = 8 × 2 seeds" in printed and "101" in printed and "2.0" in printed
     found = json.loads((folder / "comparison.json").read_text())
     assert (found["against"], found["k"], found["failed"]) == ("SASRec", 1, failed)
     assert [(row["method"], row.get("seconds")) for row in found["rows"]] == [("SASRec", None), ("Caser", 101.0)]
