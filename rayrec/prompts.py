@@ -141,12 +141,11 @@ class Template:
 
     def text(self, ids: Iterable[int]) -> str:
         """Return the text of an answer up to its first EOS, spaces and quotes as they are."""
-        answer: list[int] = []
-        for token in ids:
-            if token == self.eos_id:
-                break
-            answer.append(int(token))
-        return self.tokenizer.decode(answer, skip_special_tokens=True)
+        return self.tokenizer.decode(self.ended(ids)[:-1], skip_special_tokens=True)
+
+    def ended(self, ids: Iterable[int]) -> list[int]:
+        """Return the tokens of an answer up to its first EOS, which is added to an answer that was cut short."""
+        return [*itertools.takewhile(lambda token: token != self.eos_id, map(int, ids)), self.eos_id]
 
     def lossy(self, titles: Iterable[str]) -> list[str]:
         """Return the titles that this tokenizer does not give back as they went in (it may normalise Unicode)."""

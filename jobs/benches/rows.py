@@ -1,9 +1,9 @@
-"""The rows of an iteration in the driver: drawn, asked about, joined with their rejected answers, arranged and written.
+"""The rows of an iteration in the driver: draw, negatives, join, order and the file of the preference step.
 
-Ours is the two lanes of a run on ``rows`` training rows, each drawn once, with generators that write one title at once
-and a training group that trains nothing. Beside it Ray Data streams the same rows from Parquet through as many of the
-same generators to Parquet, without a join and without an order. ``memory`` is what the driver takes besides the files
-that it reads in place (anonymous memory, looked at 20 times a second).
+Ours: the two lanes of a run on ``rows`` training rows, each drawn once, with generators that write one title at once
+and a training group that trains nothing. Theirs: Ray Data streams the same rows from Parquet through as many of the
+same generators to Parquet, without prompts, join and order. ``memory`` is the driver's anonymous memory, which excludes
+memory-mapped files, sampled 20 times a second.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ def shown(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(contender: str, rows: int, processes: int, dtype: str, scratch: str) -> dict[str, Any]:
-    """Rows per second, the driver's memory, and how many rows came out."""
+    """Return rows per second, the driver's memory, and the number of rows written."""
     with own_cluster():
         return {"ours": ours, "ray_data": ray_data}[contender](rows, processes, Path(scratch))
 
 
 class Quiet:
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
 
 
 class Watch:
-    """The most anonymous memory of this process in between."""
+    """Measures the peak of this process's anonymous memory."""
 
     def __enter__(self) -> Watch:
         self.before = self.most = self._now()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
         self.begun = time.perf_counter()
         return self
@@ -63,7 +63,7 @@ class Watch:
         self._end.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._end.wait(0.05):
             self.most = max(self.most, self._now())
 
@@ -74,7 +74,7 @@ class Watch:
 
 
 def examples(rows: int) -> Iterator[Any]:
-    """Tables (schema.EXAMPLES) of users with OF_USER rows each, windows that slide over random titles."""
+    """Yield tables (schema.EXAMPLES): OF_USER windows for each user over a history of random titles."""
     import numpy as np
     import pyarrow as pa
 
@@ -134,8 +134,8 @@ def ours(rows: int, processes: int, scratch: Path) -> dict[str, Any]:
     work = Run(storage, storage.root / "rows", config, {"data": ""})
     shared = Shared(config, data, work, template, 1, 1, lambda *_: None, Quiet())
     pool = pool_of([ray.remote(NoOp).options(num_cpus=0).remote() for _ in range(processes)], processes, scratch)
-    # A group that is told of a phase and has trained at once.
-    trained: Any = SimpleNamespace(run=lambda phase, hear: {"facts": {}, "steps": [{"step": 0, "loss": 0.0}]})
+    # A group that ends every phase at once.
+    trained: Any = SimpleNamespace(run=lambda phase, progress: {"facts": {}, "steps": [{"step": 0, "loss": 0.0}]})
     policy = Policy("00/sft", scratch)
     generators = GenerateLane(shared, lambda: pool, TitleEmbedder(titles))
     trainers = TrainLane(shared, lambda: trained, policy)
@@ -148,7 +148,7 @@ def ours(rows: int, processes: int, scratch: Path) -> dict[str, Any]:
 
 
 class Asked:
-    """:class:`NoOp` as Ray Data calls it, a part at a time."""
+    """:class:`NoOp` for Ray Data, one part at a call."""
 
     def __call__(self, rows: Any) -> Any:
         import pyarrow as pa

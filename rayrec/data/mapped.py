@@ -1,7 +1,7 @@
-"""Tables, and numbers of rows, that lie in files and not in memory: made a slice at a time, read where they lie.
+"""Tables and arrays of row numbers in memory-mapped files, so that memory stays flat whatever the number of rows.
 
-What grows with the number of rows is kept so; a process then holds a few slices. The files lie in the folder for
-temporary files (``TMPDIR``), without a name: they end with the process, however it ends.
+The files are in the folder for temporary files (``TMPDIR``) and have no name: they end with the process, however it
+ends. Tables are written a slice at a time.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from contextlib import contextmanager
 import numpy as np
 import pyarrow as pa
 
-#: Rows of a slice. As Python objects a row takes some kilobytes, in Arrow some hundred bytes.
+#: Rows of a slice. A row takes kilobytes as Python objects, and some hundred bytes in Arrow.
 SLICE = 1 << 13
-#: Rows of a chunk, a file's unit, and what is gathered at once: rows in any order come from every chunk, and each chunk
-#: takes some kilobytes of memory in each table.
+#: Rows of a chunk, the unit of a file and of :func:`take`. Each chunk takes some kilobytes of memory in each table.
 CHUNK = 2 * SLICE
 
 
 def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
-    """Write tables of one schema after each other and return them as one, in chunks of about CHUNK rows.
+    """Write tables of one schema to a file and return them as one table, in chunks of about CHUNK rows.
 
     Raises:
         OSError: the folder for temporary files is full or cannot be written to.
     """
     with tempfile.TemporaryFile(prefix="rayrec-") as file:
-        path = f"/proc/self/fd/{file.fileno()}"  # Arrow opens files by name, and this one has no other
+        path = f"/proc/self/fd/{file.fileno()}"  # Arrow opens files by name
         with pa.OSFile(path, "wb") as sink:
             writer = pa.ipc.new_file(sink, schema)
             for some in _even(slices):
@@ -41,7 +40,7 @@ def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
 
 
 def array(length: int, dtype: type = np.int32) -> np.ndarray:
-    """Zeros, (length,), that the system may take out of memory.
+    """Return zeros, (length,), that the operating system may move from memory to disk.
 
     Raises:
         OSError: the folder for temporary files is full or cannot be written to.
@@ -51,12 +50,12 @@ def array(length: int, dtype: type = np.int32) -> np.ndarray:
     size = length * np.dtype(dtype).itemsize
     with tempfile.TemporaryFile(prefix="rayrec-") as file:
         with _written():
-            os.posix_fallocate(file.fileno(), 0, size)  # where a full disk is an error, and no signal later
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and SIGBUS later
         return np.frombuffer(mmap.mmap(file.fileno(), size), dtype)
 
 
 def ascending(length: int) -> np.ndarray:
-    """The numbers below ``length``, (length,) int32, as an :func:`array`."""
+    """Return 0 to ``length`` − 1, (length,) int32, as an :func:`array`."""
     numbers = array(length)
     numbers[1:] = 1
     return np.cumsum(numbers, dtype=np.int32, out=numbers)
@@ -74,17 +73,17 @@ def _written() -> Iterator[None]:
 
 
 def slices(table: pa.Table) -> Iterator[pa.Table]:
-    """The rows in order, SLICE at a time."""
+    """Yield the rows in order, SLICE at a time."""
     return (table.slice(start, SLICE) for start in range(0, len(table), SLICE))
 
 
 def each(table: pa.Table, change: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    """``change`` every slice of a table, and an empty one for the schema."""
+    """Apply ``change`` to every slice of a table, and to an empty one for the schema."""
     return mapped(map(change, slices(table)), change(table.slice(0, 0)).schema)
 
 
 def take(table: pa.Table, numbers: np.ndarray) -> pa.Table:
-    """The rows ``numbers``, in that order; Arrow's own ``take`` would copy the whole table first."""
+    """Return the rows ``numbers`` in that order. (pyarrow's ``Table.take`` copies the whole table first.)"""
     if len(numbers) and (np.diff(numbers) == 1).all():
         return table.slice(int(numbers[0]), len(numbers))
     batches = table.to_batches()
@@ -96,7 +95,7 @@ def take(table: pa.Table, numbers: np.ndarray) -> pa.Table:
 
 
 def _take(batches: list[pa.RecordBatch], ends: np.ndarray, numbers: np.ndarray) -> pa.Table:
-    """At most CHUNK rows, chunk by chunk and then put in order."""
+    """Take at most CHUNK rows, chunk by chunk, and put them in order."""
     chunk = np.searchsorted(ends, numbers, side="right")
     order = np.argsort(chunk, kind="stable")
     found, first = np.unique(chunk[order], return_index=True)
@@ -110,7 +109,7 @@ def _take(batches: list[pa.RecordBatch], ends: np.ndarray, numbers: np.ndarray) 
 
 
 def _even(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of CHUNK rows or a little more."""
+    """Merge tables into tables of CHUNK rows or a little more."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)

@@ -1,4 +1,4 @@
-"""What every user met, as numbers: a Python set of titles for each user would be larger than the rows."""
+"""The titles that each user met, as numbers: Python sets of titles would be larger than the rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TITLE = (1 << 32) - 1
 class Met(Mapping[str, frozenset[str]]):
     """Titles that each user met, in histories and targets of the rows (schema.EXAMPLES).
 
-    Holds 8 bytes for each, and the names of users and titles once.
+    Memory: 8 bytes for each pair of user and title, and every name once.
     """
 
     def __init__(self, *tables: pa.Table):
@@ -29,7 +29,7 @@ class Met(Mapping[str, frozenset[str]]):
             title = _numbers(pa.concat_arrays([history.flatten(), some["target"].combine_chunks()]), titles)
             new.append(np.unique(np.concatenate([of_history, user]) << 32 | title))
             waiting += len(new[-1])
-            if waiting > max(1 << 20, len(self._pairs)):  # so the whole is sorted a few times only
+            if waiting > max(1 << 20, len(self._pairs)):  # sorts all pairs a few times only
                 self._pairs, new, waiting = np.unique(np.concatenate([self._pairs, *new])), [], 0
         self._pairs = np.unique(np.concatenate([self._pairs, *new]))
         self._titles = list(titles)
@@ -47,12 +47,12 @@ class Met(Mapping[str, frozenset[str]]):
 
     @property
     def most(self) -> int:
-        """Titles of the user who met most."""
+        """The largest number of titles that a user met."""
         return int(np.bincount(self._pairs >> 32).max(initial=0))
 
 
 def _numbers(values: pa.Array, known: dict[str, int]) -> np.ndarray:
-    """The number of each value, (N,) int64; new ones go on where ``known`` ends."""
+    """Number each value, (N,) int64; new values are added to ``known``."""
     coded = values.dictionary_encode()
     own = np.array([known.setdefault(value, len(known)) for value in coded.dictionary.to_pylist()], np.int64)
     return own[coded.indices.to_numpy()]

@@ -1,6 +1,6 @@
-"""Training rows: which examples, in which order, in which global batch.
+"""Training rows: the examples of a phase, joined with their rejected answers, in order and in global batches.
 
-Every row carries its ``step`` and ``slot``; the number of workers appears nowhere, so it cannot change the batches.
+Every row has a ``step`` and a ``slot`` in the global batch; both are independent of the number of workers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _OPTIONAL = ("scores", "smoothing", "neighbour")
 
 
 def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Table:
-    """Rows ``start`` to ``start + count`` of an endless reading of ``train``: permutation after permutation.
+    """Return rows ``start`` to ``start + count`` of an endless sequence of permutations of ``train``.
 
-    So rows repeat only after the split is used up. ``name`` separates independent readings.
+    Rows repeat only after the split is used up. Each ``name`` has a sequence of its own.
     """
     chosen, taken = array(count), 0
     while taken < count:
@@ -34,14 +34,14 @@ def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Ta
 
 
 def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
-    """Rows (schema.PREFERENCES, nothing rejected) of an SFT phase: every example once per epoch.
+    """Return the rows (schema.PREFERENCES, nothing rejected) of an SFT phase: every example once per epoch.
 
-    Examples weigh 1, or what their column ``weight`` says.
+    The weight of an example is 1 without a column ``weight``.
     """
 
     def base(some: pa.Table) -> pa.Table:
-        rejected = pa.array([[]] * len(some), schema.PREFERENCES.field("rejected").type)
-        return _base(some, pa.nulls(len(some), pa.string()), rejected)
+        nothing = pa.array([[]] * len(some), pa.list_(pa.null()))
+        return _base(some, pa.nulls(len(some), pa.string()), nothing, pa.nulls(len(some)))
 
     return arrange(each(examples, base), batch, epochs, seed, name)
 
@@ -70,13 +70,13 @@ def pairs(rows: pa.Table, negatives: Iterable[pa.Table]) -> pa.Table:
 
 
 def _size(*tables: pa.Table) -> int:
-    """One more than the largest ``number``."""
+    """Return one more than the largest ``number``."""
     largest = (pc.call_function("max", [table["number"]]).as_py() for table in tables)
     return 1 + max((number for number in largest if number is not None), default=-1)
 
 
 def _runs(numbers: pa.ChunkedArray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the rows of each number begin and how many there are, both (size,) int32."""
+    """Return the first row of each number and the count of its rows, both (size,) int32."""
     first, count, place, last, runs = array(size), array(size), 0, -1, 0
     for chunk in numbers.chunks:
         number = chunk.to_numpy()
@@ -104,22 +104,22 @@ def pair_up(examples: pa.Table, negatives: pa.Table) -> pa.Table:
     owner = _places(negatives["example_id"], ids)
     order = np.lexsort((negatives["k"].to_numpy(), owner))
     ends = np.cumsum(np.bincount(owner, minlength=len(ids)))
-    texts = negatives["text"].combine_chunks().take(order)
-    lists = pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), texts)
+    starts = pa.array(np.concatenate([[0], ends]), pa.int32())
+    lists = [pa.ListArray.from_arrays(starts, negatives[name].combine_chunks().take(order)) for name in ("text", "ids")]
     place = _places(examples["example_id"], ids)
     kept = np.flatnonzero(place >= 0)
     of_example = place[kept]
     policy = negatives["policy"].take(order[ends[of_example] - 1])
-    return _base(examples.take(kept), policy, lists.take(of_example).cast(schema.PREFERENCES.field("rejected").type))
+    return _base(examples.take(kept), policy, *(one.take(of_example) for one in lists))
 
 
 def _places(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
-    """Where each value stands in ``among``, (N,) int64; -1 where it does not."""
+    """Return the place of each value in ``among``, (N,) int64; -1 if there is none."""
     return pc.fill_null(pc.call_function("index_in", [values], pc.SetLookupOptions(among)), -1).to_numpy().astype(int)
 
 
 def distinct(rows: pa.Table) -> pa.Table:
-    """Every ``number`` once, in the order in which they come first: a draw longer than the split holds some twice."""
+    """Keep the first row of every ``number``: a draw longer than the split holds some examples twice."""
     seen = array(_size(rows), bool)
     for some in slices(rows):
         seen[some["number"].to_numpy()] = True
@@ -130,8 +130,10 @@ def distinct(rows: pa.Table) -> pa.Table:
 
 
 def with_neighbours(rows: pa.Table) -> pa.Table:
-    """Fill ``neighbour`` with the chosen answer of the next row of the same global batch, round the batch, padding not
-    counted; null for padding and where a batch has one row."""
+    """Fill ``neighbour`` with the chosen answer of the next row of the global batch.
+
+    The last row has that of the first; padding is skipped. Null for padding, and in a batch of one row.
+    """
     real = np.flatnonzero(rows["weight"].to_numpy())
     step = rows["step"].to_numpy()[real]
     starts = np.flatnonzero(np.diff(step, prepend=-1))
@@ -147,7 +149,7 @@ def with_neighbours(rows: pa.Table) -> pa.Table:
     return rows.set_column(rows.column_names.index("neighbour"), "neighbour", names)
 
 
-def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array) -> pa.Table:
+def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array, ids: pa.Array) -> pa.Table:
     ones = pa.array(np.ones(len(examples), np.float32))
     columns = {
         "example_id": examples.column("example_id"),
@@ -156,7 +158,8 @@ def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array) -> pa.Table:
         "history_ratings": examples.column("history_ratings"),
         "candidates": examples.column("candidates"),
         "chosen": examples.column("target"),
-        "rejected": rejected,
+        "rejected": rejected.cast(schema.PREFERENCES.field("rejected").type),
+        "rejected_ids": ids.cast(schema.PREFERENCES.field("rejected_ids").type),
         "weight": examples.column("weight") if "weight" in examples.column_names else ones,
         **({"number": examples.column("number")} if "number" in examples.column_names else {}),
         **{name: pa.nulls(len(examples), schema.PREFERENCES.field(name).type) for name in _OPTIONAL},
@@ -195,7 +198,7 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str, colu
 
 
 def _permutation(length: int, seed: int, name: str, turn: int) -> np.ndarray:
-    """The numbers below ``length`` in random order."""
+    """Return 0 to ``length`` − 1 in random order."""
     order = ascending(length)
     np.random.default_rng(seed_of(seed, name, turn)).shuffle(order)
     return order

@@ -61,7 +61,8 @@ EXAMPLES = pa.schema(
 #: One rejected answer. ``text`` is what the preference step reads; ``raw`` is what the policy wrote (null where none
 #: wrote it); ``sampler`` is what made ``text`` (a replaced self-play output names its replacement); ``k`` counts from
 #: 0; ``logprob`` is the log-probability of ``raw``, EOS included, in nats, where that is null that of ``text``, and
-#: null where no policy was asked (``--score-negatives`` asks).
+#: null where no policy was asked (``--score-negatives`` asks); ``ids`` are the tokens of ``text``, EOS included,
+#: as the policy wrote them, and null where ``text`` is not what it wrote.
 NEGATIVES = pa.schema(
     [
         _field("example_id", pa.string()),
@@ -71,6 +72,7 @@ NEGATIVES = pa.schema(
         _field("text", pa.string()),
         _field("raw", pa.string(), null=True),
         _field("logprob", pa.float32(), null=True),
+        _field("ids", _ids, null=True),
     ]
 )
 
@@ -80,6 +82,7 @@ REJECTED = NEGATIVES.append(_field("number", pa.int32()))
 
 #: One training row of the SFT (``rejected`` empty) or of the preference step. ``policy`` made the rejected answers;
 #: rows with equal ``step`` are one global batch, ``slot`` is the place in it, and a row of ``weight`` 0 is padding.
+#: ``rejected_ids`` are those of schema.NEGATIVES, null in a table without negatives.
 #: Null unless the objective reads them: ``scores``, φ of the chosen and then of the rejected answers; ``smoothing``, an
 #: oracle's doubt in each pair; ``neighbour``, the chosen answer of another row of the batch. Further columns that an
 #: objective reads (training.pair_columns.COLUMNS) are appended.
@@ -92,6 +95,7 @@ PREFERENCES = pa.schema(
         _field("candidates", _strings, null=True),
         _field("chosen", pa.string()),
         _field("rejected", _strings),
+        _field("rejected_ids", pa.list_(pa.field("item", _ids)), null=True),
         _field("weight", pa.float32()),
         _field("step", pa.int32()),
         _field("slot", pa.int32()),
@@ -112,8 +116,9 @@ TOKENS = pa.schema(
     ]
 )
 
-#: What a policy answered to one example: ``texts`` as generated, best first, with their log-probabilities, and the
-#: ``titles`` of the top-k list that evaluation scores.
+#: The answers of a policy to one example: ``texts`` as generated, best first, their token ``ids``, EOS included (null
+#: where given answers were scored, or no policy was asked), their log-probabilities, and the ``titles`` of the top-k
+#: list that evaluation scores.
 PREDICTIONS = pa.schema(
     [
         _field("example_id", pa.string()),
@@ -121,6 +126,7 @@ PREDICTIONS = pa.schema(
         _field("decode", pa.string()),
         _field("target", pa.string()),
         _field("texts", _strings),
+        _field("ids", pa.list_(pa.field("item", _ids)), null=True),
         _field("logprobs", _floats),
         _field("titles", _strings),
     ]

@@ -207,7 +207,8 @@ def _table(rows: pa.Table, name: str, place: str, titles: list, logprobs: list) 
     columns |= {"decode": pa.repeat(place, len(rows)), "target": rows["target"]}
     texts = pa.array(titles, schema.PREDICTIONS.field("texts").type)
     columns |= {"texts": texts, "logprobs": pa.array(logprobs, schema.PREDICTIONS.field("logprobs").type)}
-    return schema.check(pa.table(columns | {"titles": texts}), schema.PREDICTIONS, f"predictions of {name}")
+    columns |= {"ids": pa.nulls(len(rows), schema.PREDICTIONS.field("ids").type), "titles": texts}
+    return schema.check(pa.table(columns), schema.PREDICTIONS, f"predictions of {name}")
 
 
 def _summary(records: list[dict], phases: list[str], seconds: dict[str, float]) -> list[dict]:

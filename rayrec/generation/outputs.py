@@ -78,9 +78,10 @@ class Outputs:
             for j, answers in self._pool().ask(len(open_), lambda j: part_of(open_[j]), urgent):
                 i, given = open_[j], asked.pop(open_[j])
                 texts = given if choices else [[answer.text for answer in one] for one in answers]
+                ids = None if choices else [[template.ended(answer.ids) for answer in one] for one in answers]
                 logprobs = [[answer.logprob for answer in one] for one in answers]
                 some = rows.slice(i * size, size)
-                table = prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts))
+                table = prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts), ids)
                 kept.add(i, table)
                 self._count(phase, 1)
                 yield i, table
@@ -135,16 +136,24 @@ def _in_order(total: int, made: Mapping[int, pa.Table], answered: Iterator[tuple
 
 
 def prediction_table(
-    examples: pa.Table, policy: str, decode: str, texts: Sequence, logprobs: Sequence, titles: Sequence
+    examples: pa.Table,
+    policy: str,
+    decode: str,
+    texts: Sequence,
+    logprobs: Sequence,
+    titles: Sequence,
+    ids: Sequence | None = None,
 ) -> pa.Table:
     """Return rows of schema.PREDICTIONS for some examples."""
+    kinds, count = schema.PREDICTIONS, len(examples)
     columns = {
         "example_id": examples["example_id"],
-        "policy": pa.array([policy] * len(examples)),
-        "decode": pa.array([decode] * len(examples)),
+        "policy": pa.repeat(policy, count),
+        "decode": pa.repeat(decode, count),
         "target": examples["target"],
-        "texts": pa.array(texts, schema.PREDICTIONS.field("texts").type),
-        "logprobs": pa.array(logprobs, schema.PREDICTIONS.field("logprobs").type),
-        "titles": pa.array(titles, schema.PREDICTIONS.field("titles").type),
+        "texts": pa.array(texts, kinds.field("texts").type),
+        "ids": pa.array(ids or [None] * count, kinds.field("ids").type),
+        "logprobs": pa.array(logprobs, kinds.field("logprobs").type),
+        "titles": pa.array(titles, kinds.field("titles").type),
     }
-    return schema.check(pa.table(columns), schema.PREDICTIONS, f"predictions of {policy}")
+    return pa.Table.from_arrays([columns[name] for name in kinds.names], schema=kinds)

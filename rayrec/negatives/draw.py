@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -39,10 +39,12 @@ class Draw:
         """Return the example's own generator: its draws depend on no other row, order or partition."""
         return np.random.default_rng(seed_of(self.seed, "negatives", self.iteration, example_id))
 
-    def row(self, example_id: str, k: int, sampler: str, text: str, raw: str | None, logprob: float | None) -> dict:
+    def row(
+        self, example_id: str, k: int, sampler: str, text: str, raw: str | None, logprob: float | None, ids: Any = None
+    ) -> dict:
         """Return one row of schema.NEGATIVES."""
         names = schema.NEGATIVES.names
-        return dict(zip(names, (example_id, self.policy, k, sampler, text, raw, logprob), strict=True))
+        return dict(zip(names, (example_id, self.policy, k, sampler, text, raw, logprob, ids), strict=True))
 
     def drawn(self, example_id: str, sampler: str, titles: Iterable[str]) -> list[dict]:
         """Return the rows of titles that no policy wrote or scored."""

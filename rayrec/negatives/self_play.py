@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from rayrec.data.text import fold
-from rayrec.negatives.draw import Draw, contexts, table
+from rayrec.data import schema
+from rayrec.data.text import fold, numbered
+from rayrec.negatives.draw import Draw, contexts
+from rayrec.negatives.draw import table as table_of
 from rayrec.negatives.random_items import random_negatives
 
 if TYPE_CHECKING:
@@ -20,6 +25,8 @@ class Answer(NamedTuple):
     raw: str
     text: str
     logprob: float | None
+    ids: list[int] | None
+    """The tokens of ``text``, where that is ``raw``."""
 
 
 def finish_self_play(
@@ -40,21 +47,64 @@ def finish_self_play(
     Raises:
         ValueError: an example has no row in ``outputs``; too few items are left to fill from.
     """
-    columns = ["example_id", "texts", "logprobs"]
-    written = {row["example_id"]: row for row in outputs.select(columns).to_pylist()} if outputs is not None else {}
-    missing = [example_id for example_id in examples["example_id"].to_pylist() if example_id not in written]
-    if missing:
-        raise ValueError(f"Found no output for {len(missing)} examples, the first {missing[0]}. Generate them again.")
-    grounded = _grounded([text for row in written.values() for text in row["texts"]], catalogue, draw)
-    rows = []
-    for example in contexts(examples):
-        row = written[example["example_id"]]
-        answers = [
-            Answer(text, grounded.get(text) or text, logprob)
-            for text, logprob in zip(row["texts"], row["logprobs"], strict=True)
-        ]
-        rows += _finish(example, answers, catalogue, draw, sampler)
-    return table(rows)
+    lists = _aligned(examples, outputs)
+    plain, table = _plain_rows(examples, lists, draw, sampler)
+    others = np.flatnonzero(~plain)
+    if not len(others):
+        return table
+    left = [lists[name].take(pa.array(others)).to_pylist() for name in ("texts", "logprobs", "ids")]
+    grounded = _grounded([text for texts in left[0] for text in texts], catalogue, draw)
+    made, owners = [], []
+    for owner, example, *one in zip(others, contexts(examples.take(others)), *left, strict=True):
+        answers = []
+        for raw, logprob, ids in zip(one[0], one[1], one[2] or itertools.repeat(None), strict=False):
+            text = grounded.get(raw) or raw
+            answers.append(Answer(raw, text, logprob, ids if text == raw else None))
+        rows = _finish(example, answers, catalogue, draw, sampler)
+        made += rows
+        owners += [owner] * len(rows)
+    order = np.argsort(np.concatenate([np.repeat(np.flatnonzero(plain), draw.k), owners]), kind="stable")
+    return pa.concat_tables([table, table_of(made)]).take(order).combine_chunks()
+
+
+def _aligned(examples: pa.Table, outputs: pa.Table | None) -> dict[str, Any]:
+    """Return the texts, log-probabilities and ids of each example, as lists."""
+    names = examples["example_id"]
+    known = pa.array([], pa.string()) if outputs is None else outputs["example_id"]
+    place = pc.call_function("index_in", [names], pc.SetLookupOptions(known)).combine_chunks()
+    if place.null_count or outputs is None:
+        first = names.filter(place.is_null())[0]
+        raise ValueError(f"Found no output for {place.null_count} examples, the first {first}. Generate them again.")
+    found = {name: outputs[name].combine_chunks().take(place) for name in ("texts", "logprobs")}
+    ids = outputs["ids"].combine_chunks().take(place) if "ids" in outputs.column_names else None
+    return found | {"ids": pa.nulls(len(place), schema.PREDICTIONS.field("ids").type) if ids is None else ids}
+
+
+def _plain_rows(examples: pa.Table, lists: dict[str, Any], draw: Draw, sampler: str) -> tuple[np.ndarray, pa.Table]:
+    """Find the examples, (N,) bool, whose first K outputs are their rejected answers as they are; return these rows."""
+    texts, k = lists["texts"].flatten(), draw.k
+    length = pc.call_function("list_value_length", [lists["texts"]]).to_numpy()
+    if draw.embedder is not None or not len(texts):
+        return np.zeros(len(length), bool), table_of([])
+    place_NK = np.minimum((np.cumsum(length) - length)[:, None] + np.arange(k), len(texts) - 1)
+    numbers = {"": 0}
+    text_NK, target_N = numbered(texts, numbers)[place_NK], numbered(examples["target"], numbers)
+    plain = (length >= k) & (text_NK > 0).all(1) & (text_NK != target_N[:, None]).all(1)
+    if sampler != "self_play_sample":
+        plain &= (np.diff(np.sort(text_NK, axis=1), axis=1) > 0).all(1)
+    owner, place = np.repeat(np.flatnonzero(plain), k), pa.array(place_NK[plain].ravel())
+    ids = lists["ids"].flatten() if not lists["ids"].null_count else pa.nulls(len(texts), pa.list_(pa.int32()))
+    columns = {
+        "example_id": examples["example_id"].combine_chunks().take(pa.array(owner)),
+        "policy": pa.repeat(draw.policy, len(owner)),
+        "k": pa.array(np.tile(np.arange(k), len(owner) // k), pa.int32()),
+        "sampler": pa.repeat(sampler, len(owner)),
+        "text": texts.take(place),
+        "raw": texts.take(place),
+        "logprob": lists["logprobs"].flatten().take(place),
+        "ids": ids.take(place),
+    }
+    return plain, schema.check(pa.table(columns), schema.NEGATIVES, "negatives")
 
 
 def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Draw, sampler: str) -> list[dict]:
@@ -74,13 +124,13 @@ def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Dr
         else:
             kept.append(answer)
     example_id = example["example_id"]
-    rows = [draw.row(example_id, k, sampler, a.text, a.raw, a.logprob) for k, a in enumerate(kept)]
+    rows = [draw.row(example_id, k, sampler, a.text, a.raw, a.logprob, a.ids) for k, a in enumerate(kept)]
     missing = draw.k - dropped - len(kept)
     if not missing:
         return rows
     titles = random_negatives(**example, catalogue=catalogue, draw=draw, k=missing, without=[a.text for a in kept])
     for place, title in enumerate(titles):
-        raw, _, logprob = replaced[place] if place < len(replaced) else (None, None, None)
+        raw, _, logprob, _ = replaced[place] if place < len(replaced) else (None, None, None, None)
         rows.append(draw.row(example_id, len(rows), "random", title, raw, logprob))
     return rows
 

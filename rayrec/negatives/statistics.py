@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from rayrec.data.text import fold
-from rayrec.negatives.draw import contexts
+from rayrec.data.text import fold, numbered
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
@@ -19,8 +20,11 @@ class Statistics:
 
     def __init__(self, catalogue: Catalogue, k: int):
         """``k``: rejected answers that each example was to have."""
-        self._known, self._k = set(map(fold, catalogue.titles)), k
-        self._count, self._different = Counter[str](), set[str]()
+        self._numbers = {"": 0}
+        for title in catalogue.titles:
+            self._numbers.setdefault(fold(title), len(self._numbers))
+        self._known, self._k = len(self._numbers), k  # greater numbers are outside the catalogue
+        self._count, self._different = Counter[str](), set[int]()
 
     def add(self, table: pa.Table, examples: pa.Table, outputs: pa.Table | None) -> None:
         """Count a slice.
@@ -31,22 +35,25 @@ class Statistics:
             outputs: the policy's answers to these, of which the best K are counted. Without outputs (samplers that ask
                 no policy) the ``raw`` of the rows counts, or their ``text`` where that is null.
         """
-        context = {
-            row["example_id"]: (fold(row["target"]), set(map(fold, row["history"]))) for row in contexts(examples)
-        }
-        written = _written(table, outputs, self._k)
-        self._different.update(text for _, text in written)
-        sampler, raw = table["sampler"].to_pylist(), table["raw"].to_pylist()
+        owners, texts = _written(table, outputs, self._k)
+        owner = pc.call_function("index_in", [owners], pc.SetLookupOptions(examples["example_id"])).to_numpy()
+        owner = owner.astype(np.int64)
+        text, target = numbered(texts, self._numbers), numbered(examples["target"], self._numbers)[owner]
+        history = examples["history"].combine_chunks()
+        met = np.repeat(np.arange(len(examples)), pc.call_function("list_value_length", [history]).to_numpy())
+        met = met << 32 | numbered(history.flatten(), self._numbers)
+        self._different.update(np.unique(text).tolist())
+        drawn = pc.call_function("equal", [table["sampler"], "random"])
         self._count.update(
-            rows=table.num_rows,
-            outputs=len(written),
-            equal_target=sum(text == context[example_id][0] for example_id, text in written),
-            in_catalogue=sum(text in self._known for _, text in written),
-            in_history=sum(text in context[example_id][1] for example_id, text in written),
-            empty=sum(not text for _, text in written),
-            random=sampler.count("random"),
-            replaced=sum(name == "random" and text is not None for name, text in zip(sampler, raw, strict=True)),
-            dropped=self._k * examples.num_rows - table.num_rows,
+            rows=len(table),
+            outputs=len(text),
+            equal_target=int((text == target).sum()),
+            in_catalogue=int(((text > 0) & (text < self._known)).sum()),
+            in_history=int(np.isin(owner << 32 | text, met).sum()),
+            empty=int((text == 0).sum()),
+            random=_trues(drawn),
+            replaced=_trues(pc.call_function("and", [drawn, table["raw"].is_valid()])),
+            dropped=self._k * len(examples) - len(table),
         )
 
     def result(self) -> dict[str, Any]:
@@ -69,10 +76,15 @@ class Statistics:
         }
 
 
-def _written(table: pa.Table, outputs: pa.Table | None, places: int) -> list[tuple[str, str]]:
-    """Return (example id, folded text) of every output that counts."""
+def _written(table: pa.Table, outputs: pa.Table | None, places: int) -> tuple[Any, Any]:
+    """Return the example id and the text of every output that counts."""
     if outputs is None:
-        rows = table.select(["example_id", "raw", "text"]).to_pylist()
-        return [(row["example_id"], fold(row["text"] if row["raw"] is None else row["raw"])) for row in rows]
-    rows = outputs.select(["example_id", "texts"]).to_pylist()
-    return [(row["example_id"], fold(text)) for row in rows for text in row["texts"][:places]]
+        return table["example_id"], pc.call_function("coalesce", [table["raw"], table["text"]])
+    lists = outputs["texts"].combine_chunks()
+    best = pc.call_function("list_slice", [lists], pc.ListSliceOptions(0, places, return_fixed_size_list=False))
+    owner = pc.call_function("list_parent_indices", [best])
+    return outputs["example_id"].combine_chunks().take(owner), best.flatten()
+
+
+def _trues(values: Any) -> int:
+    return pc.call_function("sum", [values]).as_py() or 0

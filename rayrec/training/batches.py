@@ -38,9 +38,9 @@ def write_rows(rows: pa.Table, path: Path, batch: int) -> None:
 
 
 def write_tokens(phase: Phase, template: Template, storage: Storage, patience: float) -> None:
-    """Write the token table of a phase with Ray Data, a task for each row group of ``phase.rows``.
+    """Write the token table of a phase with Ray Data, one task for each row group of ``phase.rows``.
 
-    The tasks share one CPU where no more are free. A table of an earlier attempt is replaced.
+    A task takes half a CPU. The table of an earlier attempt is replaced.
 
     Raises:
         OSError: the storage failed a task.
@@ -148,7 +148,7 @@ def _folder(phase: Phase) -> Path:
 
 
 def _open(storage: Storage, path: str | Path) -> tuple[Any, str]:
-    """The filesystem, and the path in it, of what every node sees."""
+    """Return the filesystem that all nodes share, and the path in it."""
     source = storage.for_ray_data(path)
     return source.get("filesystem", LocalFileSystem()), source["paths"]
 
@@ -172,27 +172,37 @@ class Tokenise:
             columns["answers"] = pa.array([[answer] for _, answer in sequences], pa.list_(_IDS))
         else:
             columns["prompt"] = pa.array(self.template.prompts(rows), _IDS)
-            columns["answers"] = self._answers(_array(rows["chosen"]), _array(rows["rejected"]))
+            columns["answers"] = self._answers(*(_array(rows[name]) for name in ("chosen", "rejected", "rejected_ids")))
         columns["neighbour"] = self._ids(_array(rows["neighbour"]))
         tokens = pa.table(columns)
         return schema.check(tokens, schema.extended(schema.TOKENS, tokens, further), "tokens")
 
-    def _answers(self, chosen: pa.Array, rejected: Any) -> pa.Array:
-        """The tokens of each chosen answer, and then of the rejected ones."""
-        lengths = pc.call_function("list_value_length", [rejected]).to_numpy()
+    def _answers(self, chosen: pa.Array, rejected: Any, rejected_ids: Any) -> pa.Array:
+        """Return the tokens of each chosen answer and, after it, of the rejected ones."""
+        rows, lengths = len(chosen), pc.call_function("list_value_length", [rejected]).to_numpy()
         starts = np.concatenate([[0], np.cumsum(lengths + 1)])
-        place = (
-            np.arange(len(chosen) + lengths.sum()) + len(chosen) - np.repeat(np.arange(len(chosen)) + 1, lengths + 1)
-        )
-        place[starts[:-1]] = np.arange(len(chosen))
+        place = np.arange(starts[-1]) + rows - np.repeat(np.arange(rows) + 1, lengths + 1)
+        place[starts[:-1]] = np.arange(rows)
         texts = pa.concat_arrays([chosen, rejected.flatten()]).take(pa.array(place))
-        return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), self._ids(texts))
+        if rejected_ids.null_count:
+            return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), self._ids(texts))
+        written = pa.concat_arrays([pa.nulls(rows, _IDS), rejected_ids.flatten()]).take(pa.array(place))
+        return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), self._ids(texts, written))
 
-    def _ids(self, texts: pa.Array) -> Any:
-        """The tokens of answers, each different one tokenised once; null for null."""
-        coded = texts.dictionary_encode()
+    def _ids(self, texts: pa.Array, written: Any = None) -> Any:
+        """Return the tokens ``written`` by a policy, else those of the text; null for null.
+
+        Each different text is tokenised once.
+        """
+        if written is None:
+            written = pa.nulls(len(texts), _IDS)
+        known = written.is_valid().to_numpy(zero_copy_only=False)
+        coded = pc.call_function("if_else", [pa.array(known), pa.scalar(None, pa.string()), texts]).dictionary_encode()
         ids = pa.array([self.template.answer_ids(text) for text in coded.dictionary.to_pylist()], _IDS)
-        return ids.take(coded.indices)
+        place = pc.call_function(
+            "if_else", [pa.array(known), pa.array(len(ids) + np.arange(len(texts)), pa.int32()), coded.indices]
+        )
+        return pa.concat_arrays([ids, written]).take(place)
 
 
 _IDS = pa.list_(pa.int32())

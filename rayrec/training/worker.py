@@ -30,7 +30,7 @@ from rayrec.training.board import Heartbeat, Phase
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
 Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
-#: This worker's rows of every step from a given one on, read anew: as tables, and as dicts.
+#: Readers of this worker's rows of every step from a given step on: as tables, and as dicts.
 Shard = Callable[[int], Iterable[pa.Table]]
 Read = Callable[[int], Iterator[list[dict]]]
 
@@ -147,7 +147,7 @@ class Worker:
         return {"steps": steps, "facts": facts | self.resumed}
 
     def _rows(self, phase: Phase, shard: Shard, begun: int) -> Iterator[list[dict]]:
-        """Rows of each step from ``begun`` on as dicts, refusing rows that are out of their place."""
+        """Yield the rows of each step from ``begun`` on as dicts, checked for their step and slots."""
         slots = self._slots(phase)
         for number, batch in enumerate(shard(begun), begun):
             rows = batch.to_pylist()
@@ -156,7 +156,7 @@ class Worker:
             yield [row if row["weight"] else _stub(row) for row in rows]
 
     def _slots(self, phase: Phase) -> range:
-        """This worker's places in the global batch."""
+        """Return this worker's slots of the global batch."""
         rows = phase.batch // self.world
         return range(self.rank * rows, (self.rank + 1) * rows)
 
@@ -210,9 +210,9 @@ class Worker:
         return self._steps(engine, phase, done, steps, loss, count)
 
     def _curriculum(self, phase: Phase, begun: int, steps: Iterable[list[dict]]) -> Iterator[list[dict]]:
-        """Prompts with items' vectors the likelier the later the step, else text alone (LLaRA).
+        """Show item vectors in the prompts of a step with a probability that grows with the step, else text (LLaRA).
 
-        A text-only step leaves the vectors' network without a gradient; Adam's momentum goes on.
+        In a text-only step the vectors' network gets no gradient, and Adam applies its momentum.
         """
         from rayrec.models.item_vectors import attached
 
@@ -371,7 +371,7 @@ class Worker:
         return [name for name, fine in ids if not fine] or [name for name, _ in ids]
 
     def _micro(self, phase: Phase, rows: list[dict]) -> Iterator[list[dict]]:
-        """Cut a worker's rows of one step into micro-batches of like length."""
+        """Cut a worker's rows of one step into micro-batches of similar length."""
         parts = self._accumulation(phase)
         rows = sorted(rows, key=lambda row: (len(row["prompt"]) + sum(map(len, row["answers"])), row["slot"]))
         cuts = [round(i * len(rows) / parts) for i in range(parts + 1)]
@@ -381,7 +381,7 @@ class Worker:
         return math.ceil(phase.batch // self.world / self.config.train.micro_batch)
 
     def _pack(self, rows: list[dict], extra: list[list[list[int]]] | None = None) -> Any:
-        """The examples of ``rows`` with their answers, and after these the ``extra`` ones."""
+        """Pack the examples of ``rows``, each with its answers and then the ``extra`` ones."""
         from rayrec.models.logprobs import pack
 
         more = extra or [[]] * len(rows)
@@ -414,7 +414,7 @@ class Worker:
 
 
 def _stub(row: dict) -> dict:
-    """Padding of the last global batch: ZeRO passes the model equally often on all workers, however short the row."""
+    """Shorten padding to one token each: with ZeRO all workers must run the model equally often, also for padding."""
     short = {"prompt": row["prompt"][:1], "answers": [answer[:1] for answer in row["answers"]]}
     return row | short | {"neighbour": row["neighbour"] and row["neighbour"][:1]}
 

@@ -27,7 +27,8 @@ titles = [f"The Return of Number {i}" for i in range(40)]
 make_tiny(titles, ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), f"{folder}/base", 0)
 template = make_template("compact", load_tokenizer(f"{folder}/base"))
 row = {"policy": None, "history": titles[:5], "history_ratings": None, "candidates": None, "chosen": titles[7]}
-row |= {"rejected": [], "weight": 1.0, "scores": None, "smoothing": None, "neighbour": None, "step": 0, "slot": 0}
+row |= {"rejected": [], "weight": 1.0, "scores": None, "smoothing": None, "neighbour": None}
+row |= {"step": 0, "slot": 0}
 rows = pa.Table.from_pylist([row | {"example_id": f"e{i}"} for i in range(700)], schema=schema.PREFERENCES)
 rows = preferences.arrange(rows.drop_columns(["step", "slot"]), batch, 1, 0, "t")
 batches._PART = 100  # rows of a file: three steps

@@ -122,3 +122,21 @@ def test_statistics_without_outputs_describe_the_rows(catalogue, examples, outpu
     assert (found["equal_target"], found["in_catalogue"], found["in_history"]) == (1 / 4, 3 / 4, 1 / 4)
     nothing = statistics([(table.slice(0, 0), examples.slice(0, 0), None)], catalogue, 1)
     assert (nothing["rows"], nothing["equal_target"], nothing["dropped"]) == (0, None, 0)
+
+
+def test_ids_are_kept_of_texts_that_the_policy_wrote(catalogue, examples, outputs):
+    wrote = outputs(["H", "A"], ["E", "B"], ["E"], ["", " B "])
+    ids = [[[100 * i + place] for place in range(len(texts))] for i, texts in enumerate(wrote["texts"].to_pylist())]
+    wrote = wrote.append_column("ids", pa.array(ids, schema.PREDICTIONS.field("ids").type))
+    table = finish_self_play(examples, wrote, catalogue, Draw(2, 0, 0, "p"))
+    assert [(row["sampler"], row["ids"]) for row in table.to_pylist()] == [
+        *(("self_play", [0]), ("self_play", [1])),
+        *(("self_play", [101]), ("random", None)),
+        *(("self_play", [200]), ("random", None)),
+        *(("self_play", [301]), ("random", None)),
+    ]
+    grounded = finish_self_play(examples, wrote, catalogue, Draw(1, 0, 0, "p", embedder=TitleEmbedder("ABCDEFGH")))
+    assert list(zip(grounded["text"].to_pylist(), grounded["ids"].to_pylist(), strict=True))[::3] == [
+        ("H", [0]),
+        ("B", None),  # as " B " was written
+    ]
