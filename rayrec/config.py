@@ -16,32 +16,39 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rayrec.data.settings import DataConfig
+from rayrec.fields import NOT_NEGATIVE, POSITIVE, given, listed, one_of
+from rayrec.grounding import EMBEDDERS
 from rayrec.models.settings import ModelConfig, SequentialConfig
 from rayrec.negatives import mixture
 from rayrec.objectives.settings import LossConfig
+
+_SAMPLERS = listed(lambda: NEGATIVES, "{}[:SHARE]")
+_EMBEDDER = one_of(lambda: EMBEDDERS)
+#: The engines are given by the job, since generation reads the settings.
+_ENGINE = one_of(given("engines"))
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The self-play iteration (SPRec section 4.3) and its two training phases."""
 
-    iterations: int = 3
+    iterations: Annotated[int, NOT_NEGATIVE] = 3
     """Self-play iterations T after the first SFT."""
-    first_rows: int = 4096
+    first_rows: Annotated[int, NOT_NEGATIVE] = 4096
     """Rows of the first SFT (BIGRec); 0 starts from the model as it is."""
-    first_epochs: int = 1
-    first_lr: float = 3e-4
-    rows_per_iteration: int = 2048
+    first_epochs: Annotated[int, POSITIVE] = 1
+    first_lr: Annotated[float, POSITIVE] = 3e-4
+    rows_per_iteration: Annotated[int, POSITIVE] = 2048
     """Training rows drawn for each iteration, without replacement until the split is used up."""
     target: Literal["next", "utility", "nearest"] = "next"
     """Which title a tuning row asks for: the next one; `utility`: of the next ten the one with the largest rating over
     the root of its distance (RecPO); `nearest`: the first of them that is rated --min-rating or more."""
-    min_rating: float | None = None
+    min_rating: Annotated[float | None, POSITIVE] = None
     """Rows whose target is rated lower are left out of SFT and preference steps (RecPO takes 4); they are counted."""
     reweight: Literal["none", "genre"] = "none"
     """Weights of examples in SFT and preference steps: `genre` evens out what histories and targets hold (RW)."""
     negatives: Annotated[tuple[str, ...], tyro.conf.arg(help=mixture.help_text())] = ()
-    num_negatives: int = 1
+    num_negatives: Annotated[int, POSITIVE] = 1
     """Rejected answers K of an example."""
     score_negatives: bool = False
     """Write log π of titles that no policy wrote into the negatives table too: a pass of the generators more."""
@@ -53,17 +60,17 @@ class TrainConfig:
     """False skips the SFT step of the iterations (SPRec's noSFT: the reference is then the iteration's start)."""
     prefer: bool = True
     """False skips the preference step of the iterations (SPRec's noDPO)."""
-    lr: float = 2e-5
+    lr: Annotated[float, POSITIVE] = 2e-5
     """Peak learning rate of both phases of an iteration."""
-    batch: int = 64
+    batch: Annotated[int, POSITIVE] = 64
     """Global batch of the SFT phases, whatever the number of workers."""
-    prefer_batch: int = 32
+    prefer_batch: Annotated[int, POSITIVE] = 32
     """Global batch of the preference phases."""
-    prefer_epochs: int = 1
+    prefer_epochs: Annotated[int, POSITIVE] = 1
     """Epochs of the preference step of an iteration."""
-    micro_batch: int = 16
+    micro_batch: Annotated[int, POSITIVE] = 16
     """Examples that one worker computes at once; the rest is gradient accumulation."""
-    row_tokens: int = 0
+    row_tokens: Annotated[int, NOT_NEGATIVE] = 0
     """Examples share a row of the packed pass up to this many tokens; 0: as many as its longest example has, which is
     fastest on a CPU."""
     attention: Literal["sdpa", "flex"] = "sdpa"
@@ -71,10 +78,10 @@ class TrainConfig:
     where nobody looks (`flex`; it needs a model that supports it, and a compiler)."""
     activation_checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept."""
-    warmup_steps: int = 20
+    warmup_steps: Annotated[int, NOT_NEGATIVE] = 20
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    clip: Annotated[float, POSITIVE] = 1.0
     """Largest gradient norm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of training and of generation."""
@@ -95,23 +102,23 @@ class EvaluateConfig:
     d3_alpha: float | None = None
     """Weight of the language model in `d3`, SASRec has the rest; default: the one of 0.1, 0.3, 0.5, 0.7, 0.9 with the
     best NDCG on the validation rows, told with every result."""
-    beam_width: int = 10
-    top_k: tuple[int, ...] = (1, 5, 10)
-    embedder: Literal["title", "sentence", "lm"] = "title"
+    beam_width: Annotated[int, POSITIVE] = 10
+    top_k: Annotated[tuple[int, ...], POSITIVE] = (1, 5, 10)
+    embedder: Annotated[str, _EMBEDDER] = "title"
     """Grounding: `title` is exact match, then character n-gram TF-IDF; `sentence` a sentence embedder; `lm` the last
     hidden state of a language model (BIGRec)."""
     embedder_path: str | None = None
     """Folder of the `sentence` embedder (model2vec or sentence-transformers) or of the `lm`, by default --model."""
-    popularity_gamma: float = 0.0
+    popularity_gamma: Annotated[float, NOT_NEGATIVE] = 0.0
     """Exponent of BIGRec's popularity weight in grounding; 0 switches it off."""
-    engine: str = "auto"
+    engine: Annotated[str, _ENGINE] = "auto"
     """Generation engine; `auto` takes the first that is installed and serves the plan."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible endpoint that answers instead of a policy, such as http://127.0.0.1:8000/v1; its
     key is read from OPENAI_API_KEY."""
     served: str | None = None
     """Name of the model that the endpoint serves."""
-    part: int = 64
+    part: Annotated[int, POSITIVE] = 64
     """Prompts of one part: the unit that one generator makes in one call and that is made again after a death."""
 
 
@@ -119,40 +126,40 @@ class EvaluateConfig:
 class PlacementConfig:
     """Where a run is computed. May change between the starts of one run."""
 
-    train_workers: int = 1
+    train_workers: Annotated[int, POSITIVE] = 1
     max_train_workers: int | None = None
     """Elastic training, also written `--train-workers 2:8`: as many workers as there is room for, of the numbers from
     --train-workers to this that divide every batch. After a loss fewer go on, before a phase more may join; results
     agree to rounding."""
-    generators: int = 1
-    tensor_parallel: int = 1
+    generators: Annotated[int, POSITIVE] = 1
+    tensor_parallel: Annotated[int, POSITIVE] = 1
     """GPUs of one generator."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     placement: Literal["apart", "shared"] = "apart"
     """`shared` lets one GPU alternate between training and generation (vLLM sleep and wake)."""
     sequential: bool = False
     """One phase at a time; the numbers are those of the overlapped run."""
-    threads: int | None = None
+    threads: Annotated[int | None, POSITIVE] = None
     """CPU threads of one process. Default: the cores shared out among workers and generators."""
     address: str | None = None
     """Ray cluster to join, or `local`; without it RAY_ADDRESS, then a cluster made by `ray start`, then a local one."""
     cluster: str | None = None
     """NODESxDEVICESxKIND, such as 8x8xH100: `--dry-run` tells what the run would take there."""
-    checkpoint_steps: int = 200
+    checkpoint_steps: Annotated[int, NOT_NEGATIVE] = 200
     """Optimiser steps between the checkpoints that a training phase goes on from when it is cut short; 0: none."""
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
     """Seconds after which a phase has something new to go on from, 0: never: the answered parts of generation, and of
     training a checkpoint besides those of --checkpoint-steps, unless they take more than a twentieth of its time."""
     train_resource: str | None = None
     """Custom Ray resource of which every training worker takes 1: what nodes that carry it are for."""
     generate_resource: str | None = None
     """The same for generators; the cards of one share it."""
-    wait_for_resources: float = 0.0
+    wait_for_resources: Annotated[float, NOT_NEGATIVE] = 0.0
     """Seconds to wait until the cluster has room for the plan, where nodes come when they are asked for."""
-    max_deaths: int = 3
+    max_deaths: Annotated[int, NOT_NEGATIVE] = 3
     """Times that training workers may die in one phase, and generators of one part or at their start, before the run
     stops."""
-    wait_seconds: float = 600.0
+    wait_seconds: Annotated[float, POSITIVE] = 600.0
     """Longest silence of any process before it is taken for dead."""
 
 

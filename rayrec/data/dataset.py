@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayrec import fields
 from rayrec.data import synthetic, windows
 from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
@@ -136,9 +137,7 @@ def _read(source: str, folder: Path | None, history: int) -> Raw:
 
 
 def _check_settings(config: DataConfig) -> None:
-    for name, least in (("history", 1), ("k_core", 0), ("valid_rows", 1), ("test_rows", 1), ("seed", 0)):
-        if (value := getattr(config, name)) < least:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted at least {least}.")
+    fields.check(config)
     if config.min_history is not None and not 1 <= config.min_history <= config.history:
         raise ValueError(f"--min-history is {config.min_history}, wanted 1 to --history {config.history}.")
     if config.targets == "all" and config.split != "sequences":

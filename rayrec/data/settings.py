@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-Source = Literal[
-    "auto", "synthetic", "sprec", "movielens", "recbole", "lastfm", "amazon", "steam-hours", "parquet", "csv"
-]
+from rayrec.data.sources import SOURCES
+from rayrec.fields import at_least, one_of
+
+SOURCE = one_of(lambda: ("auto", "synthetic", *SOURCES))
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which interactions are read and how they are cut into examples."""
 
-    source: Source = "auto"
+    source: Annotated[str, SOURCE] = "auto"
     """Format of --data; `auto` looks at the files, and without --data takes `synthetic`."""
     data: str | None = None
     """Folder or file of interaction logs."""
-    history: int = 10
+    history: Annotated[int, at_least(1)] = 10
     """Most titles in a prompt."""
     min_history: int | None = None
     """Fewest titles in a prompt. Default: --history up to 10 for the split `time`, else 1."""
-    k_core: int = 0
+    k_core: Annotated[int, at_least(0)] = 0
     """Fewest interactions of a user and of a title: those with fewer are left out, until none has fewer (RecPO: 5). 0
     keeps all."""
     split: Literal["auto", "time", "leave_last_two", "sequences"] = "auto"
@@ -42,9 +43,9 @@ class DataConfig:
     bad_rows: Literal["stop", "drop"] = "stop"
     """`stop` refuses a file with bad rows; `drop` sets them aside in rejected.parquet and counts them. A test row that
     is a training row too is a bad one."""
-    test_rows: int = 1000
+    test_rows: Annotated[int, at_least(1)] = 1000
     """Test examples that are evaluated, drawn with the seed."""
-    valid_rows: int = 256
+    valid_rows: Annotated[int, at_least(1)] = 256
     """Validation examples that are evaluated, drawn with the seed."""
-    seed: int = 0
+    seed: Annotated[int, at_least(0)] = 0
     """Seeds every draw, initialisation and shuffle of the run."""

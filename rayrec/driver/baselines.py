@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayrec import fields
 from rayrec.cluster import connect, reserve
 from rayrec.config import BaselinesConfig
 from rayrec.data import Dataset, load, schema
@@ -101,15 +102,9 @@ def check(config: BaselinesConfig) -> None:
     Raises:
         ValueError: with the flag, its value and what was wanted.
     """
-    settings, values = config.sequential, vars(config.sequential) | vars(config.placement)
-    for name in ("hidden", "lr", "batch", "epochs", "patience", "train_workers", "wait_seconds"):
-        if not 0 < values[name] < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} is {values[name]}, wanted a finite number above 0.")
-    for name in ("weight_decay", "sampled", "lr_drops", "max_deaths", "wait_for_resources"):
-        if not 0 <= values[name] < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} is {values[name]}, wanted a finite number, 0 or more.")
-    if not 0 <= settings.dropout < 1:
-        raise ValueError(f"--dropout is {settings.dropout}, wanted a share below 1.")
+    settings = config.sequential
+    fields.check(settings)
+    fields.check(config.placement)
     for name in ("models", "top_k"):
         values = getattr(settings, name)
         if not values or len(set(values)) < len(values):

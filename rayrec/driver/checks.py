@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
+from rayrec import fields
 from rayrec.config import Config
 from rayrec.data import Dataset
 from rayrec.data.candidates import CANDIDATES
@@ -22,24 +22,6 @@ from rayrec.objectives.settings import LossConfig, make_objective
 from rayrec.objectives.settings import resolve as resolve_loss
 from rayrec.training.pair_columns import COLUMNS
 
-#: Settings that must be above 0, and settings that must be 0 or more, by group.
-_POSITIVE = {
-    "model": "lora_alpha max_length max_new_tokens tiny_hidden tiny_layers pretrain_steps pretrain_batch pretrain_lr",
-    "train": "first_epochs first_lr rows_per_iteration num_negatives min_rating lr batch prefer_batch prefer_epochs "
-    "micro_batch clip",
-    "evaluate": "beam_width top_k part",
-    "placement": "train_workers generators tensor_parallel threads wait_seconds",
-}
-
-
-_NOT_NEGATIVE = {
-    "model": "lora_rank lora_dropout",
-    "train": "iterations first_rows row_tokens warmup_steps weight_decay",
-    "evaluate": "popularity_gamma",
-    "placement": "max_deaths checkpoint_steps checkpoint_seconds wait_for_resources",
-}
-
-
 def resolve(config: Config) -> Config:
     """Fill in the settings whose default depends on others.
 
@@ -50,7 +32,8 @@ def resolve(config: Config) -> Config:
     train = dataclasses.replace(config.train, negatives=config.train.negatives or (DEFAULTS[config.data.protocol],))
     config = dataclasses.replace(config, train=train)
     model, placement = config.model, config.placement
-    _check_ranges(config)
+    for group in (config.model, config.train, config.evaluate, config.placement):
+        fields.check(group)
     _check_names(config)
     _check_together(config)
     if model.lora_rank is None:
@@ -79,33 +62,6 @@ def check_objective(loss: LossConfig, batch: int) -> None:
             f"--objective {name} compares the rows of a batch, and --prefer-batch {batch} has {has}. Take at least "
             f"{objective.least_batch}."
         )
-
-
-def _check_ranges(config: Config) -> None:
-    for flag, value in _numbers(_POSITIVE, config):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{flag} is {value}, wanted a finite number above 0. Without {flag} it has its default.")
-    for flag, value in _numbers(_NOT_NEGATIVE, config):
-        if not 0 <= value < float("inf"):
-            raise ValueError(
-                f"{flag} is {value}, wanted a finite number, 0 or more. Without {flag} it has its default."
-            )
-    if config.model.lora_dropout >= 1:
-        raise ValueError(f"--lora-dropout is {config.model.lora_dropout}, wanted a share below 1, such as 0.05.")
-
-
-def _numbers(limits: dict[str, str], config: Config) -> Iterator[tuple[str, float]]:
-    """Yield flag and value of the settings in ``limits`` that have one."""
-    for group, names in limits.items():
-        for name in names.split():
-            value = getattr(getattr(config, group), name)
-            yield from (
-                (_flag(name), one) for one in (value if isinstance(value, tuple) else (value,)) if one is not None
-            )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def check_open(endpoint: str) -> None:
@@ -148,7 +104,9 @@ def _check_names(config: Config) -> None:
     for name in ("decode", "top_k"):
         values = getattr(evaluate, name)
         if not values or len(set(values)) < len(values):
-            raise ValueError(f"{_flag(name)} is {values}, wanted at least one value, each once. Name them with spaces.")
+            raise ValueError(
+                f"{fields.flag(name)} is {values}, wanted at least one value, each once. Name them with spaces."
+            )
     if evaluate.embedder == "title" and evaluate.embedder_path is not None:
         raise ValueError(
             f"--embedder-path {evaluate.embedder_path} is not read by --embedder title. Add --embedder sentence."
@@ -160,7 +118,7 @@ def _check_together(config: Config) -> None:
     for name, batch in config.batches.items():
         if batch % workers:
             raise ValueError(
-                f"{_flag(name)} is {batch}, wanted a multiple of --train-workers {workers}. "
+                f"{fields.flag(name)} is {batch}, wanted a multiple of --train-workers {workers}. "
                 f"Take {batch + workers - batch % workers}."
             )
     if (most := config.placement.max_train_workers) is not None and most < workers:

@@ -25,7 +25,8 @@ from rayrec.data.met import Met
 from rayrec.data.reweight import by_genre
 from rayrec.driver import checks, plan
 from rayrec.generation import ENGINES, resolve_engine
-from rayrec.grounding import EMBEDDERS, Embedder, KeptEmbedder
+from rayrec.grounding import EMBEDDERS, Embedder
+from rayrec.grounding.kept import KeptEmbedder
 from rayrec.lanes import Planned
 from rayrec.models.policy import folder_hash
 from rayrec.models.shape import Shape

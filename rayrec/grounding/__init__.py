@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rayrec.data.text import fold
-from rayrec.grounding.kept import KeptEmbedder
-from rayrec.grounding.lm import LanguageModelEmbedder
-from rayrec.grounding.neighbours import Embedder, Vectors, nearest
-from rayrec.grounding.sentence import SentenceEmbedder
+from rayrec.grounding.embedder import EMBEDDERS, Embedder
 from rayrec.grounding.title import TitleEmbedder
 
 if TYPE_CHECKING:
     from rayrec.data.catalogue import Catalogue
+    from rayrec.grounding.embedder import Vectors
 
-EMBEDDERS: dict[str, Callable[..., Embedder]] = {
-    "title": TitleEmbedder,
-    "sentence": SentenceEmbedder,
-    "lm": LanguageModelEmbedder.from_folder,
-}
-
-__all__ = [
-    "EMBEDDERS",
-    "Embedder",
-    "KeptEmbedder",
-    "LanguageModelEmbedder",
-    "SentenceEmbedder",
-    "TitleEmbedder",
-    "fold",
-    "ground",
-]
+__all__ = ["EMBEDDERS", "Embedder", "TitleEmbedder", "fold", "forget", "ground"]
 
 
 def ground(
@@ -51,6 +34,8 @@ def ground(
     Raises:
         ValueError: ``k`` below 1.
     """
+    from rayrec.grounding.neighbours import nearest  # imports torch, which --help does not wait for
+
     if k < 1:
         raise ValueError(f"Found k = {k}, wanted a list of 1 or more titles.")
     unique = list(dict.fromkeys(text for text in texts if text.strip()))
@@ -65,12 +50,12 @@ def ground(
 
 @lru_cache(maxsize=2)
 def _embedded(embedder: Embedder, titles: tuple[str, ...]) -> Vectors:
-    """Embed a catalogue once: kept by content, since embedders are equal where they embed equally."""
-    return embedder.embed_catalogue(titles) if isinstance(embedder, KeptEmbedder) else embedder.embed(titles)
+    """Embed a catalogue once, by content, since embedders are equal where they embed equally."""
+    return getattr(embedder, "embed_catalogue", embedder.embed)(titles)
 
 
 def forget() -> None:
-    """Let go of the catalogues whose vectors are in memory."""
+    """Free the vectors of catalogues that are in memory."""
     _embedded.cache_clear()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from rayrec.grounding.neighbours import Embedder, Vectors
+if TYPE_CHECKING:
+    from rayrec.grounding.embedder import Embedder, Vectors
 
 _FILE = "vectors.safetensors"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,27 +12,13 @@ from torch import Tensor
 
 from rayrec.topk import stable_topk
 
-#: Dense float32 vectors (n, d), or sparse rows of unit length or zero.
-Vectors = Tensor | sparse.csr_matrix
+if TYPE_CHECKING:
+    from rayrec.grounding.embedder import Vectors
 
 #: Distances held at once.
 _CELLS = 2**24
 #: Items whose vectors are multiplied at once, and items whose distances are computed one by one at once.
 _BLOCK, _PIECE = 2**14, 2**12
-
-
-class Embedder(Protocol):
-    """Turns texts into vectors. Embedders compare equal (and hash equally) only where they give equal vectors."""
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return one vector per text, (n, d)."""
-        ...
-
-    def exact(self, text: str) -> int | None:
-        """Return the item that ``text`` names letter by letter, or None; embedders that do not look return None."""
-        ...
-
-    def __hash__(self) -> int: ...
 
 
 def nearest(

@@ -1,6 +1,5 @@
 import csv
 import json
-from typing import get_args
 
 import polars as pl
 import pyarrow as pa
@@ -10,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rayrec.data import load
-from rayrec.data.settings import DataConfig, Source
-from rayrec.data.sources import SOURCES, detect
+from rayrec.data.settings import DataConfig
+from rayrec.data.sources import detect
 from rayrec.data.sources.sprec import quoted, repair, split_titles
 from rayrec.data.sources.steam import stars
 
@@ -38,10 +37,6 @@ def config(folder, **more):
 def rejected(folder, **more):
     made = load(config(folder, bad_rows="drop", **more))
     return made, [tuple(row.values()) for row in made.rejected.to_pylist()]
-
-
-def test_every_file_source_of_the_settings_is_here():
-    assert {"auto", "synthetic", *SOURCES} == set(get_args(Source))
 
 
 def test_csv_by_hand(tmp_path):

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rayrec.data.catalogue import Catalogue
+from rayrec.models.fitting import Fitting
 from rayrec.models.sequential.caser import Caser
 from rayrec.models.sequential.gru4rec import GRU4Rec
 from rayrec.models.sequential.items import SequentialModel, pad
 from rayrec.models.sequential.ranking import each_score, ndcg, scores, top_lists
 from rayrec.models.sequential.rows import item_numbers, known_rows, longest_history, sequences_of
 from rayrec.models.sequential.sasrec import SASRec
-from rayrec.models.sequential.training import Fitting, Share, fit
+from rayrec.models.sequential.training import Share, fit
 from rayrec.seeds import seed_of
 
 #: Architectures; ``morec`` reads its item vectors from the embeddings of the titles.

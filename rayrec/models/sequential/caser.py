@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayrec.models.fitting import HIDDEN
 from rayrec.models.sequential.items import SequentialModel
 
 
@@ -19,7 +20,7 @@ class Caser(SequentialModel):
         self,
         items: int,
         length: int = 10,
-        hidden: int = 64,
+        hidden: int = HIDDEN,
         dropout: float = 0.2,
         features: int = 0,
         window: int = 5,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rayrec.models.fitting import HIDDEN
 from rayrec.models.sequential.items import SequentialModel
 
 
@@ -12,7 +13,13 @@ class GRU4Rec(SequentialModel):
     """``blocks`` recurrent layers; a place's state is the last layer's, mapped back to the space of the items."""
 
     def __init__(
-        self, items: int, length: int = 10, hidden: int = 64, dropout: float = 0.2, features: int = 0, blocks: int = 1
+        self,
+        items: int,
+        length: int = 10,
+        hidden: int = HIDDEN,
+        dropout: float = 0.2,
+        features: int = 0,
+        blocks: int = 1,
     ):
         super().__init__(items, hidden, features)
         self.length = length

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rayrec.models.fitting import HIDDEN
 from rayrec.models.sequential.items import SequentialModel
 
 
@@ -17,7 +18,7 @@ class SASRec(SequentialModel):
         self,
         items: int,
         length: int = 10,
-        hidden: int = 64,
+        hidden: int = HIDDEN,
         dropout: float = 0.2,
         features: int = 0,
         blocks: int = 2,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayrec.metrics import BEST
+from rayrec.models.fitting import PUBLISHED, Fitting
 from rayrec.models.sequential.items import SequentialModel, pad
 from rayrec.models.sequential.ranking import ndcg
 from rayrec.seeds import seed_of
@@ -21,24 +22,6 @@ from rayrec.seeds import seed_of
 STOPS_BY = f"valid_{BEST.key(10)}"
 #: Batches among which pieces of like length are put together.
 _NEAR = 16
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How a model is trained."""
-
-    batch: int = 256
-    """Pieces of sequences of an optimiser step, over all workers."""
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    epochs: int = 200
-    """Most epochs."""
-    patience: int = 10
-    """Epochs without a better validation NDCG@10 after which training stops."""
-    lr_drops: int = 0
-    """Times that it first goes on from the best state instead, at a tenth of the learning rate."""
-    sampled: int = 0
-    """Wrong items of the loss, drawn for each step; 0: all of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,7 @@ def fit(
     sequences: Sequence[Sequence[int]],
     valid: tuple[Sequence[Sequence[int]], Sequence[int]],
     seed: int,
-    how: Fitting = Fitting(),
+    how: Fitting = PUBLISHED,
     share: Share = Share(),
     hear: Callable[[int, float, float], None] = lambda epoch, loss, found: None,
 ) -> dict[str, float]:

@@ -1,0 +1,103 @@
+"""Marks on the fields of settings: choices from a dict, read when the command line is, and ranges of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+
+Names = Callable[[], Iterable[str]]
+_NO_LIST = str.maketrans("", "", "[]',")
+_GIVEN: ContextVar[dict[str, list[str]]] = ContextVar("given")
+
+
+def _mark(kind: Callable[[], Any]) -> Any:
+    """Set the type that the command line reads; its default would be shown as a Python list."""
+    return tyro.conf.arg(
+        constructor_factory=kind, help_behavior_hint=lambda shown: f"(default: {shown.translate(_NO_LIST)})"
+    )
+
+
+def one_of(names: Names) -> Any:
+    """Mark a ``str``: the command line takes one of the names."""
+    return _mark(lambda: tyro.extras.literal_type_from_choices(names()))
+
+
+def some_of(names: Names) -> Any:
+    """Mark a ``tuple[str, ...]``: the command line takes some of the names."""
+    return _mark(lambda: tuple[tyro.extras.literal_type_from_choices(names()), ...])
+
+
+def listed(names: Names, form: str = "{}") -> Any:
+    """Mark a ``tuple[str, ...]`` whose help lists the names in the ``form`` of a value; its owner checks them."""
+
+    def kind() -> Any:
+        spec = tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=form.format(f"{{{','.join(names())}}}"),
+            instance_from_str=lambda words: words[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [value],
+        )
+        return tuple[Annotated[str, spec], ...]
+
+    return _mark(kind)
+
+
+def given(name: str) -> Names:
+    """Return names that :func:`giving` has, for a dict that a room of settings may not import."""
+    return lambda: _GIVEN.get({}).get(name, ["auto"])
+
+
+@contextmanager
+def giving(**names: Iterable[str]) -> Iterator[None]:
+    """Set the names of :func:`given` while a command line is read."""
+    token = _GIVEN.set({name: list(values) for name, values in names.items()})
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Mark a number, or a tuple of numbers: what holds of each, and how an error puts it."""
+
+    holds: Callable[[float], bool]
+    wanted: str
+
+
+POSITIVE = Range(lambda value: 0 < value < math.inf, "a finite number above 0. Without {flag} it has its default.")
+NOT_NEGATIVE = Range(
+    lambda value: 0 <= value < math.inf, "a finite number, 0 or more. Without {flag} it has its default."
+)
+SHARE = Range(lambda value: 0 <= value < 1, "a share below 1, such as 0.05.")
+
+
+def at_least(least: int) -> Range:
+    """Mark a number that has a least value."""
+    return Range(lambda value: value >= least, f"at least {least}.")
+
+
+def flag(name: str) -> str:
+    """Return the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check(settings: Any) -> None:
+    """Check the ranges of a group of settings.
+
+    Raises:
+        ValueError: with the flag, its value and what was wanted.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        for mark in getattr(hint, "__metadata__", ()):
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(mark, Range) and one is not None and not mark.holds(one):
+                    raise ValueError(f"{flag(name)} is {one}, wanted {mark.wanted.format(flag=flag(name))}")
