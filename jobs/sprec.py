@@ -9,11 +9,11 @@ The same command again goes on where the run stopped. The algorithm is `self_pla
 
 from __future__ import annotations
 
-from rayrec.methods import parse
-
 
 def main() -> None:
-    config = parse(__doc__ or "")
+    from rayrec.methods import parse
+
+    config = parse(__doc__ or "", engines=("vllm", "torch", "chat"))
     from cost_model import of_plan  # heavy, and not needed for --help
 
     from rayrec.driver.session import command

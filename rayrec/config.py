@@ -16,16 +16,15 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rayrec.data.settings import DataConfig
-from rayrec.fields import NOT_NEGATIVE, POSITIVE, given, listed, one_of
+from rayrec.fields import NOT_NEGATIVE, POSITIVE, one_given, one_of
 from rayrec.grounding import EMBEDDERS
 from rayrec.models.settings import ModelConfig, SequentialConfig
 from rayrec.negatives import mixture
 from rayrec.objectives.settings import LossConfig
 
-_SAMPLERS = listed(lambda: NEGATIVES, "{}[:SHARE]")
 _EMBEDDER = one_of(lambda: EMBEDDERS)
-#: The engines are given by the job, since generation reads the settings.
-_ENGINE = one_of(given("engines"))
+#: The job gives the engines, since generation reads the settings.
+_ENGINE = one_given("engines")
 
 
 @dataclass(frozen=True)

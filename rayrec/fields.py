@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -33,30 +33,14 @@ def some_of(names: Names) -> Any:
     return _mark(lambda: tuple[tyro.extras.literal_type_from_choices(names()), ...])
 
 
-def listed(names: Names, form: str = "{}") -> Any:
-    """Mark a ``tuple[str, ...]`` whose help lists the names in the ``form`` of a value; its owner checks them."""
-
-    def kind() -> Any:
-        spec = tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=form.format(f"{{{','.join(names())}}}"),
-            instance_from_str=lambda words: words[0],
-            is_instance=lambda value: isinstance(value, str),
-            str_from_instance=lambda value: [value],
-        )
-        return tuple[Annotated[str, spec], ...]
-
-    return _mark(kind)
-
-
-def given(name: str) -> Names:
-    """Return names that :func:`giving` has, for a dict that a room of settings may not import."""
-    return lambda: _GIVEN.get({}).get(name, ["auto"])
+def one_given(name: str) -> Any:
+    """Mark a ``str`` whose names :func:`giving` has, from a dict that settings may not import; else any is taken."""
+    return _mark(lambda: tyro.extras.literal_type_from_choices(given) if (given := _GIVEN.get({}).get(name)) else str)
 
 
 @contextmanager
 def giving(**names: Iterable[str]) -> Iterator[None]:
-    """Set the names of :func:`given` while a command line is read."""
+    """Set the names of :func:`one_given` while a command line is read."""
     token = _GIVEN.set({name: list(values) for name, values in names.items()})
     try:
         yield

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tyro
 
 from rayrec.config import Config
+from rayrec.fields import giving
+from rayrec.models.fitting import HIDDEN, PUBLISHED
 
 
 def _preset(**groups: dict[str, Any]) -> Config:
@@ -150,8 +152,6 @@ def decodes(method: str, protocol: str, chosen: Sequence[str] = ()) -> tuple[str
     return tuple(chosen) or (("score", "greedy") if protocol == "candidates" else ("beams",))
 
 
-#: How S-DPO and RecPO train their baselines. jobs/baselines.py alone takes longer for more.
-_PUBLISHED = {"hidden": 64, "batch": 256, "epochs": 200, "patience": 10, "lr_drops": 0}
 #: Placement of a language model's run that one of a baseline does not read.
 UNREAD = ("generators", "tensor_parallel", "generate_resource", "sequential", "checkpoint_steps", "checkpoint_seconds")
 #: What one of a baseline refuses; it trains in a group of fixed size.
@@ -165,7 +165,12 @@ def baseline_args(config: Config, model: str) -> list[str]:
         ValueError: ``morec`` without an embedder to read titles with.
     """
     evaluate, output = config.evaluate, config.output
-    found: dict[str, Any] = {"models": model, "top_k": evaluate.top_k, **_PUBLISHED}
+    found: dict[str, Any] = {
+        "models": model,
+        "top_k": evaluate.top_k,
+        "hidden": HIDDEN,
+        **dataclasses.asdict(PUBLISHED),
+    }
     for group in (config.data, config.placement):
         found |= {f.name: getattr(group, f.name) for f in dataclasses.fields(group) if f.name not in _NOT_BASELINE}
     found |= {"on_existing": output.on_existing, "dry_run": output.dry_run}
@@ -210,8 +215,10 @@ def _ranges(args: Sequence[str]) -> list[str]:
     return made
 
 
-def parse(description: str, args: list[str] | None = None) -> Config:
+def parse(description: str, args: list[str] | None = None, engines: Iterable[str] = ()) -> Config:
     """Read the command line; ``--preset`` and then ``--method`` choose the defaults of all other flags.
+
+    ``engines``: the names that ``--engine`` takes beside `auto`; without them it takes any, and the plan checks it.
 
     Beside ``--method``, ``--iterations`` and ``--rows-per-iteration`` say what self-play would do: methods that tune
     once see as many rows, and those that only have the first SFT keep to it.
@@ -238,4 +245,5 @@ def parse(description: str, args: list[str] | None = None) -> Config:
     note += f"--method {{{','.join(METHODS)}}} those of a published method.\n"
     note += "The number of rows, the first SFT of preference methods and the protocol (but for TALLRec and LLaRA) stay "
     note += "those of the run."
-    return tyro.cli(Config, args=rest, default=default, description=note)
+    with giving(engines=["auto", *engines] if engines else []):
+        return tyro.cli(Config, args=rest, default=default, description=note)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from rayrec.data.text import fold
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 class TitleEmbedder:
@@ -31,6 +34,8 @@ class TitleEmbedder:
 
     def embed(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """Return (n, n-grams) float64 rows of length 1, or 0 for a text without known n-grams."""
+        from scipy import sparse
+
         ends, columns, counts = array("q", [0]), array("q"), array("d")
         for text in texts:
             found = Counter(self._columns[gram] for gram in _grams(text) if gram in self._columns)

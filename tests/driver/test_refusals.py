@@ -496,7 +496,7 @@ def test_a_folder_below_a_file_cannot_be_written(root: Path) -> None:
 #: The real script, and at its end whether Ray was imported.
 SCRIPT = (
     "import atexit, runpy, sys; atexit.register(lambda: print('ray' in sys.modules)); "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    "sys.argv = sys.argv[1:]; sys.path.insert(0, 'jobs'); runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 
 

@@ -22,11 +22,8 @@ from rayrec.grounding import EMBEDDERS, TitleEmbedder, fold, forget, ground, nei
 from rayrec.grounding.kept import KeptEmbedder
 from rayrec.grounding.lm import LanguageModelEmbedder
 from rayrec.grounding.neighbours import nearest
-<<<<<<< HEAD
-from rayrec.runs.cache import make_once
-=======
 from rayrec.grounding.sentence import SentenceEmbedder
->>>>>>> 153b57c (Choices come from the dicts when the command line is read; ranges are marks of the fields, checked by one function; one owner of how sequential recommenders are trained)
+from rayrec.runs.cache import make_once
 
 WORDS = ["[PAD]", "[UNK]", "blue", "red", "moon", "sun"]
 
