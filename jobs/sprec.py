@@ -11,9 +11,10 @@ from __future__ import annotations
 
 
 def main() -> None:
-    from rayrec.methods import parse
+    from rayrec.generation import ENGINES
+    from rayrec.methods import parse  # now, so that rows which a script added to the tables count
 
-    config = parse(__doc__ or "", engines=("vllm", "torch", "chat"))
+    config = parse(__doc__ or "", engines=ENGINES)
     from cost_model import of_plan  # heavy, and not needed for --help
 
     from rayrec.driver.session import command
