@@ -22,6 +22,7 @@ from rayrec.objectives.settings import LossConfig, make_objective
 from rayrec.objectives.settings import resolve as resolve_loss
 from rayrec.training.pair_columns import COLUMNS
 
+
 def resolve(config: Config) -> Config:
     """Fill in the settings whose default depends on others.
 
