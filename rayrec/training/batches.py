@@ -53,14 +53,14 @@ def write_tokens(phase: Phase, template: Template, storage: Storage, patience: f
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     remove_tokens(phase, storage)
     parts = [{"part": i} for i in range(pq.read_metadata(phase.rows).num_row_groups)]
-    write = _WriteTokens(phase, template, storage)
+    write: Any = _WriteTokens(phase, template, storage)
     written = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(write, num_cpus=0.5)
-    results: SimpleQueue[list[dict] | BaseException] = SimpleQueue()
+    results: SimpleQueue[dict | BaseException] = SimpleQueue()
 
     def follow() -> None:
         try:
-            for some in written.iter_batches(batch_size=None, batch_format="pyarrow"):
-                results.put(some.to_pylist())
+            for one in written.iter_rows():
+                results.put(one)
         except BaseException as error:
             results.put(error)
 
@@ -75,11 +75,10 @@ def write_tokens(phase: Phase, template: Template, storage: Storage, patience: f
             continue
         if isinstance(found, BaseException):
             raise found
-        for one in found:
-            if one["error"]:
-                raise OSError(one["errno"], one["error"])
+        if found["error"]:
+            raise OSError(found["errno"], found["error"])
         watchdog.beat()
-        left -= len(found)
+        left -= 1
 
 
 def remove_tokens(phase: Phase, storage: Storage) -> None:
@@ -97,14 +96,16 @@ class _WriteTokens:
     storage: Storage
 
     def __call__(self, parts: dict[str, Any]) -> dict[str, list]:
-        errors: list[OSError | None] = []
+        found: dict[str, list] = {"errno": [], "error": []}
         for part in parts["part"].tolist():
+            errno, error = 0, ""
             try:
                 self._write(part)
-                errors.append(None)
-            except OSError as error:  # as an exception it would come back as Ray Data's
-                errors.append(error)
-        return {"errno": [e and (e.errno or 0) for e in errors], "error": [e and str(e) for e in errors]}
+            except OSError as failure:  # as an exception it would come back as Ray Data's
+                errno, error = failure.errno or 0, failure.strerror or str(failure)
+            found["errno"].append(errno)
+            found["error"].append(error)
+        return found
 
     def _write(self, part: int) -> None:
         filesystem, path = _open(self.storage, self.phase.rows)
