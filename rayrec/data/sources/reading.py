@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import polars as pl
@@ -21,6 +20,9 @@ from rayrec.data import schema
 
 #: Ratings are stars: METHODS calls an item liked above 3 and good from 4.
 RATINGS = (0.0, 5.0)
+
+#: Rows whose columns are converted at once: intermediate columns take a hundred bytes a row.
+_SLICE = 1 << 17
 
 #: A row that was set aside: its file, its row there (from 1, a header included), why, and what it held.
 REJECTED = pa.schema(
@@ -155,15 +157,23 @@ def read_jsonl(path: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, An
         yield row, value, line
 
 
-def _check_quotes(path: Path, text: str, separator: str) -> None:
+def _open(path: Path) -> TextIO:
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _check_quotes(path: Path, separator: str) -> None:
     """Arrow reads an unclosed quote to the end of the file in silence; the standard library can be strict about it."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        for _ in reader:
-            pass
-    except csv.Error as error:
-        where = f"{path}: the quoted field that ends at row {reader.line_num} is broken"
-        raise ValueError(f"{where}: {error}. Close the quote.") from error
+    with path.open("rb") as raw:
+        if not any(b'"' in block for block in iter(lambda: raw.read(1 << 20), b"")):
+            return
+    with _open(path) as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            for _ in reader:
+                pass
+        except csv.Error as error:
+            where = f"{path}: the quoted field that ends at row {reader.line_num} is broken"
+            raise ValueError(f"{where}: {error}. Close the quote.") from error
 
 
 def read_csv(path: Path, rejects: Rejects, separator: str = ",", quoted: bool = True) -> pl.DataFrame:
@@ -172,15 +182,23 @@ def read_csv(path: Path, rejects: Rejects, separator: str = ",", quoted: bool = 
     Raises:
         ValueError: no header, a repeated column, a quote that is not closed, or bytes that are not UTF-8.
     """
-    text = read_text(path)
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty, wanted a header and rows.")
+    try:
+        return _read_csv(path, rejects, separator, quoted)
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid):
+        read_text(path)  # names the row that is not UTF-8
+        raise
+
+
+def _read_csv(path: Path, rejects: Rejects, separator: str, quoted: bool) -> pl.DataFrame:
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    header = next(csv.reader(io.StringIO(text), delimiter=separator, quoting=quoting))
+    with _open(path) as file:
+        header = next(csv.reader(file, delimiter=separator, quoting=quoting), [])
+    if not "".join(header).strip() and not read_text(path).strip():
+        raise ValueError(f"{path}: the file is empty, wanted a header and rows.")
     if len(set(header)) < len(header):
         raise ValueError(f"{path}: a column name is repeated in {header}. Rename one.")
-    if quoted and '"' in text:
-        _check_quotes(path, text, separator)
+    if quoted:
+        _check_quotes(path, separator)
     skipped: list[int] = []
 
     def set_aside(bad: pyarrow.csv.InvalidRow) -> str:
@@ -189,7 +207,7 @@ def read_csv(path: Path, rejects: Rejects, separator: str = ",", quoted: bool = 
         return "skip"
 
     table = pyarrow.csv.read_csv(
-        io.BytesIO(text.encode()),
+        path,
         read_options=pyarrow.csv.ReadOptions(use_threads=False),  # with threads the row numbers are lost
         parse_options=pyarrow.csv.ParseOptions(
             delimiter=separator,
@@ -202,8 +220,11 @@ def read_csv(path: Path, rejects: Rejects, separator: str = ",", quoted: bool = 
             column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
         ),
     )
-    rows = np.setdiff1d(np.arange(2, 2 + len(table) + len(skipped)), skipped)
-    return pl.DataFrame(pl.from_arrow(table)).with_columns(pl.Series("row", rows, pl.Int64))
+    rows = np.delete(np.arange(2, 2 + len(table) + len(skipped)), np.array(skipped, int) - 2)
+    frame = pl.DataFrame(pl.from_arrow(table, rechunk=False)).with_columns(pl.Series("row", rows, pl.Int64))
+    del table
+    pa.default_memory_pool().release_unused()
+    return frame
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
@@ -231,7 +252,8 @@ def rename(frame: pl.DataFrame, names: dict[str, str], path: Path, optional: Ite
         raise ValueError(
             f"{path}: found columns {found}, but {missing} are missing. Add them or name another format by --source."
         )
-    return frame.select("row", *(pl.col(name).alias(wanted) for name, wanted in names.items() if name in found))
+    # A select would copy what was read in pieces.
+    return pl.DataFrame([frame["row"], *(frame[name].alias(names[name]) for name in names if name in found)])
 
 
 _ITEM_ROWS = {"row": pa.int64(), "item": pa.string(), "title": pa.string(), "genres": pa.list_(pa.string())}
@@ -284,6 +306,13 @@ def interactions(frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, reject
     ``catalogue`` gives the title of an item. Rows are put in order of time, equal times stay in file order. Fractions
     of a second order the rows and are then cut off.
     """
+    parts = [_checked(part, catalogue, file, rejects) for part in [*frame.iter_slices(_SLICE)] or [frame]]
+    good = pl.concat(parts).sort("timestamp", "seconds", maintain_order=True).drop("seconds")
+    return schema.check(good.to_arrow(), schema.INTERACTIONS, file)
+
+
+def _checked(frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, rejects: Rejects) -> pl.DataFrame:
+    """The good rows of some: user, title, rating, timestamp (whole seconds), seconds."""
     show = [name for name in ("user", "item", "rating", "timestamp") if name in frame.columns]
     rating = pl.col("rating").cast(pl.Float64, strict=False) if "rating" in show else pl.lit(0.0)
     if frame.schema["timestamp"].is_temporal():
@@ -302,7 +331,6 @@ def interactions(frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, reject
         (~pl.col("stars").is_between(*RATINGS), f"rating is not in {RATINGS[0]:g} to {RATINGS[1]:g}"),
         (pl.col("whole").is_null(), "timestamp is not a number of seconds"),
     )
-    good = rejects.sift(frame, file, reason, show).sort("whole", "seconds", maintain_order=True)
-    stars = pl.col("stars") if "rating" in show else pl.lit(None)
-    columns = good.select("user", "title", stars.cast(pl.Float32).alias("rating"), pl.col("whole").alias("timestamp"))
-    return schema.check(columns.to_arrow(), schema.INTERACTIONS, file)
+    stars = (pl.col("stars") if "rating" in show else pl.lit(None)).cast(pl.Float32).alias("rating")
+    good = rejects.sift(frame, file, reason, show)
+    return good.select("user", "title", stars, pl.col("whole").alias("timestamp"), "seconds")
