@@ -62,6 +62,15 @@ class Frame(NamedTuple):
     after: list[int]
 
 
+class Items(NamedTuple):
+    """Tokens of items, which stand behind the titles of a prompt (models/item_vectors.py)."""
+
+    titles: Sequence[str]
+    """The items by number; the token after theirs stands for all other titles."""
+    vocabulary: int
+    """Words of the model, after which the items' tokens come."""
+
+
 class Template:
     """One prompt form, bound to a tokenizer; make it with :func:`make_template`. It can be pickled.
 
@@ -70,19 +79,22 @@ class Template:
     so a row is put in the same words in training and in evaluation.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos_id: int, frames: list[Frame], separator: list[int], rated: bool):
-        self.tokenizer, self.eos_id = tokenizer, eos_id
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        eos_id: int,
+        frames: list[Frame],
+        separator: list[int],
+        rated: bool = False,
+        seed: int = 0,
+        items: Items | None = None,
+    ):
+        self.tokenizer, self.eos_id, self.seed = tokenizer, eos_id, seed
         self.frames, self.separator, self.rated = frames, separator, rated
-        self.seed = 0
         self._cache: dict[str, list[int]] = {}
-        self._items: dict[str, int] = {}
-        self._no_item: list[int] = []
-
-    def show_items(self, titles: Sequence[str], vocabulary: int) -> None:
-        """Put behind each title of a prompt the token of its item (models/item_vectors.py); a model has ``vocabulary``
-        words, after which the items are numbered as ``titles``, and what is not among them comes last."""
+        titles, vocabulary = items or ((), 0)
         self._items = {title: vocabulary + i for i, title in enumerate(titles)}
-        self._no_item = [vocabulary + len(titles)]
+        self._no_item = [vocabulary + len(titles)] if items else []
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "tokenizer": self.tokenizer.to_str(), "_cache": {}}
@@ -174,8 +186,8 @@ class HalvesTemplate(Template):
     Its ratings split it into what was liked, above 3 or without a rating, and what was not.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos_id: int, frame: Frame, asked: list[int], separator: list[int]):
-        super().__init__(tokenizer, eos_id, [frame], separator, rated=True)
+    def __init__(self, *args: Any, asked: list[int], **more: Any):
+        super().__init__(*args, rated=True, **more)
         self.asked = asked
 
     def prompt_ids(
@@ -200,8 +212,8 @@ class HalvesTemplate(Template):
 class LikingTemplate(HalvesTemplate):
     """Asks whether the user will like one title, the only candidate of a row (TALLRec)."""
 
-    def __init__(self, tokenizer: Tokenizer, eos_id: int, frame: Frame, asked: list[int], separator: list[int]):
-        super().__init__(tokenizer, eos_id, frame, asked, separator)
+    def __init__(self, *args: Any, **more: Any):
+        super().__init__(*args, **more)
         if self.scored_ids(YES) == self.scored_ids(NO):
             raise ValueError(f"The tokenizer begins {YES} and {NO} with one token. Take another model, or --ask title.")
 
@@ -228,7 +240,13 @@ def resolve_template(name: str, model: str, tokenizer: Any) -> str:
 
 
 def make_template(
-    name: str, tokenizer: Any, candidates: bool = False, rated: bool = False, ask: str = "title"
+    name: str,
+    tokenizer: Any,
+    candidates: bool = False,
+    rated: bool = False,
+    ask: str = "title",
+    seed: int = 0,
+    items: Items | None = None,
 ) -> Template:
     """Return the template called ``name``.
 
@@ -236,7 +254,7 @@ def make_template(
     answer; ``instruct`` is plain English; ``chat`` is the same English in the tokenizer's own chat template.
     ``candidates`` asks for a choice from a list, ``rated`` writes the ratings of a history;
     ``ask`` is the setting of that name: "title"; "title_by_liking" splits the history by its ratings; "liking" asks
-    about one title at a time (TALLRec).
+    about one title at a time (TALLRec). ``seed`` chooses among wordings, and ``items`` shows tokens of items.
 
     Raises:
         ValueError: the name is unknown, or the tokenizer lacks EOS or, for ``chat``, a usable chat template.
@@ -250,12 +268,13 @@ def make_template(
     halves = {"liking": LikingTemplate, "title_by_liking": HalvesTemplate}.get(ask)
     plain, eos = _plain_tokenizer(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token_id
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    more: dict[str, Any] = {"seed": seed, "items": items}
     if name == "compact":
-        # An empty title, which no history has, says that candidates begin or that they end.
+        # An empty title, which no history has, marks where candidates begin and where they end.
         if halves:
-            return halves(plain, eos, Frame(bos or [eos], [eos], [eos]), [eos], [eos])
+            return halves(plain, eos, [Frame(bos or [eos], [eos], [eos])], [eos], asked=[eos], **more)
         edge = [eos] if candidates else []
-        return Template(plain, eos, [Frame(bos or [eos], edge, edge)], [eos], rated)
+        return Template(plain, eos, [Frame(bos or [eos], edge, edge)], [eos], rated, **more)
     if name not in ("instruct", "chat"):
         raise ValueError(f"Found template '{name}'. Choose one of compact, instruct, chat.")
     # The placeholder stands for the user's text, which is data: special tokens are read only in the frame around it.
@@ -263,16 +282,20 @@ def make_template(
     start, end = (tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in around)
     while bos and start[:1] == bos:
         start = start[1:]
-    encode = Template(plain, eos, [], [], rated)._encode
+
+    def encode(texts: Iterable[str]) -> list[list[int]]:
+        return [found.ids for found in plain.encode_batch(list(texts), add_special_tokens=False)]
+
+    (separator,) = encode(["\n"])
     if halves:
-        first, second, question, end_ = encode(BY_LIKING[ask])
-        frame = Frame(bos + start + first, second, end_ + end)
-        return halves(plain, eos, frame, question, encode(["\n"])[0])
+        first, second, asked, last = encode(BY_LIKING[ask])
+        frame = Frame(bos + start + first, second, last + end)
+        return halves(plain, eos, [frame], separator, asked=asked, **more)
     frames = []
     for words in CHOICES if candidates else ((INSTRUCTION, "", QUESTION),):
         instruction, middle, question = encode(words)
         frames.append(Frame(bos + start + instruction, middle, question + end))
-    return Template(plain, eos, frames, encode(["\n"])[0], rated)
+    return Template(plain, eos, frames, separator, rated, **more)
 
 
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:

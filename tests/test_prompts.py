@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rayrec.prompts import BY_LIKING, CHOICES, INSTRUCTION, QUESTION, make_template, resolve_template
+from rayrec.prompts import BY_LIKING, CHOICES, INSTRUCTION, QUESTION, Items, make_template, resolve_template
 
 CHAT = (
     "{{ bos_token }}<|start|>system\nToday is {{ strftime_now('%Y') }}, {{ date_string }}.<|eot_id|>"
@@ -133,7 +133,7 @@ def test_candidates_stand_after_the_history_in_words_that_seed_and_id_choose() -
     assert asked == template.prompts(pa.Table.from_pylist(rows)) and asked[::-1] == template.prompts(
         pa.Table.from_pylist(rows[::-1])
     )
-    template.seed = 1
+    template = make_template("chat", TOKENIZER, candidates=True, rated=True, seed=1)
     assert asked != template.prompts(pa.Table.from_pylist(rows))
 
 
@@ -179,15 +179,14 @@ def test_a_title_is_asked_for_with_what_was_liked_and_what_not() -> None:
 
 
 def test_items_stand_behind_their_titles_in_prompts_alone() -> None:
-    plain, shown = (make_template("compact", TOKENIZER, candidates=True) for _ in range(2))
-    shown.show_items(["A", "B"], 500)
+    items = Items(["A", "B"], 500)
+    plain, shown = (make_template("compact", TOKENIZER, candidates=True, items=one) for one in (None, items))
     a, b, c = (plain.answer_ids(title)[:-1] for title in "ABC")
     prompt = [BOS, *a, 500, EOT, *c, 502, EOT, EOT, *b, 501, EOT, EOT]  # C is outside of the catalogue
     assert shown.prompt_ids(["A", "C"], None, ["B"]) == prompt
     assert pickle.loads(pickle.dumps(shown)).prompt_ids(["A", "C"], None, ["B"]) == prompt
     assert [token for token in prompt if token < 500] == plain.prompt_ids(["A", "C"], None, ["B"])
     assert shown.answer_ids("A") == plain.answer_ids("A")
-    liking = make_template("compact", TOKENIZER, ask="liking")
-    liking.show_items(["A", "B"], 500)
+    liking = make_template("compact", TOKENIZER, ask="liking", items=items)
     asked = [BOS, *a, 500, EOT, EOT, *b, 501, EOT, EOT, *c, 502, EOT, EOT]
     assert liking.prompt_ids(["A", "B"], [4.0, 2.0], ["C"]) == asked

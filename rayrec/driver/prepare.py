@@ -31,7 +31,7 @@ from rayrec.lanes import Planned
 from rayrec.models.policy import folder_hash
 from rayrec.models.shape import Shape
 from rayrec.objectives.settings import make_objective
-from rayrec.prompts import Template, make_template, resolve_template
+from rayrec.prompts import Items, Template, make_template, resolve_template
 from rayrec.report import trackers
 from rayrec.runs import cache
 from rayrec.runs.manifest import sha256
@@ -249,12 +249,9 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     context_length(config.model, name)
     tokenizer = load_tokenizer(name)
     form = resolve_template(config.model.template, config.model.model, tokenizer)
-    template = make_template(
-        form, tokenizer, config.data.protocol == "candidates", config.data.ratings, config.data.ask
-    )
-    template.seed = config.data.seed
-    if config.model.item_vectors:
-        template.show_items(data.catalogue.titles, vocabulary(name))
+    items = Items(data.catalogue.titles, vocabulary(name)) if config.model.item_vectors else None
+    chooses, asked = config.data.protocol == "candidates", (config.data.ratings, config.data.ask, config.data.seed)
+    template = make_template(form, tokenizer, chooses, *asked, items)
     return base, template
 
 

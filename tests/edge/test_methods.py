@@ -21,7 +21,7 @@ from rayrec.models import sequential
 from rayrec.models.item_vectors import attach
 from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models.policy import load_base, load_policy, load_tokenizer, vocabulary
-from rayrec.prompts import make_template
+from rayrec.prompts import Items, make_template
 from tests.edge.conftest import Command
 from tests.edge.test_runs import records
 from tests.faults.kinds import named
@@ -121,9 +121,8 @@ def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
     examples = {row["example_id"]: row for row in pq.read_table(sorted((folder / "examples").iterdir())).to_pylist()}
     assert {row["model"] for row in records(folder) if row["kind"] == "evaluation"} == {"first SFT"}  # no BIGRec
     own = folder / "00" / "sft" / "policy"
-    template = make_template("compact", load_tokenizer(str(own)), ask="liking")
     titles = Catalogue.from_table(pq.read_table(folder / "catalogue.parquet")).titles
-    template.show_items(titles, vocabulary(own))
+    template = make_template("compact", load_tokenizer(str(own)), ask="liking", items=Items(titles, vocabulary(own)))
     items = load_file(own / "item_vectors.safetensors")
     assert torch.equal(items["vectors"], sequential.load(folder / "00" / "oracle").table())
     fresh = attach(load_base(own), items["vectors"], seed=0)

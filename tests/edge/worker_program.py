@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rayrec.config import Config
 from rayrec.methods import parse
 from rayrec.objectives.settings import make_objective
-from rayrec.prompts import make_template
+from rayrec.prompts import Items, make_template
 from rayrec.runs.storage import Storage
 from rayrec.training.batches import Tokenise
 from rayrec.training.board import Phase
@@ -153,9 +153,9 @@ def main(root: Path, rank: int, world: int) -> None:
     from rayrec.training.worker import Worker
 
     base = str(root / "base")
-    template, shown = (make_template("compact", load_tokenizer(base)) for _ in range(2))
     table = pq.read_table(root / "rows.parquet")
-    shown.show_items(sorted({title for history in table["history"].to_pylist() for title in history}), vocabulary(base))
+    items = Items(sorted({title for history in table["history"].to_pylist() for title in history}), vocabulary(base))
+    template, shown = (make_template("compact", load_tokenizer(base), items=one) for one in (None, items))
 
     def train(case: Case, out: Path, report: Any = lambda **facts: None, table: pa.Table = table) -> dict:
         kind, objective = (CASES | ITEMS | BROKEN)[case.name]
