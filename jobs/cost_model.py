@@ -34,6 +34,7 @@ from rayrec.driver.prepare import Prepared
 from rayrec.lanes import Planned
 from rayrec.models.shape import Shape
 from rayrec.negatives import NEGATIVES, Sampler, mixture
+from rayrec.training.optimiser import STATE_BYTES
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,8 @@ class Work:
         weights = (self.shape.parameters * self._bytes + self.trained * size * adapted) / cut[2]
         weights += min(self.shape.parameters, _GATHERED) * self._bytes if stage == 3 else 0
         bucket = min(self.trained, _BUCKET) * size if stage else 0
-        state = self.trained * (12 if stage else 8 if size == 4 else 16) / cut[0]
+        copies = 1 if stage else 0 if size == 4 else 2  # in float32, of weights and of gradients
+        state = self.trained * (STATE_BYTES + 4 * copies) / cut[0]
         backward = self.trained * size / cut[1] + bucket + _PADDING * self.activation_bytes()
         step = self.trained * 12 / cut[0] + (bucket if stage == 3 else 0) if stage else 0
         return weights + state + max(backward, step)

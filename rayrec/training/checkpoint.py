@@ -20,9 +20,9 @@ from rayrec.config import PlacementConfig
 from rayrec.runs import cache
 from rayrec.runs.manifest import CHECKPOINT, empty
 from rayrec.runs.storage import Storage
+from rayrec.training.optimiser import MOMENTS
 
 _TENSORS, _RECORDS = "state.safetensors", "records.parquet"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Clock:
@@ -108,13 +108,13 @@ def restore(folder: Path, steps: int, engine: Any, whole: Callable[[], AbstractC
         if _is_split(parameter):
             device = parameter.device
             safe_set_full_fp32_param(parameter, state[name].to(device))
-            for moment in _MOMENTS:
+            for moment in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[f"{name}.{moment}"].to(device), moment)
         else:
             master, moments = _whole_state(engine, parameter)
             if master is not parameter:
                 master.data.copy_(state[name])
-            for moment in _MOMENTS:
+            for moment in MOMENTS:
                 moments[moment].copy_(state[f"{name}.{moment}"])
 
 
@@ -125,11 +125,11 @@ def _state(engine: Any) -> Iterator[tuple[str, Any]]:
     for name, parameter in _trainable(engine):
         if _is_split(parameter):
             yield name, safe_get_full_fp32_param(parameter)
-            yield from ((f"{name}.{one}", safe_get_full_optimizer_state(parameter, one)) for one in _MOMENTS)
+            yield from ((f"{name}.{one}", safe_get_full_optimizer_state(parameter, one)) for one in MOMENTS)
         else:
             master, moments = _whole_state(engine, parameter)
             yield name, master.detach().float()
-            yield from ((f"{name}.{one}", moments[one]) for one in _MOMENTS)
+            yield from ((f"{name}.{one}", moments[one]) for one in MOMENTS)
 
 
 def _trainable(engine: Any) -> Iterator[tuple[str, Any]]:
@@ -159,7 +159,7 @@ def _make_moments(engine: Any, steps: int) -> None:
     # ZeRO-3 hands its flat partitions to AdamW only during a step.
     flat = getattr(outer, "fp32_partitioned_groups_flat", None)
     for partition in flat if flat is not None else [p for group in adam.param_groups for p in group["params"]]:
-        moments = {moment: torch.zeros_like(partition) for moment in _MOMENTS}
+        moments = {moment: torch.zeros_like(partition) for moment in MOMENTS}
         adam.state[partition] = {"step": torch.tensor(float(steps), device=partition.device), **moments}
     if hasattr(outer, "_lazy_init_hp_params_optimizer_state"):
         outer._lazy_init_hp_params_optimizer_state()

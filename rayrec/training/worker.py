@@ -24,7 +24,7 @@ from rayrec.errors import Stopped
 from rayrec.objectives import Objective
 from rayrec.runs.storage import TROUBLES, Storage, errno_of
 from rayrec.seeds import seed_of
-from rayrec.training import checkpoint
+from rayrec.training import checkpoint, optimiser
 from rayrec.training.batches import read_shard
 from rayrec.training.board import Heartbeat, Phase
 
@@ -183,10 +183,7 @@ class Worker:
                 "stage3_param_persistence_threshold": 10 * self.hidden,
             },
             "zero_allow_untested_optimizer": True,
-            "optimizer": {
-                "type": "AdamW",
-                "params": {"lr": phase.lr, "weight_decay": train.weight_decay, "torch_adam": True, "fused": True},
-            },
+            "optimizer": optimiser.settings(phase.lr, train.weight_decay),
             "steps_per_print": 10**9,
         }
         engine, *_ = deepspeed.initialize(model=self.lm, model_parameters=trainable, config=settings)
