@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tyro
 
+from rayrec import signals
 from rayrec.config import BaselinesConfig
 from rayrec.methods import UNREAD
 
@@ -35,6 +36,7 @@ def check_read(config: BaselinesConfig) -> None:
 
 def main() -> None:
     config = tyro.cli(BaselinesConfig, description=__doc__)
+    signals.catch()
     from rayrec.driver.baselines import run  # heavy, and not needed for --help
     from rayrec.driver.session import ending
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rayrec import signals
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
 from rayrec.runs.manifest import write_json
 
@@ -101,6 +101,7 @@ def options() -> argparse.ArgumentParser:
 
 def main() -> int:
     args, rest = options().parse_known_args()
+    signals.catch("the same command goes on with what is left")
     try:
         rest, methods = settle(args, rest)
         rows = rows_of(args, methods)
@@ -108,17 +109,14 @@ def main() -> int:
         folder = Path(args.runs).absolute() / args.name
         if args.output.dry_run:
             return plans(args, rows, rest, folder)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # under nohup
-                signal.signal(number, signal.default_int_handler)
         failed = run_cells(args, rows, rest, folder)
         made = show(args, rows, rest, folder, failed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is left", file=sys.stderr)
-        return 130
+        signals.announce()
+        return signals.EXIT_CODE
     return 1 if failed or not made else 0
 
 
@@ -274,8 +272,7 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
     with ThreadPoolExecutor(at_once) as pool:
         try:
             for some in rounds:
-                for cell in [pool.submit(do, seed, row) for seed, row in some]:
-                    cell.result()
+                signals.wait_for([pool.submit(do, seed, row) for seed, row in some])
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             with lock:

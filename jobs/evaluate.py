@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from rayrec import signals
 from rayrec.config import Config
 from rayrec.methods import parse
 
@@ -35,6 +36,7 @@ def main() -> None:
         check_untrained(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    signals.catch()
     from cost_model import of_plan  # heavy, and not needed for --help
 
     from rayrec.driver.session import command

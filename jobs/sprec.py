@@ -9,8 +9,11 @@ The same command again goes on where the run stopped. The algorithm is `self_pla
 
 from __future__ import annotations
 
+from rayrec import signals
+
 
 def main() -> None:
+    signals.catch()
     from rayrec.generation import ENGINES
     from rayrec.methods import parse  # now, so that rows which a script added to the tables count
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rayrec import signals
 from rayrec.config import Config
 from rayrec.data import Dataset
 from rayrec.runs.run import Run
@@ -110,8 +111,7 @@ class Lane:
         future = threads.submit(work)
         self.futures.append(future)
         if self.shared.config.placement.sequential:
-            while not wait([future], timeout=0.5).done:  # its error is raised where the run waits for all futures
-                self.shared.check_held()
+            signals.wait_for([future], meanwhile=self.shared.check_held)
         return future
 
     def _do(self, planned: Planned, make: Callable[[Path, dict], dict]) -> Path:

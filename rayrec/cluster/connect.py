@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
+import json
 import logging
 import math
 import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import psutil
 
+from rayrec import signals
 from rayrec.cluster import reserve
 from rayrec.config import AnyConfig, BaselinesConfig, Config
 from rayrec.errors import Stopped
@@ -30,20 +33,29 @@ from rayrec.runs.storage import Storage
 
 _log = logging.getLogger(__name__)
 
-
 T = TypeVar("T")
 C = TypeVar("C", Config, BaselinesConfig)
 
-# A thread that still asks after the end must not start a new cluster, as Ray would by default.
+# A thread that still calls Ray after the end must not start a new cluster, as Ray would by default.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-#: A head greets in milliseconds; what says nothing for so long is none, or is stopped.
-_GREETING_SECONDS = 8.0
-#: Processes of our own cluster have so long to end after it has.
-_LEAVING = 3.0
-#: Its number in glibc's malloc.h.
+#: Seconds that the head of a cluster may take to let a process join.
+_JOIN_SECONDS = 10
+#: Seconds that starting or ending Ray may take, and that the processes of our own cluster may live after its end.
+_START_SECONDS, _END_SECONDS, _LEAVE_SECONDS = 180.0, 60.0, 3.0
+#: The number of M_ARENA_MAX in glibc's malloc.h.
 _ARENA_MAX = -8
-#: The empty settings frame of HTTP/2: three bytes of length, the type 4, one of flags, four of the stream.
-_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+#: Prints the resources of a cluster as JSON, or the error's name and message. The alarm ends the process even where
+#: Ray's client waits, for minutes, for an answer of something that is no cluster.
+_PROBE = """
+import json, signal, sys
+import ray
+signal.alarm(int(sys.argv[2]))
+try:
+    ray.init(address=sys.argv[1], logging_level="CRITICAL", log_to_driver=False)
+    print(json.dumps([ray.cluster_resources(), "", ""]))
+except Exception as error:
+    print(json.dumps([{}, type(error).__name__, getattr(error, "message", str(error))]))
+"""
 
 
 def submitted() -> bool:
@@ -52,7 +64,7 @@ def submitted() -> bool:
 
 
 def settle_runs(runs: str | None, **others: str | None) -> str:
-    """Where runs are written; refuses paths that mean nothing in a submitted job, those of ``others`` (flags) too.
+    """The folder or URL of all runs; ``others`` are paths of further flags, checked alike.
 
     Raises:
         ValueError: a path is relative and this is a submitted job.
@@ -105,11 +117,10 @@ def check_address(config: AnyConfig) -> None:
 
 
 def find_address(config: AnyConfig) -> str | None:
-    """The cluster to join: --address, RAY_ADDRESS, or a living one that this user made by ``ray start``; None for one
-    of our own.
+    """The cluster to join: --address, RAY_ADDRESS, or a living one that this user made by ``ray start``; None to start
+    one of our own, as ``local`` does always.
 
-    Another driver's private cluster is never joined, not by ``auto`` either, with which Ray itself would. ``local``, as
-    Ray has it, is one of our own whatever runs here.
+    Another driver's private cluster is never joined; by ``auto`` Ray itself would.
     """
     named = config.placement.address or os.environ.get("RAY_ADDRESS")
     if named and named != "auto":
@@ -117,7 +128,7 @@ def find_address(config: AnyConfig) -> str | None:
     # Written by `ray start` only, and left behind when that cluster is killed. Read here: Ray's import takes a second.
     folder = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
     file = Path(folder, "ray", "ray_current_cluster")
-    # Everybody may write there, and whoever joins a cluster runs what it is told.
+    # Everybody may write there, and a cluster can run code in every process that joins it.
     made = file.read_text().strip() if file.exists() and file.stat().st_uid == os.getuid() else ""
     return made if made and _answers(made) else None
 
@@ -131,36 +142,8 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _check_greeting(address: str) -> None:
-    """Refuse what listens and is no Ray: Ray's own client asks it for minutes, and says nothing of use.
-
-    A cluster's head speaks gRPC, and so begins with the settings frame of HTTP/2 (RFC 9113, sections 3.4 and 6.5).
-
-    Raises:
-        ValueError: something else came, or nothing for ``_GREETING_SECONDS``.
-    """
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # its head shakes hands with certificates first
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=_GREETING_SECONDS) as connection:
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
-            said = connection.recv(len(_SETTINGS))
-    except OSError:
-        said = b""
-    if said[3:4] != _SETTINGS[3:4]:
-        raise ValueError(_no_cluster(address, f"greets with {said!r}" if said else "says nothing"))
-
-
-def _no_cluster(address: str, how: str) -> str:
-    return (
-        f"--address (or RAY_ADDRESS) {address}: what listens there {how}, wanted the head of a Ray cluster. Give the "
-        "HOST:PORT that `ray start --head` prints, or leave the address out to compute on this machine."
-    )
-
-
 def deaths() -> tuple[type[BaseException], ...]:
-    """Errors that tell of an actor that is gone: it died, memory ran out on its node, or no node can hold it now."""
+    """Errors of an actor that is gone: it died, memory ran out on its node, or no node can hold it now."""
     from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
 
     return RayActorError, OutOfMemoryError, ActorUnschedulableError
@@ -169,7 +152,7 @@ def deaths() -> tuple[type[BaseException], ...]:
 def has_gpu(config: AnyConfig) -> bool:
     """Resolve ``--device`` for a machine or cluster that is not joined yet.
 
-    `auto` is what a cluster has: its head, where a submitted job's driver is, may have no GPU.
+    `auto` takes GPUs if the cluster has any: its head, where a submitted job's driver is, may have none.
 
     Raises:
         ValueError: ``--device gpu`` on one machine without a GPU, or with fewer than the plan takes, or a cluster that
@@ -204,35 +187,39 @@ def runs_at_once(config: AnyConfig) -> int:
     return max(1, min(int(found[name] // amount) for name, amount in wanted.items()))
 
 
+@functools.cache
 def _resources(address: str) -> Counter[str] | None:
-    """What a cluster that is not joined has in all; None where nothing answers: joining it will say why.
+    """The resources in all of a cluster that is not joined; None where nothing answers: joining it will say why.
 
     Raises:
         ValueError: it has another token than this process, or what answers is no cluster.
     """
     if not _answers(address):  # a Ray client's, or no HOST:PORT
         return None
-    _check_greeting(address)
-    from ray import _raylet
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray.core.generated import gcs_pb2
-    from ray.exceptions import AuthenticationError, RayError
-
-    client, alive = getattr(_raylet, "GcsClient"), getattr(gcs_pb2, "GcsNodeInfo").ALIVE  # noqa: B009, not typed
-    try:
-        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one a client would end the process
-        nodes = client(address=address).get_all_node_info(timeout=10)
-    except AuthenticationError as error:
+    # Not joined as the submitted job that this process may be of.
+    env = {name: value for name, value in os.environ.items() if name != "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+    line = [sys.executable, "-c", _PROBE, address, str(_JOIN_SECONDS)]
+    probe = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
+    if probe.returncode == -signal.SIGALRM:
+        raise ValueError(_no_cluster(address, f"lets nobody join within {_JOIN_SECONDS} s"))
+    if not probe.stdout:
+        raise ValueError(_no_cluster(address, f"ends Ray's client ({probe.stderr.strip()[-300:]})"))
+    found, error, message = json.loads(probe.stdout.splitlines()[-1])
+    if error == "AuthenticationError":
         raise ValueError(
-            f"The cluster at {address} cannot be joined: {error.message}. Set RAY_AUTH_MODE=token, and its token in "
+            f"The cluster at {address} cannot be joined: {message}. Set RAY_AUTH_MODE=token, and its token in "
             "RAY_AUTH_TOKEN or the path of a file with it in RAY_AUTH_TOKEN_PATH."
-        ) from error
-    except RayError as error:
-        raise ValueError(_no_cluster(address, f"answers with {str(error).splitlines()[0]!r}")) from error
-    total = Counter[str]()
-    for node in nodes.values():
-        total.update(node.resources_total if node.state == alive else {})
-    return total
+        )
+    if error:
+        raise ValueError(_no_cluster(address, f"answers with {f'{error}: {message}'.splitlines()[0]!r}"))
+    return Counter(found)
+
+
+def _no_cluster(address: str, how: str) -> str:
+    return (
+        f"--address (or RAY_ADDRESS) {address}: what listens there {how}, wanted the head of a Ray cluster. Give the "
+        "HOST:PORT that `ray start --head` prints, or leave the address out to compute on this machine."
+    )
 
 
 def _wanted(config: AnyConfig, gpu: bool) -> Counter[str]:
@@ -254,37 +241,29 @@ def connect(config: AnyConfig) -> bool:
     """
     share_heaps()
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # It would tell of one worker that is taken away every two seconds, and those tellings are counted as deaths.
+    # It would report one worker that is taken away every two seconds, and each report is counted as a death.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    address, placement = find_address(config), config.placement
-    if address is None and "ray" not in sys.modules:  # Ray reads how it is asked who one is when it is imported
-        # Its processes listen to the network, and whoever reaches them could run what they like.
+    address = find_address(config)
+    if address is None and "ray" not in sys.modules:  # Ray reads its mode of authentication when it is imported
+        # The processes of our own cluster listen to the network, and whoever reaches them could run any code.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
+    # Ray's handler would print a stack trace at SIGTERM. Its workers keep it.
+    with _set("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1"):
+        import ray
     from ray.exceptions import AuthenticationError
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it warns that another thread than the main one starts it
     quiet: dict[str, Any] = {
         "log_to_driver": bool(os.environ.get("RAYREC_DEBUG")),
         "logging_level": "ERROR",
         "configure_logging": True,
     }
     if address is None:
-        # A machine of our own has no Prometheus; and idle processes stay for the next phase, whose
-        # rows would otherwise wait for new ones to start.
-        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
-        # Nobody can look at its calls, so the driver need not remember them.
-        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-        # One CPU more than the actors take, for Ray Data.
-        workers = placement.max_train_workers or placement.train_workers
-        cpus = max(workers + placement.generators + 1, os.cpu_count() or 1)
-        # Ray Train's watcher would look for the dashboard for 40 s, and a shorter run would end late: it finds none.
-        with _set("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:0"):
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        _start(config, functools.partial(ray.init, address="local", include_dashboard=False, **quiet))
     else:
         try:
-            ray.init(address=address, **quiet)
+            within(_START_SECONDS, f"joining the cluster at {address}", lambda: ray.init(address=address, **quiet))
         except AuthenticationError as error:
             raise ValueError(f"The cluster at {address} cannot be joined: {error}") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -292,14 +271,28 @@ def connect(config: AnyConfig) -> bool:
                 f"No Ray cluster answers at {address}: {error}. A cluster with tokens answers only to its own: set "
                 "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
             ) from error
-    interrupt_on_signals()  # after Ray, which sets a SIGTERM handler of its own
     return address is None
+
+
+def _start(config: AnyConfig, init: Callable[..., Any]) -> None:
+    """Start a cluster of our own, with one CPU more than the actors take, for Ray Data."""
+    # A machine of our own has no Prometheus; idle processes stay for the rows of the next phase, which would otherwise
+    # wait for new ones; and as nobody can look at the calls, the driver need not remember them.
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    placement = config.placement
+    workers = placement.max_train_workers or placement.train_workers
+    cpus = max(workers + placement.generators + 1, os.cpu_count() or 1)
+    # Ray Train's watcher would look for the dashboard for 40 s, and a shorter run would end late: it finds none.
+    with _set("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:0"):
+        within(_START_SECONDS, "starting Ray", lambda: init(num_cpus=cpus))
 
 
 def share_heaps() -> None:
     """Let the threads of this process share two heaps.
 
-    By itself glibc gives each of the lanes' many threads one of its own, and what is freed there stays there.
+    By itself glibc gives each of the lanes' many threads one of its own, and memory that is freed there stays there.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
@@ -319,26 +312,24 @@ def _set(name: str, value: str) -> Iterator[None]:
 
 
 def within(seconds: float, what: str, work: Callable[[], T]) -> T:
-    """What ``work`` returns, where Ray itself sets it no limit.
+    """What ``work`` returns, where Ray itself sets no limit; a signal ends the wait too.
 
     Raises:
         Stopped: it has not returned after so many seconds.
     """
-    done = SimpleQueue[Future[T]]()
+    future = Future[T]()
 
     def do() -> None:
-        future = Future[T]()
         try:
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
-        done.put(future)
+        threading.Event().wait()  # the kernel ends the processes of Ray with the thread that started them
 
     threading.Thread(target=do, name=what, daemon=True).start()
-    try:
-        return done.get(timeout=seconds).result()
-    except Empty:
-        raise Stopped(f"{what} took longer than {seconds:.0f} s") from None
+    if not signals.wait_for([future], seconds):
+        raise Stopped(f"{what} took longer than {seconds:.0f} s")
+    return future.result()
 
 
 def _node() -> Any:
@@ -353,7 +344,7 @@ def logs() -> str:
 
 
 def leave() -> None:
-    """Leave the cluster, if one was joined, or end our own: what does not end with it is killed."""
+    """Leave the cluster, if one was joined, or end our own; processes that outlive it are killed."""
     node = _node()
     if node is None:
         return
@@ -363,21 +354,8 @@ def leave() -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             started += [child, *child.children(recursive=True)] if child.pid in own else []
     try:
-        within(60.0, "the end of Ray", sys.modules["ray"].shutdown)
+        within(_END_SECONDS, "the end of Ray", sys.modules["ray"].shutdown)
     except Stopped as error:
         _log.info("%s", error)
-    # An actor that leaves by itself as its node ends is no longer the node's to end, and now and then stands still.
-    kill(psutil.wait_procs(started, timeout=_LEAVING)[1])
-
-
-def interrupt_on_signals() -> None:
-    """End the run in an orderly way on SIGTERM (``ray job stop``, a scheduler) and on Ctrl-C.
-
-    Both are set here: a background shell lets its children ignore SIGINT.
-    """
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    # Actors that exit during shutdown can hang and are not ended by Ray.
+    kill(psutil.wait_procs(started, timeout=_LEAVE_SECONDS)[1])

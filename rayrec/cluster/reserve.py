@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayrec.config import AnyConfig, Config
+from rayrec import signals
+from rayrec.config import AnyConfig
 
 _log = logging.getLogger(__name__)
 
@@ -18,13 +19,13 @@ Bundle = dict[str, float]
 
 
 def trainer_bundles(config: AnyConfig, gpu: bool) -> list[Bundle]:
-    """What each training worker takes."""
+    """The resources of each training worker."""
     placement = config.placement
     return [_bundle(gpu, placement.placement == "shared", placement.train_resource)] * placement.train_workers
 
 
 def generator_bundles(config: AnyConfig, gpu: bool) -> list[Bundle]:
-    """What one generator takes: a bundle for each of its GPUs, which share 1 of the resource, and one on a CPU."""
+    """The resources of one generator: a bundle for each of its GPUs, which share 1 of the custom resource."""
     placement = config.placement
     cards = placement.tensor_parallel if gpu else 1
     return [_bundle(gpu, placement.placement == "shared", placement.generate_resource, 1 / cards)] * cards
@@ -41,7 +42,7 @@ class Reserved:
     trainers: Any = None
     generators: list[Any] = field(default_factory=list)
     alone: bool = False
-    """Whether the cluster was made for this run."""
+    """Whether the cluster was started for this run."""
 
     def free_trainers(self) -> None:
         """Make room for Ray Train, which places its workers itself."""
@@ -51,9 +52,9 @@ class Reserved:
             remove_placement_group(self.trainers)
 
     def renew(self, generator: int) -> None:
-        """Hold anew what one generator holds, which ends whatever of a dead one is still there.
+        """Replace one generator's placement group, which ends all actors in it.
 
-        vLLM's workers of several cards are actors of an engine that does not hear of the death of who asked for it.
+        The workers of vLLM on several cards are actors of their own, which outlive the generator that started them.
         """
         from ray.util import placement_group, remove_placement_group
 
@@ -62,9 +63,9 @@ class Reserved:
         self.generators[generator] = placement_group(old.bundle_specs, strategy="PACK")
 
     def free_orphans(self) -> None:
-        """Give back what Ray Train's workers held when its controller died.
+        """Remove the placement groups of Ray Train's workers after its controller died.
 
-        Elsewhere an actor of Ray Train does; it asks the dashboard, which a cluster of our own has not.
+        On a joined cluster an actor of Ray Train does; it asks the dashboard, which a cluster of our own has not.
         """
         from ray import PlacementGroupID
         from ray.util import placement_group_table, remove_placement_group
@@ -77,7 +78,7 @@ class Reserved:
 
 
 def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = True, alone: bool = False) -> Reserved:
-    """Hold what the plan takes, waiting for it as long as ``--wait-for-resources`` says.
+    """Hold the resources of the plan, waiting for them as long as ``--wait-for-resources`` says.
 
     Raises:
         ValueError: the cluster has not that much free; the message says what was asked, what is free, and where.
@@ -92,25 +93,23 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
             "them, stop the run and add --device gpu.",
             cards,
         )
-    each, one = trainer_bundles(config, gpu), generator_bundles(config, gpu)
-    trainers = placement_group(each, strategy="PACK") if train else None
-    count = placement.generators if generate else 0
-    generators = [placement_group(one, strategy="PACK") for _ in range(count)]
-    groups = [group for group in (trainers, *generators) if group is not None]
-    wanted = [*(each if train else []), *one * count]
-    # Free resources are reported with some delay, and a group of nodes that autoscales needs minutes.
-    begun = told = time.monotonic()
+    bundles = [trainer_bundles(config, gpu)] if train else []
+    bundles += [generator_bundles(config, gpu)] * (placement.generators if generate else 0)
+    groups = [placement_group(one, strategy="PACK") for one in bundles]
+    wanted = [bundle for one in bundles for bundle in one]
+    # Ray reports free resources with some delay, and a group of nodes that autoscales needs minutes.
+    begun = logged = time.monotonic()
     while not (all(map(_held, groups)) and _room_for_data(wanted)):
         if time.monotonic() - begun > max(10.0, placement.wait_for_resources):
             message = _shortage(wanted, config)
             for group in groups:
                 remove_placement_group(group)
             raise ValueError(message)
-        if time.monotonic() - told > 30:
+        if time.monotonic() - logged > 30:
             _log.info(_shortage(wanted, config))
-            told = time.monotonic()
-        time.sleep(0.05)
-    return Reserved(trainers, generators, alone)
+            logged = time.monotonic()
+        signals.pause(0.05)
+    return Reserved(groups.pop(0) if train else None, groups, alone)
 
 
 def _held(group: Any) -> bool:
@@ -120,10 +119,12 @@ def _held(group: Any) -> bool:
     return placement_group_table(group)["state"] == "CREATED"
 
 
-def room_for_trainers(config: Config, gpu: bool, counts: Sequence[int], held: int, settle: float, wait: float) -> int:
-    """The most of ``counts`` workers that there is room for beside ``held`` ones, the generators and Ray Data.
+def room_for_trainers(
+    config: AnyConfig, gpu: bool, counts: Sequence[int], held: int, settle: float, wait: float
+) -> int:
+    """The largest of ``counts`` workers that fits beside ``held`` ones, the generators and Ray Data; 0 if none does.
 
-    More than was found is waited for ``settle`` seconds; for the fewest ``wait`` seconds, then there is room for 0.
+    Waits ``settle`` seconds for more than it found, and ``wait`` seconds for the smallest.
     """
     import ray
     from ray.util import placement_group, remove_placement_group
@@ -147,16 +148,16 @@ def room_for_trainers(config: Config, gpu: bool, counts: Sequence[int], held: in
 
 
 def _room_for_data(wanted: list[Bundle]) -> bool:
-    """Whether Ray Data has a CPU that nobody holds; without one it would wait for ever."""
+    """Whether a CPU is left for Ray Data, which would wait for ever without one."""
     import ray
 
-    # What is free is told some seconds late, so what there is at all is asked too.
+    # The free resources are some seconds old, so the total counts too.
     left = ray.cluster_resources().get("CPU", 0) - sum(bundle["CPU"] for bundle in wanted)
     return min(left, ray.available_resources().get("CPU", 0)) >= 1
 
 
 def _shortage(wanted: Iterable[Bundle], config: AnyConfig) -> str:
-    """What the plan asks for, what is free, and on which nodes."""
+    """The resources of the plan, and those that are free on each node."""
     placement, (asked, free) = config.placement, _asked_and_free([{"CPU": 1.0}, *wanted])
     return (
         f"The plan asks for {asked} ({placement.train_workers} training workers, {placement.generators} generators, "
@@ -167,7 +168,7 @@ def _shortage(wanted: Iterable[Bundle], config: AnyConfig) -> str:
 
 
 def trainers_shortage(config: AnyConfig, gpu: bool, workers: int) -> str:
-    """What training workers that did not come up ask for, what is free, and on which nodes."""
+    """The resources of training workers that did not start, and those that are free on each node."""
     asked, free = _asked_and_free(trainer_bundles(config, gpu)[:1] * workers)
     return f"{workers} training workers ask for {asked}; {free}"
 

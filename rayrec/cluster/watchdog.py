@@ -15,7 +15,8 @@ class Watchdog:
     """Counts the seconds since the last sign of life.
 
     ``who`` names the silent process in the log, as the subject of its silence: ``01/sft: no heartbeat from the
-    training workers`` is followed by ``for 60 s``. ``who`` and ``patience`` (seconds) may change while it runs.
+    training workers`` is followed by ``for 60 s``. ``who`` and ``patience`` (seconds) may change while it runs. A
+    silence is logged at least once before patience is over: at half of it, if that comes first.
     """
 
     def __init__(self, who: str, patience: float, first_warning: float = WARN_AFTER):
@@ -24,7 +25,7 @@ class Watchdog:
 
     def beat(self) -> None:
         """Note a sign of life: the silence, and the warnings of it, start again."""
-        self._since, self._warn_at = time.monotonic(), self._first
+        self._since, self._warn_at = time.monotonic(), min(self._first, self.patience / 2)
 
     @property
     def silent(self) -> float:

@@ -1,42 +1,39 @@
 """Sequential recommenders and Popular on the rows of any source: trained by Ray Train, ranked over the whole catalogue.
 
 Every model is a phase of a run folder, ``00/NAME``, so a run that was stopped goes on with the models that are left.
-Lists are made twice: of all items, as those of a language model, and without what the user met (``masked``).
+Lists are made twice: of all items, as those of a language model, and without the items that the user met (``masked``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec import fields
+from rayrec import fields, signals
 from rayrec.cluster import connect, reserve
 from rayrec.config import BaselinesConfig
-from rayrec.data import Dataset, load, schema
-from rayrec.data.met import Met
-from rayrec.driver import checks, plan
+from rayrec.data import Dataset, load
+from rayrec.driver import checks, lists, plan
+from rayrec.generation.outputs import prediction_table
 from rayrec.grounding import EMBEDDERS
 from rayrec.metrics import evaluate_splits
-from rayrec.models import sequential
 from rayrec.models.policy import folder_hash
-from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.models.settings import SequentialConfig
 from rayrec.report import terminal
 from rayrec.runs.manifest import write_json
 from rayrec.runs.run import Run, check_claim, open_run, versions
 from rayrec.runs.storage import Storage
-from rayrec.training.sequential import train
+from rayrec.training.sequential import SequentialGroup
 
-#: How a model is written in tables.
+#: The names of the models in tables.
 NAMES = {"popular": "Popular", "sasrec": "SASRec", "gru4rec": "GRU4Rec", "caser": "Caser", "morec": "MoRec"}
-#: The kinds of lists, and what the names of their metrics end in in --json: all items, and those that the user had not
-#: met; of a choice, the candidates.
+#: The suffixes of metrics in --json, by the kind of their lists.
 _PLACES = {"unmasked": "_unmasked", "masked": "", "score": ""}
 
 
@@ -49,12 +46,6 @@ def run(config: BaselinesConfig) -> Path | None:
     terminal.show_log()
     config = connect.settle_paths(config)
     check(config)
-    if config.placement.max_train_workers is not None:
-        raise ValueError(
-            "--max-train-workers: these models train in a group of fixed size. Take --train-workers alone."
-        )
-    if config.placement.cluster is not None:
-        raise ValueError(f"--cluster {config.placement.cluster}: these models have no estimate. Leave it out.")
     connect.check_address(config)
     checks.check_name(config.output.name)
     gpu, data = connect.has_gpu(config), load(config.data)
@@ -64,10 +55,10 @@ def run(config: BaselinesConfig) -> Path | None:
     features, hashes = _features(config.sequential, data), {"data": data.content_hash}
     if features is not None:
         hashes["embedder"] = folder_hash(str(config.sequential.embedder_path))
-    name = config.output.name or f"{data.source}-baselines-seed{config.data.seed}"
     storage = Storage(config.output.runs or "runs")
-    root = storage.root / name
+    root = storage.root / (config.output.name or f"{data.source}-baselines-seed{config.data.seed}")
     terminal.log("data", ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in data.counts.items()))
+    signals.check()
     if config.output.dry_run:
         storage.download_file(root / "config.json")
         check_claim(root, config, hashes)
@@ -78,14 +69,7 @@ def run(config: BaselinesConfig) -> Path | None:
         work.upload("catalogue.parquet", "examples", "rejected.parquet")
         left = [phase for phase in phases if not work.done(phase)]
         work.trace.attempt(left=left, versions=versions())
-        if set(left) - {"00/popular"}:
-            connect.connect(config)
-            reserve.reserve(config, gpu, generate=False).free_trainers()
-            work.lease.record_processes()
-        for phase in left:
-            work.lease.check_held()
-            _make(phase, config, data, work, gpu, features, work.lease.check_held)
-            work.lease.record_processes()
+        _Models(config, data, work, gpu, features).make(left)
         connect.leave()
     records, seconds = work.write_metrics(phases), work.trace.facts("seconds")
     terminal.print_iteration_table([r | {"seconds": seconds.get(r["phase"])} for r in records])
@@ -94,6 +78,64 @@ def run(config: BaselinesConfig) -> Path | None:
     work.upload("trace.json")
     terminal.log("run folder", storage.name(root))
     return root
+
+
+class _Models:
+    """Makes models, in a thread of its own: the main thread waits for signals and looks after the lease."""
+
+    def __init__(self, config: BaselinesConfig, data: Dataset, work: Run, gpu: bool, features: Any):
+        self.config, self.data, self.work, self.gpu, self.features = config, data, work, gpu, features
+        self.rows = pa.concat_tables(data.evaluated.values())
+
+    def make(self, phases: list[str]) -> None:
+        """Train the models, and write their lists and metrics."""
+        group, finished = None, False
+        with terminal.LaneProgress(["trainers"]) as bars:
+            try:
+                if {*phases} - {"00/popular"}:
+                    alone = connect.connect(self.config)
+                    reserved = reserve.reserve(self.config, self.gpu, generate=False, alone=alone)
+                    group = SequentialGroup(self.config, self.data, self.work, self.gpu, reserved, bars)
+                thread = ThreadPoolExecutor(1)
+                for phase in phases:
+                    made = thread.submit(self._make, phase, group)
+                    signals.wait_for([made], meanwhile=self.work.lease.check_held)
+                    self.work.lease.check_held()
+                    self.work.finish(phase, made.result())
+                    self.work.lease.record_processes()
+                finished = True
+            finally:
+                if group is not None:
+                    group.group.close(finished)
+
+    def _make(self, phase: str, group: SequentialGroup | None) -> dict[str, Any]:
+        """Train one model and write its lists; returns its ``metrics.json``."""
+        name, begun, report = phase.split("/")[1], time.time(), {}
+        folder, k = self.work.begin(phase), max(self.config.sequential.top_k)
+        with self.work.trace.phase(phase, "baselines") as facts:
+            if group is None or name == "popular":
+                made = lists.of_popular(self.data, self.rows, k)
+            else:
+                report = group.fit(name, folder, self.features if name == "morec" else None)
+                made = lists.of_model(folder, self.data, self.rows, k)
+            tables = {
+                place: prediction_table(self.rows, name, place, titles, logprobs, titles)
+                for place, (titles, logprobs) in made.items()
+            }
+            pq.write_table(pa.concat_tables(tables.values()), folder / "predictions.parquet")
+            records = [
+                {"kind": "baseline", "model": NAMES[name], "phase": phase, "iteration": 0, "decode": place}
+                | {**report, **found}
+                for place, table in tables.items()
+                for found in self._evaluate(table, place)
+            ]
+            facts["seconds"] = time.time() - begun
+        terminal.log(phase, f"done in {time.time() - begun:.0f} s")
+        return {"records": sorted(records, key=lambda record: record["split"] != "test")}
+
+    def _evaluate(self, table: pa.Table, place: str) -> list[dict]:
+        evaluated, catalogue = self.data.evaluated, self.data.catalogue
+        return evaluate_splits(table, evaluated, catalogue, self.config.sequential.top_k, place == "score")
 
 
 def check(config: BaselinesConfig) -> None:
@@ -113,6 +155,12 @@ def check(config: BaselinesConfig) -> None:
         raise ValueError(f"--top-k is {settings.top_k}, wanted list lengths of 1 or more.")
     if "morec" in settings.models and not settings.embedder_path:
         raise ValueError("--models morec reads item vectors from titles. Add --embedder-path FOLDER.")
+    if config.placement.max_train_workers is not None:
+        raise ValueError(
+            "--max-train-workers: these models train in a group of fixed size. Take --train-workers alone."
+        )
+    if config.placement.cluster is not None:
+        raise ValueError(f"--cluster {config.placement.cluster}: these models have no estimate. Leave it out.")
 
 
 def _features(settings: SequentialConfig, data: Dataset) -> Any:
@@ -123,87 +171,6 @@ def _features(settings: SequentialConfig, data: Dataset) -> Any:
         return None
     vectors: Any = EMBEDDERS[settings.embedder](settings.embedder_path).embed(data.catalogue.titles)
     return torch.nn.functional.normalize(vectors.float())
-
-
-def _make(
-    phase: str,
-    config: BaselinesConfig,
-    data: Dataset,
-    work: Run,
-    gpu: bool,
-    features: Any,
-    check_held: Callable[[], None],
-) -> None:
-    """Train one model and write its lists and metrics, as long as the run is ours."""
-    name, settings = phase.split("/")[1], config.sequential
-    rows, k = pa.concat_tables(data.evaluated.values()), max(settings.top_k)
-    folder, begun, report = work.begin(phase), time.time(), {}
-    with work.trace.phase(phase, "baselines") as facts:
-        if name == "popular" and config.data.protocol == "candidates":
-            titles = popular_choices(rows, data.catalogue, k)
-            made = {"score": (titles, [[] for _ in titles])}
-        elif name == "popular":
-            met = Met(data.train)
-            lists = {"unmasked": popular_lists(rows, data.catalogue, k, [()] * len(rows))}
-            lists["masked"] = popular_lists(rows, data.catalogue, k, _met(rows, met))
-            made = {place: (titles, [[] for _ in titles]) for place, titles in lists.items()}
-        else:
-            known = features if name == "morec" else None
-            report = train(name, config, data, work, folder, gpu, known, check_held)
-            made = _rank(folder, data, rows, k)
-        tables, records = [], []
-        for place, (titles, logprobs) in made.items():
-            tables.append(_table(rows, name, place, titles, logprobs))
-            base = {"kind": "baseline", "model": NAMES[name], "phase": phase, "iteration": 0, "decode": place}
-            found = evaluate_splits(tables[-1], data.evaluated, data.catalogue, settings.top_k, place == "score")
-            records += [{**base, **report, **one} for one in found]
-        records.sort(key=lambda record: record["split"] != "test")  # they come first
-        pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
-        facts["seconds"] = time.time() - begun
-    check_held()
-    work.finish(phase, {"records": records})
-    terminal.log(phase, f"done in {time.time() - begun:.0f} s")
-
-
-def _met(rows: pa.Table, met: Met) -> list[set[str]]:
-    """What each row's user met before: in training, and in the row's history."""
-    users, histories = rows["user"].to_pylist(), rows["history"].to_pylist()
-    return [{*met.get(user, ()), *history} for user, history in zip(users, histories, strict=True)]
-
-
-def _rank(folder: Path, data: Dataset, rows: pa.Table, k: int) -> dict[str, tuple[list, list]]:
-    """Titles and log-probabilities of the best ``k`` of all items, and of those that the user had not met."""
-    model, catalogue = sequential.load(folder), data.catalogue
-    histories = sequential.item_numbers(rows["history"].to_pylist(), catalogue)
-    if not rows["candidates"].null_count:
-        return {"score": _choices(model, histories, rows, data, k)}
-    met = sequential.item_numbers(_met(rows, Met(data.train)), catalogue)
-    made = {}
-    for place in ("unmasked", "masked"):
-        items, logprobs = sequential.top_lists(model, histories, k, met if place == "masked" else None)
-        made[place] = ([[catalogue.titles[i] for i in one] for one in items], logprobs)
-    return made
-
-
-def _choices(model: Any, histories: list[list[int]], rows: pa.Table, data: Dataset, k: int) -> tuple[list, list]:
-    """The best ``k`` candidates of each row and their scores; ties count against the target."""
-    lists, found = [], []
-    asked = zip(rows["target"].to_pylist(), rows["candidates"].to_pylist(), strict=True)
-    for (target, titles), score_I in zip(asked, sequential.each_score(model, histories), strict=True):
-        scored = [(float(score_I[data.catalogue.index[t]]), t) for t in titles if t in data.catalogue.index]
-        scored.sort(key=lambda one: (-one[0], one[1] == target))
-        lists.append([title for _, title in scored[:k]])
-        found.append([score for score, _ in scored[:k]])
-    return lists, found
-
-
-def _table(rows: pa.Table, name: str, place: str, titles: list, logprobs: list) -> pa.Table:
-    columns = {"example_id": rows["example_id"], "policy": pa.repeat(name, len(rows))}
-    columns |= {"decode": pa.repeat(place, len(rows)), "target": rows["target"]}
-    texts = pa.array(titles, schema.PREDICTIONS.field("texts").type)
-    columns |= {"texts": texts, "logprobs": pa.array(logprobs, schema.PREDICTIONS.field("logprobs").type)}
-    columns |= {"ids": pa.nulls(len(rows), schema.PREDICTIONS.field("ids").type), "titles": texts}
-    return schema.check(pa.table(columns), schema.PREDICTIONS, f"predictions of {name}")
 
 
 def _summary(records: list[dict], phases: list[str], seconds: dict[str, float]) -> list[dict]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rayrec import signals
 from rayrec.cluster import connect
 from rayrec.config import Config, deciding
 from rayrec.data import Dataset, load
@@ -87,6 +88,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
             "--attention flex trains on GPUs alone, and this plan is on CPUs. Take --attention sdpa, or --device gpu."
         )
     data = load(config.data)
+    signals.check()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
     checks.check_data(config, data)
     tuning = rows_to_tune(config, data)
@@ -95,6 +97,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else folder_hash(str(base))
     engine.check_model(config, on_gpus, str(base))
+    signals.check()
     hashes = {"data": data.content_hash, "model": of_model, "embedder": of_embedder}
     lengths_key = {"lengths": deciding(config), "hashes": hashes}
     known = cache.find(run_folder(config).parent / cache.SHARED / "lengths", lengths_key)

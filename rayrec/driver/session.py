@@ -11,13 +11,13 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from rayrec import signals
 from rayrec.cluster import connect, reserve
 from rayrec.config import Config, to_dict
 from rayrec.data import preferences
@@ -42,8 +42,10 @@ from rayrec.runs.manifest import read_json, write_json
 from rayrec.runs.run import Run, check_claim, open_run, versions
 from rayrec.runs.storage import TROUBLES, Storage
 from rayrec.selfplay import self_play
+from rayrec.training.board import Phase
 from rayrec.training.group import TrainGroup
 from rayrec.training.lane import TrainLane
+from rayrec.training.worker import work as train
 
 
 def command(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = None) -> None:
@@ -57,11 +59,12 @@ _GO_ON = "The same command goes on at the first unfinished phase."
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """The end of a process that may have started Ray: with 1 after an error, told in one line where it is the user's or
-    the cluster's, and with 130 after an interrupt."""
+    """The end of a process that may have started Ray: with 1 after an error, printed in one line where it is the user's
+    or the cluster's, and with 130 after a signal."""
     code = 1
-    connect.interrupt_on_signals()
+    signals.catch()
     try:
+        signals.check()
         yield
         return
     except (ValueError, ConnectionError, FloatingPointError) as error:
@@ -69,8 +72,9 @@ def ending() -> Iterator[None]:
     except Stopped as error:
         logs = connect.logs()
         print(f"error: {error}\n{_GO_ON}{logs and f' Logs of this node: {logs}'}", file=sys.stderr)
-    except (KeyboardInterrupt, SystemExit):  # the latter is SIGTERM while Ray comes up
-        code = 130
+    except KeyboardInterrupt:
+        code = signals.EXIT_CODE
+        signals.announce()
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in TROUBLES:
             print(f"error: {error}. Nothing that was finished is lost. {_GO_ON}", file=sys.stderr)
@@ -101,6 +105,7 @@ def run(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = 
     with ExitStack() as opened:
         with tempfile.TemporaryDirectory(prefix="rayrec-", ignore_cleanup_errors=True) as scratch:
             ready = prepare(config, Path(scratch))
+            signals.check()
             storage = Storage(ready.config.output.runs or "runs")
             if ready.config.output.dry_run:
                 storage.download_file(ready.root / "config.json")
@@ -138,8 +143,10 @@ class Session:
         engine = ENGINES[config.evaluate.engine]
         setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, engine, ready.threads)
         self.reserved = reserve.Reserved()
-        made = make_objective(config.loss)
-        self.group = Once(lambda: TrainGroup(config, base, ready.template, work, ready.gpu, self.reserved, made))
+        # The objective itself and not its name: a class of the user's script is known only to the driver.
+        training = {"config": config, "base": base, "template": ready.template}
+        training["objective"] = make_objective(config.loss)
+        self.group = Once(lambda: TrainGroup[Phase](config, train, training, work, ready.gpu, self.reserved))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
         self.tracker = Tracker(work.root, config.output.track, to_dict(config))
 
@@ -162,13 +169,12 @@ class Session:
                     self.pool()
                 lanes = self._lanes(progress)
                 self._submit(*lanes)
-                self._wait([future for lane in lanes for future in lane.futures])
+                futures = [future for lane in lanes for future in lane.futures]
+                signals.wait_for(futures, meanwhile=self.work.lease.check_held)
                 finished = True
-            except KeyboardInterrupt:
-                progress.log("stopped", "the same command goes on at the first unfinished phase")
-                raise
             finally:
                 self._close(lanes or (), finished)
+        signals.check()
         self._report()
         report = build_report(self.work.root)
         self.work.upload(report.name)
@@ -200,15 +206,6 @@ class Session:
 
         first = preferences.draw(rows, 0, train.first_rows, seed, "first")
         self_play(self.config, trainers, generators, draw, first)
-
-    def _wait(self, futures: list[Future]) -> None:
-        """Wait for all, in short waits so that signals are heard, and raise the first error."""
-        open_: set[Future] = set(futures)
-        while open_:
-            self.work.lease.check_held()
-            done, open_ = wait(open_, timeout=0.5, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
 
     def _finished(self, phase: str, new: bool) -> None:
         """Rebuild metrics.jsonl, send the new numbers to the trackers, remove weights that nothing needs any more."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from rayrec import signals
 from rayrec.errors import Stopped
 from rayrec.runs.manifest import read_json, write_json
 from rayrec.runs.storage import DRIVER, PROCESSES, Storage
@@ -72,7 +73,7 @@ class Lease:
         whose, end = f"process {first['pid']} on {first['host']}", time.monotonic() + self.timeout
         _log.info("run: was written by %s; waiting %.0f s for its heartbeat", whose, self.timeout)
         while time.monotonic() < end:
-            time.sleep(min(1.0, self.timeout / 10))
+            signals.pause(min(1.0, self.timeout / 10))
             if (now := self._read()) and now != first:
                 raise _busy(self.storage.name(self.file.parent), whose)
 

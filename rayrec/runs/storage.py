@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from rayrec import signals
 from rayrec.errors import Stopped
 from rayrec.runs.manifest import CHECKPOINT, MANIFEST, parse_manifest, sha256
 
@@ -302,7 +303,7 @@ class Storage:
                 seconds = time.monotonic() - begun
                 if number >= tries or seconds > _PATIENCE:
                     raise Stopped(f"{what} failed {number} times in {seconds:.0f} s: {error}") from error
-                time.sleep(self.pause * 2.0 ** (number - 1))
+                signals.pause(self.pause * 2.0 ** (number - 1))
         raise AssertionError
 
 

@@ -1,14 +1,19 @@
-"""The board between the driver and the training workers: it hands phases on, and results and heartbeats back."""
+"""The actor between the driver and the training workers: it hands out phases and takes results and heartbeats.
+
+Ray Train needs 15 to 20 s to start a group, so one group serves the whole run: its workers take phase after phase from
+here, and a group that replaces a dead one goes on at the first unfinished phase.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-#: Seconds between two heartbeats: a step of a small model is shorter than a call of Ray.
-_BEAT = 0.1
+#: Least seconds between two heartbeats: a step of a small model is shorter than a call of Ray.
+_INTERVAL = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,99 +38,123 @@ class Phase:
     items: str = ""
     """Folder of the SASRec whose item vectors the policy gets in this phase."""
     key: str = ""
-    """Hash of what decides its numbers, whatever the number of workers: a checkpoint of another key is not taken."""
+    """Hash of the settings and rows that decide its numbers, whatever the number of workers: a checkpoint of another
+    key is not used."""
+
+
+class Status(NamedTuple):
+    """An answer to the driver that waits for a phase."""
+
+    result: dict | None
+    """None while the phase is not finished."""
+    heartbeat: dict[str, Any]
+    """The last one: ``time`` and the facts of :meth:`Board.report`."""
+    up: bool
+    """Whether a group of workers has started and lost none since."""
+    deaths: int
+    """Workers that died since a phase was finished."""
+    reason: str
+    """Why the last of them died."""
 
 
 class Board:
-    """Actor that hands phases to the workers and results to the driver; phases are numbered in the order of posting."""
+    """Actor that hands phases to the workers and results to the driver; phases are numbered in the order of posting.
+
+    A phase is any object that can be pickled.
+    """
 
     def __init__(self) -> None:
-        self.phases: list[Phase] = []
+        self.phases: list[Any] = []
         self.results: list[dict] = []
-        self.beat: dict[str, Any] = {"time": time.time()}
-        self.closed = False
-        self.dismissed = False
-        self.there = False
-        """Whether a worker group has come up and lost nobody since."""
-        self.deaths, self.words = 0, ""
-        """Workers that died since a phase was finished, and what was last said of one."""
+        self.heartbeat: dict[str, Any] = {"time": time.time()}
+        self.closed = self.dismissed = self.up = False
+        self.deaths, self.reason = 0, ""
         self._waiting: dict[int, object] = {}
-        self._news = asyncio.Condition()
+        self._changed = asyncio.Condition()
 
-    async def post(self, phase: Phase) -> int:
-        """Append a phase; its number. Who died before is not held against it."""
+    async def post(self, phase: Any) -> int:
+        """Append a phase; returns its number. Deaths are counted from 0 again."""
         self.deaths = 0
-        await self._tell(lambda: self.phases.append(phase))
+        await self._change(lambda: self.phases.append(phase))
         return len(self.phases) - 1
 
     async def close(self) -> None:
-        """Let the workers end after what they do now."""
-        await self._tell(lambda: setattr(self, "closed", True))
+        """Let the workers end after their current phase."""
+        await self._change(lambda: setattr(self, "closed", True))
 
     async def dismiss(self) -> None:
-        """Let the workers end, those that still come up too; a new group goes on."""
-        await self._tell(lambda: setattr(self, "dismissed", True))
+        """Let the workers of this group end, also those that still start; a new group goes on."""
+        await self._change(lambda: setattr(self, "dismissed", True))
 
     async def open(self) -> None:
         """Expect a new group."""
-        self.dismissed = self.there = False
+        self.dismissed = self.up = False
 
-    async def lose(self, words: str) -> None:
-        """Hear that a worker died: Ray Train makes the group anew."""
-        self.there, self.deaths, self.words = False, self.deaths + 1, words
+    async def register_death(self, reason: str) -> None:
+        """Count a worker that died: Ray Train replaces the group."""
+        self.up, self.deaths, self.reason = False, self.deaths + 1, reason
 
     async def next(self) -> int:
-        """Number of the first unfinished phase: where a new worker group goes on."""
-        self.there, self.beat = True, {**self.beat, "time": time.time()}
+        """Number of the first unfinished phase, where a new group goes on."""
+        self.up, self.heartbeat = True, {**self.heartbeat, "time": time.time()}
         return len(self.results)
 
-    async def take(self, number: int, rank: int) -> Phase | None:
-        """Wait for a phase and return it; None if the workers are to end."""
+    async def take(self, number: int, rank: int) -> Any:
+        """Wait for a phase and return it; None if the worker shall end."""
         mine = self._waiting[rank] = object()
 
-        def over() -> bool:  # a worker that died still waits here until another one has its rank
+        def over() -> bool:  # the call of a dead worker waits here until another worker has its rank
             return self.closed or self.dismissed or self._waiting[rank] is not mine
 
-        async with self._news:
-            self._news.notify_all()
-            await self._news.wait_for(lambda: over() or len(self.phases) > number)
+        async with self._changed:
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: over() or len(self.phases) > number)
             return None if over() else self.phases[number]
 
     async def report(self, **facts: Any) -> None:
         """Heartbeat of a running phase, from rank 0."""
-        self.beat = {"time": time.time(), **facts}
+        self.heartbeat = {"time": time.time(), **facts}
 
     async def finish(self, number: int, result: dict) -> None:
-        """Take the result of a phase: its metrics, the ``error`` in its numbers, or what ``stopped`` the storage."""
+        """Take the result of a phase: its metrics, the ``error`` in its numbers, or why the storage ``stopped`` it."""
         if number == len(self.results):
             self.deaths = 0
-            await self._tell(lambda: self.results.append(result))
+            await self._change(lambda: self.results.append(result))
 
-    async def poll(self, number: int, seconds: float) -> tuple[dict | None, dict, bool, int, str]:
-        """The result of a phase, or None after ``seconds``; the last heartbeat, whether a group is there, how many
-        workers died since a phase was finished, and what was said of the last."""
-        async with self._news:
+    async def poll(self, number: int, seconds: float) -> Status:
+        """The status of a phase, once it is finished or after so many seconds."""
+        async with self._changed:
             try:
-                await asyncio.wait_for(self._news.wait_for(lambda: len(self.results) > number), seconds)
+                await asyncio.wait_for(self._changed.wait_for(lambda: len(self.results) > number), seconds)
             except TimeoutError:
-                return None, self.beat, self.there, self.deaths, self.words
-            return self.results[number], self.beat, self.there, 0, ""
+                return Status(None, self.heartbeat, self.up, self.deaths, self.reason)
+            return Status(self.results[number], self.heartbeat, self.up, 0, "")
 
-    async def _tell(self, change: Any) -> None:
-        async with self._news:
+    async def _change(self, change: Callable[[], None]) -> None:
+        async with self._changed:
             change()
-            self._news.notify_all()
+            self._changed.notify_all()
+
+
+def take_phases(board: Any, rank: int) -> Iterator[tuple[int, Any]]:
+    """The numbers and phases that a worker does, until the board lets it end."""
+    import ray
+
+    number: int = ray.get(board.next.remote())
+    while (phase := ray.get(board.take.remote(number, rank))) is not None:
+        yield number, phase
+        number += 1
 
 
 class Heartbeat:
-    """What a worker says of the phase that it is in; rank 0 tells the board, the first word and then the last known."""
+    """Progress reports of a worker: rank 0 sends the first of a phase, then the latest, ten a second at most."""
 
     def __init__(self, board: Any, rank: int):
-        self._board, self._speaks = board, rank == 0
-        self._phase, self._told = "", 0.0
+        self._board, self._sends = board, rank == 0
+        self._phase, self._sent = "", 0.0
 
     def __call__(self, *, phase: str, **facts: Any) -> None:
         now = time.monotonic()
-        if self._speaks and (phase != self._phase or now - self._told >= _BEAT):
-            self._phase, self._told = phase, now
+        if self._sends and (phase != self._phase or now - self._sent >= _INTERVAL):
+            self._phase, self._sent = phase, now
             self._board.report.remote(phase=phase, **facts)

@@ -1,13 +1,12 @@
-"""The oracle: a SASRec that doubts pairs (RosePO) and guides beams (D3), trained in a process of its own."""
+"""The oracle: a SASRec that smooths pairs (RosePO) and guides beams (D3), trained in an actor of its own."""
 
 from __future__ import annotations
 
-import logging
-import time
 from pathlib import Path
 from typing import Any
 
 from rayrec.cluster import connect
+from rayrec.cluster.watchdog import Watchdog
 from rayrec.config import deciding
 from rayrec.errors import Stopped
 from rayrec.lanes import Shared
@@ -15,15 +14,12 @@ from rayrec.models import sequential
 from rayrec.runs import cache
 from rayrec.runs.storage import Storage
 
-_log = logging.getLogger(__name__)
-
-
-#: Seconds between two questions, and of silence until it is told.
-_ASK, _WORD = 2.0, 30.0
+#: Seconds between two looks at the progress of the training.
+_INTERVAL = 2.0
 
 
 class Oracle:
-    """Actor that trains the SASRec, on whatever node, and answers meanwhile."""
+    """Actor that trains the SASRec on any node, and answers meanwhile."""
 
     def __init__(self) -> None:
         self._passes = 0
@@ -32,7 +28,7 @@ class Oracle:
         """Train and save it; returns its validation."""
         import torch
 
-        torch.set_num_threads(1)  # whatever the node's environment says: it decides the order of sums
+        torch.set_num_threads(1)  # whatever the node's environment has: it decides the order of sums
         here = storage.here(folder)
         here.mkdir(parents=True, exist_ok=True)
         report = sequential.fit_sasrec(train, valid, catalogue, seed, str(here), self._count)
@@ -43,7 +39,7 @@ class Oracle:
         self._passes += 1
 
     def passes(self) -> int:
-        """How many passes through the model were made: more and more while it is trained."""
+        """Passes through the model so far: the heartbeat of its training."""
         return self._passes
 
 
@@ -66,40 +62,37 @@ def _fit(shared: Shared, folder: Path) -> dict:
     from ray.exceptions import RayTaskError
 
     data, storage, placement = shared.data, shared.run.storage, shared.config.placement
-    patience, deaths = placement.wait_seconds, placement.max_deaths
-    # It takes no CPU of Ray's count: Ray Data would wait for it.
+    deaths = placement.max_deaths
+    # No CPU of Ray's count: Ray Data would wait for it.
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": deaths, "max_task_retries": deaths}
     actor: Any = ray.remote(Oracle).options(max_concurrency=2, **options).remote()
     made = actor.fit.remote(storage, folder, data.train, data.valid, data.catalogue, shared.config.data.seed)
     try:
-        _listen(actor, made, patience)
+        wait_for_passes(actor, made, placement.wait_seconds)
         report: dict = ray.get(made)
     except connect.deaths() as error:
-        words = f"00/oracle: the process that trains it died more than {deaths} times (--max-deaths)"
-        raise Stopped(f"{words}: {(str(error).strip().splitlines() or [''])[-1]}") from error
+        died = f"00/oracle: the process that trains it died more than {deaths} times (--max-deaths)"
+        raise Stopped(f"{died}: {(str(error).strip().splitlines() or [''])[-1]}") from error
     except RayTaskError as error:
-        # What Ray hands on has no errno, by which trouble with a disk is known.
+        # Ray's own error has no errno, by which trouble with a disk is known.
         raise error.cause if isinstance(error.cause, OSError | Stopped) else error from error
     storage.download_all(folder)
     return {"records": [{"kind": "oracle", "phase": "00/oracle", "iteration": 0, **report}]}
 
 
-def _listen(actor: Any, made: Any, patience: float) -> None:
-    """Wait until the model is made, as long as it is worked on.
+def wait_for_passes(actor: Any, made: Any, patience: float) -> None:
+    """Wait until the model is ``made``, as long as its passes go on.
 
     Raises:
         Stopped: no pass was made, or no answer given, for ``patience`` seconds.
     """
     import ray
 
-    known, heard, word = -1, time.monotonic(), _WORD
-    while not ray.wait([made], timeout=_ASK)[0]:
+    known, watchdog = -1, Watchdog("00/oracle: the process that trains it has done nothing", patience)
+    while not ray.wait([made], timeout=_INTERVAL)[0]:
         answer = actor.passes.remote()
-        if ray.wait([answer], timeout=_ASK)[0] and (passes := ray.get(answer)) != known:
-            known, heard, word = passes, time.monotonic(), _WORD
-        silent = time.monotonic() - heard
-        if silent > patience:
-            raise Stopped(f"00/oracle: the process that trains it has done nothing for {silent:.0f} s")
-        if silent > word:
-            _log.info("00/oracle: the process that trains it has done nothing for %.0f s", silent)
-            word *= 2
+        if ray.wait([answer], timeout=_INTERVAL)[0] and (passes := ray.get(answer)) != known:
+            known = passes
+            watchdog.beat()
+        if watchdog.check():
+            raise Stopped(f"{watchdog.who} for {watchdog.silent:.0f} s")

@@ -1,204 +1,149 @@
-"""Sequential recommenders trained by Ray Train, with the group and the board of a run."""
+"""Sequential recommenders trained data-parallel by Ray Train, in the worker group of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from rayrec.cluster import connect, reserve
+from rayrec.cluster.reserve import Reserved
 from rayrec.config import BaselinesConfig
 from rayrec.data import Dataset
 from rayrec.models import sequential
 from rayrec.models.sequential.training import STOPS_BY
-from rayrec.report import terminal
+from rayrec.report.terminal import LaneProgress
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
-from rayrec.training.board import Heartbeat, Phase
-from rayrec.training.group import TrainGroup, backends, failures, telling
+from rayrec.training.board import Heartbeat, take_phases
+from rayrec.training.group import TrainGroup
+
+_VALID = STOPS_BY.replace("_", " ")
 
 
-def train(
-    name: str,
-    config: BaselinesConfig,
-    data: Dataset,
-    work: Run,
-    folder: Path,
-    gpu: bool,
-    features: Any,
-    check_held: Callable[[], None],
-) -> dict:
-    """Train through Ray Train; the model lies in ``folder``, with the validation of every epoch.
+@dataclass(frozen=True)
+class Fit:
+    """One model to train: a phase of the group."""
 
-    Raises:
-        ValueError: a loss was not finite, or no sequence is long enough.
-        Stopped: the workers died more often than allowed, or were silent for ``wait_seconds``.
-    """
-    import ray
-
-    settings = config.sequential
-    shape = {"items": len(data.catalogue), "hidden": settings.hidden, "dropout": settings.dropout}
-    shape["length"] = config.data.history
-    fitting = {f.name: getattr(settings, f.name) for f in dataclasses.fields(sequential.Fitting)}
-    rows = sequential.sequences_of(data.train, data.catalogue), sequential.known_rows(data.valid, data.catalogue)
-    task = {
-        "name": name,
-        "shape": shape,
-        "how": sequential.Fitting(**fitting),
-        "seed": config.data.seed,
-        "rows": ray.put((*rows, features)),
-        "storage": work.storage,
-        "gpu": gpu,
-    }
-    phase = Phase(
-        name=f"00/{name}",
-        kind="pretrain",
-        rows="",
-        start="",
-        out=str(folder),
-        steps=settings.epochs,
-        batch=settings.batch,
-        lr=settings.lr,
-        warmup=0,
-        dropout=settings.dropout,
-        threads=config.placement.threads or 0,
-    )
-    with terminal.LaneProgress(["trainers"]) as bars:
-        group, finished = _Group(config, task, work, gpu, bars, check_held), False
-        try:
-            report = group.train(phase)
-            if "error" in report:
-                raise ValueError(f"{phase.name}: {report['error']}")
-            finished = True
-            best = f"epoch {report['best_epoch']} of {report['epochs']} was the best"
-            bars.finish(phase.name, f"{best}, {STOPS_BY.replace('_', ' ')} {report[STOPS_BY]:.4f}")
-        finally:
-            group.close(finished)
-    work.storage.download_all(folder)
-    return report
+    name: str
+    model: str
+    """Its architecture, a key of :data:`~rayrec.models.sequential.SEQUENTIAL`."""
+    shape: dict[str, Any]
+    how: sequential.Fitting
+    seed: int
+    rows: Any
+    """Ray's reference to training sequences, validation rows and item features (None but for MoRec)."""
+    out: str
+    """Folder that the model is written to, with ``epochs.jsonl``, the validation of every epoch."""
+    threads: int
+    """0: the cores shared out among the workers."""
 
 
-class _Group(TrainGroup):
-    """The training lane for one model: workers are replaced and given up as those of a run, and silence is told."""
+class SequentialGroup:
+    """Trains sequential models one after the other, in one group of workers."""
 
     def __init__(
-        self,
-        config: BaselinesConfig,
-        task: dict,
-        work: Run,
-        gpu: bool,
-        bars: terminal.LaneProgress,
-        check_held: Callable[[], None],
+        self, config: BaselinesConfig, data: Dataset, work: Run, gpu: bool, reserved: Reserved, bars: LaneProgress
     ):
-        self._task, self._bars, self._name, self._check_held = task, bars, "training workers", check_held
-        self._last, self._heard, self._told = {}, time.monotonic(), 0.0
-        alone = connect.find_address(config) is None
-        # What a base model and its prompts are needed for is done otherwise here.
-        super().__init__(cast("Any", config), "", cast("Any", None), work, gpu, reserve.Reserved(alone=alone))
+        self.config, self.data, self.work, self._bars = config, data, work, bars
+        self.group = TrainGroup[Fit](config, _work, {}, work, gpu, reserved)
 
-    def train(self, phase: Phase) -> dict:
-        """Train the model; its report, or the ``error`` in its numbers."""
-        self._name, self._heard = phase.name, time.monotonic()
-        self._bars.start("trainers", phase.name, phase.steps, "epochs")
-        return self.run(phase, self._hear)["report"]
+    def fit(self, name: str, folder: Path, features: Any) -> dict:
+        """Train one model into ``folder``; returns its report.
 
-    def _hear(self, **beat: Any) -> None:
-        """Take the last heartbeat; a new one counts more passes."""
-        if beat != self._last:
-            self._last, self._heard, self._told = beat, time.monotonic(), 0.0
-            self.work.trace.progress(self._name, **beat)
-            note = (
-                f"loss {beat['loss']:.4f}, {STOPS_BY.replace('_', ' ')} {beat['valid']:.4f}" if "loss" in beat else ""
-            )
-            self._bars.update(self._name, beat["epoch"], note)
+        Raises:
+            ValueError: a loss was not finite, or no sequence is long enough.
+            Stopped: the workers died more often than allowed, or were silent for ``wait_seconds``.
+        """
+        import ray
 
-    def _ask(self, answer: Any, what: str) -> Any:
-        """The board is asked twice a second, so here silence is told before it is ended."""
-        self._check_held()
-        silent, patience = time.monotonic() - self._heard, self._patience(bool(self._last))
-        if silent > self._told + min(30.0, patience / 2):
-            self._told = silent
-            lacking = "no word from the training workers" if self._last else "the training workers have not come up"
-            self._bars.log(self._name, f"{lacking} for {silent:.0f} s; they are given up after {patience:.0f} s")
-        return super()._ask(answer, what)
-
-    def _trainer(self, size: int) -> Any:
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        bundle, *_ = reserve.trainer_bundles(self.config, self.gpu)
-        return TorchTrainer(
-            _work,
-            train_loop_config={**self._task, "board": self.board},
-            scaling_config=ScalingConfig(num_workers=size, use_gpu=self.gpu, resources_per_worker=bundle),
-            torch_config=TorchConfig(backend=backends(self.gpu)),
-            run_config=RunConfig(
-                name=f"train-{self._task['name']}",
-                **self.work.storage.for_ray_train(self.work.root),
-                failure_config=failures(self.elastic),
-                callbacks=[telling(self.board)],
-            ),
+        settings, data = self.config.sequential, self.data
+        shape = {"items": len(data.catalogue), "hidden": settings.hidden, "dropout": settings.dropout}
+        how = {field.name: getattr(settings, field.name) for field in dataclasses.fields(sequential.Fitting)}
+        rows = sequential.sequences_of(data.train, data.catalogue), sequential.known_rows(data.valid, data.catalogue)
+        phase = Fit(
+            name=f"00/{name}",
+            model=name,
+            shape={**shape, "length": self.config.data.history},
+            how=sequential.Fitting(**how),
+            seed=self.config.data.seed,
+            rows=ray.put((*rows, features)),
+            out=str(folder),
+            threads=self.config.placement.threads or 0,
         )
+        self._bars.start("trainers", phase.name, settings.epochs, "epochs")
+        try:
+            report = self.group.run(phase, partial(self._progress, phase.name))["report"]
+        except FloatingPointError as error:
+            raise ValueError(f"{phase.name}: {error}") from error
+        best = f"epoch {report['best_epoch']} of {report['epochs']} was the best"
+        self._bars.finish(phase.name, f"{best}, {_VALID} {report[STOPS_BY]:.4f}")
+        self.work.storage.download_all(folder)
+        return report
+
+    def _progress(self, name: str, epoch: int, **beat: Any) -> None:
+        self.work.trace.progress(name, epoch=epoch, **beat)
+        note = f"loss {beat['loss']:.4f}, {_VALID} {beat['valid']:.4f}" if "loss" in beat else ""
+        self._bars.update(name, epoch, note)
 
 
-def _work(task: dict) -> None:
-    """Ray Train's function in every worker: train until the board closes."""
+def _work(setup: dict) -> None:
+    """Ray Train's function in every worker: train models until the board closes."""
     import ray
     import torch.distributed as dist
     from ray import train
 
-    rank, world, board = train.get_context().get_world_rank(), train.get_context().get_world_size(), task["board"]
-    say = Heartbeat(board, rank)
-    number: int = ray.get(board.next.remote())
-    while (phase := cast("Phase | None", ray.get(board.take.remote(number, rank)))) is not None:
-        report = _fit(task, phase, sequential.Share(rank, world, dist.all_reduce), say)
+    rank, world, board = train.get_context().get_world_rank(), train.get_context().get_world_size(), setup["board"]
+    heartbeat = Heartbeat(board, rank)
+    for number, phase in take_phases(board, rank):
+        share = sequential.Share(rank, world, dist.all_reduce)
+        try:
+            result = {"report": _fit(phase, setup["storage"], setup["gpu"], share, heartbeat)}
+        except (FloatingPointError, ValueError) as error:  # every rank raises it, and would again
+            result = {"error": str(error)}
         if world > 1:
             dist.barrier()
         if rank == 0:
-            ray.get(board.finish.remote(number, {"report": report}))
-        number += 1
+            ray.get(board.finish.remote(number, result))
 
 
-def _fit(task: dict, phase: Phase, share: sequential.Share, say: Callable[..., Any]) -> dict:
-    """Train one model and save it on rank 0; ``say`` takes the heartbeats."""
-    import os
-
+def _fit(
+    phase: Fit, storage: Storage, gpu: bool, share: sequential.Share, heartbeat: Callable[..., None]
+) -> dict[str, float]:
+    """Train one model and save it on rank 0."""
     import ray
     import torch
 
     torch.set_num_threads(phase.threads or max(1, (os.cpu_count() or 1) // share.world))
-    torch.use_deterministic_algorithms(not task["gpu"], warn_only=True)
-    sequences, valid, features = ray.get(task["rows"])
-    model = sequential.build(task["name"], task["shape"], task["seed"], features)
-    model.to("cuda" if task["gpu"] else "cpu")
-    storage: Storage = task["storage"]
+    torch.use_deterministic_algorithms(not gpu, warn_only=True)
+    sequences, valid, features = ray.get(phase.rows)
+    model = sequential.build(phase.model, phase.shape, phase.seed, features)
+    model.to("cuda" if gpu else "cpu")
     folder = storage.here(phase.out)
     folder.mkdir(parents=True, exist_ok=True)
     epochs = folder / "epochs.jsonl"
     epochs.unlink(missing_ok=True)
     beat: dict[str, Any] = {"phase": phase.name, "epoch": 0, "passes": 0}
 
-    def count(*_: Any) -> None:
-        """Every pass is a sign of life: an epoch may take longer than a silence is borne."""
+    def on_pass(*_: Any) -> None:
+        """Every pass is a heartbeat: an epoch may take longer than ``wait_seconds``."""
         beat["passes"] += 1
-        say(**beat)
+        heartbeat(**beat)
 
-    def hear(epoch: int, loss: float, found: float) -> None:
+    def on_epoch(epoch: int, loss: float, found: float) -> None:
         beat.update(epoch=epoch, loss=loss, valid=found)
-        say(**beat)
+        heartbeat(**beat)
         if share.rank == 0:
             with epochs.open("a") as file:
                 file.write(json.dumps({"epoch": epoch, "loss": loss, STOPS_BY: found}) + "\n")
 
-    say(**beat)
-    model.register_forward_hook(count)
-    try:
-        report = sequential.fit(model, sequences, valid, task["seed"], task["how"], share, hear)
-    except (FloatingPointError, ValueError) as error:  # every rank raises it, and would again
-        report = {"error": str(error)}
+    heartbeat(**beat)
+    model.register_forward_hook(on_pass)
+    report = sequential.fit(model, sequences, valid, phase.seed, phase.how, share, on_epoch)
     if share.rank == 0:
         sequential.save(model.to("cpu"), folder)
         storage.upload(folder)

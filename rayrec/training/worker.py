@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -26,7 +26,7 @@ from rayrec.runs.storage import TROUBLES, Storage, errno_of
 from rayrec.seeds import seed_of
 from rayrec.training import checkpoint, optimiser
 from rayrec.training.batches import read_shard
-from rayrec.training.board import Heartbeat, Phase
+from rayrec.training.board import Heartbeat, Phase, take_phases
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
 Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
@@ -48,8 +48,7 @@ def work(setup: dict) -> None:
     nodes = [""] * worker.world
     torch.distributed.all_gather_object(nodes, ray.util.get_node_ip_address())
     worker.report = Heartbeat(board, rank)
-    number: int = ray.get(board.next.remote())
-    while (phase := cast("Phase | None", ray.get(board.take.remote(number, rank)))) is not None:
+    for number, phase in take_phases(board, rank):
         torch.set_num_threads(phase.threads)
         shard = partial(read_shard, phase, rank, worker.world, worker.storage)
         try:
@@ -65,7 +64,6 @@ def work(setup: dict) -> None:
         torch.distributed.barrier()  # no rank asks for the next phase before this one's files are written
         if rank == 0:
             ray.get(board.finish.remote(number, result))
-        number += 1
 
 
 class Worker:

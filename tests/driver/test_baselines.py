@@ -12,7 +12,8 @@ from rayrec.config import BaselinesConfig
 from rayrec.data import load
 from rayrec.data.met import Met
 from rayrec.data.settings import DataConfig
-from rayrec.driver.baselines import _rank, run
+from rayrec.driver.baselines import run
+from rayrec.driver.lists import of_model
 from rayrec.methods import baseline_args, parse
 from rayrec.models import sequential
 from tests.conftest import DATA
@@ -76,7 +77,7 @@ def test_lists_leave_out_what_was_met_or_hold_the_candidates(tmp_path: Path) -> 
     for protocol in ("open", "candidates"):
         data = load(DataConfig(source="synthetic", protocol=protocol, test_rows=40, valid_rows=10))
         sequential.save(sequential.build("gru4rec", {"items": len(data.catalogue), "hidden": 8}, 0), tmp_path)
-        made, rows = _rank(tmp_path, data, data.test, 10), data.test.to_pylist()
+        made, rows = of_model(tmp_path, data, data.test, 10), data.test.to_pylist()
         if protocol == "open":
             met = Met(data.train)
             for row, titles in zip(rows, made["masked"][0], strict=True):

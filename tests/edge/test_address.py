@@ -83,11 +83,11 @@ for cards in (0, 3):
         slow = psutil.Process(ray.get(ray.remote(Slow).options(num_cpus=0).remote().stay.remote()))
         time.sleep(2)
         print("RESULT", slow.is_running())
-        cluster.leave()
+        connect.leave()
         print("RESULT", psutil.wait_procs([slow], timeout=5)[1])
     else:
         ray.shutdown()
-print("RESULT", cluster._resources("127.0.0.1:1"), cluster._resources("somewhere"))
+print("RESULT", connect._resources("127.0.0.1:1"), connect._resources("somewhere"))
 """
 
 

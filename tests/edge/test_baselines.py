@@ -88,8 +88,9 @@ def test_a_silent_worker_is_told_and_ends_the_job(tmp_path: Path) -> None:
         for pid in alive(started | descendants(job.pid)):
             os.kill(pid, signal.SIGKILL)
     said = log.read_text()
-    assert "00/sasrec      no word from the training workers for 2 s; they are given up after 4 s" in said
-    assert "error: 00/sasrec: no word from the training workers for 4 s (last: {" in said and "Traceback" not in said
+    assert "no heartbeat from the training workers for 2 s; given up after 4 s" in said
+    assert "error: 00/sasrec: no heartbeat from the training workers for 4 s (last: {" in said
+    assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("The same command goes on at the first unfinished phase.")
 
 

@@ -25,19 +25,19 @@ def test_a_group_that_is_dismissed_while_it_comes_up_leaves() -> None:
         await board.dismiss()
         told = [await board.take(await board.next(), rank) for rank in range(2)]
         await board.open()
-        there = [(await board.poll(0, 0.01))[2]]
+        up = [(await board.poll(0, 0.01)).up]
         told.append(await board.take(await board.next(), 1))
-        there.append((await board.poll(0, 0.01))[2])
-        await board.lose("")
-        there.append((await board.poll(0, 0.01))[2])
-        deaths = [(await board.poll(0, 0.01))[3]]
+        up.append((await board.poll(0, 0.01)).up)
+        await board.register_death("")
+        up.append((await board.poll(0, 0.01)).up)
+        deaths = [(await board.poll(0, 0.01)).deaths]
         await board.post(PHASE)
-        return [*told, *there, *deaths, (await board.poll(1, 0.01))[3]]
+        return [*told, *up, *deaths, (await board.poll(1, 0.01)).deaths]
 
     assert asyncio.run(asyncio.wait_for(story(), 20)) == [None, None, PHASE, False, True, False, 1, 0]
 
 
-def test_of_short_steps_the_board_hears_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_short_steps_the_board_gets_some(monkeypatch: pytest.MonkeyPatch) -> None:
     now, told = [0.0], list[dict]()
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     actor = SimpleNamespace(report=SimpleNamespace(remote=lambda **facts: told.append(facts)))
@@ -54,15 +54,18 @@ SCRIPT = """
 import json, sys, threading, time
 from pathlib import Path
 import psutil
-from rayrec.training import group  # before Ray, which else joins whatever cluster it finds
-from rayrec.cluster import connect
+from rayrec.cluster import connect  # before Ray, which else joins whatever cluster it finds
 import ray
 from rayrec.methods import parse
 from rayrec.cluster.reserve import Reserved
 from rayrec.errors import Stopped
+from rayrec.report import terminal
 from rayrec.runs.storage import Storage
 from rayrec.training.board import Phase
-from rayrec.training.group import TrainGroup
+from rayrec.training.group import TrainGroup, reason_of
+from rayrec.training.worker import work
+
+terminal.show_log()
 
 class Quiet(TrainGroup):
     '''A group whose workers never come.'''
@@ -92,13 +95,13 @@ def told(ask):
 ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 workers = ["--train-workers", "80", "--batch", "80", "--prefer-batch", "80", "--pretrain-batch", "80"]
 config = parse("", ["--preset", "toy", *workers, "--wait-seconds", "3", "--wait-for-resources", "1"])
-group = Quiet(config, "", None, Work(), False, Reserved())
+group = Quiet(config, work, {}, Work(), False, Reserved())
 phase = Phase("01/sft", "sft", "", "", "", 1, 80, 0.0, 0, 0.0, 1)
 waiting = [group.board.take.remote(0, rank) for rank in range(80) for _ in range(3)]
 time.sleep(1)
 out = {"posted": told(lambda: group._ask(group.board.post.remote(phase), "01/sft"))}
 out["taken"] = len(ray.get(waiting, timeout=30))
-group.size, trainers._WORD = 80, 1.0
+group.size = 80
 out["silent"] = told(lambda: group.run(phase, None))
 board = next(p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Board"))
 board.suspend()
@@ -108,11 +111,11 @@ group.close(True)
 config = parse("", ["--preset", "toy", "--max-deaths", "0", "--wait-seconds", "120"])
 killed, until = [], threading.Event()
 threading.Thread(target=kill_workers, args=(killed, until), daemon=True).start()
-group = TrainGroup(config, "", None, Work(), False, Reserved())
+group = TrainGroup(config, work, {"config": config, "base": "", "template": None}, Work(), False, Reserved())
 out["never_up"] = told(lambda: group.run(phase, None))
 until.set()
 out["killed"] = len(killed)
-out["words"] = trainers.words_of([ValueError("one\\ntwo")])
+out["reason"] = reason_of([ValueError("one\\ntwo")])
 print("RESULT", json.dumps(out))
 """
 
@@ -124,12 +127,11 @@ def test_whoever_waits_for_the_board_or_the_workers_is_told(tmp_path: Path) -> N
     out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
     # 240 calls wait at the board, of three groups, two of them dead, and it still takes a phase.
     assert (out["posted"], out["taken"]) == (0, 240)
-    words, _, logs = out["words"].partition("\nThe workers' own logs lie on their nodes, in ")
-    assert words == "ValueError: two" and Path(logs.removesuffix("."), "raylet.out").exists()
-    said = [line for line in done.stdout.splitlines() if line.startswith("01/sft: no word from the training workers")]
-    assert [line.rsplit(" for ", 1)[1] for line in said[:2]] == ["1 s", "2 s"], said
+    reason, _, logs = out["reason"].partition("\nThe workers' own logs lie on their nodes, in ")
+    assert reason == "ValueError: two" and Path(logs.removesuffix("."), "raylet.out").exists()
+    assert "no heartbeat from the training workers for 2 s; given up after 4 s" in done.stdout, done.stdout
     # 3 s of silence, and 1 s more while no group is there.
-    assert out["silent"].startswith("01/sft: no word from the training workers for 4 s")
+    assert out["silent"].startswith("01/sft: no heartbeat from the training workers for 4 s")
     assert out["stopped"].startswith("01/sft: the board, which hands phases to the workers, gave no answer for 3 s")
     # A group that does not come up has died, and how often it may is limited.
     assert out["killed"] == 1
