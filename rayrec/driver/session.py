@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from rayrec.runs.manifest import read_json, write_json
 from rayrec.runs.run import Run, check_claim, open_run, versions
 from rayrec.runs.storage import TROUBLES, Storage
 from rayrec.selfplay import self_play
+from rayrec.training.batches import write_tokens
 from rayrec.training.board import Phase
 from rayrec.training.group import TrainGroup
 from rayrec.training.lane import TrainLane
@@ -146,7 +148,9 @@ class Session:
         # The objective itself and not its name: a class of the user's script is known only to the driver.
         training = {"config": config, "base": base, "template": ready.template}
         training["objective"] = make_objective(config.loss)
-        self.group = Once(lambda: TrainGroup[Phase](config, train, training, work, ready.gpu, self.reserved))
+        patience = config.placement.wait_seconds
+        tokens = partial(write_tokens, template=ready.template, storage=work.storage, patience=patience)
+        self.group = Once(lambda: TrainGroup[Phase](config, train, training, work, ready.gpu, self.reserved, tokens))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
         self.tracker = Tracker(work.root, config.output.track, to_dict(config))
 

@@ -37,7 +37,7 @@ class TrainGroup(Generic[P]):
     """The driver's handle on the worker group; :meth:`run` does one phase and returns its metrics.
 
     Every worker runs ``work(setup)``, which takes phases until the board has none. ``setup`` gets the ``board``, the
-    ``storage`` and whether there is a ``gpu``.
+    ``storage`` and whether there is a ``gpu``. ``prepare`` is called before a phase is handed out.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class TrainGroup(Generic[P]):
         run: Run,
         gpu: bool,
         reserved: Reserved,
+        prepare: Callable[[P], None] = lambda phase: None,
     ):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.config, self._run, self.gpu, self.reserved, self._work = config, run, gpu, reserved, work
+        self.config, self._run, self.gpu, self.reserved = config, run, gpu, reserved
+        self._work, self._prepare = work, prepare
         # Zero CPUs: the board only waits. It lives on the driver's node, so no other node's loss ends it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # Every worker waits there in a call of its own, and the call of a dead one ends when another has its rank.
@@ -85,6 +87,7 @@ class TrainGroup(Generic[P]):
         """
         if self.elastic:
             self._grow()
+        self._prepare(phase)
         number = self._ask(self.board.post.remote(phase), phase.name)
         watchdog = Watchdog(f"{phase.name}: no heartbeat from the training workers", self._patience(up=False))
         known = Status(None, {}, False, 0, "")

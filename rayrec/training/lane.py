@@ -121,7 +121,7 @@ class TrainLane(Lane):
         items: Path | None = None,
     ) -> dict:
         """Train a policy into ``folder`` on the arranged rows of ``table``; returns the phase's metrics."""
-        from rayrec.training.batches import remove_tokens, write_rows, write_tokens
+        from rayrec.training.batches import remove_tokens, write_rows
         from rayrec.training.board import Phase
 
         name, kind, steps = planned.name, planned.kind, table["step"][-1].as_py() + 1
@@ -150,9 +150,7 @@ class TrainLane(Lane):
         def fit() -> dict:
             storage.upload(rows)  # Ray Data reads it, on whatever node
             keyed = dataclasses.replace(phase, key=key)
-            group = self._group()  # which joins Ray
-            write_tokens(keyed, self.shared.template, storage, config.placement.wait_seconds)
-            result = group.run(keyed, lambda **beat: self._hear(name, **beat))
+            result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
             remove_tokens(phase, storage)
             facts.update(result["facts"])
             first, last = result["steps"][0], result["steps"][-1]
