@@ -264,7 +264,7 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
             known = None if args.output.on_existing == "overwrite" else used.get(name)
             used[name] = account(known, attempt, before != finished_phases(folder / name))
             write_json(folder / USED, used)
-        if process.returncode:
+        if process.returncode and not stopped.is_set():
             lines = (folder / f"{name}.log").read_text().strip().splitlines()
             failed[name] = lines[-1] if lines else f"exit {process.returncode}"
             print(f"{time.strftime('%X')}  {name} failed: {failed[name]} (see {log.name})", flush=True)
