@@ -93,4 +93,5 @@ def wait_for(
         done, open_ = wait(open_, timeout=min(_LOOK, left), return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
+    check()
     return not open_

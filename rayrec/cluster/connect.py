@@ -199,7 +199,8 @@ def _resources(address: str) -> Counter[str] | None:
     # Not joined as the submitted job that this process may be of.
     env = {name: value for name, value in os.environ.items() if name != "RAY_JOB_CONFIG_JSON_ENV_VAR"}
     line = [sys.executable, "-c", _PROBE, address, str(_JOIN_SECONDS)]
-    probe = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
+    what = f"asking the cluster at {address}"
+    probe = within(_START_SECONDS, what, lambda: subprocess.run(line, env=env, capture_output=True, text=True))
     if probe.returncode == -signal.SIGALRM:
         raise ValueError(_no_cluster(address, f"lets nobody join within {_JOIN_SECONDS} s"))
     if not probe.stdout:

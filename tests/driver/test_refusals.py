@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import http.server
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -513,24 +511,12 @@ def test_the_command_refuses_on_one_line(tmp_path: Path) -> None:
     assert done.stdout == "False\n" and not (tmp_path / "runs").exists()
 
 
-class Web(http.server.BaseHTTPRequestHandler):
-    """A web server, such as the dashboard of a cluster."""
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @contextlib.contextmanager
 def listening(kind: str) -> Iterator[str]:
     """HOST:PORT of a server that is no Ray cluster."""
     with contextlib.ExitStack() as stack:
         if kind == "silent":  # it takes connections, and never a word
             port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-        elif kind == "web":
-            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web))
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            stack.callback(server.shutdown)
-            port = server.server_port
         else:
             service = grpc.server(ThreadPoolExecutor(1))
             port = service.add_insecure_port("127.0.0.1:0")
@@ -539,24 +525,22 @@ def listening(kind: str) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
 
 
-@pytest.mark.parametrize(
-    ("kind", "says", "last"),
-    # A process that has imported Ray ends at once, and does not print whether it has.
-    [("silent", "says nothing", "False\n"), ("web", "greets with b'", "False\n"), ("grpc", "answers with 'RPC", "")],
-)
-def test_what_listens_and_is_no_cluster_is_refused_in_seconds(tmp_path: Path, kind: str, says: str, last: str) -> None:
-    """Ray's own client asks for minutes."""
+@pytest.mark.parametrize("kind", ["silent", "grpc"])
+def test_a_server_that_is_no_cluster_is_refused_in_seconds(tmp_path: Path, kind: str) -> None:
+    """Ray's own client tries for minutes."""
     with listening(kind) as address:
         begun = time.monotonic()
         given = ["--runs", str(tmp_path / "runs"), "--preset", "toy"]
         done = command(*given, "--address", address) if kind == "silent" else command(*given, RAY_ADDRESS=address)
         seconds = time.monotonic() - begun
-    assert done.returncode == 1 and seconds < 25  # 8 of them for a greeting, the others for imports on a busy machine
+    assert done.returncode == 1 and seconds < 60  # 10 of them to join, the others for imports on a busy machine
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and "Traceback" not in done.stderr
-    assert told[0].startswith(f"error: --address (or RAY_ADDRESS) {address}: what listens there {says}")
+    assert told[0].startswith(
+        f"error: --address (or RAY_ADDRESS) {address}: what listens there lets nobody join within 10 s"
+    )
     assert "wanted the head of a Ray cluster. Give the HOST:PORT" in told[0]
-    assert done.stdout == last and not (tmp_path / "runs").exists()
+    assert done.stdout == "False\n" and not (tmp_path / "runs").exists()
 
 
 def test_a_submitted_job_takes_no_relative_path(monkeypatch: pytest.MonkeyPatch) -> None:

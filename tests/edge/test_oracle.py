@@ -22,10 +22,10 @@ class Idle:
 
 show_log()
 ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-oracle._ASK, oracle._WORD = 0.2, 1.0
+oracle._INTERVAL = 0.2
 idle = ray.remote(Idle).options(num_cpus=0, max_concurrency=2).remote()
 try:
-    oracle._listen(idle, idle.fit.remote(), 3.0)
+    oracle.wait_for_passes(idle, idle.fit.remote(), 3.0)
 except oracle.Stopped as error:
     print("STOPPED", error)
 """
@@ -34,4 +34,4 @@ except oracle.Stopped as error:
 def test_an_oracle_that_stands_still_ends_the_run() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert "STOPPED 00/oracle: the process that trains it has done nothing for 3 s" in done.stdout, done.stderr[-3000:]
-    assert "has done nothing for 1 s" in done.stdout
+    assert "has done nothing for 2 s; given up after 3 s" in done.stdout
