@@ -41,6 +41,8 @@ class Planned:
     """Optimiser steps, or parts of a generation phase; ``unit`` names them."""
     unit: str
     epochs: int = 1
+    answers: int = 1
+    """Answers beside each prompt that go through the language model; 0 where none does."""
     makes_policy: bool = False
     needs: tuple[str, ...] = ()
     """Phases whose results it reads."""

@@ -54,10 +54,8 @@ def describe(
     per_policy = 4 * rank * shape.adapters + whole * shape.parameters * _BYTES[train.dtype]
     rows = []
     for phase in plan:
-        length = tokens.prompt + tokens.answer
-        if phase.kind == "prefer":
-            length += train.num_negatives * tokens.answer
-        tokens_seen = phase.rows * phase.epochs * length * (phase.kind not in ("baseline", "oracle"))
+        length = tokens.prompt + phase.answers * tokens.answer if phase.answers else 0
+        tokens_seen = phase.rows * phase.epochs * length
         rows.append({"phase": phase.name, "rows": phase.rows, "batches": phase.batches, "tokens": tokens_seen})
         rows[-1] |= {"epochs": phase.epochs}
     return {

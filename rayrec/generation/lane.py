@@ -188,7 +188,7 @@ class GenerateLane(Lane):
             record = {"kind": "baseline", "model": "Popular", "phase": "00/baseline", "iteration": 0}
             return {"records": self._scored(record, predictions)}
 
-        return self.phase(Planned("00/baseline", "baseline", len(examples), 1, "lists"), write, _records)
+        return self.phase(Planned("00/baseline", "baseline", len(examples), 1, "lists", answers=0), write, _records)
 
     def _scored(self, record: dict, predictions: pa.Table) -> list[dict]:
         """Return the record with the metrics of each split, test first."""

@@ -35,7 +35,7 @@ class TrainLane(Lane):
         """
         if not self.shared.config.reads_oracle:
             return None
-        planned = Planned("00/oracle", "oracle", len(self.shared.data.train), 1, "models")
+        planned = Planned("00/oracle", "oracle", len(self.shared.data.train), 1, "models", answers=0)
         return self.phase(planned, partial(train_oracle, self.shared), Path, threads=self._beside)
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class TrainLane(Lane):
         train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/prefer"
 
         steps = -(-len(rows) * train.prefer_epochs // train.prefer_batch)
-        planned = Planned(name, "prefer", len(rows), steps, "steps", train.prefer_epochs, makes_policy=True)
+        planned = Planned(name, "prefer", len(rows), steps, "steps", train.prefer_epochs, 1 + train.num_negatives, True)
 
         def make(folder: Path, facts: dict, start: Policy, rejected: Iterable[pa.Table], judge: Path | None) -> dict:
             loss = self.shared.config.loss
