@@ -26,7 +26,7 @@ from rayrec.driver import plan
 from rayrec.driver.prepare import Prepared, keep_base, prepare
 from rayrec.errors import Stopped
 from rayrec.generation import ENGINES
-from rayrec.generation.engine import Setup
+from rayrec.generation.engine import Setup, modes_of
 from rayrec.generation.lane import GenerateLane
 from rayrec.generation.pool import GeneratorPool
 from rayrec.lanes import BASE, Lane, Once, Policy, Shared
@@ -143,7 +143,8 @@ class Session:
         self.phases, self._lock = ready.phases, threading.Lock()
         config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
         engine = ENGINES[config.evaluate.engine]
-        setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, engine, ready.threads)
+        asked = frozenset(modes_of(config))
+        setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, engine, ready.threads, asked)
         self.reserved = reserve.Reserved()
         # The objective itself and not its name: a class of the user's script is known only to the driver.
         training = {"config": config, "base": base, "template": ready.template}

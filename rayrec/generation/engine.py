@@ -71,6 +71,8 @@ class Setup:
     gpu: bool
     engine: type[Engine]
     threads: int
+    modes: frozenset[str] = frozenset()
+    """All modes of the run (:func:`modes_of`); an actor does not know the samplers that a user's script adds."""
 
 
 class Engine(Protocol):

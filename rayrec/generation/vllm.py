@@ -59,7 +59,7 @@ class VllmEngine(Engine):
             # sequences: vLLM zeroes the whole cache at its start, which takes seconds.
             longest = (model.max_length + 32) * policy.cache_size(setup.base) * getattr(torch, train.dtype).itemsize
             here |= {"max_num_seqs": 256, "kv_cache_memory_bytes": max(2 * longest, min(2**30, 256 * longest))}
-        alone = placement.placement == "apart" and modes_of(config) <= self.modes
+        alone = placement.placement == "apart" and setup.modes <= self.modes
         cards = {
             "tensor_parallel_size": placement.tensor_parallel,
             "distributed_executor_backend": "ray" if placement.tensor_parallel > 1 else "uni",
