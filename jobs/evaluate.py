@@ -10,7 +10,7 @@ tokenizer's files are copied:
     base = AutoModelForCausalLM.from_pretrained(BASE)
     PeftModel.from_pretrained(base, "policy").merge_and_unload().save_pretrained("whole")
 
-All other flags are those of jobs/sprec.py, but for --model, --method and --first-rows, which say what is trained.
+All other flags are those of jobs/sprec.py, but for --model, --method and --first-rows, which decide what is trained.
 """
 
 from __future__ import annotations

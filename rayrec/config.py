@@ -1,4 +1,4 @@
-"""Every setting of a run, in groups that say what a change costs.
+"""Every setting of a run, in groups by the cost of a change.
 
 The groups ``data`` to ``evaluate`` decide the numbers of a run: they are hashed, and a run folder that was made with
 other values is refused. ``placement`` and ``output`` decide where and how it runs and may change when a run is resumed.
@@ -45,7 +45,7 @@ class TrainConfig:
     min_rating: Annotated[float | None, POSITIVE] = None
     """Rows whose target is rated lower are left out of SFT and preference steps (RecPO takes 4); they are counted."""
     reweight: Literal["none", "genre"] = "none"
-    """Weights of examples in SFT and preference steps: `genre` evens out what histories and targets hold (RW)."""
+    """Weights of examples in SFT and preference steps: `genre` evens out the genres of histories and targets (RW)."""
     negatives: Annotated[tuple[str, ...], tyro.conf.arg(help=mixture.help_text())] = ()
     num_negatives: Annotated[int, POSITIVE] = 1
     """Rejected answers K of an example."""
@@ -95,12 +95,12 @@ class EvaluateConfig:
     decode: tuple[Literal["auto", "greedy", "beams", "free_beams", "d3", "score"], ...] = ("greedy",)
     """How lists are made: `greedy` writes one title that is grounded; `beams` takes the best titles of the
     catalogue-constrained beam search; `free_beams` takes the engine's own beam search where it wrote titles; `d3` gives
-    a SASRec a word in `beams`; `auto` is what is exact and, on every hardware measured, the fastest of those: `beams`,
+    the `beams` also the scores of a SASRec; `auto` is the exact one that was fastest on all measured hardware: `beams`,
     or among candidates `score`; the plan names it. With --protocol candidates `greedy` is the candidate that the text
     names, and `score` ranks the candidates by their probability."""
     d3_alpha: float | None = None
     """Weight of the language model in `d3`, SASRec has the rest; default: the one of 0.1, 0.3, 0.5, 0.7, 0.9 with the
-    best NDCG on the validation rows, told with every result."""
+    best NDCG on the validation rows, logged with every result."""
     beam_width: Annotated[int, POSITIVE] = 10
     top_k: Annotated[tuple[int, ...], POSITIVE] = (1, 5, 10)
     embedder: Annotated[str, _EMBEDDER] = "title"
@@ -143,14 +143,14 @@ class PlacementConfig:
     address: str | None = None
     """Ray cluster to join, or `local`; without it RAY_ADDRESS, then a cluster made by `ray start`, then a local one."""
     cluster: str | None = None
-    """NODESxDEVICESxKIND, such as 8x8xH100: `--dry-run` tells what the run would take there."""
+    """NODESxDEVICESxKIND, such as 8x8xH100: `--dry-run` prints the estimate of the run there."""
     checkpoint_steps: Annotated[int, NOT_NEGATIVE] = 200
     """Optimiser steps between the checkpoints that a training phase goes on from when it is cut short; 0: none."""
     checkpoint_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
     """Seconds after which a phase has something new to go on from, 0: never: the answered parts of generation, and of
-    training a checkpoint besides those of --checkpoint-steps, unless they take more than a twentieth of its time."""
+    training a checkpoint beside those of --checkpoint-steps, unless they take more than a twentieth of its time."""
     train_resource: str | None = None
-    """Custom Ray resource of which every training worker takes 1: what nodes that carry it are for."""
+    """Custom Ray resource of which every training worker takes 1: workers then run on the nodes that carry it."""
     generate_resource: str | None = None
     """The same for generators; the cards of one share it."""
     wait_for_resources: Annotated[float, NOT_NEGATIVE] = 0.0
@@ -164,7 +164,7 @@ class PlacementConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What is kept, and where."""
+    """Output: the run folder, and how much of it is kept."""
 
     runs: str | None = None
     """Folder of all runs. Default: runs, and in a submitted job ~/rayrec-runs."""
@@ -179,7 +179,7 @@ class OutputConfig:
     dry_run: bool = False
     """Print the plan and stop."""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()
-    """Where curves are sent besides TensorBoard."""
+    """Trackers that get the curves, beside TensorBoard."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def deciding(config: AnyConfig | dict[str, dict[str, Any]]) -> dict[str, Any]:
 def result_hash(config: AnyConfig, hashes: Mapping[str, str]) -> str:
     """Hash of everything that decides the numbers of a run: two runs with equal hashes have equal results.
 
-    ``hashes`` are of what the settings only name: of the ``data``'s contents, a ``model``'s, an ``embedder``'s.
+    ``hashes`` are of contents that the settings only name: ``data``, ``model``, ``embedder``.
     """
     text = json.dumps([deciding(config), dict(hashes)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -50,7 +50,7 @@ def giving(**names: Iterable[str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Range:
-    """Mark a number, or a tuple of numbers: what holds of each, and how an error puts it."""
+    """Mark a number, or a tuple of numbers, with a condition and its wording in an error."""
 
     holds: Callable[[float], bool]
     wanted: str

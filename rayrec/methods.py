@@ -21,7 +21,7 @@ def _preset(**groups: dict[str, Any]) -> Config:
 
 #: Starting points of the command line; any flag overrides its value.
 PRESETS = {
-    # What RESULTS.md compares: a cell in a few minutes on two cores, once another one has made the shared base.
+    # The cells of RESULTS.md: a few minutes each on two cores, once another one has made the shared base.
     "small": _preset(
         model={"pretrain_steps": 1000},
         train={"iterations": 2, "first_rows": 2048, "rows_per_iteration": 512, "lr": 1e-4},
@@ -52,21 +52,26 @@ PRESETS = {
 _PREFERENCE = {"lr": 1e-5, "prefer_batch": 128, "schedule": "cosine"}
 
 
-def _recpo(margin: str) -> dict[str, dict[str, Any]]:
+def _prefer(objective: str, negatives: str, k: int = 1, once: bool = True, **groups: dict[str, Any]) -> dict[str, Any]:
+    """A preference method with K = ``k`` negatives; ``once``: it tunes once, offline. ``groups`` are more settings."""
+    loss, train = groups.pop("loss", {}), groups.pop("train", {})
+    train = {"negatives": (negatives,)} | ({"num_negatives": k} if k > 1 else {}) | train
+    return {"loss": {"objective": objective, **loss}, "train": train, **({"offline": {}} if once else {}), **groups}
+
+
+def _recpo(margin: str) -> dict[str, Any]:
     """RecPO with one of the margins of its table 2."""
-    return {
-        "loss": {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": margin},
-        "train": {"negatives": ("candidates",), "num_negatives": 3, "target": "utility", "min_rating": 4.0},
-        "offline": {},
-        "adapters": {"train": _PREFERENCE},
-    }
+    loss, train = {"beta": 1.0, "lam": 2.0, "margin": margin}, {"target": "utility", "min_rating": 4.0}
+    return _prefer("recpo", "candidates", 3, loss=loss, train=train, adapters={"train": _PREFERENCE})
 
 
+_SFT, _BETA = {"iterations": 0}, {"beta": 0.1}
 #: TALLRec's adapters and their training, but for their place: it has them on q and v alone.
 _TALLREC = {"model": {"lora_rank": 8, "lora_alpha": 16}, "train": {"first_lr": 1e-4, "batch": 128}}
+_LLARA = {"model": {"lora_rank": 8}, "train": {"first_lr": 5e-4, "first_epochs": 5, "batch": 128}}
 #: The methods of the papers as settings, by --method. ``offline`` methods tune once,
 #: against the first SFT, on all the rows of the iterations that they stand for. ``adapters`` are settings for models
-#: that get some; the tiny one is trained whole. What a method does not set is the run's: the number of rows, the
+#: that get some; the tiny one is trained whole. The run decides the rest: the number of rows, the
 #: first SFT of preference methods, on which they are compared, and the protocol of those that work in both.
 METHODS: dict[str, dict[str, Any]] = {
     "zero-shot": {"train": {"first_rows": 0, "iterations": 0}},
@@ -75,59 +80,48 @@ METHODS: dict[str, dict[str, Any]] = {
         "evaluate": {"engine": "chat", "decode": ("greedy",)},
         "model": {"template": "instruct"},
     },
-    "BIGRec": {"train": {"iterations": 0}},
-    "D3": {"train": {"iterations": 0}, "evaluate": {"decode": ("d3",)}},
+    "BIGRec": {"train": _SFT},
+    "D3": {"train": _SFT, "evaluate": {"decode": ("d3",)}},
     "TALLRec": {
         "data": {"protocol": "candidates", "ask": "liking"},
-        "train": {"iterations": 0},
+        "train": _SFT,
         "evaluate": {"decode": ("score",)},
         "adapters": _TALLREC,
     },
     "TALLRec-generate": {
         "data": {"protocol": "candidates", "ask": "title_by_liking"},
-        "train": {"iterations": 0},
+        "train": _SFT,
         "evaluate": {"decode": ("greedy",)},
         "adapters": _TALLREC,
     },
     "LLaRA": {
         "data": {"protocol": "candidates"},
         "model": {"item_vectors": True, "lora_dropout": 0.1},
-        "train": {"iterations": 0, "schedule": "cosine"},
-        "adapters": {"model": {"lora_rank": 8}, "train": {"first_lr": 5e-4, "first_epochs": 5, "batch": 128}},
+        "train": _SFT | {"schedule": "cosine"},
+        "adapters": _LLARA,
     },
-    "RW": {"train": {"iterations": 0, "reweight": "genre"}},
-    "SPRec": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("self_play",)}},
-    "SPRec-noSFT": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("self_play",), "sft": False}},
+    "RW": {"train": _SFT | {"reweight": "genre"}},
+    "SPRec": _prefer("dpo", "self_play", once=False, loss=_BETA),
+    "SPRec-noSFT": _prefer("dpo", "self_play", once=False, loss=_BETA, train={"sft": False}),
     "SPRec-noDPO": {"train": {"prefer": False}},
-    "SPRec-RN": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("random",)}},
-    "SPIN": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("self_play",), "sft": False}},
-    "DPO": {"loss": {"objective": "dpo", "beta": 0.1}, "train": {"negatives": ("random",)}, "offline": {}},
-    "SimPO": {"loss": {"objective": "simpo"}, "train": {"negatives": ("random",)}, "offline": {}},
-    "S-DPO": {
-        "loss": {"objective": "sdpo", "beta": 1.0},
-        "train": {"negatives": ("candidates",), "num_negatives": 3},
-        "offline": {},
-        "adapters": {"train": _PREFERENCE | {"prefer_epochs": 3}},
-    },
-    "DMPO": {"loss": {"objective": "dmpo"}, "train": {"negatives": ("random",), "num_negatives": 3}, "offline": {}},
+    "SPRec-RN": _prefer("dpo", "random", once=False, loss=_BETA),
+    "SPIN": _prefer("dpo", "self_play", once=False, loss=_BETA, train={"sft": False}),
+    "DPO": _prefer("dpo", "random", loss=_BETA),
+    "SimPO": _prefer("simpo", "random"),
+    "S-DPO": _prefer(
+        "sdpo", "candidates", 3, loss={"beta": 1.0}, adapters={"train": _PREFERENCE | {"prefer_epochs": 3}}
+    ),
+    "DMPO": _prefer("dmpo", "random", 3),
     "RecPO": _recpo("ratio"),
     "RecPO-log-ratio": _recpo("log_ratio"),
     "RecPO-log-diff": _recpo("log_diff"),
-    "IPO": {"loss": {"objective": "ipo", "tau": 0.1}, "train": {"negatives": ("random",)}, "offline": {}},
-    "CPO": {
-        "loss": {"objective": "cpo", "beta": 0.1, "alpha": 1.0},
-        "train": {"negatives": ("random",)},
-        "offline": {},
-    },
-    "KTO": {"loss": {"objective": "kto", "beta": 0.1}, "train": {"negatives": ("random",)}, "offline": {}},
-    "ODPO": {
-        "loss": {"objective": "odpo", "beta": 0.1, "alpha": 1.0},
-        "train": {"negatives": ("random",)},
-        "offline": {},
-    },
-    "RosePO": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("self_hard",)}, "offline": {}},
-    "RosePO-popular": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("popular",)}, "offline": {}},
-    "RosePO-semantic": {"loss": {"objective": "rosepo"}, "train": {"negatives": ("semantic",)}, "offline": {}},
+    "IPO": _prefer("ipo", "random", loss={"tau": 0.1}),
+    "CPO": _prefer("cpo", "random", loss=_BETA | {"alpha": 1.0}),
+    "KTO": _prefer("kto", "random", loss=_BETA),
+    "ODPO": _prefer("odpo", "random", loss=_BETA | {"alpha": 1.0}),
+    "RosePO": _prefer("rosepo", "self_hard"),
+    "RosePO-popular": _prefer("rosepo", "popular"),
+    "RosePO-semantic": _prefer("rosepo", "semantic"),
 }
 
 
@@ -154,7 +148,7 @@ def decodes(method: str, protocol: str, chosen: Sequence[str] = ()) -> tuple[str
 
 #: Placement of a language model's run that one of a baseline does not read.
 UNREAD = ("generators", "tensor_parallel", "generate_resource", "sequential", "checkpoint_steps", "checkpoint_seconds")
-#: What one of a baseline refuses; it trains in a group of fixed size.
+#: Placement that the run of a baseline refuses; it trains in a group of fixed size.
 _NOT_BASELINE = (*UNREAD, "max_train_workers", "cluster")
 
 

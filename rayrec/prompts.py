@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 INSTRUCTION = "A user chose these titles, oldest first, one per line:\n"
 QUESTION = "Answer with the one title that this user chooses next, and nothing else."
-#: Wordings of a choice from candidates: what stands before the history, before the candidates, and at the end.
+#: Wordings of a choice from candidates: before the history, before the candidates, and at the end.
 CHOICES = (
     (
         INSTRUCTION,
@@ -41,8 +41,7 @@ CHOICES = (
         "Which one is it? Copy that title, and write nothing else.",
     ),
 )
-#: Histories by what was liked (TALLRec): what stands before the liked titles, the disliked ones, the candidates, and at
-#: the end.
+#: Histories in two halves (TALLRec): before the liked titles, the disliked ones, the candidates, and at the end.
 HALVES = ("User preference, one title per line:\n", "User unpreference:\n")
 BY_LIKING = {
     "liking": (*HALVES, "Will the user like this title?\n", "Answer with Yes or No, and nothing else."),
@@ -54,7 +53,7 @@ _TODAY = datetime(2024, 7, 26)
 
 
 class Frame(NamedTuple):
-    """The tokens around what a row says."""
+    """The tokens around the titles of a row."""
 
     before: list[int]
     middle: list[int]
@@ -183,7 +182,7 @@ class Template:
 class HalvesTemplate(Template):
     """Asks for one of the candidates, with the history in two halves (S-DPO's row of TALLRec).
 
-    Its ratings split it into what was liked, above 3 or without a rating, and what was not.
+    A title above 3 or without a rating counts as liked.
     """
 
     def __init__(self, *args: Any, asked: list[int], **more: Any):
@@ -233,7 +232,7 @@ def _plain_tokenizer(serialised: str) -> Tokenizer:
 
 
 def resolve_template(name: str, model: str, tokenizer: Any) -> str:
-    """Return what ``auto`` means: `compact` for tiny, `chat` where the tokenizer has a template, else `instruct`."""
+    """Resolve ``auto``: `compact` for tiny, `chat` where the tokenizer has a template, else `instruct`."""
     if name != "auto":
         return name
     return "compact" if model == "tiny" else "chat" if tokenizer.chat_template else "instruct"

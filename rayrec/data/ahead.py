@@ -1,4 +1,4 @@
-"""What a user came to next, and targets chosen from it (RecPO section 3)."""
+"""The titles that a user came to next, and targets chosen from it (RecPO section 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEVER = (3.0, 11)
 
 
 class Ahead:
-    """What each user came to next: for a row of ``train`` (schema.EXAMPLES) its target and those of the rows after it.
+    """The titles that come next: for a row of ``train`` (schema.EXAMPLES) its target and those of the rows after it.
 
     These are ``reach`` titles, or fewer: only the training split is read. Rows have a column ``number``, their place in
     ``train``.
@@ -28,7 +28,7 @@ class Ahead:
         self._next[order[:-1][same]] = order[1:][same]
 
     def of(self, rows: pa.Table) -> list[list[tuple[str, float]]]:
-        """Titles and ratings of what came next, by row; a missing rating counts as 3."""
+        """Titles and ratings of the next items, by row; a missing rating counts as 3."""
         number, found = rows["number"].to_numpy(), []
         for _ in range(self.reach):
             known = take(self._rows, np.maximum(number, 0))

@@ -33,7 +33,7 @@ def with_candidates(
     seed: int,
     also: Also | None = None,
 ) -> pa.Table:
-    """Fill the ``candidates`` of every row (schema.EXAMPLES); ``met`` by user, and by row what is listed ``also``.
+    """Fill the ``candidates`` of every row (schema.EXAMPLES); ``met`` by user, ``also`` by row.
 
     Raises:
         ValueError: a user met so many items that too few are left.
@@ -69,11 +69,11 @@ def candidates(
 ) -> list[str]:
     """Return ``count`` distinct titles in random order: the target, and items neither ``met`` nor in the history.
 
-    ``also``: wrong titles that are listed whether met or not, such as what the user came to later (RecPO).
+    ``also``: wrong titles that are listed whether met or not, such as later titles of the user (RecPO).
 
     Draw and order depend on (seed, user, time and id of the example) and never on the target, so a place in the list
-    tells nothing about a title. (S-DPO's published LastFM lists place each target at a constant position.) The id keeps
-    apart what a user met at one moment: lists that differ in the target alone would point at it.
+    carries no information on a title. (S-DPO's published LastFM lists place each target at a constant position.) The
+    id keeps apart the rows of one moment: lists that differ in the target alone would point at it.
 
     Raises:
         ValueError: fewer than ``count - 1`` items are left.
@@ -89,7 +89,7 @@ def candidates(
     own = (example["user"], example["timestamp"], example["example_id"])
     draw = np.random.default_rng(seed_of(seed, "candidates", *own))
     place = int(draw.integers(count))
-    # What is left out or was drawn is passed over: a draw without replacement, whatever the size of the catalogue.
+    # Items left out or drawn before are passed over: a draw without replacement, whatever the catalogue's size.
     known = [t for t in also if t in catalogue.index and t != target and t not in example["history"]]
     wrong = dict.fromkeys([catalogue.index[title] for title in known][: count - 1])
     given = len(wrong)

@@ -1,4 +1,4 @@
-"""The one door to floor 1: from --data PATH to a catalogue and three tables of examples."""
+"""From --data PATH to a catalogue and three tables of examples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Dataset:
     """Checked data: ``train`` whole, ``valid`` and ``test`` the seeded samples, all three by ``schema.EXAMPLES``.
 
     ``train`` also has a column ``number``, the place of the row, which whatever is taken from it keeps.
-    ``rejected`` holds the bad rows (``reading.REJECTED``), ``counts`` what became of every row, ``content_hash`` is the
+    ``rejected`` holds the bad rows (``reading.REJECTED``), ``counts`` account for every row, ``content_hash`` is the
     sha256 of catalogue and examples (adherence rows too) whatever their path, ``truth`` the distribution behind
     synthetic data, else None.
     """
@@ -59,7 +59,7 @@ _Column = Callable[[], Iterator[pl.Series]]
 
 
 def _digest(sha: hashlib._Hash, column: _Column) -> None:
-    """Feed the values of a column: Arrow's own bytes also hold chunk borders, offsets and what lies behind nulls."""
+    """Feed the values of a column: Arrow's own bytes also hold chunk borders, offsets and bytes behind nulls."""
     sha.update(sum(map(len, column())).to_bytes(8, "little"))
     left = np.zeros(0, bool)
     for some in column():
@@ -214,7 +214,7 @@ def load(config: DataConfig) -> Dataset:
     every, adherence = (train, valid, test), None
     valid, test = _sample(valid, config.valid_rows, config.seed, 1), _sample(test, config.test_rows, config.seed, 2)
     if config.protocol == "candidates":
-        # A training row knows what its user met in training, an evaluated row all that its user ever met.
+        # Training rows leave out the titles that the user met in training, evaluated rows all that the user ever met.
         train = with_candidates(train, Met(train), catalogue, config.seed)
         met = Met(*every)
         valid, test = (with_candidates(rows, met, catalogue, config.seed) for rows in (valid, test))

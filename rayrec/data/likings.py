@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: The answers.
 YES, NO = "Yes", "No"
-#: Liked is what is rated above this.
+#: Titles rated above this are liked.
 MIDDLE = 3.0
 
 

@@ -33,8 +33,8 @@ class DataConfig:
     """`open`: any title is an answer (SPRec); `candidates`: prompts list 20 titles to choose from, the target and 19
     that the user never met (S-DPO, RecPO)."""
     ask: Literal["title", "title_by_liking", "liking"] = "title"
-    """What a prompt asks for: the title; with `--protocol candidates` also `title_by_liking`, the title, where the
-    history is split into what the user liked and what not (S-DPO's row of TALLRec), and `liking`, for one candidate
+    """Question of a prompt: the title; with `--protocol candidates` also `title_by_liking`, the title, where the
+    history is split into liked and other titles (S-DPO's row of TALLRec), and `liking`, for one candidate
     after the other whether the user will like it (TALLRec)."""
     ratings: bool = False
     """Prompts show the ratings of the history (RecPO)."""

@@ -148,7 +148,7 @@ def _catalogue(rng: np.random.Generator) -> tuple[list[str], list[list[str]], np
 
 
 def _walk(rng: np.random.Generator, truth: Truth, length: int) -> np.ndarray:
-    """Return what every user watches, (U, length), drawn from the truth step by step."""
+    """Return the items that every user watches, (U, length), drawn from the truth step by step."""
     users = np.arange(len(truth.users))
     seen = np.empty((len(users), 0), np.int64)
     for _ in range(length):

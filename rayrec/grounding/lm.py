@@ -1,4 +1,4 @@
-"""The ``lm`` embedder: what the base language model makes of a bare title (BIGRec section 3.2)."""
+"""The ``lm`` embedder: the base language model's hidden state of a bare title (BIGRec section 3.2)."""
 
 from __future__ import annotations
 

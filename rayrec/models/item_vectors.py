@@ -1,4 +1,4 @@
-"""Item vectors in prompts (LLaRA, Liao et al. 2024): what a sequential recommender knows of an item.
+"""Item vectors in prompts (LLaRA, Liao et al. 2024): the vectors of a sequential recommender as tokens.
 
 Behind its title an item has a token of its own. Item i of I is token V + i of a model with V words, and its input
 embedding is MLP(e_i), with the frozen vector e_i of a SASRec. Token V + I is a learned vector: it stands for titles
@@ -61,7 +61,7 @@ def attach(model: Any, vectors_IE: Tensor, seed: int = 0) -> ItemVectors:
 
 
 def attached(model: Any) -> ItemVectors | None:
-    """Return what :func:`attach` has given to the model."""
+    """Return the item tokens that :func:`attach` gave the model, or None."""
     lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(lm, "item_vectors", None)
 
@@ -79,7 +79,7 @@ def owns(name: str) -> bool:
 
 
 def write(model: Any, state: dict[str, Tensor], folder: Path) -> None:
-    """Write :data:`FILE`: the items' vectors, and the parameters of ``state`` that :func:`owns` says are theirs."""
+    """Write :data:`FILE`: the items' vectors, and those parameters of ``state`` that :func:`owns`."""
     tensors = {name.rpartition("item_vectors.")[2]: tensor for name, tensor in state.items() if owns(name)}
     found = attached(model)
     assert found is not None, "attach comes first"
@@ -89,7 +89,7 @@ def write(model: Any, state: dict[str, Tensor], folder: Path) -> None:
 
 
 def load(model: Any, folder: str | Path) -> None:
-    """Give the model what a policy folder's :data:`FILE` holds, if there is one; in place where it has item tokens."""
+    """Load a policy folder's :data:`FILE`, if there is one; in place where the model has item tokens."""
     path = Path(folder) / FILE
     if not path.exists():
         return

@@ -28,9 +28,10 @@ Row = tuple[Sequence[int], Sequence[Sequence[int]]]
 class Packed:
     """One batch laid out for :class:`PackedLM`.
 
-    ``ids_RT``, ``positions_RT``; ``example_RT`` (−1 is padding) and ``segment_RT`` (0 prompt, a + 1 answer a) say who
-    sees whom. Answer token n is predicted at flat place ``source_N`` of the row tensor, is ``target_N``, and is number
-    ``offset_N`` of answer ``answer_N`` (b · A + a). ``lengths_BA`` counts tokens, EOS included; 0 is an absent answer.
+    ``ids_RT``, ``positions_RT``; ``example_RT`` (−1 is padding) and ``segment_RT`` (0 prompt, a + 1 answer a) decide
+    which tokens attend to which. Answer token n is predicted at flat place ``source_N`` of the row tensor, is
+    ``target_N``, and is number ``offset_N`` of answer ``answer_N`` (b · A + a). ``lengths_BA`` counts tokens, EOS
+    included; 0 is an absent answer.
     """
 
     ids_RT: Tensor
@@ -175,7 +176,7 @@ def last_mlp(lm: Any) -> nn.Module | None:
 
 @contextmanager
 def _last_mlp_at(packed: Packed, lm: Any) -> Iterator[None]:
-    """Let the last block's MLP see only the places that the head reads: what it gives elsewhere reaches no answer.
+    """Let the last block's MLP see only the places that the head reads: its output elsewhere reaches no answer.
 
     In prompts of 140 tokens with sixteen titles of 10 these are half of all places. Blocks without a module ``mlp`` are
     left as they are.
@@ -224,8 +225,8 @@ def _is_flex(lm: Any) -> bool:
 def check_packed(model: Any, longest: int) -> None:
     """Raise ValueError unless the packed pass of ``model`` equals plain passes for examples of ``longest`` tokens.
 
-    Compares log-probabilities on one small random batch, and reads from the configuration what such a batch cannot
-    show: attention windows shorter than ``longest``, and logits that the model changes after its head.
+    Compares log-probabilities on one small random batch, and reads from the configuration two things that such a batch
+    cannot show: attention windows shorter than ``longest``, and logits that the model changes after its head.
     """
     lm = _plain(model)
     found = {

@@ -98,7 +98,7 @@ def load_policy(
     device: str | torch.device = "cpu",
     base: str | Path | None = None,
 ) -> Any:
-    """Return the policy in a finished folder; an adapter's ``base``, unless given, from where its settings say.
+    """Return the policy in a finished folder; an adapter's ``base``, unless given, is the one of its settings.
 
     Raises:
         ValueError: an adapter without safetensors weights, or a base as in :func:`load_base`.
@@ -242,9 +242,9 @@ def save(
 
     Args:
         state: the trainable parameters, gathered; for ``merged`` under ZeRO-3 also the frozen ones.
-        card: what README.md says, one line per entry.
+        card: lines of README.md, one per entry.
         merged: also write ``merged/``, the whole model, for generators that take no adapter.
-        base: what ``base_model_name_or_path`` says; by default where the base model was loaded from.
+        base: ``base_model_name_or_path``; by default the place from which the base model was loaded.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

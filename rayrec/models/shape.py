@@ -11,7 +11,7 @@ class Shape:
     """The sizes of a causal LM."""
 
     blocks: int
-    """Weights besides the words' embeddings."""
+    """Weights without the words' embeddings."""
     words: int
     """Weights of the words' embeddings; ``tied``: the head's are the same."""
     tied: bool

@@ -46,7 +46,7 @@ def make_tiny(titles: Iterable[str], config: ModelConfig, folder: str | Path, se
         torch.manual_seed(seed)
         model = LlamaForCausalLM(shape)
     model.generation_config = GenerationConfig(do_sample=False, **ids)
-    shape.architectures = [type(model).__name__]  # what save_pretrained would set, which also drags DeepSpeed in
+    shape.architectures = [type(model).__name__]  # as save_pretrained sets it, which would import DeepSpeed
     write_model(dict(model.named_parameters()), model, tokenizer, Path(folder))
 
 

@@ -1,4 +1,4 @@
-"""What all sources share: reading files with good errors, setting bad rows aside, and the tables they return."""
+"""Shared by all sources: reading files with good errors, setting bad rows aside, and the tables they return."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATINGS = (0.0, 5.0)
 #: Rows whose columns are converted at once: intermediate columns take a hundred bytes a row.
 _SLICE = 1 << 17
 
-#: A row that was set aside: its file, its row there (from 1, a header included), why, and what it held.
+#: A row that was set aside: its file, its row there (from 1, a header included), the reason, and its text.
 REJECTED = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False),
@@ -71,7 +71,7 @@ class Rejects:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a source returns: items, and either interactions or ready windows.
+    """The result of a source: items, and either interactions or ready windows.
 
     ``items`` has columns item, title, genres, read from ``item_file``; ``interactions`` is by ``schema.INTERACTIONS``;
     ``windows`` has columns split, user, timestamp, history (titles), target, in file order. ``genres`` are the data's
@@ -252,7 +252,7 @@ def rename(frame: pl.DataFrame, names: dict[str, str], path: Path, optional: Ite
         raise ValueError(
             f"{path}: found columns {found}, but {missing} are missing. Add them or name another format by --source."
         )
-    # A select would copy what was read in pieces.
+    # A select would copy all columns into one piece each.
     return pl.DataFrame([frame["row"], *(frame[name].alias(names[name]) for name in names if name in found)])
 
 

@@ -33,7 +33,7 @@ def repair(title: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return what stands between the first and the last double quote: a title may itself hold and end in quotes."""
+    """Return the text between the first and the last double quote: a title may itself hold and end in quotes."""
     first, last = text.find('"'), text.rfind('"')
     return text[first + 1 : last] if last > first else ""
 

@@ -1,4 +1,4 @@
-"""Sequential recommenders over item numbers: the baselines, the oracle of RosePO's smoothing, D3's collaborative word.
+"""Sequential recommenders over item numbers: the baselines, the oracle of RosePO's smoothing, the scores in D3's beams.
 
 Every one is a :class:`SequentialModel`, trained by :func:`fit` and chosen from :data:`SEQUENTIAL`.
 """
@@ -70,14 +70,14 @@ def fit_sasrec(
     catalogue: Catalogue,
     seed: int,
     folder: str,
-    hear: Callable[..., None] = lambda *_: None,
+    on_forward: Callable[..., None] = lambda *_: None,
 ) -> dict[str, float]:
     """Train a SASRec on the training split, stopped early on the validation rows, and save it in ``folder``.
 
-    ``hear`` is called after every pass.
+    ``on_forward`` is called after every pass.
     """
     model = build("sasrec", {"items": len(catalogue), "length": longest_history(train)}, seed)
-    model.register_forward_hook(hear)
+    model.register_forward_hook(on_forward)
     report = fit(model, sequences_of(train, catalogue), known_rows(valid, catalogue), seed)
     save(model, folder)
     return report
@@ -91,7 +91,7 @@ def save(model: Any, folder: str | Path) -> None:
 
 
 def load(folder: str | Path) -> SequentialModel:
-    """Read what :func:`save` wrote, in evaluation mode."""
+    """Read a folder that :func:`save` wrote; the model is in evaluation mode."""
     record = json.loads((Path(folder) / "config.json").read_text())
     model: Any = SEQUENTIAL[record["model"]](**record["shape"])
     model.name, model.shape = record["model"], record["shape"]

@@ -36,7 +36,7 @@ class TextTable(nn.Module):
 
 
 class SequentialModel(nn.Module):
-    """What all sequential recommenders are: items in, a state after each place, and scores of all items from it.
+    """A sequential recommender: items in, a state after each place, and scores of all items from it.
 
     Shapes: B sequences, T places, H hidden size, I items of the catalogue. A sequence is padded on the left with the
     number I, which changes nothing.

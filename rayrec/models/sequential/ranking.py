@@ -1,4 +1,4 @@
-"""What a sequential recommender says after a history: scores, lists, and their NDCG."""
+"""Scores and lists of a sequential recommender after a history, and their NDCG."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def item_numbers(histories: Iterable[Iterable[str]], catalogue: Catalogue) -> li
 
 
 def sequences_of(train: pa.Table, catalogue: Catalogue) -> list[list[int]]:
-    """Rebuild what each user met from the windows of the training split (schema.EXAMPLES), in order.
+    """Rebuild each user's sequence from the windows of the training split (schema.EXAMPLES), in order.
 
     A window that does not follow the one before it begins a new sequence, so that nothing is joined that was not
     consecutive. Titles outside the catalogue are left out.

@@ -33,12 +33,12 @@ class SASRec(SequentialModel):
 
     def states(self, x_BTH: Tensor, real_BT: Tensor) -> Tensor:
         T = real_BT.shape[1]
-        # Items speak louder than places, as in the authors' code: rare ones have short vectors.
-        loud_BTH = x_BTH * x_BTH.shape[-1] ** 0.5
+        # Items outweigh places, as in the authors' code: rare ones have short vectors.
+        scaled_BTH = x_BTH * x_BTH.shape[-1] ** 0.5
         # Places count from the end, so that padding changes nothing.
-        x_BTH = self.dropout(loud_BTH + self.place[self.length - T :])
+        x_BTH = self.dropout(scaled_BTH + self.place[self.length - T :])
         later_TT = torch.ones(T, T, dtype=torch.bool, device=x_BTH.device).triu(1)
-        # A place of padding sees itself, since a row of attention may not be empty; nobody reads it.
+        # A place of padding sees itself, since a row of attention may not be empty; its output is not read.
         itself_TT = torch.eye(T, dtype=torch.bool, device=x_BTH.device)
         hide_BTT = (later_TT | ~real_BT[:, None, :]) & ~itself_TT
         heads: Any = self.blocks[0].self_attn

@@ -41,13 +41,13 @@ def fit(
     seed: int,
     how: Fitting = PUBLISHED,
     share: Share = Share(),
-    hear: Callable[[int, float, float], None] = lambda epoch, loss, found: None,
+    on_epoch: Callable[[int, float, float], None] = lambda epoch, loss, found: None,
 ) -> dict[str, float]:
     """Train on ``sequences`` and keep the state with the best NDCG@10 on ``valid``, histories and targets.
 
     Sequences are cut into pieces of ``model.length`` + 1 items that share one item; every place has a target. The loss
-    is the mean over the places of the whole batch, so the number of workers changes nothing but rounding. ``hear`` is
-    told each epoch's mean loss and validation.
+    is the mean over the places of the whole batch, so the number of workers changes nothing but rounding. ``on_epoch``
+    gets each epoch's mean loss and validation.
 
     Raises:
         ValueError: no sequence has two items.
@@ -74,7 +74,7 @@ def fit(
             optimiser.step()
             losses.append(loss)
         found = ndcg(model, *valid)
-        hear(epoch, float(np.mean(losses)), found)
+        on_epoch(epoch, float(np.mean(losses)), found)
         if found > best["ndcg"]:
             best, since = {"ndcg": found, "epoch": epoch, "state": copy.deepcopy(model.state_dict())}, epoch
         elif epoch - since >= how.patience:
