@@ -170,7 +170,8 @@ def test_save_and_load(model: SequentialModel, tmp_path: Path) -> None:
     assert torch.equal(scores(again, [[1, 2, 3]]), scores(model, [[1, 2, 3]]))
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_doubt_follows_the_true_preferences(tmp_path: Path, seed: int) -> None:
     """ε against the probability, known for the synthetic data, that the rejected item is the preferred one."""
     data = load(DataConfig(source="synthetic", seed=seed))
