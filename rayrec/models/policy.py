@@ -104,15 +104,14 @@ def load_policy(
         ValueError: an adapter without safetensors weights, or a base as in :func:`load_base`.
     """
     settings = Path(folder) / "adapter_config.json"
-    if settings.exists() and not (Path(folder) / ADAPTER).exists():  # peft would take pickled ones, or ask the hub
+    if not settings.exists():
+        model = load_base(folder, dtype, device)
+    elif (Path(folder) / ADAPTER).exists():
+        base = base or json.loads(settings.read_text("utf-8"))["base_model_name_or_path"]
+        model = PeftModel.from_pretrained(load_base(str(base), dtype, device), str(folder))
+    else:  # peft would take pickled weights, or ask the hub
         found = sorted(p.name for p in Path(folder).iterdir())
         raise ValueError(f"{folder}: found {found}, but no {ADAPTER}. Convert the adapter with save_pretrained.")
-    adapted = settings.exists()
-    if adapted:
-        base = base or str(json.loads(settings.read_text("utf-8"))["base_model_name_or_path"])
-    model = load_base(base if adapted and base else folder, dtype, device)
-    if adapted:
-        model = PeftModel.from_pretrained(model, str(folder))
     item_vectors.load(model, folder)
     return model.eval()
 
@@ -127,7 +126,7 @@ def load_tokenizer(path: str | Path) -> Any:
 
 def context_length(config: ModelConfig, path: str | Path) -> int:
     """Return the longest prompt plus answer in tokens, ``max_length``; ValueError where the model sees fewer."""
-    limit = getattr(AutoConfig.from_pretrained(str(path), trust_remote_code=False), "max_position_embeddings", None)
+    limit = getattr(_settings(path), "max_position_embeddings", None)
     if limit and config.max_length > limit:
         raise ValueError(f"Found max_length {config.max_length}; {path} sees {limit} tokens. Set --max-length {limit}.")
     return config.max_length
@@ -135,15 +134,24 @@ def context_length(config: ModelConfig, path: str | Path) -> int:
 
 def vocabulary(path: str | Path) -> int:
     """Return the vocabulary size: the number of tokens that a model embeds."""
-    return int(AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config().vocab_size)
+    return int(_settings(path).get_text_config().vocab_size)
 
 
 def cache_size(path: str | Path) -> int:
     """Return the numbers that a token leaves in a model's key-value cache, by its configuration alone."""
-    text = AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config()
-    heads = text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * size
+    text = _settings(path).get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * head_size(path)
+
+
+def head_size(path: str | Path) -> int:
+    """Return the head dimension of a model's attention."""
+    text = _settings(path).get_text_config()
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
+def _settings(path: str | Path) -> Any:
+    return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
 
 
 def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -> PeftModel:
@@ -154,12 +162,6 @@ def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
-
-
-def head_size(path: str | Path) -> int:
-    """Return the head dimension of a model's attention."""
-    text = AutoConfig.from_pretrained(str(path), trust_remote_code=False).get_text_config()
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def without_dropout(model: Any) -> Any:
@@ -337,10 +339,8 @@ def _card(card: Mapping[str, Any], base: str, adapter: bool) -> str:
 
 def folder_hash(model: str) -> str:
     """sha256 of the files of a model folder that are read; for a hub id the commit."""
-    from transformers import AutoConfig
-
     if not Path(model).is_dir():
-        return str(getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "_commit_hash", None))
+        return str(getattr(_settings(model), "_commit_hash", None))
     sha = hashlib.sha256()
     kinds = (".safetensors", ".json", ".model", ".txt", ".jinja")
     for path in sorted(p for p in Path(model).rglob("*") if p.suffix in kinds):
