@@ -23,7 +23,7 @@ from rayrec.driver import checks, lists, plan
 from rayrec.generation.outputs import prediction_table
 from rayrec.grounding import EMBEDDERS
 from rayrec.metrics import evaluate_splits
-from rayrec.models.policy import folder_hash
+from rayrec.models.folder import folder_hash
 from rayrec.models.settings import SequentialConfig
 from rayrec.report import terminal
 from rayrec.runs.manifest import write_json

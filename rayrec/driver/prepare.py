@@ -29,7 +29,7 @@ from rayrec.generation import ENGINES, resolve_engine
 from rayrec.grounding import EMBEDDERS, Embedder
 from rayrec.grounding.kept import KeptEmbedder
 from rayrec.lanes import Planned
-from rayrec.models.policy import folder_hash
+from rayrec.models.folder import folder_hash
 from rayrec.models.shape import Shape
 from rayrec.objectives.settings import make_objective
 from rayrec.prompts import Items, Template, make_template, resolve_template
@@ -213,7 +213,8 @@ def whole_model(model: str) -> str:
     Raises:
         ValueError: there is no such folder, or the hub does not give its weights.
     """
-    from rayrec.models.policy import check_model, local_folder
+    from rayrec.models.folder import local_folder
+    from rayrec.models.policy import check_model
 
     folder = Path(model).expanduser()
     path = str(folder) if folder.is_dir() else model
@@ -233,7 +234,8 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     Raises:
         ValueError: the model cannot be had or opened, or sees fewer tokens than ``--max-length``.
     """
-    from rayrec.models.policy import check_model, context_length, load_tokenizer, vocabulary
+    from rayrec.models.folder import context_length, vocabulary
+    from rayrec.models.policy import check_model, load_tokenizer
     from rayrec.models.tiny import make_tiny
 
     base = Path(config.model.model).expanduser()

@@ -138,10 +138,10 @@ def modes_of(config: Config) -> set[str]:
 
 def weights_folder(folder: str) -> Path:
     """Return the folder with all weights of a policy: its merged ones where it has them, a hub id's local copy."""
-    from rayrec.models import policy
+    from rayrec.models.folder import local_folder
 
     merged = Path(folder) / "merged"
-    return merged if merged.exists() else policy.local_folder(folder)
+    return merged if merged.exists() else local_folder(folder)
 
 
 def move(model: Any, device: str) -> None:

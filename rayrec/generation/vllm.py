@@ -43,7 +43,7 @@ class VllmEngine(Engine):
         from vllm import LLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from rayrec.models import policy
+        from rayrec.models.folder import cache_size
 
         self.died = (EngineDeadError,)
         torch.set_num_threads(threads)
@@ -57,7 +57,7 @@ class VllmEngine(Engine):
         if not gpu:
             # Room for a full batch of the longest sequences in whole blocks, at most 1 GiB but at least for two
             # sequences: vLLM zeroes the whole cache at its start, which takes seconds.
-            longest = (model.max_length + 32) * policy.cache_size(setup.base) * getattr(torch, train.dtype).itemsize
+            longest = (model.max_length + 32) * cache_size(setup.base) * getattr(torch, train.dtype).itemsize
             here |= {"max_num_seqs": 256, "kv_cache_memory_bytes": max(2 * longest, min(2**30, 256 * longest))}
         alone = placement.placement == "apart" and setup.modes <= self.modes
         cards = {
@@ -187,7 +187,7 @@ class VllmEngine(Engine):
         Raises:
             ValueError: attention heads that are too small for vLLM on a CPU.
         """
-        from rayrec.models.policy import head_size
+        from rayrec.models.folder import head_size
 
         if not gpu and (found := head_size(base)) < SMALLEST_HEAD:
             raise ValueError(

@@ -6,7 +6,6 @@ Names are those of ``model.named_parameters()``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,10 +16,10 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayrec.models import item_vectors
-from rayrec.models.settings import ModelConfig
+from rayrec.models.folder import vocabulary
 
 ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
 
@@ -83,15 +82,6 @@ def check_model(path: str | Path, weights: bool = True) -> None:
         )
 
 
-def local_folder(path: str | Path) -> Path:
-    """Return the folder itself, or where the weights and settings of a hub id lie on this machine."""
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json"]))
-
-
 def load_policy(
     folder: str | Path,
     dtype: torch.dtype | str = "float32",
@@ -122,36 +112,6 @@ def load_tokenizer(path: str | Path) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def context_length(config: ModelConfig, path: str | Path) -> int:
-    """Return the longest prompt plus answer in tokens, ``max_length``; ValueError where the model sees fewer."""
-    limit = getattr(_settings(path), "max_position_embeddings", None)
-    if limit and config.max_length > limit:
-        raise ValueError(f"Found max_length {config.max_length}; {path} sees {limit} tokens. Set --max-length {limit}.")
-    return config.max_length
-
-
-def vocabulary(path: str | Path) -> int:
-    """Return the vocabulary size: the number of tokens that a model embeds."""
-    return int(_settings(path).get_text_config().vocab_size)
-
-
-def cache_size(path: str | Path) -> int:
-    """Return the numbers that a token leaves in a model's key-value cache, by its configuration alone."""
-    text = _settings(path).get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return 2 * text.num_hidden_layers * heads * head_size(path)
-
-
-def head_size(path: str | Path) -> int:
-    """Return the head dimension of a model's attention."""
-    text = _settings(path).get_text_config()
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-
-
-def _settings(path: str | Path) -> Any:
-    return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
 
 
 def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -> PeftModel:
@@ -335,15 +295,3 @@ def _card(card: Mapping[str, Any], base: str, adapter: bool) -> str:
     body = ["# Recommender policy", ""]
     body += ["A language model that reads the titles of a user's history and writes the next one, tuned by rayrec.", ""]
     return "\n".join(head + body + [f"- {key}: {value}" for key, value in card.items()]) + "\n"
-
-
-def folder_hash(model: str) -> str:
-    """sha256 of the files of a model folder that are read; for a hub id the commit."""
-    if not Path(model).is_dir():
-        return str(getattr(_settings(model), "_commit_hash", None))
-    sha = hashlib.sha256()
-    kinds = (".safetensors", ".json", ".model", ".txt", ".jinja")
-    for path in sorted(p for p in Path(model).rglob("*") if p.suffix in kinds):
-        with path.open("rb") as file:
-            sha.update(str(path.relative_to(model)).encode() + hashlib.file_digest(file, "sha256").digest())
-    return sha.hexdigest()

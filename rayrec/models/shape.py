@@ -35,8 +35,8 @@ class Shape:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        from rayrec.models.folder import cache_size
         from rayrec.models.logprobs import last_mlp
-        from rayrec.models.policy import cache_size
 
         settings: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
         with torch.device("meta"):

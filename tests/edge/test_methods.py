@@ -18,9 +18,10 @@ from rayrec.data.likings import NO, YES
 from rayrec.decoding.beam import ALPHAS
 from rayrec.grounding import fold
 from rayrec.models import sequential
+from rayrec.models.folder import vocabulary
 from rayrec.models.item_vectors import attach
 from rayrec.models.logprobs import PackedLM, pack
-from rayrec.models.policy import load_base, load_policy, load_tokenizer, vocabulary
+from rayrec.models.policy import load_base, load_policy, load_tokenizer
 from rayrec.prompts import Items, make_template
 from tests.edge.conftest import Command
 from tests.edge.test_runs import records

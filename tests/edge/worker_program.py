@@ -149,7 +149,8 @@ def main(root: Path, rank: int, world: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from rayrec.models.policy import load_tokenizer, vocabulary
+    from rayrec.models.folder import vocabulary
+    from rayrec.models.policy import load_tokenizer
     from rayrec.training.worker import Worker
 
     base = str(root / "base")

@@ -8,6 +8,7 @@ import torch
 
 from rayrec.decoding import generate
 from rayrec.models import item_vectors, policy
+from rayrec.models.folder import vocabulary
 from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
@@ -22,7 +23,7 @@ IDS = [1, 40, WORDS + 2, 41, WORDS + 4, 2, WORDS + ITEMS, 50]
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     make_tiny(["Heat (1995)", "Ran (1985)"], ModelConfig(tiny_hidden=32, tiny_layers=2, tiny_vocab=WORDS), folder, 0)
-    assert policy.vocabulary(folder) == WORDS
+    assert vocabulary(folder) == WORDS
     return folder
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from rayrec.models import policy
+from rayrec.models.folder import context_length
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 
@@ -184,9 +185,9 @@ def test_only_adapters_have_dropout() -> None:
 
 
 def test_context_length(base: Path) -> None:
-    assert policy.context_length(ModelConfig(max_length=512), base) == 512
+    assert context_length(ModelConfig(max_length=512), base) == 512
     with pytest.raises(ValueError, match="--max-length"):
-        policy.context_length(ModelConfig(max_length=9999), base)
+        context_length(ModelConfig(max_length=9999), base)
 
 
 def test_adapter_settings_have_one_order(base: Path, tmp_path: Path) -> None:
