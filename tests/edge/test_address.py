@@ -43,7 +43,10 @@ import psutil
 from rayrec.cluster import connect  # before Ray
 from rayrec.methods import parse
 from rayrec.cluster.reserve import reserve
+from rayrec.report.terminal import show_log
 import ray
+
+show_log()
 
 for cards in (0, 3):
     room = {"num_cpus": 6, "num_gpus": cards, "resources": {"gen": 1}}
@@ -96,8 +99,8 @@ def test_auto_asks_the_cluster_and_not_the_drivers_machine() -> None:
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     said = [line for line in done.stdout.splitlines() if line.startswith(("RESULT", "warning"))]
     assert said[:2] == ["RESULT 0 False 3", "RESULT 3 True 1"] and said[-1] == "RESULT None None", said
-    # What a plan on CPUs is told where GPUs came after it was made.
-    assert said[2].startswith("warning: --device auto took CPUs, before this cluster told of its 3 GPUs")
+    # A plan on CPUs in a cluster whose GPUs came after it was made.
+    assert said[2].startswith("warning: --device auto took CPUs: this cluster's 3 GPUs joined later")
     # A generator over two cards is one placement group with a bundle for each card, as vLLM's Ray executor wants it.
     card = {"CPU": 1.0, "GPU": 1.0}
     half = card | {"gen": 0.5}
