@@ -188,6 +188,7 @@ def work(rank: int, config: Any, base: str, rows: Any, template: Any, folder: Pa
     import torch
 
     from rayrec.data import preferences
+    from rayrec.objectives.settings import make_objective
     from rayrec.runs.storage import Storage
     from rayrec.training.batches import Tokenise
     from rayrec.training.board import Phase
@@ -201,7 +202,8 @@ def work(rank: int, config: Any, base: str, rows: Any, template: Any, folder: Pa
     def shard(begun: int) -> Iterator[Any]:
         return (table.slice(step * BATCH + rank * (BATCH // world), BATCH // world) for step in range(begun, STEPS))
 
-    worker = Worker({"config": config, "base": base, "gpu": False, "storage": Storage("")}, rank, world)
+    setup = {"config": config, "base": base, "gpu": False, "storage": Storage("")}
+    worker = Worker(setup | {"objective": make_objective(config.loss)}, rank, world)
     weights = sum(p.nbytes for p in worker.lm.parameters())
     # Memory that torch keeps after its first pass in a process is no part of the model.
     worker.seen = torch.zeros(2, dtype=torch.float64)

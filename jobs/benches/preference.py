@@ -77,6 +77,7 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
 
     from rayrec.driver.checks import resolve
     from rayrec.methods import parse
+    from rayrec.objectives.settings import make_objective
     from rayrec.runs.storage import Storage
     from rayrec.training.board import Phase
     from rayrec.training.worker import Worker
@@ -105,7 +106,8 @@ def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
         base = f"{folder}/base"
         for part in (model(), tokenizer()):
             part.save_pretrained(base)
-        worker = Timed({"config": config, "base": base, "gpu": False, "storage": Storage("")}, 0, 1)
+        setup = {"config": config, "base": base, "gpu": False, "storage": Storage("")}
+        worker = Timed(setup | {"objective": make_objective(config.loss)}, 0, 1)
         phase = Phase("first", "prefer", "", base, f"{folder}/first", 1, BATCH, LR, 0, 0.0, 1)
         before = reset_peak()
         worker.run(phase, partial(shard, 1))
