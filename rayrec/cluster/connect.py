@@ -44,15 +44,22 @@ _JOIN_SECONDS = 10
 _START_SECONDS, _END_SECONDS, _LEAVE_SECONDS = 180.0, 60.0, 3.0
 #: The number of M_ARENA_MAX in glibc's malloc.h.
 _ARENA_MAX = -8
-#: Prints the resources of a cluster as JSON, or the error's name and message. The alarm ends the process even where
-#: Ray's client waits, for minutes, for an answer of something that is no cluster.
+#: Prints the resources of a cluster as JSON, or the error's name and message. Ray's client of the head itself answers
+#: at once where the token is wrong, which `ray.init` tries again for longer than a user waits; the alarm ends the
+#: process where the client waits, for minutes, for an answer of something that is no cluster.
 _PROBE = """
 import json, signal, sys
-import ray
+from collections import Counter
 signal.alarm(int(sys.argv[2]))
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._raylet import GcsClient
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
+total = Counter()
 try:
-    ray.init(address=sys.argv[1], logging_level="CRITICAL", log_to_driver=False)
-    print(json.dumps([ray.cluster_resources(), "", ""]))
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # a client without a token would end the process
+    for node in GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10).values():
+        total.update(node.resources_total if node.state == GcsNodeInfo.ALIVE else {})
+    print(json.dumps([total, "", ""]))
 except Exception as error:
     print(json.dumps([{}, type(error).__name__, getattr(error, "message", str(error))]))
 """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ RAY = [
     ("ray._private.node", "Node.all_processes", r"self\.all_processes\b.* = "),
     ("ray._private.state", "available_resources_per_node", r"^def available_resources_per_node\(\)"),
     ("ray._private.ray_constants", "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", r'"RAY_DISABLE_FAILURE_SIGNAL_HANDLER"'),
+    ("ray._private.authentication.authentication_token_setup", "ensure_token_if_auth_enabled", r"^def ensure_token_if"),
     ("ray._private.runtime_env.constants", "RAY_JOB_CONFIG_JSON_ENV_VAR", r'"RAY_JOB_CONFIG_JSON_ENV_VAR"'),
     ("ray._private.auto_init_hook", "RAY_ENABLE_AUTO_CONNECT", r'"RAY_ENABLE_AUTO_CONNECT"'),
     ("ray.train.v2._internal.exceptions", "WorkerGroupStartupTimeoutError", r"^class WorkerGroupStartupTimeoutError\("),
@@ -29,3 +32,10 @@ def test_ray_still_has(module: str, name: str, line: str) -> None:
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None, f"{module}, for {name}"
     assert re.search(line, Path(spec.origin).read_text(), re.MULTILINE), f"{module} has no {name}"
+
+
+def test_rays_client_of_the_head_still_lists_the_nodes() -> None:
+    line = "from ray._raylet import GcsClient, InnerGcsClient; from ray.core.generated.gcs_pb2 import GcsNodeInfo; "
+    line += "GcsClient; InnerGcsClient.get_all_node_info; GcsNodeInfo.ALIVE; GcsNodeInfo().resources_total; GcsNodeInfo().state"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr.splitlines()[-1]

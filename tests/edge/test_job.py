@@ -98,7 +98,7 @@ def test_a_driver_without_the_token_is_told_in_seconds(
     command = [sys.executable, "jobs/sprec.py", *TOY, "--runs", str(tmp_path / "runs"), "--address", cluster["GCS"]]
     begun = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=env | given, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1 and time.monotonic() - begun < 15
+    assert done.returncode == 1 and time.monotonic() - begun < 30
     told = done.stderr.splitlines()[-1]
     assert told.startswith(f"error: The cluster at {cluster['GCS']} cannot be joined: ") and says in told
     assert told.endswith(
