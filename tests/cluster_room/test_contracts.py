@@ -36,6 +36,7 @@ def test_ray_still_has(module: str, name: str, line: str) -> None:
 
 def test_rays_client_of_the_head_still_lists_the_nodes() -> None:
     line = "from ray._raylet import GcsClient, InnerGcsClient; from ray.core.generated.gcs_pb2 import GcsNodeInfo; "
-    line += "GcsClient; InnerGcsClient.get_all_node_info; GcsNodeInfo.ALIVE; GcsNodeInfo().resources_total; GcsNodeInfo().state"
+    line += "GcsClient; InnerGcsClient.get_all_node_info; GcsNodeInfo.ALIVE; "
+    line += "GcsNodeInfo().resources_total; GcsNodeInfo().state"
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr.splitlines()[-1]
