@@ -80,7 +80,7 @@ def test_no_row_is_lost_or_doubled_in_any_table(overlapped: Path) -> None:
     wanted["00/baseline/predictions"] = each(evaluated, "popular")
     for t in range(3):
         wanted[f"{t:02d}/evaluate/predictions"] = each(evaluated, "greedy", "beams")
-        for table in ("negatives/part", "sft/rows", "prefer/rows") if t else ():
+        for table in ("negatives/self_play", "sft/rows", "prefer/rows") if t else ():
             wanted[f"{t:02d}/{table}"] = drawn((t - 1) * turn, turn, "iterations")
     assert {max(found.values()) for found in wanted.values()} == {1}
     assert counted(overlapped) == wanted
