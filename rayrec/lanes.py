@@ -50,7 +50,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Shared:
-    """What both lanes know. In a plan only ``config`` and ``data`` are set."""
+    """The settings, data and run that both lanes read. In a plan only ``config`` and ``data`` are set."""
 
     config: Config
     data: Dataset

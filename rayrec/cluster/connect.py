@@ -320,7 +320,7 @@ def _set(name: str, value: str) -> Iterator[None]:
 
 
 def within(seconds: float, what: str, work: Callable[[], T]) -> T:
-    """What ``work`` returns, where Ray itself sets no limit; a signal ends the wait too.
+    """Return the result of ``work`` with a time limit, which Ray itself lacks; a signal ends the wait too.
 
     Raises:
         Stopped: it has not returned after so many seconds.

@@ -1,4 +1,4 @@
-"""What a run will do, known and checked before anything is started or written."""
+"""The plan of a run: its phases, and their rows, tokens and disk, before anything is started or written."""
 
 from __future__ import annotations
 

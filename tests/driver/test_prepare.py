@@ -1,4 +1,4 @@
-"""What is settled before the first actor starts."""
+"""The preparation of a run, before the first actor starts."""
 
 from pathlib import Path
 from typing import Any
