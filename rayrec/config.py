@@ -4,8 +4,6 @@ The groups ``data`` to ``evaluate`` decide the numbers of a run: they are hashed
 other values is refused. ``placement`` and ``output`` decide where and how it runs and may change when a run is resumed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Marks on the fields of settings: choices from a dict, read when the command line is, and ranges of numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -74,11 +72,7 @@ def flag(name: str) -> str:
 
 
 def check(settings: Any) -> None:
-    """Check the ranges of a group of settings.
-
-    Raises:
-        ValueError: with the flag, its value and what was wanted.
-    """
+    """Check the ranges of a group of settings. Raises ValueError: with the flag, its value and what was wanted."""
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
         value = getattr(settings, name)
         for mark in getattr(hint, "__metadata__", ()):

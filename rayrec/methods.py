@@ -1,7 +1,5 @@
 """Starting points of the command line: presets, the papers' methods as settings, and how both are read."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -155,8 +153,7 @@ _NOT_BASELINE = (*UNREAD, "max_train_workers", "cluster")
 def baseline_args(config: Config, model: str) -> list[str]:
     """The command line of jobs/baselines.py for one model on the rows of ``config``, in the same place.
 
-    Raises:
-        ValueError: ``morec`` without an embedder to read titles with.
+    Raises ValueError: ``morec`` without an embedder to read titles with.
     """
     evaluate, output = config.evaluate, config.output
     found: dict[str, Any] = {

@@ -4,22 +4,18 @@ The boundary between prompt and answer, and between titles, is a boundary betwee
 apart, so a title has the same tokens in every place, and no title can merge with the text around it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from rayrec.data.likings import MIDDLE, NO, YES
 from rayrec.seeds import seed_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 INSTRUCTION = "A user chose these titles, oldest first, one per line:\n"
 QUESTION = "Answer with the one title that this user chooses next, and nothing else."
@@ -251,12 +247,10 @@ def make_template(
 
     ``compact`` separates titles by EOS, so that a whole history is a pre-training sequence in which every title is an
     answer; ``instruct`` is plain English; ``chat`` is the same English in the tokenizer's own chat template.
-    ``candidates`` asks for a choice from a list, ``rated`` writes the ratings of a history;
-    ``ask`` is the setting of that name: "title"; "title_by_liking" splits the history by its ratings; "liking" asks
-    about one title at a time (TALLRec). ``seed`` chooses among wordings, and ``items`` shows tokens of items.
-
-    Raises:
-        ValueError: the name is unknown, or the tokenizer lacks EOS or, for ``chat``, a usable chat template.
+    ``candidates`` asks for a choice from a list, ``rated`` writes the ratings of a history; ``ask`` is the setting of
+    that name: "title"; "title_by_liking" splits the history by its ratings; "liking" asks about one title at a time
+    (TALLRec). ``seed`` chooses among wordings, and ``items`` shows tokens of items. Raises ValueError: the name is
+    unknown, or the tokenizer lacks EOS or, for ``chat``, a usable chat template.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no EOS token, by which answers end. Set eos_token in its folder.")

@@ -1,7 +1,5 @@
 """Joining or starting Ray, and leaving nothing behind."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import dataclasses
@@ -73,8 +71,7 @@ def submitted() -> bool:
 def settle_runs(runs: str | None, **others: str | None) -> str:
     """The folder or URL of all runs; ``others`` are paths of further flags, checked alike.
 
-    Raises:
-        ValueError: a path is relative and this is a submitted job.
+    Raises ValueError: a path is relative and this is a submitted job.
     """
     runs = runs or (str(Path.home() / "rayrec-runs") if submitted() else "runs")
     for flag, path in {"runs": runs, **others}.items():
@@ -87,11 +84,7 @@ def settle_runs(runs: str | None, **others: str | None) -> str:
 
 
 def settle_paths(config: C) -> C:
-    """Fill in where runs are written.
-
-    Raises:
-        ValueError: as in :func:`settle_runs`, or ``--runs`` is no store.
-    """
+    """Fill in where runs are written. Raises ValueError: as in :func:`settle_runs`, or ``--runs`` is no store."""
     runs = settle_runs(config.output.runs, data=config.data.data, json=getattr(config, "json", None))
     Storage(runs).check()
     return dataclasses.replace(config, output=dataclasses.replace(config.output, runs=runs))
@@ -100,9 +93,8 @@ def settle_paths(config: C) -> C:
 def check_address(config: AnyConfig) -> None:
     """Refuse an address at which no cluster can be.
 
-    Raises:
-        ValueError: ``--address`` or ``RAY_ADDRESS`` is a dashboard's, nothing answers there, or it is ``auto`` and no
-            cluster was made by ``ray start``.
+    Raises ValueError: ``--address`` or ``RAY_ADDRESS`` is a dashboard's, nothing answers there, or it is ``auto`` and
+    no cluster was made by ``ray start``.
     """
     named = config.placement.address or os.environ.get("RAY_ADDRESS")
     flag = "--address" if config.placement.address else "RAY_ADDRESS"
@@ -159,11 +151,9 @@ def deaths() -> tuple[type[BaseException], ...]:
 def has_gpu(config: AnyConfig) -> bool:
     """Resolve ``--device`` for a machine or cluster that is not joined yet.
 
-    `auto` takes GPUs if the cluster has any: its head, where a submitted job's driver is, may have none.
-
-    Raises:
-        ValueError: ``--device gpu`` on one machine without a GPU, or with fewer than the plan takes, or a cluster that
-            wants another token.
+    `auto` takes GPUs if the cluster has any: its head, where a submitted job's driver is, may have none. Raises
+    ValueError: ``--device gpu`` on one machine without a GPU, or with fewer than the plan takes, or a cluster that
+    wants another token.
     """
     import torch
 
@@ -198,8 +188,7 @@ def runs_at_once(config: AnyConfig) -> int:
 def _resources(address: str) -> Counter[str] | None:
     """The resources in all of a cluster that is not joined; None where nothing answers: joining it will say why.
 
-    Raises:
-        ValueError: it has another token than this process, or what answers is no cluster.
+    Raises ValueError: it has another token than this process, or what answers is no cluster.
     """
     if not _answers(address):  # a Ray client's, or no HOST:PORT
         return None
@@ -244,8 +233,7 @@ def _wanted(config: AnyConfig, gpu: bool) -> Counter[str]:
 def connect(config: AnyConfig) -> bool:
     """Join a cluster, or start one of our own that has room for the plan; returns whether it is our own.
 
-    Raises:
-        ValueError: the cluster cannot be reached.
+    Raises ValueError: the cluster cannot be reached.
     """
     share_heaps()
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -322,8 +310,7 @@ def _set(name: str, value: str) -> Iterator[None]:
 def within(seconds: float, what: str, work: Callable[[], T]) -> T:
     """Return the result of ``work`` with a time limit, which Ray itself lacks; a signal ends the wait too.
 
-    Raises:
-        Stopped: it has not returned after so many seconds.
+    Raises Stopped: it has not returned after so many seconds.
     """
     future = Future[T]()
 

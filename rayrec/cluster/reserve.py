@@ -1,7 +1,5 @@
 """Room on the cluster for trainers and generators, held before anything is loaded."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter
@@ -80,8 +78,7 @@ class Reserved:
 def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = True, alone: bool = False) -> Reserved:
     """Hold the resources of the plan, waiting for them as long as ``--wait-for-resources`` says.
 
-    Raises:
-        ValueError: the cluster has not that much free; the message says what was asked, what is free, and where.
+    Raises ValueError: the cluster has not that much free; the message says what was asked, what is free, and where.
     """
     import ray
     from ray.util import placement_group, remove_placement_group

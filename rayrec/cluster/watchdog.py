@@ -1,7 +1,5 @@
 """A limit on the silence of a process elsewhere: a training worker, a generator, a model in training."""
 
-from __future__ import annotations
-
 import logging
 import time
 

@@ -1,7 +1,5 @@
 """Cells of a comparison: finished run folders, each of a method and a seed, and the resources that they took."""
 
-from __future__ import annotations
-
 import ctypes
 import signal
 import subprocess
@@ -59,9 +57,7 @@ def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str]) -> C
     """Read the last evaluation of a run folder; ``Popular`` is every run's own baseline.
 
     The first of ``decodes`` makes the lists; metrics of the written answer are those of `greedy` where there is one.
-
-    Raises:
-        ValueError: no evaluation of the run is finished, or none used this decoder.
+    Raises ValueError: no evaluation of the run is finished, or none used this decoder.
     """
     phases = sorted((path.parent for path in folder.glob("*/evaluate/DONE")), key=lambda path: int(path.parent.name))
     last, decode = phases[-1] if phases else folder, decodes[0]
@@ -114,8 +110,7 @@ def account(known: dict[str, Any] | None, attempt: dict[str, Any], made: bool) -
 def read_used(folder: Path) -> dict[str, Any]:
     """Return the resources that the cells took so far, by their names.
 
-    Raises:
-        ValueError: the file is damaged; with its path and the remedy.
+    Raises ValueError: the file is damaged; with its path and the remedy.
     """
     path, remedy = folder / USED, "Remove it: finished cells stay, and only their seconds and memory are lost."
     found = read_json(path, remedy) if path.exists() else {}

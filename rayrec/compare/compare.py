@@ -5,8 +5,6 @@ lists that can be computed without a user have a jackknife over users, and the s
 three seeds cannot be bootstrapped.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,10 +26,8 @@ def compare(cells: Sequence[Cell], against: str, k: int) -> list[dict[str, Any]]
     """One row per method, in the order of their first cells: N, seeds, and for each metric its mean and interval.
 
     Differences from ``against`` are paired by row, with p-values after Holm's correction over the table. They are left
-    out where the two methods have different seeds.
-
-    Raises:
-        ValueError: ``against`` has no cell, or two methods answered different rows for one seed.
+    out where the two methods have different seeds. Raises ValueError: ``against`` has no cell, or two methods answered
+    different rows for one seed.
     """
     of: dict[str, list[Cell]] = {cell.method: [] for cell in cells}
     for cell in sorted(cells, key=lambda cell: cell.seed):

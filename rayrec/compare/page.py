@@ -1,7 +1,5 @@
 """A comparison for people: a table for the terminal, a CSV, and one page without script or network."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence

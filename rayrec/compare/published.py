@@ -1,7 +1,5 @@
 """Numbers that the papers print, for tables of their own beside those of a comparison."""
 
-from __future__ import annotations
-
 import json
 from importlib.resources import files
 from typing import Any

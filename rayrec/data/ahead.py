@@ -1,7 +1,5 @@
 """The titles that a user came to next, and targets chosen from it (RecPO section 3)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 

@@ -1,19 +1,15 @@
 """Candidate sets: the target among items that the user never met (S-DPO, RecPO, LLaRA)."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from rayrec.data.catalogue import Catalogue
 from rayrec.data.mapped import each
 from rayrec.seeds import seed_of
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
 
 #: Titles of a candidate set.
 CANDIDATES = 20
@@ -35,8 +31,7 @@ def with_candidates(
 ) -> pa.Table:
     """Fill the ``candidates`` of every row (schema.EXAMPLES); ``met`` by user, ``also`` by row.
 
-    Raises:
-        ValueError: a user met so many items that too few are left.
+    Raises ValueError: a user met so many items that too few are left.
     """
 
     def filled(some: pa.Table) -> pa.Table:
@@ -72,11 +67,9 @@ def candidates(
     ``also``: wrong titles that are listed whether met or not, such as later titles of the user (RecPO).
 
     Draw and order depend on (seed, user, time and id of the example) and never on the target, so a place in the list
-    carries no information on a title. (S-DPO's published LastFM lists place each target at a constant position.) The
-    id keeps apart the rows of one moment: lists that differ in the target alone would point at it.
-
-    Raises:
-        ValueError: fewer than ``count - 1`` items are left.
+    carries no information on a title. (S-DPO's published LastFM lists place each target at a constant position.) The id
+    keeps apart the rows of one moment: lists that differ in the target alone would point at it. Raises ValueError:
+    fewer than ``count - 1`` items are left.
     """
     target = example["target"]
     out = {catalogue.index[t] for t in (*met, *example["history"], target) if t in catalogue.index}

@@ -34,10 +34,8 @@ class Catalogue:
     def from_items(cls, titles: Iterable[str], genres: Iterable[Sequence[str]]) -> Catalogue:
         """Merge identical titles into one item, at the first one's place, with the union of their genres.
 
-        Popularity is 0 and no genre is selected until :meth:`with_training`.
-
-        Raises:
-            ValueError: there is no item, or a title is empty.
+        Popularity is 0 and no genre is selected until :meth:`with_training`. Raises ValueError: there is no item, or a
+        title is empty.
         """
         merged: dict[str, dict[str, None]] = {}
         for title, names in zip(titles, genres, strict=True):
@@ -81,9 +79,8 @@ class Catalogue:
     def from_table(cls, table: pa.Table) -> Catalogue:
         """Return the catalogue that :meth:`to_table` wrote.
 
-        Raises:
-            ValueError: the table is not by ``schema.CATALOGUE``, lacks the selected genres, repeats a title, or its
-                items are not numbered 0, 1, 2, … in order.
+        Raises ValueError: the table is not by ``schema.CATALOGUE``, lacks the selected genres, repeats a title, or its
+        items are not numbered 0, 1, 2, … in order.
         """
         selected = (table.schema.metadata or {}).get(b"selected_genres")
         if selected is None:

@@ -195,8 +195,7 @@ def numbered(rows: pa.Table) -> pa.Table:
 def load(config: DataConfig) -> Dataset:
     """Recognise, read, check, window and split the data that ``config`` names.
 
-    Raises:
-        ValueError: the path, format, columns, rows or a setting are not as wanted, or no window can be made.
+    Raises ValueError: the path, format, columns, rows or a setting are not as wanted, or no window can be made.
     """
     _check_settings(config)
     source, folder = detect(config.source, config.data)

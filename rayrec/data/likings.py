@@ -1,19 +1,14 @@
 """Yes-or-no rows: will this user like this title (TALLRec)?"""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from rayrec.data import schema
+from rayrec.data.catalogue import Catalogue
 from rayrec.data.mapped import each
 from rayrec.seeds import seed_of
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
 
 #: The answers.
 YES, NO = "Yes", "No"

@@ -4,8 +4,6 @@ The files are in the folder for temporary files (``TMPDIR``) and have no name: t
 ends. Tables are written a slice at a time.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import tempfile
@@ -24,8 +22,7 @@ CHUNK = 2 * SLICE
 def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
     """Write tables of one schema to a file and return them as one table, in chunks of about CHUNK rows.
 
-    Raises:
-        OSError: the folder for temporary files is full or cannot be written to.
+    Raises OSError: the folder for temporary files is full or cannot be written to.
     """
     with tempfile.TemporaryFile(prefix="rayrec-") as file:
         path = f"/proc/self/fd/{file.fileno()}"  # Arrow opens files by name
@@ -42,8 +39,7 @@ def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
 def array(length: int, dtype: type = np.int32) -> np.ndarray:
     """Return zeros, (length,), that the operating system may move from memory to disk.
 
-    Raises:
-        OSError: the folder for temporary files is full or cannot be written to.
+    Raises OSError: the folder for temporary files is full or cannot be written to.
     """
     if not length:
         return np.zeros(0, dtype)

@@ -1,7 +1,5 @@
 """The titles that each user met, as numbers: Python sets of titles would be larger than the rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import numpy as np

@@ -3,8 +3,6 @@
 Every row has a ``step`` and a ``slot`` in the global batch; both are independent of the number of workers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
 import numpy as np
@@ -53,8 +51,7 @@ def pairs(rows: pa.Table, negatives: Iterable[pa.Table]) -> pa.Table:
         rows: schema.EXAMPLES with ``number``; examples may repeat.
         negatives: tables of schema.REJECTED, of any size.
 
-    Raises:
-        ValueError: the rows of an example do not lie together.
+    Raises ValueError: the rows of an example do not lie together.
     """
     rejected = mapped(negatives, schema.REJECTED)
     first, count = _runs(rejected["number"], _size(rows, rejected))
@@ -170,10 +167,8 @@ def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array, ids: pa.Arra
 def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str, columns: Collection[str] = ()) -> pa.Table:
     """Shuffle per epoch, fill the last global batch with rows of weight 0, and number steps and slots.
 
-    Rows have schema.PREFERENCES, and those of ``columns`` that are there and not in it.
-
-    Raises:
-        ValueError: there is no row.
+    Rows have schema.PREFERENCES, and those of ``columns`` that are there and not in it. Raises ValueError: there is no
+    row.
     """
     if not len(table):
         raise ValueError(

@@ -3,8 +3,6 @@
 Source: IFairLRS (Jiang et al.), as a baseline of SPRec's table 2.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -20,10 +18,8 @@ def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
 
     A selected genre g has w_g = (its share of all history titles) / (its share of all targets), a title counting once
     for each of its selected genres. An example's weight is the mean of w_g over its target's selected genres, 1 where
-    it has none. A genre that no target has weighs nothing, because no example can carry it.
-
-    Raises:
-        ValueError: no history title has a selected genre, so there is nothing to weigh by.
+    it has none. A genre that no target has weighs nothing, because no example can carry it. Raises ValueError: no
+    history title has a selected genre, so there is nothing to weigh by.
     """
     selected = set(catalogue.selected_genres)
     genres = {

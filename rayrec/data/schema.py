@@ -4,8 +4,6 @@ A title is the key of an item everywhere: items with equal titles are one item.
 Text written by a model is kept apart: a column named ``title`` or ``titles`` holds catalogue titles only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -143,9 +141,8 @@ def extended(schema: pa.Schema, table: pa.Table, columns: Iterable[str]) -> pa.S
 def check(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     """Return ``table`` with exactly the columns and types of ``schema``.
 
-    Raises:
-        ValueError: a column is missing, has a type that cannot be converted, or holds nulls where none are allowed;
-            ``what`` (a table or file name) opens the message.
+    Raises ValueError: a column is missing, has a type that cannot be converted, or holds nulls where none are allowed;
+    ``what`` (a table or file name) opens the message.
     """
     missing = [f.name for f in schema if f.name not in table.column_names]
     if missing:

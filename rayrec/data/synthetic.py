@@ -5,8 +5,6 @@ sequel with probability :data:`FOLLOW`; else popularity (a power law) times the 
 twice within ``history`` films, and nothing before them matters: the process is exactly as long-sighted as a prompt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,8 +98,7 @@ class Truth:
     def probabilities(self, history_titles: Sequence[str], user: str) -> np.ndarray:
         """Return the true p(next item) (I,) of ``user`` after ``history_titles``, oldest first.
 
-        Raises:
-            ValueError: the user or a title is not of this data set.
+        Raises ValueError: the user or a title is not of this data set.
         """
         past = list(history_titles)[-self.history :]
         if user not in self._user or any(title not in self._item for title in past):

@@ -1,7 +1,5 @@
 """Titles as text."""
 
-from __future__ import annotations
-
 import unicodedata
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From interactions to examples: the last titles and the one that came next, in three splits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,10 +24,8 @@ class Windows(NamedTuple):
 def borders(times: np.ndarray) -> tuple[int, int]:
     """Return where validation and test begin in the ascending ``times`` (N,) of the windows, nearest to 8:1:1.
 
-    Both borders lie between two different times, so windows of one time are never in two splits.
-
-    Raises:
-        ValueError: there are fewer than three different times.
+    Both borders lie between two different times, so windows of one time are never in two splits. Raises ValueError:
+    there are fewer than three different times.
     """
     starts = np.flatnonzero(np.diff(times)) + 1
     if len(starts) < 2:
@@ -138,10 +134,8 @@ def cut(
     Each interaction with at least ``least`` earlier ones of its user (default: ``history``), by time and then file
     order, becomes the target of one window, whose history is the last ``history`` of them. ``split`` is `time`
     (:func:`_by_time`), `leave_last_two` (:func:`_by_place`) or `sequences` (:func:`_by_user`; ``targets`` says whether
-    validation and test hold the `last` interaction of a user or `all`).
-
-    Raises:
-        ValueError: no user has a past long enough, all windows have one or two times, or a split is empty.
+    validation and test hold the `last` interaction of a user or `all`). Raises ValueError: no user has a past long
+    enough, all windows have one or two times, or a split is empty.
     """
     interactions = schema.check(interactions, schema.INTERACTIONS, "interactions")
     least = history if least is None else least
@@ -185,10 +179,8 @@ def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:
     """Take windows that the data has split itself (``Raw.windows``), histories cut to the last ``history``.
 
     The order and the splits are the data's own. Popularity counts the titles of the training rows, histories and
-    targets. ``drop`` leaves test rows out that are training rows too, history and target, and counts them.
-
-    Raises:
-        ValueError: a split has no rows; or a test row is a training row too, without ``drop``.
+    targets. ``drop`` leaves test rows out that are training rows too, history and target, and counts them. Raises
+    ValueError: a split has no rows; or a test row is a training row too, without ``drop``.
     """
     windows = windows.with_columns(pl.col("history").list.tail(history))
     train, test = (windows.filter(pl.col("split") == split) for split in ("train", "test"))

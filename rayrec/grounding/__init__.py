@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rayrec.data.catalogue import Catalogue
 from rayrec.data.text import fold
 from rayrec.grounding.embedder import EMBEDDERS, Embedder
 from rayrec.grounding.title import TitleEmbedder
 
 if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
     from rayrec.grounding.embedder import Vectors
 
 __all__ = ["EMBEDDERS", "Embedder", "TitleEmbedder", "fold", "forget", "ground"]
@@ -31,8 +31,7 @@ def ground(
         gamma: exponent of BIGRec's popularity weight. The distance, scaled to 0..1 over the catalogue for each text, is
             multiplied by (1 + w)^−gamma, w = popularity in the training split scaled to 0..1. 0 ranks by distance.
 
-    Raises:
-        ValueError: ``k`` below 1.
+    Raises ValueError: ``k`` below 1.
     """
     from rayrec.grounding.neighbours import nearest  # imports torch, which --help does not wait for
 

@@ -1,15 +1,11 @@
 """Which candidates a text names."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
 
 
 def named(text: str, candidates: Sequence[str]) -> list[str]:

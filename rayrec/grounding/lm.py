@@ -29,8 +29,7 @@ class LanguageModelEmbedder:
     def from_folder(cls, path: str | Path) -> LanguageModelEmbedder:
         """Open a Hugging Face causal language model, in float32 on the CPU.
 
-        Raises:
-            ValueError: ``path`` is no folder of such a model with safetensors weights.
+        Raises ValueError: ``path`` is no folder of such a model with safetensors weights.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,7 +1,5 @@
 """The ``sentence`` embedder: a local model2vec or sentence-transformers folder."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +13,9 @@ _POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 class SentenceEmbedder:
     """Sentence vectors of a folder: static (model2vec), or a transformer with mean or CLS pooling.
 
-    Two embedders are equal where their resolved folders are. Weights are read from safetensors only.
-
-    Raises:
-        ValueError: ``path`` is no folder, or of a kind that is not read here, or a model2vec folder where the package
-            ``model2vec`` is not installed.
+    Two embedders are equal where their resolved folders are. Weights are read from safetensors only. Raises ValueError:
+    ``path`` is no folder, or of a kind that is not read here, or a model2vec folder where the package ``model2vec`` is
+    not installed.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -3,14 +3,13 @@
 METRICS holds every metric; whatever computes, shows or compares metrics reads it.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayrec.data.catalogue import Catalogue
 from rayrec.metrics.base import Metric
 from rayrec.metrics.choice import ADHERENCE, AVOIDANCE, HR_LIKED, VALID
 from rayrec.metrics.div_ratio import DIV_RATIO
@@ -19,9 +18,6 @@ from rayrec.metrics.hit_ratio import HR
 from rayrec.metrics.ndcg import NDCG
 from rayrec.metrics.or_ratio import OR_RATIO
 from rayrec.metrics.outcome import Outcome, answers, outcome
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
 
 METRICS: dict[str, Metric] = {
     metric.name: metric for metric in (HR, NDCG, DIV_RATIO, OR_RATIO, MGU, DGU, VALID, HR_LIKED, AVOIDANCE, ADHERENCE)
@@ -52,8 +48,7 @@ def evaluate(
         ``genres``: the ``selected`` genres and their shares ``GH`` (histories) and ``GP@k`` (lists), None without
         mass; last, the metrics of choices, each with its ``count`` of rows where that is not N.
 
-    Raises:
-        ValueError: a k below 1, ids or targets that do not match, a list with a repeated or an unknown title.
+    Raises ValueError: a k below 1, ids or targets that do not match, a list with a repeated or an unknown title.
     """
     if not top_k or min(top_k) < 1:
         raise ValueError(f"Found top_k = {top_k}, wanted list lengths of 1 or more. Set --top-k, as in --top-k 1 5 10.")

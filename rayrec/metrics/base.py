@@ -1,15 +1,12 @@
 """A metric: its name, its direction, and the function that computes it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from rayrec.metrics.outcome import Answers
+from rayrec.metrics.outcome import Answers
 
 #: Unit of a mean over rows that each are 0 or 1.
 ROWS = "share of rows"

@@ -1,7 +1,5 @@
 """Metrics of a choice from candidates, beside those of its lists: all are about the first place (S-DPO, RecPO)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rayrec.data.candidates import DISLIKED, LIKED

@@ -1,7 +1,5 @@
 """Diversity ratio: how many different items are recommended. It falls with the number of rows: print N beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Genre unfairness: how far the genres of the lists are from those of the histories."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rayrec.metrics.base import Metric

@@ -1,7 +1,5 @@
 """Hit ratio: how often the target is in the list."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rayrec.metrics.base import Metric

@@ -3,8 +3,6 @@
 Users are resampled, not rows, because the rows of one user are not independent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,8 +41,7 @@ def bootstrap_means(
     Returns:
         M intervals; all None without rows.
 
-    Raises:
-        ValueError: ``values_NM`` and ``users`` differ in length, or a value is not finite.
+    Raises ValueError: ``values_NM`` and ``users`` differ in length, or a value is not finite.
     """
     values_NM = np.asarray(values_NM, dtype=np.float64)
     if len(values_NM) != len(users) or not np.isfinite(values_NM).all():
@@ -106,10 +103,8 @@ def jackknife(value: float | None, without_U: np.ndarray, level: float = 0.95) -
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's step-down correction of the p-values of one table, in their order (Holm 1979).
 
-    The i-th smallest of m becomes max_{j ≤ i} min(1, (m − j + 1)·p_(j)). No p-values give an empty array.
-
-    Raises:
-        ValueError: a value outside 0..1.
+    The i-th smallest of m becomes max_{j ≤ i} min(1, (m − j + 1)·p_(j)). No p-values give an empty array. Raises
+    ValueError: a value outside 0..1.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():

@@ -1,7 +1,5 @@
 """Normalised discounted cumulative gain with one relevant item."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rayrec.metrics.base import Metric

@@ -1,7 +1,5 @@
 """Over-recommendation ratio: the share of all places that the three most frequent items take."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,18 +1,14 @@
 """Input of the metrics: top-k lists and histories as numbers, joined by ``example_id`` and checked once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
+from rayrec.data.catalogue import Catalogue
 
 
 @dataclass(frozen=True)
@@ -50,10 +46,8 @@ class Outcome(Answers):
 def answers(predictions: pa.Table, examples: pa.Table | None = None, titles: Sequence[str] | None = None) -> Answers:
     """Number the lists of ``predictions`` by their place in ``titles``, or by first appearance.
 
-    Ratings are those of ``examples``, in the same order.
-
-    Raises:
-        ValueError: a list holds a title twice, or one that is not in ``titles``.
+    Ratings are those of ``examples``, in the same order. Raises ValueError: a list holds a title twice, or one that is
+    not in ``titles``.
     """
     lists = predictions["titles"].combine_chunks()
     flat, length_N = lists.flatten(), pc.call_function("list_value_length", [lists]).to_numpy()
@@ -88,8 +82,7 @@ def answers(predictions: pa.Table, examples: pa.Table | None = None, titles: Seq
 def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> Outcome:
     """Number the lists of ``predictions`` and the histories of their ``examples`` by the items of ``catalogue``.
 
-    Raises:
-        ValueError: ids or targets do not match, or as :func:`answers`.
+    Raises ValueError: ids or targets do not match, or as :func:`answers`.
     """
     examples = aligned(predictions, examples)
     history_M = _index(examples["history"].combine_chunks().flatten(), pa.array(catalogue.titles))
@@ -105,8 +98,7 @@ def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> 
 def aligned(predictions: pa.Table, examples: pa.Table) -> pa.Table:
     """Return the examples in the order of ``predictions``.
 
-    Raises:
-        ValueError: the two tables do not hold the same example ids once each, or disagree on a target.
+    Raises ValueError: the two tables do not hold the same example ids once each, or disagree on a target.
     """
     ids, own = (table["example_id"].combine_chunks() for table in (predictions, examples))
     distinct, others, order = len(ids.unique()), len(own.unique()), _index(ids, own)

@@ -4,24 +4,20 @@ A new one is a file here, a row in :data:`NEGATIVES` and a test. A script may ad
 :mod:`rayrec.config`, whose ``--help`` lists them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
 from rayrec.data.candidates import CANDIDATES
+from rayrec.data.catalogue import Catalogue
 from rayrec.negatives.candidate_items import candidates_of, candidates_table, self_hard_table
+from rayrec.negatives.draw import Draw
 from rayrec.negatives.popular_items import popular_table
 from rayrec.negatives.random_items import random_table
 from rayrec.negatives.self_play import finish_self_play
 from rayrec.negatives.semantic import semantic_table
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
-    from rayrec.negatives.draw import Draw
 
 Need = Literal["touched", "later", "embedder", "candidates"]
 #: What samplers of candidates need.

@@ -1,16 +1,10 @@
 """``candidates`` and ``self_hard``: wrong titles of the example's candidate set."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import pyarrow as pa
 
 from rayrec.data.candidates import candidate_lists
+from rayrec.data.catalogue import Catalogue
 from rayrec.negatives.draw import Draw, contexts, table
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
 
 
 def candidates_of(examples: pa.Table, catalogue: Catalogue, draw: Draw) -> list[list[str]]:

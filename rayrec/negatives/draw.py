@@ -1,20 +1,16 @@
 """One draw of rejected answers: its settings, and the rows that samplers write."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from rayrec.data import schema
 from rayrec.data.candidates import Also
+from rayrec.grounding import Embedder
 from rayrec.seeds import seed_of
-
-if TYPE_CHECKING:
-    from rayrec.grounding import Embedder
 
 
 @dataclass(frozen=True)

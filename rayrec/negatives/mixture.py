@@ -1,7 +1,5 @@
 """Mixtures: exact shares of the rows for several samplers (SPRec figure 5)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -26,8 +24,7 @@ def help_text() -> str:
 def parse(specs: Sequence[str]) -> dict[str, float]:
     """Return the share of each sampler: ``["random"]``, or ``["self_play:0.75", "random:0.25"]``.
 
-    Raises:
-        ValueError: an unknown or repeated name, or shares that are not in (0, 1] or do not sum to 1.
+    Raises ValueError: an unknown or repeated name, or shares that are not in (0, 1] or do not sum to 1.
     """
     shares: dict[str, float] = {}
     for spec in specs:

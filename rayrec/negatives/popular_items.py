@@ -1,25 +1,17 @@
 """``popular``: as ``random``, with probability in proportion to popularity in the training split (RosePO)."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pyarrow as pa
 
+from rayrec.data.catalogue import Catalogue
 from rayrec.negatives.draw import Draw, contexts, table
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
 
 
 def popular_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
     """Return ``draw.k`` rows of schema.NEGATIVES for each example; ``outputs`` is not read.
 
     Items are drawn one after the other without replacement; those that nobody met come only when the others run out.
-
-    Raises:
-        ValueError: fewer than ``draw.k`` items are outside an example's history and target.
+    Raises ValueError: fewer than ``draw.k`` items are outside an example's history and target.
     """
     # Adding Gumbel noise to log p and taking the largest is drawing in proportion to p without replacement.
     log_I = np.where(catalogue.popularity > 0, np.log(np.maximum(catalogue.popularity, 1)), -1e3)

@@ -1,17 +1,12 @@
 """``random``: uniform over the items that are neither in the user's history nor the target."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from rayrec.data.catalogue import Catalogue
 from rayrec.negatives.draw import Draw, contexts, table
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
 
 
 def random_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
@@ -35,10 +30,7 @@ def random_negatives(
     """Draw ``k`` (default ``draw.k``) distinct titles, uniform over items outside ``history``, ``target``, ``without``.
 
     Titles outside the catalogue exclude nothing. The draw depends on (seed, iteration, example_id) and these items
-    only.
-
-    Raises:
-        ValueError: fewer than ``k`` items are left.
+    only. Raises ValueError: fewer than ``k`` items are left.
     """
     k = draw.k if k is None else k
     taken = sorted({catalogue.index[title] for title in (*history, target, *without) if title in catalogue.index})

@@ -1,7 +1,5 @@
 """Log-probabilities of rejected titles that the policy did not write itself (``--score-negatives``)."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 

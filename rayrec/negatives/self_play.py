@@ -1,22 +1,18 @@
 """``self_play``: the policy's own answers are the rejected titles (SPRec section 4.3)."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayrec.data import schema
+from rayrec.data.catalogue import Catalogue
 from rayrec.data.text import fold, numbered
 from rayrec.negatives.draw import Draw, contexts
 from rayrec.negatives.draw import table as table_of
 from rayrec.negatives.random_items import random_negatives
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
 
 
 class Answer(NamedTuple):
@@ -44,8 +40,7 @@ def finish_self_play(
     Args:
         outputs: columns ``example_id``, ``texts`` (best first) and ``logprobs``, as in schema.PREDICTIONS.
 
-    Raises:
-        ValueError: an example has no row in ``outputs``; too few items are left to fill from.
+    Raises ValueError: an example has no row in ``outputs``; too few items are left to fill from.
     """
     lists = _aligned(examples, outputs)
     plain, table = _plain_rows(examples, lists, draw, sampler)

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from rayrec.data.catalogue import Catalogue
+from rayrec.grounding import Embedder
 from rayrec.negatives.draw import Draw, contexts, table
 from rayrec.topk import stable_topk
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rayrec.data.catalogue import Catalogue
-    from rayrec.grounding import Embedder
 
 #: Similarities held at once.
 _CELLS = 1 << 25
@@ -24,10 +23,7 @@ def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cata
     """Return, for each example, the ``draw.k`` items of largest cosine to the mean of the history's unit vectors.
 
     Ties go by item number; target and history are left out; ``outputs`` is not read. (SPRec's copy of RosePO takes the
-    least similar items.)
-
-    Raises:
-        ValueError: the draw has no embedder.
+    least similar items.) Raises ValueError: the draw has no embedder.
     """
     import torch
 

@@ -1,18 +1,14 @@
 """Counts of the rejected answers of an iteration."""
 
-from __future__ import annotations
-
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayrec.data.catalogue import Catalogue
 from rayrec.data.text import fold, numbered
-
-if TYPE_CHECKING:
-    from rayrec.data.catalogue import Catalogue
 
 
 class Statistics:

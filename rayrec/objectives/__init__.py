@@ -4,8 +4,6 @@ A new one is a file here, a row in :data:`OBJECTIVES` and a test. A script may a
 :mod:`rayrec.objectives.settings`, which makes flags of the objectives' fields.
 """
 
-from __future__ import annotations
-
 from rayrec.objectives.base import Objective, setting
 from rayrec.objectives.cpo import Cpo
 from rayrec.objectives.dmpo import Dmpo

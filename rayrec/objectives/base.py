@@ -1,16 +1,13 @@
 """The interface of a preference loss, and how it declares its settings."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
+
+import numpy as np
 
 from rayrec.objectives.pairs import Pairs, Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 #: The line of ``beta``.
 BETA = "Inverse temperature of the implicit reward, > 0"
@@ -26,10 +23,8 @@ class Objective(ABC):
     """A loss per example; the batch loss is its mean.
 
     Subclasses are frozen dataclasses whose fields (:func:`setting`) are flags of the command line, and are picked by
-    their name in ``OBJECTIVES``. The rest of the library reads only the attributes below, never a name.
-
-    Raises:
-        ValueError: a setting is out of its range.
+    their name in ``OBJECTIVES``. The rest of the library reads only the attributes below, never a name. Raises
+    ValueError: a setting is out of its range.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -78,6 +73,5 @@ class Objective(ABC):
             target: ``--target``, the rule by which targets are chosen.
             ratings_N, tuned_M: ratings of the targets of the training split and of the rows to tune on; NaN if unrated.
 
-        Raises:
-            ValueError: with the ratings and a remedy.
+        Raises ValueError: with the ratings and a remedy.
         """

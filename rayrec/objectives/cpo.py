@@ -1,7 +1,5 @@
 """CPO: a contrast without a reference, held in place by the likelihood of the chosen answer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting

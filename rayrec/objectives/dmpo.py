@@ -1,7 +1,5 @@
 """DMPO: the chosen answer against the mean of the rejected ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting

@@ -1,7 +1,5 @@
 """DPO: each rejected answer is one pair with the chosen."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting

@@ -1,7 +1,5 @@
 """IPO: regression of the log-ratio gap on 1/(2τ)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

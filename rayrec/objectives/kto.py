@@ -1,7 +1,5 @@
 """KTO: every answer is judged alone against a shared reference point."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting

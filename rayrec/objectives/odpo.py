@@ -1,7 +1,5 @@
 """ODPO: DPO with an offset that grows with the gap between the scores."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from rayrec.objectives.base import BETA, Objective, setting

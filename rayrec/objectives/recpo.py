@@ -1,7 +1,5 @@
 """RecPO: S-DPO with margins from how much, and how soon, the user liked each item."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 

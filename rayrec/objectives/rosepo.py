@@ -1,7 +1,5 @@
 """RosePO: DPO with labels smoothed by an oracle's doubt in each pair."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting

@@ -1,7 +1,5 @@
 """S-DPO: the chosen answer against all rejected ones at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting

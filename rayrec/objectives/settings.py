@@ -1,7 +1,5 @@
 """Settings of the loss: the fields of all objectives as one group of flags."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -53,8 +51,7 @@ class LossConfig(_settings()):
 def make_objective(loss: LossConfig) -> Objective:
     """Return the objective with its settings.
 
-    Raises:
-        ValueError: a setting that the objective does not have, or out of its range.
+    Raises ValueError: a setting that the objective does not have, or out of its range.
     """
     kind, name = OBJECTIVES[loss.objective], loss.objective
     own = [one.name for one in fields(kind)]
@@ -72,8 +69,7 @@ def make_objective(loss: LossConfig) -> Objective:
 def resolve(loss: LossConfig) -> LossConfig:
     """Return the loss with all settings of its objective, and with ``smoothing`` decided.
 
-    Raises:
-        ValueError: as :func:`make_objective`, or labels are smoothed where the objective cannot or must.
+    Raises ValueError: as :func:`make_objective`, or labels are smoothed where the objective cannot or must.
     """
     objective, name, smoothing = make_objective(loss), loss.objective, loss.smoothing
     needed = "smoothing" in objective.reads

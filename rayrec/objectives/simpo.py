@@ -1,7 +1,5 @@
 """SimPO: length-normalised rewards with a target margin and no reference."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting

@@ -1,7 +1,5 @@
 """``python -m rayrec.report runs/NAME`` rebuilds the report of a run from its files."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Rebuild it with ``python -m rayrec.report DIR``.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -25,10 +23,8 @@ _IDENTITY = {"iteration", "N", "seed", "alpha"}
 def build_report(folder: Path) -> Path:
     """Write ``folder/report.html`` and return its path; equal files give equal bytes.
 
-    A run that is not finished gets a report that says so.
-
-    Raises:
-        ValueError: a file of the run is missing or damaged; the message names it and the remedy.
+    A run that is not finished gets a report that says so. Raises ValueError: a file of the run is missing or damaged;
+    the message names it and the remedy.
     """
     text = render("report.html", **describe(read_run(Path(folder))))
     path = Path(folder) / "report.html"

@@ -1,7 +1,5 @@
 """HTML pages from the templates of this package: no script, no network, and every text from data is escaped."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rayrec.report import rows

@@ -1,7 +1,5 @@
 """The files of a run folder, read and checked, as the report needs them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +37,7 @@ class Record:
 def read_run(folder: Path) -> Record:
     """Read a run folder.
 
-    Raises:
-        ValueError: a file of the run is missing or damaged; the message names it and the remedy.
+    Raises ValueError: a file of the run is missing or damaged; the message names it and the remedy.
     """
     config, plan = _json(folder / "config.json"), _json(folder / "plan.json")
     finished = {str(path.parent.relative_to(folder)) for path in folder.glob("*/*/DONE")}
@@ -71,8 +68,7 @@ def read_run(folder: Path) -> Record:
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """Read the sampled rows of an iteration; no number depends on them.
 
-    Raises:
-        ValueError: the file is missing or damaged, and no phase writes it again.
+    Raises ValueError: the file is missing or damaged, and no phase writes it again.
     """
     rows = read_json(path, remedy=_WITHOUT)
     if not isinstance(rows, list) or not all(map(_is_sample, rows)):

@@ -1,7 +1,5 @@
 """Rows of ``metrics.jsonl`` for people: which may be compared, what they are called, and what they measure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Times of the phases, from ``trace.json``: which lane worked, which waited, and for what."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -38,8 +36,7 @@ class Wait(Span):
 def spans(events: Iterable[Mapping[str, Any]]) -> list[Span]:
     """Return the phases of Chrome trace ``events`` (category `phase`, times in microseconds) by start.
 
-    Raises:
-        ValueError: a phase has no name, lane, start or duration.
+    Raises ValueError: a phase has no name, lane, start or duration.
     """
     found = []
     for event in events:

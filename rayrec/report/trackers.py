@@ -1,7 +1,5 @@
 """Curves of a run: TensorBoard always, MLflow and Weights & Biases with ``--track``."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import re
@@ -36,8 +34,7 @@ class Curves(NamedTuple):
 class Tracker:
     """Sends the numbers of each finished phase to the trackers; the run folder stays the record.
 
-    Raises:
-        ValueError: a tracker refuses the run.
+    Raises ValueError: a tracker refuses the run.
     """
 
     def __init__(self, folder: Path, trackers: Sequence[str], settings: dict[str, Any]):

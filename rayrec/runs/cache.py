@@ -4,8 +4,6 @@ A key holds whole groups of settings less a short list of those that cannot matt
 sources and package versions: a setting that nobody thought of costs another computation and never shares results.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -5,8 +5,6 @@ counts as alive when its heartbeat changes while another driver watches. ``.proc
 the driver started on its machine: Ray's agents outlive a killed driver by minutes, and the next start kills them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -63,8 +61,7 @@ class Lease:
     def check(self) -> None:
         """Kill the processes that a killed driver left on this machine, and wait until a lock of another is stale.
 
-        Raises:
-            ValueError: another driver is alive; two would write into each other's phases.
+        Raises ValueError: another driver is alive; two would write into each other's phases.
         """
         self._end_former()
         first = self._read()

@@ -3,8 +3,6 @@
 A folder without a manifest is unfinished; one whose files do not fit the manifest is damaged, and made again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -29,8 +27,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, remedy: str = "Remove it and run the same command again.") -> Any:
     """Read a JSON file; ``remedy`` ends the message about a damaged one.
 
-    Raises:
-        ValueError: the file is missing or is not JSON.
+    Raises ValueError: the file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -56,8 +53,7 @@ def sha256(path: Path) -> str:
 def parse_manifest(text: bytes) -> dict[str, Any]:
     """A manifest: ``phase``, ``files`` (each with ``name``, ``size``, ``sha256``) and the names that are ``pruned``.
 
-    Raises:
-        ValueError: it is not readable, names a file outside of its folder, or prunes one that it does not name.
+    Raises ValueError: it is not readable, names a file outside of its folder, or prunes one that it does not name.
     """
     try:
         found = json.loads(text)

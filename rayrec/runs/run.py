@@ -51,11 +51,9 @@ _PROBES = {".writable", "config.json.partial"}
 def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of ``config.json`` for a run of this configuration, without writing it.
 
-    ``hashes`` are those of :func:`~rayrec.config.result_hash`; the versions are those of the run's first start.
-
-    Raises:
-        ValueError: ``root`` is something else than a run folder, exists although ``--on-existing fail``, or was made by
-            another configuration or other data.
+    ``hashes`` are those of :func:`~rayrec.config.result_hash`; the versions are those of the run's first start. Raises
+    ValueError: ``root`` is something else than a run folder, exists although ``--on-existing fail``, or was made by
+    another configuration or other data.
     """
     record, existing = root / "config.json", config.output.on_existing
     wanted: dict[str, Any] = {"result_hash": result_hash(config, hashes), "config": to_dict(config)}
@@ -87,10 +85,8 @@ def open_run(storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[st
     """Open the run folder ``root`` and hold its lease inside ``with``.
 
     The order counts: nothing is written before the processes of a killed driver have ended and no other driver lives,
-    and what the store lacks is removed from this machine's copy before the run is read.
-
-    Raises:
-        ValueError: another driver is alive, the store cannot be read, or :class:`Run` refuses the folder.
+    and what the store lacks is removed from this machine's copy before the run is read. Raises ValueError: another
+    driver is alive, the store cannot be read, or :class:`Run` refuses the folder.
     """
     lease = Lease(storage, root)
     lease.check()
@@ -105,9 +101,8 @@ def open_run(storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[st
 class Run:
     """One run folder, opened for work.
 
-    Raises:
-        ValueError: the folder cannot be written, exists although ``--on-existing fail``, or was made by another
-            configuration or other data.
+    Raises ValueError: the folder cannot be written, exists although ``--on-existing fail``, or was made by another
+    configuration or other data.
     """
 
     def __init__(

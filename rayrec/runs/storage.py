@@ -5,8 +5,6 @@ own. The store is the truth: a folder is finished once its manifest ``DONE``, up
 checked against it. A plain folder is worked on in place, and nothing is copied.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import itertools
@@ -65,8 +63,7 @@ class Storage:
     def check(self) -> None:
         """Refuse an address that names no store.
 
-        Raises:
-            ValueError: pyarrow knows no such store, or the address holds a secret.
+        Raises ValueError: pyarrow knows no such store, or the address holds a secret.
         """
         parts = urlsplit(self.url)
         given = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
@@ -119,10 +116,8 @@ class Storage:
     def download(self, path: str | Path) -> Path:
         """Copy a finished folder of the driver, or one inside it, to this node; returns its path here.
 
-        Files that fit the manifest are left. New ones take the room of weights that the driver has pruned since.
-
-        Raises:
-            Stopped: also if a file of the store does not fit the manifest.
+        Files that fit the manifest are left. New ones take the room of weights that the driver has pruned since. Raises
+        Stopped: also if a file of the store does not fit the manifest.
         """
         here = self.here(path)
         if wrong := self.download_sound(here):
@@ -187,8 +182,7 @@ class Storage:
     def download_run(self, run: Path) -> None:
         """Make the driver's copy of a run equal to what is finished in the store.
 
-        Raises:
-            ValueError: the store cannot be read.
+        Raises ValueError: the store cannot be read.
         """
         if not self.url:
             return

@@ -1,7 +1,5 @@
 """The trace of a run: phases, parts and attempts with their times."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

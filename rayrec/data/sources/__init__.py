@@ -1,7 +1,5 @@
 """One reader per format, and the rule that recognises a folder by its files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -40,9 +38,8 @@ def _matches(folder: Path) -> list[str]:
 def detect(source: str, data: str | None) -> tuple[str, Path | None]:
     """Return the source's name and its folder (None for ``synthetic``); a file in ``data`` stands for its folder.
 
-    Raises:
-        ValueError: the path does not exist, lacks the source's files, is of no known or of several formats, or is
-            missing (or given) where the source needs (or has) none.
+    Raises ValueError: the path does not exist, lacks the source's files, is of no known or of several formats, or is
+    missing (or given) where the source needs (or has) none.
     """
     if data is None:
         if source not in ("auto", "synthetic"):

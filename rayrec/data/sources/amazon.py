@@ -1,7 +1,5 @@
 """Amazon purchases: sequential_data.txt (user item item …, oldest first), items.jsonl (item, title, categories)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

@@ -1,7 +1,5 @@
 """LastFM as S-DPO splits it: train/valid/test.jsonl ({history, target}: item ids) and id2name.txt (id::name)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """MovieLens by GroupLens: ratings.csv (userId, movieId, rating, timestamp), movies.csv (movieId, title, genres)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

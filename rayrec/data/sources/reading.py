@@ -1,7 +1,5 @@
 """Shared by all sources: reading files with good errors, setting bad rows aside, and the tables they return."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections import Counter
@@ -91,8 +89,7 @@ class Raw:
 def read_text(path: Path) -> str:
     """Return a UTF-8 file's text, without a byte order mark.
 
-    Raises:
-        ValueError: the file cannot be opened, or is not UTF-8 (the line is named).
+    Raises ValueError: the file cannot be opened, or is not UTF-8 (the line is named).
     """
     try:
         raw = path.read_bytes()
@@ -125,8 +122,7 @@ def _is_utf8(value: Any) -> bool:
 def read_json(path: Path, kind: type) -> Any:
     """Return one JSON value of type ``kind``.
 
-    Raises:
-        ValueError: the file is no JSON (cut off, say; the row is named) or holds another type.
+    Raises ValueError: the file is no JSON (cut off, say; the row is named) or holds another type.
     """
     text = read_text(path)
     try:
@@ -179,8 +175,7 @@ def _check_quotes(path: Path, separator: str) -> None:
 def read_csv(path: Path, rejects: Rejects, separator: str = ",", quoted: bool = True) -> pl.DataFrame:
     """Return a delimited file as text columns, with the column ``row``; rows of another width are set aside.
 
-    Raises:
-        ValueError: no header, a repeated column, a quote that is not closed, or bytes that are not UTF-8.
+    Raises ValueError: no header, a repeated column, a quote that is not closed, or bytes that are not UTF-8.
     """
     try:
         return _read_csv(path, rejects, separator, quoted)
@@ -230,8 +225,7 @@ def _read_csv(path: Path, rejects: Rejects, separator: str, quoted: bool) -> pl.
 def read_parquet(path: Path) -> pl.DataFrame:
     """Return a Parquet file's columns, with the column ``row``.
 
-    Raises:
-        ValueError: the file is cut off or no Parquet.
+    Raises ValueError: the file is cut off or no Parquet.
     """
     try:
         table = pyarrow.parquet.read_table(path)
@@ -243,8 +237,7 @@ def read_parquet(path: Path) -> pl.DataFrame:
 def rename(frame: pl.DataFrame, names: dict[str, str], path: Path, optional: Iterable[str] = ()) -> pl.DataFrame:
     """Return the columns ``names`` (found name → wanted name) and ``row``.
 
-    Raises:
-        ValueError: a column that is not ``optional`` (by its wanted name) is missing.
+    Raises ValueError: a column that is not ``optional`` (by its wanted name) is missing.
     """
     found = [name for name in frame.columns if name != "row"]
     missing = [name for name, wanted in names.items() if name not in found and wanted not in optional]

@@ -1,7 +1,5 @@
 """RecBole atomic files: NAME.inter and NAME.item, tab-separated, with headers ``name:type``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

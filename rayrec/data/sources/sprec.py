@@ -1,7 +1,5 @@
 """SPRec's rows: train/valid/test.json ({instruction, input, output}), id2name, name2genre and genre_dict."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Steam play hours: game_play.dat (User_ID, Game_ID, Hours) and item_info.dat (Game_ID, Game Name), tab-separated."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import polars as pl

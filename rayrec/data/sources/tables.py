@@ -4,8 +4,6 @@
 ``items``: item, title, optional genres (Parquet: a list of text; both: text ``a|b``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

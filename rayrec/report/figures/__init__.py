@@ -1,7 +1,5 @@
 """The pictures of a report, as SVG text: no window, no global state, and the same bytes for the same numbers."""
 
-from __future__ import annotations
-
 from rayrec.report.figures.quality import curves, effect, genre_bars, genre_gaps, methods, tradeoff
 from rayrec.report.figures.work import lanes, training
 
