@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 #: Names of its state, beside the step count, of each parameter; a checkpoint holds them under these names.
@@ -16,3 +17,20 @@ def settings(lr: float, weight_decay: float) -> dict[str, Any]:
         "type": "AdamW",
         "params": {"lr": lr, "weight_decay": weight_decay, "torch_adam": True, "fused": True},
     }
+
+
+def release(engine: Any) -> None:
+    """End a DeepSpeed engine and free what it holds: master weights, moments, gradients and buffers.
+
+    ``engine.destroy`` leaves two hooks on the module, which keep the engine, and ZeRO-3 the optimiser, for good.
+    """
+    import torch
+
+    engine.destroy()
+    engine.module_forward_pre_hook.remove()
+    engine.module_forward_post_hook.remove()
+    engine.module.zero_grad(set_to_none=True)
+    engine.optimizer.__dict__.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

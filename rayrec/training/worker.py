@@ -135,7 +135,7 @@ class Worker:
             steps = train(engine, phase, done, lambda begun: self._rows(phase, shard, begun))
             self._save(phase)
         finally:
-            engine.destroy()
+            optimiser.release(engine)
         dist.all_reduce(self.seen)  # by now rank 0 has saved the policy
         checkpoint.clear_copies(checkpoint.folder_of(phase.out), self.storage)
         examples, tokens = map(int, self.seen)

@@ -155,6 +155,14 @@ def test_every_architecture_is_exact_under_every_stage(tmp_path: Path, world: in
         assert apart["logprobs"] <= 1e-5 and apart["gradients"] <= 1e-5, (case, apart)
 
 
+def test_every_phase_frees_its_engine(trained: Path) -> None:
+    """Phases alternate between SFT and preference, so one is compared with the one before the last."""
+    start("phases_program", trained, 1)
+    for case, held in read_json(trained / "held.json").items():
+        engines, sizes = zip(*held, strict=True)
+        assert not any(engines) and sizes[7] == sizes[1] and sizes[6] == sizes[2], (case, held)
+
+
 def test_adapters_end_alike_under_stages_and_workers(trained: Path) -> None:
     found = [
         load_file(trained / f"out{world}" / f"sdpo-{stage}-lora" / "policy" / "adapter_model.safetensors")

@@ -1,0 +1,71 @@
+"""One training process: phase after phase in one worker, and what it holds after each; started by test_worker.py.
+
+``root/held.json`` has, by case, the engines that live and the bytes of all tensors after each of PHASES phases.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from rayrec.objectives.settings import make_objective
+from rayrec.prompts import make_template
+from rayrec.runs.storage import Storage
+from rayrec.training.batches import Tokenise
+from rayrec.training.board import Phase
+from rayrec.training.worker import Worker
+from tests.edge.worker_program import BATCH, LR, STEPS, settings, shard
+
+PHASES = 8
+
+
+def held() -> tuple[int, int]:
+    """The engines that live, and the bytes of all tensors that Python knows."""
+    import torch
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    gc.collect()
+    found = gc.get_objects()
+    storages = [one.untyped_storage() for one in found if issubclass(type(one), torch.Tensor)]
+    size = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return sum(type(one) is DeepSpeedEngine for one in found), size
+
+
+def main(root: Path, rank: int, world: int) -> None:
+    """Run the phases of every case."""
+    import torch
+
+    torch.set_num_threads(1)
+    from rayrec.models.policy import load_tokenizer
+
+    base, found = str(root / "base"), {}
+    template = make_template("compact", load_tokenizer(base))
+    tables = {kind: Tokenise(kind, template)(pq.read_table(root / "rows.parquet")) for kind in ("sft", "prefer")}
+    kinds = [(4, "float32"), (0, "bfloat16")]  # adapters, and every weight with float32 copies
+    for stage, (lora, dtype) in itertools.product((0, 1, 2, 3), kinds):
+        config = settings(stage=stage, lora=lora, dtype=dtype)
+        setup = {"config": config, "base": base, "gpu": False, "storage": Storage("")}
+        worker = Worker(setup | {"objective": make_objective(config.loss)}, rank, world)
+        worker.report = lambda **facts: None
+        start, states = base, []
+        for number in range(PHASES):
+            kind = ("sft", "prefer")[number % 2]
+            out = root / f"{stage}-{lora}-{dtype}" / str(number) / "policy"
+            phase = Phase(str(number), kind, "", start, str(out), STEPS, BATCH, LR, 0, 0.0, 1, "", "k")
+            worker.run(phase, partial(shard, tables[kind], rank, world))
+            start = str(out)
+            states.append(held())
+        found[f"stage {stage}, rank {lora}, {dtype}"] = states
+        del worker
+    (root / "held.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
