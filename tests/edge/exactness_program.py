@@ -16,7 +16,7 @@ from typing import Any
 
 from rayrec.training.board import Phase
 from rayrec.training.worker import Worker
-from tests.edge.worker_program import settings
+from tests.edge.worker_program import leave, settings
 
 STAGES = (1, 2, 3)
 
@@ -69,7 +69,7 @@ def main(root: Path, rank: int, world: int) -> None:
         engine.destroy()
     if rank == 0:
         (root / f"exact{world}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()  # as Ray Train does: gloo's threads may not outlive the interpreter
+    leave()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from rayrec.prompts import make_template
 from rayrec.runs.storage import Storage
 from rayrec.training.batches import Tokenise
 from rayrec.training.board import Phase
+from tests.edge.worker_program import leave
 
 STEPS, BATCH, LR = 3, 8, 3e-3
 #: Settings of the objectives, none of them a default, so that a setting that is lost on the way is seen.
@@ -100,7 +101,7 @@ def main(root: Path, rank: int, world: int) -> None:
         steps[name] = worker.run(phase, partial(shard, tokens, rank, world))["steps"]
     if rank == 0:
         (root / "steps.json").write_text(json.dumps(steps))
-    torch.distributed.destroy_process_group()  # as Ray Train does: gloo's threads may not outlive the interpreter
+    leave()
 
 
 if __name__ == "__main__":

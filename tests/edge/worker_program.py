@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -191,7 +192,17 @@ def main(root: Path, rank: int, world: int) -> None:
     if (root / f"moved{world}").exists():
         for case in CUT_OFF:
             check_resumed(case, train(case, root / f"moved{world}" / case.folder)["facts"])
-    torch.distributed.destroy_process_group()  # as Ray Train does: gloo's threads may not outlive the interpreter
+    leave()
+
+
+def leave() -> None:
+    """End this process as Ray ends a worker: without the interpreter's finalisation, in which gloo's threads abort."""
+    import torch
+
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
