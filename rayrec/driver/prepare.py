@@ -30,6 +30,7 @@ from rayrec.grounding import EMBEDDERS, Embedder
 from rayrec.grounding.kept import KeptEmbedder
 from rayrec.lanes import Planned
 from rayrec.models.folder import folder_hash
+from rayrec.models.gguf import folder_of
 from rayrec.models.shape import Shape
 from rayrec.objectives.settings import make_objective
 from rayrec.prompts import Items, Template, make_template, resolve_template
@@ -77,6 +78,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         ValueError: anything that can be known before an actor starts.
     """
     config = checks.resolve(connect.settle_paths(config))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=folder_of(config.model.model)))
     connect.check_address(config)
     trackers.check(config.output.track)
     gpu = config.placement.cluster is None and connect.has_gpu(config)
@@ -199,6 +201,7 @@ def make_embedder(config: Config, data: Dataset) -> tuple[Embedder, str]:
     if not path:
         kind = "a Hugging Face language model's" if name == "lm" else "a model2vec or sentence-transformers"
         raise ValueError(f"--embedder {name} needs --embedder-path, {kind} folder.")
+    path = folder_of(path)
     embedder, contents = EMBEDDERS[name](path), folder_hash(path)
     if config.output.share:
         where = run_folder(config).parent / cache.SHARED / "embeddings"

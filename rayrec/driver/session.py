@@ -33,6 +33,7 @@ from rayrec.lanes import BASE, Lane, Once, Policy, Shared
 from rayrec.objectives.settings import make_objective
 from rayrec.report import terminal
 from rayrec.report.build import build_report
+from rayrec.report.lists import user_lists
 from rayrec.report.record import read_samples
 from rayrec.report.rows import best_policy
 from rayrec.report.timeline import by_iteration, placed, spans
@@ -246,6 +247,11 @@ class Session:
             seconds, overlap = times.get(row["iteration"], (None, None))
             row |= {"seconds": seconds, "overlap": overlap} if row["kind"] == "evaluation" else {}
         terminal.print_iteration_table(rows)
+        try:
+            if lists := user_lists(self.work.root, rows):
+                terminal.print_lists(lists)
+        except ValueError as error:
+            terminal.log("users", str(error))
         for t in range(1, self.config.train.iterations + 1):
             samples = self.work.root / f"{t:02d}" / "samples.json"
             if samples.exists():

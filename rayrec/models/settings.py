@@ -15,7 +15,7 @@ class ModelConfig:
     """The language model and how titles are put to it."""
 
     model: str = "tiny"
-    """`tiny` (made and pre-trained here), or a Hugging Face folder or hub id."""
+    """`tiny` (made and pre-trained here), a Hugging Face folder or hub id, or a GGUF file."""
     template: Literal["auto", "chat", "instruct", "compact"] = "auto"
     """Prompt form; `auto` is `compact` for tiny, `chat` where the tokenizer has a chat template, else `instruct`."""
     lora_rank: Annotated[int | None, NOT_NEGATIVE] = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayrec.report.lists import UserLists, user_lists
 from rayrec.report.timeline import Span, spans
 from rayrec.runs.manifest import read_json
 
@@ -26,7 +27,8 @@ class Record:
     phases: list[Span]
     attempts: int  #: processes that worked on the run
     samples: dict[str, list[dict[str, Any]]]  #: sampled preference rows, by iteration
-    unread: list[str]  #: why the samples of an iteration are left out
+    lists: UserLists | None  #: lists of a few users before and after
+    unread: list[str]  #: why samples or lists are left out
     to_do: list[str]  #: phases that are not finished
 
     def of(self, *kinds: str) -> list[dict[str, Any]]:
@@ -61,8 +63,12 @@ def read_run(folder: Path) -> Record:
                 unread.append(str(error))
     recorded = any(found.get("records") for found in metrics.values())
     rows = _lines(folder / "metrics.jsonl") if recorded or (folder / "metrics.jsonl").exists() else []
-    attempts = len(trace.get("attempts") or [])
-    return Record(folder, config, plan, rows, steps, phases, attempts, samples, unread, to_do)
+    attempts, lists = len(trace.get("attempts") or []), None
+    try:
+        lists = user_lists(folder, rows)
+    except ValueError as error:
+        unread.append(str(error))
+    return Record(folder, config, plan, rows, steps, phases, attempts, samples, lists, unread, to_do)
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:

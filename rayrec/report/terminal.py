@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from rayrec.report.lists import UserLists
 from rayrec.report.rows import Row, default_k, grouped, label, number, pairs, shown
 
 LANES = ("trainers", "generators")
@@ -193,6 +194,19 @@ def print_samples(samples: Sequence[Mapping[str, Any]], title: str = "Samples", 
             "rejected": Text("\n").join(plain(item) for item in sample.get("rejected") or ("–",)),
         }
         console.print(_facts(lines))
+
+
+def print_lists(lists: UserLists, console: Console | None = None) -> None:
+    """Print what a few users chose next and their first three titles by two policies; a star marks a hit."""
+    table = _grid(f"{len(lists.users)} users: {lists.title}", "chose next", lists.first, lists.last, left=3)
+    for user in lists.users:
+        cells = [Text("\n").join(_marked(title, user.target) for title in one[:3]) for one in (user.before, user.after)]
+        table.add_row(plain(user.target), *cells, end_section=True)
+    (console or _console(TABLE_WIDTH)).print(table)
+
+
+def _marked(title: str, target: str) -> Text:
+    return Text("* " if title == target else "  ") + plain(title)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from rayrec.config import Config, to_dict
@@ -72,6 +73,28 @@ def test_the_page_shows_the_run_and_fetches_nothing(finished: Path) -> None:
     assert sample["chosen"] in page.texts and sample["rejected"][0] in page.texts
     hits = next(row["HR@5"] for row in records(finished) if row["kind"] == "evaluation" and row["iteration"] == 1)
     assert f"± {1.96 * math.sqrt(hits * (1 - hits) / 24):.3f}" in page.text
+
+
+def test_ten_users_stand_before_and_after(finished: Path) -> None:
+    found = read_run(finished).lists
+    assert found and (found.title, found.first, found.last) == ("test, score, N = 24", "00/sft", "01/prefer")
+    examples = pq.read_table(finished / "examples" / "test.parquet")
+    targets = examples["target"].to_pylist()
+    assert [user.target for user in found.users] == [targets[i * 24 // 10] for i in range(10)]
+    lists = pq.read_table(finished / "01" / "evaluate" / "predictions.parquet").to_pylist()
+    last = [
+        row for row in lists if row["decode"] == "score" and row["example_id"] == examples["example_id"][21].as_py()
+    ]
+    assert found.users[-1].after == last[0]["titles"][:5] and found.users[-1].target == last[0]["target"]
+    page, printed = Page(finished / "report.html"), (finished.parent / "tiny.txt").read_text()
+    assert found.users[3].before[4] in page.texts and "10 users: test, score, N = 24" in printed
+    assert any(line.split("  ")[0].strip() == found.users[0].target for line in printed.splitlines())
+
+
+def test_lists_that_cannot_be_read_are_left_out(run: Path) -> None:
+    (run / "00" / "evaluate" / "predictions.parquet").write_bytes(b"?")
+    text = build_report(run).read_text()
+    assert "the lists of users are left out" in text and "No two policies were tested." in text
 
 
 def test_the_headline_names_objective_and_negatives(finished: Path) -> None:

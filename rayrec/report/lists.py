@@ -1,0 +1,65 @@
+"""The lists of a few test users, by the first and by the last policy of a run, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayrec.report.rows import Row, caption, policies
+
+#: Users that are shown, spread evenly over the test rows, and the length of their lists.
+USERS, LENGTH = 10, 5
+
+
+class UserList(NamedTuple):
+    """One test row: the history's last titles, the title that came next, and the lists before and after."""
+
+    history: list[str]
+    target: str
+    before: list[str]
+    after: list[str]
+
+
+class UserLists(NamedTuple):
+    """The lists of :data:`USERS` test rows, how they were made, and by which policies."""
+
+    title: str
+    first: str
+    last: str
+    users: list[UserList]
+
+
+def user_lists(folder: Path, rows: Sequence[Row]) -> UserLists | None:
+    """Read the lists of a run by its ``rows`` of metrics.jsonl; None where no test rows or only one policy has any.
+
+    Raises:
+        ValueError: a file of the run is missing or damaged.
+    """
+    tested = [row for row in policies(rows) if row.get("split", "test") == "test"]
+    tested = [row for row in tested if row.get("decode") == tested[0].get("decode")]
+    if len(tested) < 2:
+        return None
+    first, last = tested[0], tested[-1]
+    try:
+        examples = pq.read_table(folder / "examples" / "test.parquet", columns=["example_id", "history", "target"])
+        count = min(USERS, len(examples))
+        some = examples.take(pa.array([i * len(examples) // count for i in range(count)]))
+        before, after = (_lists(folder / row["phase"] / "predictions.parquet", some, row) for row in (first, last))
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{folder}: the lists of users are left out. ({error})") from error
+    columns = some["history"].to_pylist(), some["target"].to_pylist(), before, after
+    users = [UserList(history[-3:], *rest) for history, *rest in zip(*columns, strict=True)]
+    return UserLists(caption(first), first["policy"], last["policy"], users)
+
+
+def _lists(path: Path, examples: pa.Table, row: Row) -> list[list[str]]:
+    ids = examples["example_id"]
+    chosen = pc.field("example_id").isin(ids.combine_chunks()) & (pc.field("decode") == row["decode"])
+    found = pq.read_table(path, columns=["example_id", "titles"], filters=chosen)
+    titles = dict(zip(found["example_id"].to_pylist(), found["titles"].to_pylist(), strict=True))
+    return [titles.get(one, [])[:LENGTH] for one in ids.to_pylist()]
