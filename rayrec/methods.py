@@ -36,6 +36,12 @@ PRESETS = {
         train={"iterations": 3, "first_rows": 1024, "rows_per_iteration": 512},
         evaluate={"decode": ("greedy", "beams")},
     ),
+    # A real model of 135 million parameters on two cores: about twenty minutes.
+    "real": _preset(
+        data={"test_rows": 200, "valid_rows": 64},
+        train={"iterations": 1, "first_rows": 512, "rows_per_iteration": 128, "lr": 1e-4, "dtype": "bfloat16"},
+        evaluate={"decode": ("greedy", "beams")},
+    ),
     # The released settings of SPRec on four cards.
     "paper": _preset(
         model={"model": "meta-llama/Llama-3.2-1B-Instruct", "lora_rank": 16},
