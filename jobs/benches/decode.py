@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ STEPS = 12
 WORDS = ("night river ghost winter king silver road house", "star garden letter storm island queen fire stone dream")
 
 
-def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
+def cases(args: Namespace, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
     plan: list[tuple[int, int, str, list[str]]] = [
         *((w, 1682, "bfloat16", ["vllm"]) for w in (4, 8, 20, 50)),
         *((w, 1682, "float32", ["vllm", "hf"]) for w in (4, 8, 50)),
@@ -29,9 +30,9 @@ def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
         *((20, n, "float32", ["vllm", "vllm_choice"]) for n in (10681, 100_000)),
         *((w, n, "float32", ["vllm"]) for n in (10681, 100_000) for w in (4, 8, 50)),
     ]
-    if quick:
+    if args.quick:
         plan = [(4, 200, "float32", ["hf"])]
-    prompts = 8 if quick else 64
+    prompts = 8 if args.quick else 64
     for size in {n for _, n, _, _ in plan}:
         make_base(scratch / str(size), size)
     return [

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -56,19 +57,19 @@ WORKERS = [
 STEPS, BATCH = 4, 16
 
 
-def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
+def cases(args: Namespace, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
     found: list[dict[str, Any]] = []
     for name, flags in RUNS.items():
-        args = [*COMMON.split(), *flags.split()]  # the last of a flag counts
-        rows = int(args[args.index("--rows-per-iteration") + 1])
-        found.append({"case": name, "what": "seconds", "rows": rows, "args": args, "dtype": "float32"})
+        words = [*COMMON.split(), *flags.split()]  # the last of a flag counts
+        rows = int(words[words.index("--rows-per-iteration") + 1])
+        found.append({"case": name, "what": "seconds", "rows": rows, "args": words, "dtype": "float32"})
     for what, stage, rank, dtype in WORKERS:
-        args = f"--zero-stage {stage} --lora-rank {rank} --dtype {dtype} --train-workers {1 + (what == 'traffic')}"
-        args += f" --batch {BATCH} --prefer-batch {BATCH} --tiny-hidden {256 if quick else 768} --tiny-layers 4"
+        words = f"--zero-stage {stage} --lora-rank {rank} --dtype {dtype} --train-workers {1 + (what == 'traffic')}"
+        words += f" --batch {BATCH} --prefer-batch {BATCH} --tiny-hidden {256 if args.quick else 768} --tiny-layers 4"
         name = f"ZeRO-{stage}{', LoRA' * bool(rank)}"
         rows = STEPS * BATCH
-        found.append({"case": name, "what": what, "rows": rows, "args": args.split(), "dtype": dtype})
-    chosen = found[-3:-2] if quick else found
+        found.append({"case": name, "what": what, "rows": rows, "args": words.split(), "dtype": dtype})
+    chosen = found[-3:-2] if args.quick else found
     return [({**setting, "scratch": str(scratch)}, ["measured"]) for setting in chosen]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ FACTS, PAIRS = ("lists",), ()
 DIMENSIONS, TOP = 384, 20
 
 
-def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
-    plan = [(2000, 200)] if quick else [(10**4, 10**4), (10**5, 10**4), (10**6, 10**4)]
+def cases(args: Namespace, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
+    plan = [(2000, 200)] if args.quick else [(10**4, 10**4), (10**5, 10**4), (10**6, 10**4)]
     return [({"items": n, "queries": q, "dtype": "float32"}, ["faiss", "numpy"]) for n, q in plan]
 
 

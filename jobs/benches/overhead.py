@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +25,9 @@ UNIT, FACTS, PAIRS = "parts of 64 prompts, or steps, per second", ("answers",), 
 SIZE_OF_PART, TOKENS = 64, 120
 
 
-def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
+def cases(args: Namespace, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
     plan = [*(("parts", rows, 1000, 16) for rows in (10**4, 10**5, 10**6, 10**7)), ("board", 10**5, 1000, 1)]
-    if quick:
+    if args.quick:
         plan = [("parts", 6400, 8, 2)]
     names = ("what", "rows", "logical", "processes")
     return [({**dict(zip(names, one, strict=True)), "dtype": "", "scratch": str(scratch)}, ["ray"]) for one in plan]

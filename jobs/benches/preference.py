@@ -7,24 +7,22 @@ second model.
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
+from argparse import Namespace
 from typing import Any
 
 from benches import peak, reset_peak
+from benches.training import worker_steps
 
 PACKAGES, SIZE, COLUMNS, UNIT = ("trl",), "k", (), "users per second, reference pass included"
 FACTS, PAIRS = ("tokens_per_user", "loss"), ("tokens_per_user",)
 BATCH, MICRO, LR, BETA = 16, 4, 1e-4, 0.1
 
 
-def cases(quick: bool, scratch: Any) -> list[tuple[dict[str, Any], list[str]]]:
-    sizes, users = ((2,), 32) if quick else ((3, 8, 15), 48)
+def cases(args: Namespace, scratch: Any) -> list[tuple[dict[str, Any], list[str]]]:
+    sizes, users = ((2,), 32) if args.quick else ((3, 8, 15), 48)
     return [({"k": k, "users": users, "dtype": "float32"}, ["trl", "trl_cached"]) for k in sizes]
 
 
@@ -72,50 +70,12 @@ def measure(contender: str, k: int, users: int, dtype: str) -> dict[str, Any]:
 
 def ours(data: list, cached: bool) -> tuple[float, int, int, float]:
     """A training worker's second preference phase, from the loading of its start to the last step."""
-    import pyarrow as pa
-    import torch
-
-    from rayrec.driver.checks import resolve
-    from rayrec.methods import parse
-    from rayrec.objectives.settings import make_objective
-    from rayrec.runs.storage import Storage
-    from rayrec.training.board import Phase
-    from rayrec.training.worker import Worker
-
-    steps, ids = len(data) // BATCH, pa.list_(pa.int32())
-    columns = {"prompt": pa.array([prompt for prompt, _ in data], ids)}
-    columns |= {"answers": pa.array([titles for _, titles in data], pa.list_(ids))}
-    columns |= {"example_id": pa.array(map(str, range(len(data)))), "weight": pa.array([1.0] * len(data))}
-    columns |= {"step": pa.array(i // BATCH for i in range(len(data)))}
-    columns |= {"slot": pa.array(i % BATCH for i in range(len(data)))}
-    table = pa.table(columns | {name: pa.nulls(len(data)) for name in ("neighbour", "scores", "smoothing")})
-
-    def shard(steps: int, begun: int) -> Iterator[pa.Table]:
-        return (table.slice(step * BATCH, BATCH) for step in range(begun, steps))
-
-    class Timed(Worker):
-        def report(self, **_: Any) -> None:
-            times.append(time.perf_counter())
-
-    times: list[float] = []
-    args = ["--objective", "dpo", "--beta", str(BETA), "--micro-batch", str(MICRO), "--schedule", "constant"]
-    config = resolve(parse("", [*args, "--checkpoint-steps", "0", "--checkpoint-seconds", "0"]))
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
-    with tempfile.TemporaryDirectory() as folder:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        base = f"{folder}/base"
+    args = ["--objective", "dpo", "--beta", str(BETA), "--micro-batch", str(MICRO)]
+    with tempfile.TemporaryDirectory() as base:
         for part in (model(), tokenizer()):
             part.save_pretrained(base)
-        setup = {"config": config, "base": base, "gpu": False, "storage": Storage("")}
-        worker = Timed(setup | {"objective": make_objective(config.loss)}, 0, 1)
-        phase = Phase("first", "prefer", "", base, f"{folder}/first", 1, BATCH, LR, 0, 0.0, 1)
-        before = reset_peak()
-        worker.run(phase, partial(shard, 1))
-        times.clear()
-        done = worker.run(replace(phase, name="second", out=f"{folder}/second", steps=steps), partial(shard, steps))
-        memory = peak() - before
-    torch.distributed.destroy_process_group()
-    return times[-1] - times[0], memory, done["facts"]["tokens"], done["steps"][-1]["loss"]
+        done = worker_steps(base, args, "prefer", data, BATCH, LR)
+    return done["seconds"], done["memory_above"], done["tokens"], done["losses"][-1]
 
 
 def tokenizer() -> Any:

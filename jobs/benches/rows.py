@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +24,8 @@ UNIT, FACTS, PAIRS = "rows per second through the driver", ("written",), ()
 TITLES, HISTORY, OF_USER = 5000, 10, 16
 
 
-def cases(quick: bool, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
-    sizes = (2000,) if quick else (10**4, 10**5, 10**6, 10**7)
+def cases(args: Namespace, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
+    sizes = (2000,) if args.quick else (10**4, 10**5, 10**6, 10**7)
     return [
         ({"rows": rows, "processes": 2, "dtype": "", "scratch": f"{scratch}/{rows}"}, ["ray_data"]) for rows in sizes
     ]
