@@ -50,7 +50,7 @@ class Ahead:
             items: dict[str, tuple[float, int]] = {}
             for distance, (title, rating) in enumerate(coming, start=1):
                 known = items.setdefault(fold(title), (rating, distance))
-                if best and rating / distance**0.5 > known[0] / known[1] ** 0.5:
+                if best and rating / distance**0.5 >= known[0] / known[1] ** 0.5:
                     items[fold(title)] = (rating, distance)
             found.append(items)
         return found
@@ -59,15 +59,15 @@ class Ahead:
 def retarget(rows: pa.Table, ahead: Ahead, how: str, least: float) -> pa.Table:
     """Ask each row (schema.EXAMPLES and ``number``) for the best of its user's next titles (RecPO section 3).
 
-    ``how`` is `utility`, the largest s/√d (the nearer one of equals), or `nearest`, the first rated ``least`` or more;
-    where there is none the row keeps its target.
+    ``how`` is `utility`, the largest s/√d (of equals the later one, as in RecPO's release), or `nearest`, the first
+    rated ``least`` or more; where there is none the row keeps its target.
     """
 
     def asked(some: pa.Table) -> pa.Table:
         chosen = []
         for coming in ahead.of(some):
             if how == "utility":
-                place = max(range(len(coming)), key=lambda d: coming[d][1] / (d + 1) ** 0.5)
+                place = max(range(len(coming)), key=lambda d: (coming[d][1] / (d + 1) ** 0.5, d))
             else:
                 place = next((d for d, (_, rating) in enumerate(coming) if rating >= least), 0)
             chosen.append(coming[place])

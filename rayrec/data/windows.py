@@ -179,22 +179,27 @@ def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:
     """Take windows that the data has split itself (``Raw.windows``), histories cut to the last ``history``.
 
     The order and the splits are the data's own. Popularity counts the titles of the training rows, histories and
-    targets. ``drop`` leaves test rows out that are training rows too, history and target, and counts them. Raises
-    ValueError: a split has no rows; or a test row is a training row too, without ``drop``.
+    targets. ``drop`` leaves out test rows that are training rows too, history and target, and validation rows that are
+    training or test rows too, and counts them. Raises ValueError: a split has no rows; or there are such rows, without
+    ``drop``.
     """
     windows = windows.with_columns(pl.col("history").list.tail(history))
-    train, test = (windows.filter(pl.col("split") == split) for split in ("train", "test"))
-    again = test.join(train.select("history", "target").unique(), on=["history", "target"], how="semi")
-    if len(again) and not drop:
-        history_, target = again.select("history", "target").row(0)
-        raise ValueError(
-            f"{len(again)} of {len(test)} test rows are training rows too, the first after {history_[-1]!r} asks for "
-            f"{target!r}. Remove them from one split, or leave them out of the test with --bad-rows drop."
-        )
-    windows = windows.join(again, on=windows.columns, how="anti", maintain_order="left")
+    parts = {split: windows.filter(pl.col("split") == split) for split in SPLITS}
+    counts = {"users": 0}
+    for split, other in (("test", "train"), ("valid", "train"), ("valid", "test")):
+        rows = parts[split]
+        again = rows.join(parts[other].select("history", "target"), on=["history", "target"], how="semi")
+        if len(again) and not drop:
+            history_, target = again.select("history", "target").row(0)
+            raise ValueError(
+                f"{len(again)} of {len(rows)} {split} rows are {other} rows too, the first after {history_[-1]!r} asks "
+                f"for {target!r}. Remove them from one split, or leave them out of {split} with --bad-rows drop."
+            )
+        counts[f"{split}_rows_also_in_{other}"] = len(again)
+        parts[split] = rows.join(again, on=rows.columns, how="anti", maintain_order="left")
     splits = {}
     for split in SPLITS:
-        part = windows.filter(pl.col("split") == split)
+        part = parts[split]
         if part.is_empty():
             raise ValueError(f"The {split} split has no rows, wanted at least one. Name other data.")
         table = part.select("split", "user", "timestamp", "history", "target").to_arrow()
@@ -203,6 +208,7 @@ def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:
         table = table.append_column("target_rating", pa.nulls(len(part), pa.float32()))
         table = table.append_column("candidates", pa.nulls(len(part), pa.list_(pa.string())))
         splits[split] = mapped(slices(schema.check(table, schema.EXAMPLES, f"{split} rows")), schema.EXAMPLES)
+    train = parts["train"]
     titles = pl.concat([train["history"].explode(), train["target"]]).to_arrow().cast(pa.string())
-    counts = {"users": windows["user"].n_unique(), "test_rows_also_in_train": len(again)}
+    counts["users"] = pl.concat([part["user"] for part in parts.values()]).n_unique()
     return Windows(splits, pa.chunked_array([titles]), counts)

@@ -12,7 +12,8 @@ def named(text: str, candidates: Sequence[str]) -> list[str]:
     """Return the candidates that stand in ``text``, in their own order.
 
     Compared as NFC with white space folded, case kept. Longer titles are found first and never overlap, so a title that
-    is part of another one counts only where it stands alone; inside a longer word it is not named.
+    is part of another one counts only where it stands alone; inside a longer word it is not named. Scripts that set no
+    spaces between words show no borders of words, so there a title is named wherever it stands.
     """
     left, found = _plain(text), set()
     for title in sorted(candidates, key=lambda one: -len(_plain(one))):
@@ -48,8 +49,16 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+#: Thai to Tibetan, Burmese, Khmer, kana and Han: scripts without spaces between words.
+_UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_LETTER = rf"[^\W{_UNSPACED}]"
+
+
 @lru_cache(maxsize=1 << 16)
 def _pattern(title: str) -> re.Pattern[str]:
-    start = r"(?<!\w)" if re.match(r"\w", title) else ""
-    end = r"(?!\w)" if re.search(r"\w$", title) else ""
+    start = f"(?<!{_LETTER})" if re.match(_LETTER, title) else ""
+    end = f"(?!{_LETTER})" if re.search(f"{_LETTER}$", title) else ""
     return re.compile(start + re.escape(title) + end if title else r"(?!)")

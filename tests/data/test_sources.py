@@ -219,6 +219,7 @@ def lastfm(rows):
 
 def test_lastfm_by_hand(tmp_path):
     files = {f"{split}.jsonl": lastfm([([0], 1), ([0, 1], 2), ([0], 2)]) for split in ("train", "valid", "test")}
+    files["valid.jsonl"] += lastfm([([1], 0)])
     files["test.jsonl"] += lastfm([([2], 0)])
     files["train.jsonl"] += lastfm([([0], 9), ([], 1)]) + "[1]\n" + '{"history": [0], "tar'
     folder = put(tmp_path, {"id2name.txt": "0::A::B\n1::C\n2::D"} | files)
@@ -250,6 +251,7 @@ def test_sprec_by_hand(tmp_path):
     files["test.json"] = json.dumps(
         [*rows, sprec_row(["Café", ""], "Café"), {"input": "x"}, sprec_row(["Café"], "Café")]
     )
+    files["valid.json"] = json.dumps([*rows, sprec_row(["Café"], "A\nB, C")])
     files |= {"id2name.json": json.dumps(dict(enumerate(names))), "name2genre.json": json.dumps({"Café": ["x"]})}
     files["genre_dict.json"] = json.dumps({"z": 0, "x": 0})
     made, bad = rejected(put(tmp_path, files), history=10)
@@ -258,10 +260,10 @@ def test_sprec_by_hand(tmp_path):
     assert made.catalogue.titles == names[:4]
     assert made.catalogue.selected_genres == ["z", "x"]
     assert [row[:2] for row in bad] == [("test.json", 3), ("test.json", 4)]
-    # two titles of the first row of each of three files; one target outside in each but test, whose row is left out
+    # two titles of the first row of each of three files; one target outside in each, and left out but in training
     assert made.counts["repaired_titles"] == 6
     assert made.counts["repaired_rows_test"] == 1
-    assert made.counts["targets_outside_catalogue"] == 2
+    assert made.counts["targets_outside_catalogue"] == 1
     assert made.counts["test_rows_also_in_train"] == 2
     put(tmp_path, {"train.json": files["train.json"][:-9]})
     with pytest.raises(ValueError, match=r"train.json: row 1 is not JSON.*cut off"):

@@ -104,7 +104,7 @@ def test_ready_windows_keep_the_most_recent_titles():
             "target": ["b", "d", "c", "d", "z"],
         }
     )
-    with pytest.raises(ValueError, match=r"1 of 2 test rows are training rows too, .* after 'c' asks for 'd'.* drop"):
+    with pytest.raises(ValueError, match=r"1 of 2 test rows are train rows too, .* after 'c' asks for 'd'.* drop"):
         ready(frame, 2)
     made = ready(frame, 2, drop=True)
     assert made.splits["test"]["target"].to_pylist() == ["z"]
@@ -113,9 +113,24 @@ def test_ready_windows_keep_the_most_recent_titles():
     assert [row["example_id"] for row in train] == ["train-000001", "train-000003"]
     # history and target of both training rows, after cutting: a b + b c d
     assert sorted(made.training_titles.to_pylist()) == ["a", "b", "b", "c", "d"]
-    assert made.counts == {"users": 4, "test_rows_also_in_train": 1}  # b, c → d
+    again = {"test_rows_also_in_train": 1, "valid_rows_also_in_train": 0, "valid_rows_also_in_test": 0}
+    assert made.counts == {"users": 4} | again  # b, c → d
     with pytest.raises(ValueError, match="valid split has no rows"):
         ready(frame.filter(pl.col("split") != "valid"), 2, drop=True)
+
+
+@pytest.mark.parametrize("other", ["train", "test"])
+def test_a_validation_row_is_no_training_or_test_row(other):
+    rows = {"train": ["t", "u"], "valid": ["v", other[0] + "o"], "test": ["w", "x"]}
+    rows[other].append(other[0] + "o")
+    flat = [(split, str(n), n, ["h"], title) for split, titles in rows.items() for n, title in enumerate(titles)]
+    frame = pl.DataFrame(flat, ["split", "user", "timestamp", "history", "target"], orient="row")
+    with pytest.raises(ValueError, match=f"1 of 2 valid rows are {other} rows too.*--bad-rows drop"):
+        ready(frame, 2)
+    made = ready(frame, 2, drop=True)
+    assert made.splits["valid"]["target"].to_pylist() == ["v"]
+    assert made.splits[other]["target"].to_pylist() == rows[other]
+    assert made.counts[f"valid_rows_also_in_{other}"] == 1
 
 
 def log_of(sizes, ratings=None):

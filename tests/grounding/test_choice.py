@@ -12,6 +12,7 @@ from rayrec.grounding.choice import chosen_lists, named
 from rayrec.models.popular import popular_choices
 
 LISTED = ["Alien", "Aliens", "Alien 3", "Up", "Lion King, The (1994)", "Amélie", "M", "What? (1972)"]
+LISTED += ["東京", "東京物語", "บางรักซอย"]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,10 @@ LISTED = ["Alien", "Aliens", "Alien 3", "Up", "Lion King, The (1994)", "Amélie"
         ("alien", []),
         ("Upside of M.", ["M"]),  # inside a longer word nothing is named
         ("What? (1972)", ["What? (1972)"]),
+        ("答えは東京です", ["東京"]),  # no spaces, no borders of words
+        ("東京物語", ["東京物語"]),
+        ("日本ではAlienです", ["Alien"]),
+        ("ขอแนะนำบางรักซอยครับ", ["บางรักซอย"]),
         ("", []),
         ("none of these", []),
     ],

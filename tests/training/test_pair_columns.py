@@ -130,11 +130,21 @@ def test_targets_are_the_best_of_what_came_next(train: pa.Table) -> None:
         u, n = ("ann", "bob").index(row["user"]), row["timestamp"] // 100
         coming = list(range(n, min(n + 10, last)))
         assert titles == [f"Film {(5 * u + m) % 30}" for m in coming]
-        m = max(coming, key=lambda m: ((m % 5 + 1) / (m - n + 1) ** 0.5, -m))
+        m = max(coming, key=lambda m: ((m % 5 + 1) / (m - n + 1) ** 0.5, m))
         assert (row["target"], row["target_rating"]) == (f"Film {(5 * u + m) % 30}", m % 5 + 1)
         m = next((m for m in coming if m % 5 + 1 >= 4), n)
         assert (near["target"], near["target_rating"]) == (f"Film {(5 * u + m) % 30}", m % 5 + 1)
     assert best["history"].equals(train["history"]) and best["target"] != train["target"]
+
+
+def test_of_equal_utilities_the_later_is_the_target() -> None:
+    """As RecPO's release: 2/√1 = 4/√4, and the row whose target is rated 4 is kept."""
+    stars = {10: 2.0, 13: 4.0}
+    rows = [{"user": "u", "title": f"Film {n}", "rating": stars.get(n, 1.0), "timestamp": n} for n in range(30)]
+    train = numbered(cut(pa.Table.from_pylist(rows, schema=schema.INTERACTIONS), 10).splits["train"])
+    row = retarget(train, Ahead(train), "utility", 4).to_pylist()[0]
+    assert (row["target"], row["target_rating"]) == ("Film 13", 4.0)
+    assert Ahead(train).places(train, best=True)[0][fold("Film 13")] == (4.0, 4)
 
 
 def test_a_title_that_comes_again_has_the_place_for_which_it_was_chosen() -> None:
