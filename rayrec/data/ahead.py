@@ -1,9 +1,10 @@
-"""The titles that a user came to next, and targets chosen from it (RecPO section 3)."""
+"""The titles that a user came to next, and targets chosen from them (RecPO section 3)."""
 
 import numpy as np
 import pyarrow as pa
 
 from rayrec.data.mapped import each, take
+from rayrec.data.schema import with_column
 from rayrec.data.text import fold
 
 #: RecPO's rating and distance of an item that the user never came to.
@@ -11,14 +12,10 @@ NEVER = (3.0, 11)
 
 
 class Ahead:
-    """The titles that come next: for a row of ``train`` (schema.EXAMPLES) its target and those of the rows after it.
+    """By row of ``train`` (schema.EXAMPLES, by ``number``) its target and the user's next ones, ten titles at most."""
 
-    These are ``reach`` titles, or fewer: only the training split is read. Rows have a column ``number``, their place in
-    ``train``.
-    """
-
-    def __init__(self, train: pa.Table, reach: int = NEVER[1] - 1):
-        self._rows, self.reach = train.select(["target", "target_rating"]), reach
+    def __init__(self, train: pa.Table):
+        self._rows = train.select(["target", "target_rating"])
         users = train["user"].dictionary_encode().unify_dictionaries().combine_chunks().indices.to_numpy()
         order = np.lexsort((train["timestamp"].to_numpy(), users))  # stable: the order of the rows breaks ties
         self._next = np.full(len(train), -1)
@@ -28,7 +25,7 @@ class Ahead:
     def of(self, rows: pa.Table) -> list[list[tuple[str, float]]]:
         """Titles and ratings of the next items, by row; a missing rating counts as 3."""
         number, found = rows["number"].to_numpy(), []
-        for _ in range(self.reach):
+        for _ in range(1, NEVER[1]):
             known = take(self._rows, np.maximum(number, 0))
             ratings = [NEVER[0] if rating is None else rating for rating in known["target_rating"].to_pylist()]
             found.append(zip(number.tolist(), known["target"].to_pylist(), ratings, strict=True))
@@ -42,8 +39,7 @@ class Ahead:
     def places(self, rows: pa.Table, best: bool = False) -> list[dict[str, tuple[float, int]]]:
         """Rating and distance (1 is the very next) of every title, folded, by row.
 
-        Of an item that comes again the first time counts, or with ``best`` that of the largest s/√d, as
-        :func:`retarget` chooses it.
+        Of an item that comes again the first time counts, or with ``best`` that of the largest s/√d.
         """
         found = []
         for coming in self.of(rows):
@@ -63,7 +59,7 @@ def retarget(rows: pa.Table, ahead: Ahead, how: str, least: float) -> pa.Table:
     rated ``least`` or more; where there is none the row keeps its target.
     """
 
-    def asked(some: pa.Table) -> pa.Table:
+    def change(some: pa.Table) -> pa.Table:
         chosen = []
         for coming in ahead.of(some):
             if how == "utility":
@@ -71,9 +67,7 @@ def retarget(rows: pa.Table, ahead: Ahead, how: str, least: float) -> pa.Table:
             else:
                 place = next((d for d, (_, rating) in enumerate(coming) if rating >= least), 0)
             chosen.append(coming[place])
-        for name, values in zip(("target", "target_rating"), zip(*chosen, strict=True), strict=False):
-            at = some.column_names.index(name)
-            some = some.set_column(at, some.schema.field(at), pa.array(values, some.schema.field(at).type))
-        return some
+        some = with_column(some, "target", [title for title, _ in chosen])
+        return with_column(some, "target_rating", [rating for _, rating in chosen])
 
-    return each(rows, asked)
+    return each(rows, change)

@@ -1,4 +1,4 @@
-"""Candidate sets: the target among items that the user never met (S-DPO, RecPO, LLaRA)."""
+"""Candidate sets: the target among items that the user never touched (S-DPO, RecPO, LLaRA)."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.mapped import each
+from rayrec.data.schema import with_column
 from rayrec.seeds import seed_of
 
 #: Titles of a candidate set.
@@ -18,61 +19,51 @@ LIKED, DISLIKED = 4.0, 2.0
 #: Later titles of a user that RecPO looks at.
 REACH = 10
 
-#: From rows, wrong titles that each of them lists whether met or not.
+#: From rows, wrong titles that each of them lists, touched or not: later titles of the user (RecPO).
 Also = Callable[[pa.Table], Sequence[Sequence[str]]]
+#: By user, the titles that candidate sets leave out.
+LeftOut = Mapping[str, Collection[str]]
 
 
 def with_candidates(
-    rows: pa.Table,
-    met: Mapping[str, Collection[str]],
-    catalogue: Catalogue,
-    seed: int,
-    also: Also | None = None,
+    rows: pa.Table, touched: LeftOut, catalogue: Catalogue, seed: int, also: Also | None = None
 ) -> pa.Table:
-    """Fill the ``candidates`` of every row (schema.EXAMPLES); ``met`` by user, ``also`` by row.
-
-    Raises ValueError: a user met so many items that too few are left.
-    """
+    """Fill the ``candidates`` of every row (schema.EXAMPLES). ValueError: a user touched too many items."""
 
     def filled(some: pa.Table) -> pa.Table:
-        at = some.column_names.index("candidates")
-        field = some.schema.field(at)
-        return some.set_column(at, field, pa.array(candidate_lists(some, met, catalogue, seed, also), field.type))
+        return with_column(some, "candidates", candidate_lists(some, touched, catalogue, seed, also))
 
     return each(rows, filled)
 
 
 def candidate_lists(
-    rows: pa.Table, met: Mapping[str, Collection[str]], catalogue: Catalogue, seed: int, also: Also | None = None
+    rows: pa.Table, touched: LeftOut, catalogue: Catalogue, seed: int, also: Also | None = None
 ) -> list[list[str]]:
     """The :func:`candidates` of every row."""
     listed = rows.select(["example_id", "user", "timestamp", "history", "target"]).to_pylist()
     more = also(rows) if also else [()] * len(listed)
     return [
-        candidates(row, met.get(row["user"], ()), catalogue, seed, also=extra)
+        candidates(row, touched.get(row["user"], ()), catalogue, seed, also=extra)
         for row, extra in zip(listed, more, strict=True)
     ]
 
 
 def candidates(
     example: Mapping[str, Any],
-    met: Collection[str],
+    touched: Collection[str],
     catalogue: Catalogue,
     seed: int,
-    count: int = CANDIDATES,
     also: Sequence[str] = (),
 ) -> list[str]:
-    """Return ``count`` distinct titles in random order: the target, and items neither ``met`` nor in the history.
-
-    ``also``: wrong titles that are listed whether met or not, such as later titles of the user (RecPO).
+    """Return 20 distinct titles in random order: the target, and items neither ``touched`` nor in the history.
 
     Draw and order depend on (seed, user, time and id of the example) and never on the target, so a place in the list
     carries no information on a title. (S-DPO's published LastFM lists place each target at a constant position.) The id
     keeps apart the rows of one moment: lists that differ in the target alone would point at it. Raises ValueError:
-    fewer than ``count - 1`` items are left.
+    fewer than 19 items are left.
     """
-    target = example["target"]
-    out = {catalogue.index[t] for t in (*met, *example["history"], target) if t in catalogue.index}
+    target, count = example["target"], CANDIDATES
+    out = {catalogue.index[t] for t in (*touched, *example["history"], target) if t in catalogue.index}
     if len(catalogue) - len(out) < count - 1:
         raise ValueError(
             f"Example {example['example_id']}: found {len(catalogue) - len(out)} items that the user never met, wanted "
@@ -94,9 +85,7 @@ def candidates(
     return [*titles[:place], target, *titles[place:]]
 
 
-def adherence_rows(
-    test: pa.Table, met: Mapping[str, Collection[str]], catalogue: Catalogue, seed: int, count: int
-) -> pa.Table:
+def adherence_rows(test: pa.Table, touched: LeftOut, catalogue: Catalogue, seed: int, count: int) -> pa.Table:
     """Return up to ``count`` rows whose candidates hold all of the user's next titles, two or more of them liked.
 
     The target is the liked title that comes first: choosing it adheres to the user's order of preference (RecPO D.4).
@@ -117,9 +106,9 @@ def adherence_rows(
                 found.append((row | changed, [r["target"] for r in coming]))
     found.sort(key=lambda one: one[0]["example_id"])
     draw = np.random.default_rng(seed_of(seed, "adherence"))
-    kept = np.sort(draw.permutation(len(found))[:count])
-    table = pa.Table.from_pylist([found[i][0] for i in kept], schema=test.schema)
-    coming = {found[i][0]["example_id"]: found[i][1] for i in kept}
+    kept = [found[i] for i in np.sort(draw.permutation(len(found))[:count])]
+    table = pa.Table.from_pylist([row for row, _ in kept], schema=test.schema)
+    coming = {row["example_id"]: titles for row, titles in kept}
     return with_candidates(
-        table, met, catalogue, seed, lambda some: [coming[name] for name in some["example_id"].to_pylist()]
+        table, touched, catalogue, seed, lambda some: [coming[name] for name in some["example_id"].to_pylist()]
     )

@@ -32,11 +32,7 @@ class Catalogue:
 
     @classmethod
     def from_items(cls, titles: Iterable[str], genres: Iterable[Sequence[str]]) -> Catalogue:
-        """Merge identical titles into one item, at the first one's place, with the union of their genres.
-
-        Popularity is 0 and no genre is selected until :meth:`with_training`. Raises ValueError: there is no item, or a
-        title is empty.
-        """
+        """Merge identical titles, with the union of their genres. ValueError: no item, or an empty title."""
         merged: dict[str, dict[str, None]] = {}
         for title, names in zip(titles, genres, strict=True):
             merged.setdefault(title, {}).update(dict.fromkeys(name for name in names if name))
@@ -55,10 +51,9 @@ class Catalogue:
         return len(self.titles)
 
     def with_training(self, popularity: np.ndarray, selected_genres: Sequence[str] | None) -> Catalogue:
-        """Return the same items with the popularity (I,) of the training split.
+        """Return the items with the popularity (I,) of the training split, and the genres that MGU and DGU use.
 
-        Without ``selected_genres`` the :data:`DEFAULT_GENRES` genres with the most training interactions are selected,
-        most frequent first, ties by name.
+        Without ``selected_genres`` these are the ten with the most training interactions, ties by name.
         """
         if selected_genres is None:
             mass: Counter[str] = Counter()
@@ -77,11 +72,7 @@ class Catalogue:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Catalogue:
-        """Return the catalogue that :meth:`to_table` wrote.
-
-        Raises ValueError: the table is not by ``schema.CATALOGUE``, lacks the selected genres, repeats a title, or its
-        items are not numbered 0, 1, 2, … in order.
-        """
+        """Return the catalogue that :meth:`to_table` wrote; ValueError for any other table."""
         selected = (table.schema.metadata or {}).get(b"selected_genres")
         if selected is None:
             raise ValueError("catalogue: the metadata lacks `selected_genres`. Write it with Catalogue.to_table.")

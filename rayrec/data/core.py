@@ -1,4 +1,4 @@
-"""The k-core of a log: users and titles that are met k times or more, counted among themselves (RecPO)."""
+"""The k-core of a log: users and titles with k interactions or more, counted among themselves (RecPO)."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +9,7 @@ from rayrec.data.mapped import take
 def k_core(interactions: pa.Table, k: int) -> pa.Table:
     """Return the interactions (schema.INTERACTIONS) of the k-core, in their order.
 
-    Users and titles with fewer than ``k`` interactions go, then those that have fewer without them, until none has.
-    Raises ValueError: nothing is left.
+    Users and titles with fewer than ``k`` interactions are left out until none has. ValueError: nothing is left.
     """
     sides = [interactions[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in ("user", "title")]
     rows, before = np.arange(len(interactions)), -1

@@ -1,17 +1,14 @@
 """From --data PATH to a catalogue and three tables of examples."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rayrec import fields
 from rayrec.data import synthetic, windows
@@ -19,20 +16,20 @@ from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.core import k_core
 from rayrec.data.mapped import ascending, slices, take
-from rayrec.data.met import Met
+from rayrec.data.schema import places
 from rayrec.data.settings import DataConfig
 from rayrec.data.sources import SOURCES, detect
 from rayrec.data.sources.reading import Raw, Truth
+from rayrec.data.touched import Touched
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Checked data: ``train`` whole, ``valid`` and ``test`` the seeded samples, all three by ``schema.EXAMPLES``.
 
-    ``train`` also has a column ``number``, the place of the row, which whatever is taken from it keeps.
-    ``rejected`` holds the bad rows (``reading.REJECTED``), ``counts`` account for every row, ``content_hash`` is the
-    sha256 of catalogue and examples (adherence rows too) whatever their path, ``truth`` the distribution behind
-    synthetic data, else None.
+    ``train`` also has a column ``number``, the place of the row. ``rejected`` holds the bad rows
+    (``reading.REJECTED``), ``counts`` account for every row, ``content_hash`` is the sha256 of catalogue and examples
+    whatever their path, ``truth`` the distribution behind synthetic data.
     """
 
     catalogue: Catalogue
@@ -44,8 +41,7 @@ class Dataset:
     content_hash: str
     source: str
     truth: Truth | None = None
-    adherence: pa.Table | None = None
-    """Rows with several liked titles among their candidates (where prompts list candidates, and there are ratings)."""
+    adherence: pa.Table | None = None  #: rows with several liked titles among their candidates, if there are ratings
 
     @property
     def evaluated(self) -> dict[str, pa.Table]:
@@ -54,12 +50,8 @@ class Dataset:
         return {"valid": self.valid, "test": self.test, **extra}
 
 
-#: A column, read from its beginning, a slice at a time.
-_Column = Callable[[], Iterator[pl.Series]]
-
-
-def _digest(sha: hashlib._Hash, column: _Column) -> None:
-    """Feed the values of a column: Arrow's own bytes also hold chunk borders, offsets and bytes behind nulls."""
+def _digest(sha: Any, column: Callable[[], Iterator[pl.Series]]) -> None:
+    """Hash a column slice by slice; Arrow's own bytes also hold chunk borders, offsets and bytes behind nulls."""
     sha.update(sum(map(len, column())).to_bytes(8, "little"))
     left = np.zeros(0, bool)
     for some in column():
@@ -119,21 +111,9 @@ def _reject(raw: Raw, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:
     in_items = rejected["file"].to_pylist().count(raw.item_file)
     kept = raw.interactions if raw.interactions is not None else raw.windows
     assert kept is not None, "a source returns interactions or windows"
-    counts = {
-        "item_rows_read": len(raw.items) + in_items,
-        "rows_read": len(kept) + len(rejected) - in_items,
-        "rows_rejected": len(rejected),
-    }
+    counts = {"item_rows_read": len(raw.items) + in_items, "rows_read": len(kept) + len(rejected) - in_items}
+    counts["rows_rejected"] = len(rejected)
     return rejected, counts | {f"rejected: {reason}": count for reason, count in sorted(reasons.items())}
-
-
-def _read(source: str, folder: Path | None, history: int) -> Raw:
-    if folder is None:
-        return synthetic.generate(history)
-    try:
-        return SOURCES[source].read(folder)
-    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
-        raise ValueError(f"{folder}: a column has a type that does not fit: {error}. Correct the file.") from error
 
 
 def _check_settings(config: DataConfig) -> None:
@@ -173,18 +153,11 @@ def _cut(raw: Raw, config: DataConfig, source: str) -> windows.Windows:
 def _outside(cut: windows.Windows, catalogue: Catalogue) -> dict[str, int]:
     """Count titles that the examples name and the catalogue lacks, and items that training never shows."""
     known, targets, histories = pa.array(catalogue.titles), 0, 0
-
-    def outside(titles: pa.Array) -> int:
-        return len(titles) - pc.call_function("is_in", [titles], pc.SetLookupOptions(known)).true_count
-
     for some in slices(pa.concat_tables(cut.splits.values())):
-        targets += outside(some["target"].combine_chunks())
-        histories += outside(some["history"].combine_chunks().flatten())
-    return {
-        "targets_outside_catalogue": targets,
-        "history_titles_outside_catalogue": histories,
-        "items_never_in_training": int((catalogue.popularity == 0).sum()),
-    }
+        targets += int((places(some["target"], known) < 0).sum())
+        histories += int((places(some["history"].combine_chunks().flatten(), known) < 0).sum())
+    counts = {"targets_outside_catalogue": targets, "history_titles_outside_catalogue": histories}
+    return counts | {"items_never_in_training": int((catalogue.popularity == 0).sum())}
 
 
 def numbered(rows: pa.Table) -> pa.Table:
@@ -193,13 +166,13 @@ def numbered(rows: pa.Table) -> pa.Table:
 
 
 def load(config: DataConfig) -> Dataset:
-    """Recognise, read, check, window and split the data that ``config`` names.
-
-    Raises ValueError: the path, format, columns, rows or a setting are not as wanted, or no window can be made.
-    """
+    """Read, check, window and split the data of ``config``. ValueError: anything is not as wanted."""
     _check_settings(config)
     source, folder = detect(config.source, config.data)
-    raw = _read(source, folder, config.history)
+    try:
+        raw = SOURCES[source].read(folder) if folder else synthetic.generate(config.history)
+    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+        raise ValueError(f"{folder}: a column has a type that does not fit: {error}. Correct the file.") from error
     rejected, counts = _reject(raw, config)
     raw = _cored(raw, config.k_core, source)
     catalogue = Catalogue.from_items(raw.items["title"].to_list(), raw.items["genres"].to_list())
@@ -213,13 +186,13 @@ def load(config: DataConfig) -> Dataset:
     every, adherence = (train, valid, test), None
     valid, test = _sample(valid, config.valid_rows, config.seed, 1), _sample(test, config.test_rows, config.seed, 2)
     if config.protocol == "candidates":
-        # Training rows leave out the titles that the user met in training, evaluated rows all that the user ever met.
-        train = with_candidates(train, Met(train), catalogue, config.seed)
-        met = Met(*every)
-        valid, test = (with_candidates(rows, met, catalogue, config.seed) for rows in (valid, test))
+        # Training rows leave out the titles that the user touched in training, evaluated rows all titles ever touched.
+        train = with_candidates(train, Touched(train), catalogue, config.seed)
+        touched = Touched(*every)
+        valid, test = (with_candidates(rows, touched, catalogue, config.seed) for rows in (valid, test))
         # Where a user has one test row, the validation row before it is the last one that two titles come after.
         later = pa.concat_tables(every[1:]) if config.split == "leave_last_two" else every[2]
-        adherence = adherence_rows(later, met, catalogue, config.seed, config.test_rows)
+        adherence = adherence_rows(later, touched, catalogue, config.seed, config.test_rows)
         adherence = adherence if len(adherence) else None
     counts |= {"valid": len(valid), "test": len(test)}
     digest = content_hash(catalogue.to_table(), train, valid, test, *([] if adherence is None else [adherence]))

@@ -1,7 +1,6 @@
 """Tables and arrays of row numbers in memory-mapped files, so that memory stays flat whatever the number of rows.
 
-The files are in the folder for temporary files (``TMPDIR``) and have no name: they end with the process, however it
-ends. Tables are written a slice at a time.
+The files are in ``TMPDIR`` and have no name, so they end with the process. A full disk raises OSError.
 """
 
 import mmap
@@ -20,10 +19,7 @@ CHUNK = 2 * SLICE
 
 
 def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
-    """Write tables of one schema to a file and return them as one table, in chunks of about CHUNK rows.
-
-    Raises OSError: the folder for temporary files is full or cannot be written to.
-    """
+    """Write tables of one schema to a file and return them as one table, in chunks of about CHUNK rows."""
     with tempfile.TemporaryFile(prefix="rayrec-") as file:
         path = f"/proc/self/fd/{file.fileno()}"  # Arrow opens files by name
         with pa.OSFile(path, "wb") as sink:
@@ -37,10 +33,7 @@ def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
 
 
 def array(length: int, dtype: type = np.int32) -> np.ndarray:
-    """Return zeros, (length,), that the operating system may move from memory to disk.
-
-    Raises OSError: the folder for temporary files is full or cannot be written to.
-    """
+    """Return zeros, (length,), that the operating system may move from memory to disk."""
     if not length:
         return np.zeros(0, dtype)
     size = length * np.dtype(dtype).itemsize
@@ -62,10 +55,8 @@ def _written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{tempfile.gettempdir()}, where rows lie while they are in use"
-        raise OSError(
-            error.errno, f"{os.strerror(error.errno or 0)}: {where}. Point TMPDIR to a larger disk"
-        ) from error
+        where = f"{os.strerror(error.errno or 0)}: {tempfile.gettempdir()}, where rows are while they are in use"
+        raise OSError(error.errno, f"{where}. Point TMPDIR to a larger disk") from error
 
 
 def slices(table: pa.Table) -> Iterator[pa.Table]:

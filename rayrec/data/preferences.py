@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from rayrec.data import schema
 from rayrec.data.mapped import CHUNK, array, ascending, each, mapped, slices, take
+from rayrec.data.schema import places, with_column
 from rayrec.seeds import seed_of
 
 #: Columns that only some objectives read.
@@ -18,10 +19,7 @@ _OPTIONAL = ("scores", "smoothing", "neighbour")
 
 
 def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Table:
-    """Return rows ``start`` to ``start + count`` of an endless sequence of permutations of ``train``.
-
-    Rows repeat only after the split is used up. Each ``name`` has a sequence of its own.
-    """
+    """Return rows ``start`` to ``start + count`` of an endless sequence of permutations of ``train``, by ``name``."""
     chosen, taken = array(count), 0
     while taken < count:
         turn, offset = divmod(start + taken, len(train))
@@ -32,10 +30,7 @@ def draw(train: pa.Table, start: int, count: int, seed: int, name: str) -> pa.Ta
 
 
 def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) -> pa.Table:
-    """Return the rows (schema.PREFERENCES, nothing rejected) of an SFT phase: every example once per epoch.
-
-    The weight of an example is 1 without a column ``weight``.
-    """
+    """Return the rows (schema.PREFERENCES, nothing rejected) of an SFT phase: every example once per epoch."""
 
     def base(some: pa.Table) -> pa.Table:
         nothing = pa.array([[]] * len(some), pa.list_(pa.null()))
@@ -45,13 +40,9 @@ def sft_rows(examples: pa.Table, batch: int, epochs: int, seed: int, name: str) 
 
 
 def pairs(rows: pa.Table, negatives: Iterable[pa.Table]) -> pa.Table:
-    """Join a draw with its rejected answers by ``number``: :func:`pair_up` for tables larger than memory.
+    """Join a draw (schema.EXAMPLES with ``number``, examples may repeat) with its rejected answers (schema.REJECTED).
 
-    Args:
-        rows: schema.EXAMPLES with ``number``; examples may repeat.
-        negatives: tables of schema.REJECTED, of any size.
-
-    Raises ValueError: the rows of an example do not lie together.
+    This is :func:`pair_up` for tables larger than memory. ValueError: the rows of an example are apart.
     """
     rejected = mapped(negatives, schema.REJECTED)
     first, count = _runs(rejected["number"], _size(rows, rejected))
@@ -82,7 +73,7 @@ def _runs(numbers: pa.ChunkedArray, size: int) -> tuple[np.ndarray, np.ndarray]:
         np.add.at(count, number, 1)
         place, last, runs = place + len(number), number[-1], runs + len(starts)
     if runs > np.count_nonzero(count):
-        raise ValueError("The rejected answers of an example lie apart in their files. Remove the phase, and resume.")
+        raise ValueError("The rejected answers of an example are apart in their files. Remove the phase, and resume.")
     return first, count
 
 
@@ -93,26 +84,18 @@ def with_numbers(negatives: pa.Table, examples: pa.Table) -> pa.Table:
 
 
 def pair_up(examples: pa.Table, negatives: pa.Table) -> pa.Table:
-    """Join examples with their rejected answers in the order of ``k``: rows for :func:`arrange`.
-
-    Examples without a rejected answer are left out; the caller counts them (``len(examples) - len(result)``).
-    """
+    """Join examples with their rejected answers in the order of ``k``, without examples that have none."""
     ids = negatives["example_id"].unique()
-    owner = _places(negatives["example_id"], ids)
+    owner = places(negatives["example_id"], ids)
     order = np.lexsort((negatives["k"].to_numpy(), owner))
     ends = np.cumsum(np.bincount(owner, minlength=len(ids)))
     starts = pa.array(np.concatenate([[0], ends]), pa.int32())
     lists = [pa.ListArray.from_arrays(starts, negatives[name].combine_chunks().take(order)) for name in ("text", "ids")]
-    place = _places(examples["example_id"], ids)
+    place = places(examples["example_id"], ids)
     kept = np.flatnonzero(place >= 0)
     of_example = place[kept]
     policy = negatives["policy"].take(order[ends[of_example] - 1])
     return _base(examples.take(kept), policy, *(one.take(of_example) for one in lists))
-
-
-def _places(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
-    """Return the place of each value in ``among``, (N,) int64; -1 if there is none."""
-    return pc.fill_null(pc.call_function("index_in", [values], pc.SetLookupOptions(among)), -1).to_numpy().astype(int)
 
 
 def distinct(rows: pa.Table) -> pa.Table:
@@ -127,10 +110,7 @@ def distinct(rows: pa.Table) -> pa.Table:
 
 
 def with_neighbours(rows: pa.Table) -> pa.Table:
-    """Fill ``neighbour`` with the chosen answer of the next row of the global batch.
-
-    The last row has that of the first; padding is skipped. Null for padding, and in a batch of one row.
-    """
+    """Fill ``neighbour`` with the chosen answer of the next row of the global batch, in a circle without padding."""
     real = np.flatnonzero(rows["weight"].to_numpy())
     step = rows["step"].to_numpy()[real]
     starts = np.flatnonzero(np.diff(step, prepend=-1))
@@ -147,20 +127,14 @@ def with_neighbours(rows: pa.Table) -> pa.Table:
 
 
 def _base(examples: pa.Table, policy: pa.Array, rejected: pa.Array, ids: pa.Array) -> pa.Table:
-    ones = pa.array(np.ones(len(examples), np.float32))
-    columns = {
-        "example_id": examples.column("example_id"),
-        "policy": policy,
-        "history": examples.column("history"),
-        "history_ratings": examples.column("history_ratings"),
-        "candidates": examples.column("candidates"),
-        "chosen": examples.column("target"),
-        "rejected": rejected.cast(schema.PREFERENCES.field("rejected").type),
-        "rejected_ids": ids.cast(schema.PREFERENCES.field("rejected_ids").type),
-        "weight": examples.column("weight") if "weight" in examples.column_names else ones,
-        **({"number": examples.column("number")} if "number" in examples.column_names else {}),
-        **{name: pa.nulls(len(examples), schema.PREFERENCES.field(name).type) for name in _OPTIONAL},
-    }
+    """Rows of schema.PREFERENCES before their order; the weight is 1 without a column ``weight``."""
+    own = ("example_id", "history", "history_ratings", "candidates", "weight", "number")
+    columns = {"weight": pa.array(np.ones(len(examples), np.float32))}
+    columns |= {name: examples.column(name) for name in own if name in examples.column_names}
+    columns |= {name: pa.nulls(len(examples), schema.PREFERENCES.field(name).type) for name in _OPTIONAL}
+    columns |= {"policy": policy, "chosen": examples.column("target")}
+    columns["rejected"] = rejected.cast(schema.PREFERENCES.field("rejected").type)
+    columns["rejected_ids"] = ids.cast(schema.PREFERENCES.field("rejected_ids").type)
     return pa.table(columns)
 
 
@@ -185,8 +159,7 @@ def arrange(table: pa.Table, batch: int, epochs: int, seed: int, name: str, colu
         some = take(table, order[start : start + CHUNK])
         place = np.arange(start, start + len(some))
         weight = np.where(place < real, some["weight"].to_numpy(), np.float32(0))
-        some = some.set_column(some.column_names.index("weight"), "weight", pa.array(weight))
-        some = some.append_column("step", pa.array(place // batch, pa.int32()))
+        some = with_column(some, "weight", weight).append_column("step", pa.array(place // batch, pa.int32()))
         return schema.check(some.append_column("slot", pa.array(place % batch, pa.int32())), own, name)
 
     return mapped(map(arranged, range(0, len(order), CHUNK)), own)

@@ -1,7 +1,4 @@
-"""RW: example weights that give each genre the share among targets that it has in the histories.
-
-Source: IFairLRS (Jiang et al.), as a baseline of SPRec's table 2.
-"""
+"""RW: weights that give each genre the share among targets that it has in histories (IFairLRS, Jiang et al.)."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,16 +13,12 @@ from rayrec.data.mapped import slices
 def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
     """Weights (E,) of the examples ``rows``, with mean 1.
 
-    A selected genre g has w_g = (its share of all history titles) / (its share of all targets), a title counting once
-    for each of its selected genres. An example's weight is the mean of w_g over its target's selected genres, 1 where
-    it has none. A genre that no target has weighs nothing, because no example can carry it. Raises ValueError: no
-    history title has a selected genre, so there is nothing to weigh by.
+    A selected genre g has w_g = (its share of all history titles) / (its share of all targets). An example's weight is
+    the mean of w_g over its target's selected genres, 1 where it has none. ValueError: no title has a genre.
     """
     selected = set(catalogue.selected_genres)
-    genres = {
-        title: [g for g in names if g in selected]
-        for title, names in zip(catalogue.titles, catalogue.genres, strict=True)
-    }
+    named = zip(catalogue.titles, catalogue.genres, strict=True)
+    genres = {title: [g for g in names if g in selected] for title, names in named}
 
     def targets() -> Iterator[list[str]]:
         return (genres.get(target, []) for some in slices(rows) for target in some["target"].to_pylist())

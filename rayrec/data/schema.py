@@ -5,55 +5,36 @@ Text written by a model is kept apart: a column named ``title`` or ``titles`` ho
 """
 
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+_TEXTS = pa.list_(pa.field("item", pa.string(), nullable=False))
+_IDS = pa.list_(pa.int32())
+_TYPES = {"text": pa.string(), "int32": pa.int32(), "int64": pa.int64(), "float": pa.float32()}
+_TYPES |= {"texts": _TEXTS, "floats": pa.list_(pa.float32()), "ids": _IDS, "lists": pa.list_(_IDS)}
 
 
-def _field(name: str, type_: pa.DataType, null: bool = False) -> pa.Field:
-    return pa.field(name, type_, nullable=null)
+def make(columns: str) -> pa.Schema:
+    """The schema of ``name type`` pairs with commas between them; ``?`` after a type allows nulls."""
+    pairs = (column.split() for column in columns.split(","))
+    return pa.schema([pa.field(name, _TYPES[kind.rstrip("?")], kind.endswith("?")) for name, kind in pairs])
 
 
-_strings = pa.list_(pa.field("item", pa.string(), nullable=False))
-_floats = pa.list_(pa.field("item", pa.float32()))
-_ids = pa.list_(pa.field("item", pa.int32()))
+#: What users did. ``timestamp`` is in seconds since the epoch, or the position in a source without times.
+INTERACTIONS = make("user text, title text, rating float?, timestamp int64")
 
-#: What users did. ``timestamp`` is in seconds since the epoch, or, where a source has no times, the position in its
-#: order.
-INTERACTIONS = pa.schema(
-    [
-        _field("user", pa.string()),
-        _field("title", pa.string()),
-        _field("rating", pa.float32(), null=True),
-        _field("timestamp", pa.int64()),
-    ]
-)
-
-#: The items. ``item`` is the row number (ties are broken by it), ``title`` is unique, ``popularity`` counts the
-#: training split only.
-CATALOGUE = pa.schema(
-    [
-        _field("item", pa.int32()),
-        _field("title", pa.string()),
-        _field("genres", _strings),
-        _field("popularity", pa.int64()),
-    ]
-)
+#: ``item`` is the row number (ties are broken by it), ``popularity`` counts the training split only.
+CATALOGUE = make("item int32, title text, genres texts, popularity int64")
 
 #: One window: the last history titles, oldest first, and the title that came next. A target may be outside the
 #: catalogue. ``candidates`` are the titles to choose from, null where prompts list none. The driver appends to training
 #: rows ``number`` (int64), the row's place in the training split, and with --reweight ``weight`` (float32).
-EXAMPLES = pa.schema(
-    [
-        _field("example_id", pa.string()),
-        _field("split", pa.string()),
-        _field("user", pa.string()),
-        _field("timestamp", pa.int64()),
-        _field("history", _strings),
-        _field("history_ratings", _floats, null=True),
-        _field("target", pa.string()),
-        _field("target_rating", pa.float32(), null=True),
-        _field("candidates", _strings, null=True),
-    ]
+EXAMPLES = make(
+    "example_id text, split text, user text, timestamp int64, history texts, history_ratings floats?, target text, "
+    "target_rating float?, candidates texts?"
 )
 
 #: One rejected answer. ``text`` is what the preference step reads; ``raw`` is what the policy wrote (null where none
@@ -61,73 +42,35 @@ EXAMPLES = pa.schema(
 #: 0; ``logprob`` is the log-probability of ``raw``, EOS included, in nats, where that is null that of ``text``, and
 #: null where no policy was asked (``--score-negatives`` asks); ``ids`` are the tokens of ``text``, EOS included,
 #: as the policy wrote them, and null where ``text`` is not what it wrote.
-NEGATIVES = pa.schema(
-    [
-        _field("example_id", pa.string()),
-        _field("policy", pa.string()),
-        _field("k", pa.int32()),
-        _field("sampler", pa.string()),
-        _field("text", pa.string()),
-        _field("raw", pa.string(), null=True),
-        _field("logprob", pa.float32(), null=True),
-        _field("ids", _ids, null=True),
-    ]
-)
+NEGATIVES = make("example_id text, policy text, k int32, sampler text, text text, raw text?, logprob float?, ids ids?")
 
 #: Rejected answers as a run keeps them, those of an example one after the other: ``number`` is the place of the example
 #: in the training rows, by which they are joined.
-REJECTED = NEGATIVES.append(_field("number", pa.int32()))
+REJECTED = NEGATIVES.append(pa.field("number", pa.int32(), nullable=False))
 
 #: One training row of the SFT (``rejected`` empty) or of the preference step. ``policy`` made the rejected answers;
 #: rows with equal ``step`` are one global batch, ``slot`` is the place in it, and a row of ``weight`` 0 is padding.
-#: ``rejected_ids`` are those of schema.NEGATIVES, null in a table without negatives.
 #: Null unless the objective reads them: ``scores``, φ of the chosen and then of the rejected answers; ``smoothing``, an
 #: oracle's doubt in each pair; ``neighbour``, the chosen answer of another row of the batch. Further columns that an
 #: objective reads (training.pair_columns.COLUMNS) are appended.
-PREFERENCES = pa.schema(
-    [
-        _field("example_id", pa.string()),
-        _field("policy", pa.string(), null=True),
-        _field("history", _strings),
-        _field("history_ratings", _floats, null=True),
-        _field("candidates", _strings, null=True),
-        _field("chosen", pa.string()),
-        _field("rejected", _strings),
-        _field("rejected_ids", pa.list_(pa.field("item", _ids)), null=True),
-        _field("weight", pa.float32()),
-        _field("step", pa.int32()),
-        _field("slot", pa.int32()),
-        _field("scores", _floats, null=True),
-        _field("smoothing", _floats, null=True),
-        _field("neighbour", pa.string(), null=True),
-    ]
+PREFERENCES = make(
+    "example_id text, policy text?, history texts, history_ratings floats?, candidates texts?, chosen text, "
+    "rejected texts, rejected_ids lists?, weight float, step int32, slot int32, scores floats?, smoothing floats?, "
+    "neighbour text?"
 )
 
-#: The same row as token ids, for the workers: those of the ``prompt``, of the ``answers``, the chosen one first, and of
-#: the ``neighbour``, EOS included.
-TOKENS = pa.schema(
-    [
-        *(PREFERENCES.field(name) for name in ("example_id", "weight", "step", "slot", "scores", "smoothing")),
-        _field("prompt", _ids),
-        _field("answers", pa.list_(pa.field("item", _ids))),
-        _field("neighbour", _ids, null=True),
-    ]
+#: The same row as token ids: those of the ``prompt``, of the ``answers``, the chosen one first, and of the
+#: ``neighbour``, EOS included.
+TOKENS = make(
+    "example_id text, weight float, step int32, slot int32, scores floats?, smoothing floats?, prompt ids, "
+    "answers lists, neighbour ids?"
 )
 
 #: The answers of a policy to one example: ``texts`` as generated, best first, their token ``ids``, EOS included (null
 #: where given answers were scored, or no policy was asked), their log-probabilities, and the ``titles`` of the top-k
 #: list that evaluation scores.
-PREDICTIONS = pa.schema(
-    [
-        _field("example_id", pa.string()),
-        _field("policy", pa.string()),
-        _field("decode", pa.string()),
-        _field("target", pa.string()),
-        _field("texts", _strings),
-        _field("ids", pa.list_(pa.field("item", _ids)), null=True),
-        _field("logprobs", _floats),
-        _field("titles", _strings),
-    ]
+PREDICTIONS = make(
+    "example_id text, policy text, decode text, target text, texts texts, ids lists?, logprobs floats, titles texts"
 )
 
 
@@ -138,12 +81,21 @@ def extended(schema: pa.Schema, table: pa.Table, columns: Iterable[str]) -> pa.S
     return schema
 
 
-def check(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
-    """Return ``table`` with exactly the columns and types of ``schema``.
+def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """Return ``table`` with other values of a column, cast to its type."""
+    at = table.schema.get_field_index(name)
+    field = table.schema.field(at)
+    return table.set_column(at, field, pa.array(values, field.type))
 
-    Raises ValueError: a column is missing, has a type that cannot be converted, or holds nulls where none are allowed;
-    ``what`` (a table or file name) opens the message.
-    """
+
+def places(values: pa.Array | pa.ChunkedArray, known: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return the place of each value in ``known``, (N,) int64; -1 where it is absent."""
+    found = pc.call_function("index_in", [values], pc.SetLookupOptions(known))
+    return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def check(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
+    """Return ``table`` with the columns and types of ``schema``, or raise ValueError; ``what`` names it in errors."""
     missing = [f.name for f in schema if f.name not in table.column_names]
     if missing:
         raise ValueError(
@@ -154,8 +106,6 @@ def check(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise ValueError(f"{what}: columns do not fit {schema.names}: {error}") from error
     for f in schema:
-        if not f.nullable and table.column(f.name).null_count:
-            raise ValueError(
-                f"{what}: column '{f.name}' has {table.column(f.name).null_count} empty values, but must have none."
-            )
+        if not f.nullable and (nulls := table.column(f.name).null_count):
+            raise ValueError(f"{what}: column '{f.name}' has {nulls} empty values, but must have none.")
     return table

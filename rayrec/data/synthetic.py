@@ -34,39 +34,18 @@ WORDS = {
     "Fantasy": "Dragon Crown Wizard Prophecy Enchanter Griffin Amulet Kingdom",
     "Horror": "Crypt Scream Haunting Coffin Revenant Cellar Nightmare Fog",
 }
-FORMS = (
-    "The {a} {n}",
-    "{a} {n}",
-    "{a} {n}, The",
-    "My {a} {n}",
-    "Last {n}",
-    "{n} of the {m}",
-    "The {n} and the {m}",
-    "{n}, {m} & Co.",
-)
+FORMS = ("The {a} {n}", "{a} {n}", "{a} {n}, The", "My {a} {n}", "Last {n}", "{n} of the {m}")
+FORMS += ("The {n} and the {m}", "{n}, {m} & Co.")
 ADJECTIVES = "Silver Broken Hidden Golden Distant Crimson Quiet Endless Lost Secret Burning Frozen Little Blue"
 #: Titles as hard as real ones: quotes, line breaks, separators of file formats, letters of other scripts.
-ODD = (
-    'The "Silent" {n}',
-    '"{a}", She Said: {n}',
-    "Café {n}",
-    "{n} à la Carte",
-    "Девушка и {n}",
-    "東京 {n}",
-    "{n}: Part | Whole",
-    "{a}\n{n}",
-    "Straße nach {n}",
-    "¿Dónde está {n}?",
-)
+ODD = ('The "Silent" {n}', '"{a}", She Said: {n}', "Café {n}", "{n} à la Carte", "Девушка и {n}", "東京 {n}")
+ODD += ("{n}: Part | Whole", "{a}\n{n}", "Straße nach {n}", "¿Dónde está {n}?")
 SEQUELS = ("{t} 2", "{t} 3", "{t} 4"), ("{t} Returns", "{t} Forever", "{t}: The End"), ("{t} II", "{t} III", "{t} IV")
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """The process behind the data.
-
-    ``sequel`` (I,) is the next film of a series or -1; ``weights`` (U, I) are the users' preferences without a past.
-    """
+    """The process: ``sequel`` (I,), the next film of a series or -1; ``weights`` (U, I), preferences without a past."""
 
     titles: list[str]
     users: list[str]
@@ -75,12 +54,10 @@ class Truth:
     history: int
 
     @cached_property
-    def _item(self) -> dict[str, int]:
-        return {title: item for item, title in enumerate(self.titles)}
-
-    @cached_property
-    def _user(self) -> dict[str, int]:
-        return {user: row for row, user in enumerate(self.users)}
+    def _numbers(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Items by title, and rows by user."""
+        items, users = ({name: number for number, name in enumerate(names)} for names in (self.titles, self.users))
+        return items, users
 
     def step(self, users: np.ndarray, past: np.ndarray) -> np.ndarray:
         """Return p(next item) (B, I) for user rows (B,) and their last items (B, ≤ history), oldest first."""
@@ -96,15 +73,11 @@ class Truth:
         return p_BI
 
     def probabilities(self, history_titles: Sequence[str], user: str) -> np.ndarray:
-        """Return the true p(next item) (I,) of ``user`` after ``history_titles``, oldest first.
-
-        Raises ValueError: the user or a title is not of this data set.
-        """
-        past = list(history_titles)[-self.history :]
-        if user not in self._user or any(title not in self._item for title in past):
+        """Return the true p(next item) (I,) of ``user`` after ``history_titles``, oldest first; ValueError: unknown."""
+        past, (items, users) = list(history_titles)[-self.history :], self._numbers
+        if user not in users or any(title not in items for title in past):
             raise ValueError(f"Found user {user!r} and history {past}, wanted both from this synthetic data set.")
-        items = np.array([[self._item[title] for title in past]], dtype=np.int64)
-        return self.step(np.array([self._user[user]]), items)[0]
+        return self.step(np.array([users[user]]), np.array([[items[title] for title in past]], np.int64))[0]
 
 
 def _series(rng: np.random.Generator, number: int) -> tuple[list[str], list[str]]:
@@ -144,22 +117,8 @@ def _catalogue(rng: np.random.Generator) -> tuple[list[str], list[list[str]], np
     return titles, genres, np.array(sequel), popularity
 
 
-def _walk(rng: np.random.Generator, truth: Truth, length: int) -> np.ndarray:
-    """Return the items that every user watches, (U, length), drawn from the truth step by step."""
-    users = np.arange(len(truth.users))
-    seen = np.empty((len(users), 0), np.int64)
-    for _ in range(length):
-        cumulative = truth.step(users, seen[:, -truth.history :]).cumsum(axis=1)
-        draw = rng.random((len(users), 1)) * cumulative[:, -1:]
-        seen = np.concatenate([seen, (cumulative <= draw).sum(axis=1, keepdims=True)], axis=1)
-    return seen
-
-
 def generate(history: int = 10, seed: int = 0) -> Raw:
-    """Make the data set: 600 films, 1,300 users, about 23,000 rated interactions; equal arguments give equal data.
-
-    ``history`` is the length of the process's memory; ``Raw.truth`` is a :class:`Truth`.
-    """
+    """Make 600 films, 1,300 users and about 23,000 interactions; the process remembers ``history`` films."""
     rng = np.random.default_rng(seed)
     titles, genres, sequel, popularity = _catalogue(rng)
     member = np.array([[genre in kinds for genre in WORDS] for kinds in genres], float)
@@ -169,7 +128,11 @@ def generate(history: int = 10, seed: int = 0) -> Raw:
     users = [f"user-{row:04d}" for row in range(USERS)]
     truth = Truth(titles, users, sequel, (liking + 0.02) * popularity, history)
     lengths = rng.integers(LENGTHS[0], LENGTHS[1] + 1, USERS)
-    seen = _walk(rng, truth, LENGTHS[1])
+    seen = np.empty((USERS, 0), np.int64)  # the items that every user watches
+    for _ in range(LENGTHS[1]):
+        cumulative = truth.step(np.arange(USERS), seen[:, -history:]).cumsum(axis=1)
+        draw = rng.random((USERS, 1)) * cumulative[:, -1:]
+        seen = np.concatenate([seen, (cumulative <= draw).sum(axis=1, keepdims=True)], axis=1)
     time = rng.uniform(0, YEARS, (USERS, 1)) + rng.exponential(PAUSE, seen.shape).cumsum(axis=1)
     row, place = np.nonzero(np.arange(seen.shape[1]) < lengths[:, None])
     item = seen[row, place]

@@ -24,8 +24,7 @@ class Windows(NamedTuple):
 def borders(times: np.ndarray) -> tuple[int, int]:
     """Return where validation and test begin in the ascending ``times`` (N,) of the windows, nearest to 8:1:1.
 
-    Both borders lie between two different times, so windows of one time are never in two splits. Raises ValueError:
-    there are fewer than three different times.
+    Windows of one time are never in two splits. ValueError: there are fewer than three different times.
     """
     starts = np.flatnonzero(np.diff(times)) + 1
     if len(starts) < 2:
@@ -47,10 +46,7 @@ def _lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
 
 
 def _examples(table: pa.Table, ends: np.ndarray, past: np.ndarray, split: str) -> Iterator[pa.Table]:
-    """Yield the examples whose targets are the rows ``ends`` of ``table``, which is ordered by user and then time.
-
-    ``past``: titles of each one's history.
-    """
+    """Yield the examples with targets ``ends`` of ``table`` (by user, then time) and ``past`` titles of history."""
     rated = table["rating"].null_count < len(table)
     table = table.combine_chunks()
     for start in range(0, len(ends), SLICE):
@@ -77,28 +73,21 @@ class _Log(NamedTuple):
     """Interactions in the order of users and then times: (N,) each."""
 
     times: np.ndarray
-    user: np.ndarray
-    """Number of the user."""
-    place: np.ndarray
-    """Number of earlier interactions of the same user."""
-    left: np.ndarray
-    """Number of later ones."""
-    ends: np.ndarray
-    """Rows that can be targets, in the order of time."""
+    user: np.ndarray  #: number of the user
+    left: np.ndarray  #: number of later interactions of the same user
+    ends: np.ndarray  #: rows that can be targets, in the order of time
 
 
 def _by_time(log: _Log) -> tuple[list[np.ndarray], np.ndarray]:
     """Targets of each split and the rows that training may see, by global time 8:1:1.
 
-    Let b1 < b2 be the times where validation and test begin. Guaranteed: every training target is earlier than b1,
-    every validation target in [b1, b2), every test target at b2 or later; a training row, history included, holds
-    nothing from b1 on; popularity and genre choice count the interactions before b1 (of all users, those with too short
-    a past included). Histories of validation and test rows reach back as far as they do for a system in service: into
-    training, and those of test rows into validation.
+    Let b1 < b2 be the times where validation and test begin. Every training target is earlier than b1, every validation
+    target in [b1, b2), every test target at b2 or later; a training row, history included, holds nothing from b1 on;
+    popularity and genre choice count the interactions before b1, of all users. Histories of validation rows reach back
+    into training, and those of test rows into validation, as they do for a system in service.
 
-    Where a source has positions instead of times, global time is the position: within a user (Amazon), training holds
-    everybody's early interactions and test the late ones of long-time users; in a file (Steam), training holds the
-    users at its top. The guarantee stands, but one user's training row may then be younger than another's test row.
+    Where a source has positions instead of times, the position is the time: within a user (Amazon) or in a file
+    (Steam). The guarantee holds, but one user's training row may then be younger than another's test row.
     """
     valid, test = borders(log.times[log.ends])
     return np.split(log.ends, [valid, test]), log.times < log.times[log.ends[valid]]
@@ -133,7 +122,7 @@ def cut(
 
     Each interaction with at least ``least`` earlier ones of its user (default: ``history``), by time and then file
     order, becomes the target of one window, whose history is the last ``history`` of them. ``split`` is `time`
-    (:func:`_by_time`), `leave_last_two` (:func:`_by_place`) or `sequences` (:func:`_by_user`; ``targets`` says whether
+    (:func:`_by_time`), `leave_last_two` (:func:`_by_place`) or `sequences` (:func:`_by_user`; ``targets``: whether
     validation and test hold the `last` interaction of a user or `all`). Raises ValueError: no user has a past long
     enough, all windows have one or two times, or a split is empty.
     """
@@ -153,7 +142,7 @@ def cut(
     ends = np.flatnonzero((place >= least) & (sizes[users] > wanted))
     times = table["timestamp"].to_numpy()
     ends = ends[np.lexsort((order[ends], times[ends]))]
-    log = _Log(times, users, place, sizes[users] - 1 - place, ends)
+    log = _Log(times, users, sizes[users] - 1 - place, ends)
     if split == "time":
         parts, seen = _by_time(log)
     elif split == "leave_last_two":
@@ -167,10 +156,9 @@ def cut(
         "dropped_rows_of_short_users": int(sizes[short].sum()),
         "rows_only_in_histories": int(least * (~short).sum()),
     }
-    named = zip(SPLITS, parts, strict=True)
     tables = {
         name: mapped(_examples(table, rows, np.minimum(place[rows], history), name), schema.EXAMPLES)
-        for name, rows in named
+        for name, rows in zip(SPLITS, parts, strict=True)
     }
     return Windows(tables, table["title"].filter(pa.array(seen)), counts)
 
@@ -204,9 +192,8 @@ def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:
             raise ValueError(f"The {split} split has no rows, wanted at least one. Name other data.")
         table = part.select("split", "user", "timestamp", "history", "target").to_arrow()
         table = table.append_column("example_id", _ids(split, part["timestamp"].to_numpy()))
-        table = table.append_column("history_ratings", pa.nulls(len(part), pa.list_(pa.float32())))
-        table = table.append_column("target_rating", pa.nulls(len(part), pa.float32()))
-        table = table.append_column("candidates", pa.nulls(len(part), pa.list_(pa.string())))
+        for name in ("history_ratings", "target_rating", "candidates"):
+            table = table.append_column(name, pa.nulls(len(part)))
         splits[split] = mapped(slices(schema.check(table, schema.EXAMPLES, f"{split} rows")), schema.EXAMPLES)
     train = parts["train"]
     titles = pl.concat([train["history"].explode(), train["target"]]).to_arrow().cast(pa.string())

@@ -16,7 +16,7 @@ from rayrec.data import Dataset
 from rayrec.data.candidates import CANDIDATES
 from rayrec.data.likings import one_by_one
 from rayrec.data.mapped import slices
-from rayrec.data.met import Met
+from rayrec.data.touched import Touched
 from rayrec.negatives import DEFAULTS, NEGATIVES, mixture
 from rayrec.objectives.settings import LossConfig, make_objective
 from rayrec.objectives.settings import resolve as resolve_loss
@@ -198,7 +198,7 @@ def check_data(config: Config, data: Dataset) -> None:
     free = items - config.data.history - 1
     lists = [name for name in mixture.parse(config.train.negatives) if "candidates" in NEGATIVES[name].needs]
     if lists:
-        most = Met(data.train).most
+        most = Touched(data.train).most
         if items - most < CANDIDATES:
             raise ValueError(
                 f"--negatives {lists[0]}: the catalogue has {items} items and a user touched {most} of them, wanted "

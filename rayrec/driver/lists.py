@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from rayrec.data import Dataset
-from rayrec.data.met import Met
+from rayrec.data.touched import Touched
 from rayrec.models import sequential
 from rayrec.models.popular import popular_choices, popular_lists
 
-#: By kind: ``unmasked`` lists of all items, ``masked`` ones without the items that the user had met, ``score`` lists of
-#: the row's candidates.
+#: By kind: ``unmasked`` lists of all items, ``masked`` ones without the items that the user had touched, ``score``
+#: lists of the row's candidates.
 Lists = dict[str, tuple[list[list[str]], list[list[float]]]]
 
 
@@ -22,7 +22,7 @@ def of_popular(data: Dataset, rows: pa.Table, k: int) -> Lists:
     none: list[list[float]] = [[] for _ in range(len(rows))]
     if not rows["candidates"].null_count:
         return {"score": (popular_choices(rows, data.catalogue, k), none)}
-    left_out = {"unmasked": [()] * len(rows), "masked": _met(data, rows)}
+    left_out = {"unmasked": [()] * len(rows), "masked": _touched(data, rows)}
     return {kind: (popular_lists(rows, data.catalogue, k, one), none) for kind, one in left_out.items()}
 
 
@@ -32,7 +32,7 @@ def of_model(folder: Path, data: Dataset, rows: pa.Table, k: int) -> Lists:
     histories = sequential.item_numbers(rows["history"].to_pylist(), catalogue)
     if not rows["candidates"].null_count:
         return {"score": _choices(model, histories, rows, data, k)}
-    left_out = {"unmasked": None, "masked": sequential.item_numbers(_met(data, rows), catalogue)}
+    left_out = {"unmasked": None, "masked": sequential.item_numbers(_touched(data, rows), catalogue)}
     made: Lists = {}
     for kind, one in left_out.items():
         items, logprobs = sequential.top_lists(model, histories, k, one)
@@ -40,11 +40,11 @@ def of_model(folder: Path, data: Dataset, rows: pa.Table, k: int) -> Lists:
     return made
 
 
-def _met(data: Dataset, rows: pa.Table) -> list[set[str]]:
-    """The titles that each row's user met before: in training, and in the row's history."""
-    met = Met(data.train)
+def _touched(data: Dataset, rows: pa.Table) -> list[set[str]]:
+    """The titles that each row's user touched before: in training, and in the row's history."""
+    touched = Touched(data.train)
     users, histories = rows["user"].to_pylist(), rows["history"].to_pylist()
-    return [{*met.get(user, ()), *history} for user, history in zip(users, histories, strict=True)]
+    return [{*touched.get(user, ()), *history} for user, history in zip(users, histories, strict=True)]
 
 
 def _choices(

@@ -22,8 +22,8 @@ from rayrec.data.candidates import with_candidates
 from rayrec.data.dataset import numbered
 from rayrec.data.likings import liking_rows
 from rayrec.data.mapped import take
-from rayrec.data.met import Met
 from rayrec.data.reweight import by_genre
+from rayrec.data.touched import Touched
 from rayrec.driver import checks, plan
 from rayrec.generation import ENGINES, resolve_engine
 from rayrec.grounding import EMBEDDERS, Embedder
@@ -170,7 +170,7 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
         tuned = rows["target_rating"].to_numpy()
         objective.check_ratings(config.train.target, data.train["target_rating"].to_numpy(), tuned)
     if config.data.ask == "liking":
-        return numbered(liking_rows(rows, Met(data.train), data.catalogue, config.data.seed))
+        return numbered(liking_rows(rows, Touched(data.train), data.catalogue, config.data.seed))
     if config.train.reweight == "genre":
         rows = rows.append_column("weight", pa.array(by_genre(rows, data.catalogue).astype(np.float32)))
     return rows
@@ -187,7 +187,7 @@ def _retargeted(config: Config, data: Dataset, rated: bool) -> pa.Table:
     ahead = Ahead(data.train)
     rows = retarget(data.train, ahead, how, low)
     if config.data.protocol == "candidates":
-        rows = with_candidates(rows, Met(data.train), data.catalogue, config.data.seed, ahead.titles)
+        rows = with_candidates(rows, Touched(data.train), data.catalogue, config.data.seed, ahead.titles)
     return rows
 
 

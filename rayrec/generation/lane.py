@@ -17,7 +17,7 @@ from rayrec.data import preferences, schema
 from rayrec.data.ahead import Ahead
 from rayrec.data.candidates import CANDIDATES, Also
 from rayrec.data.mapped import SLICE, each, mapped, slices, take
-from rayrec.data.met import Met
+from rayrec.data.touched import Touched
 from rayrec.decoding.beam import ALPHAS
 from rayrec.generation.outputs import Outputs, candidates, prediction_table
 from rayrec.grounding import Embedder, ground
@@ -90,9 +90,9 @@ class GenerateLane(Lane):
         return self.phase(planned, make, _rejected, policy)
 
     @cached_property
-    def touched(self) -> Met:
-        """The titles that each user met in the training split."""
-        return Met(self.shared.data.train)
+    def touched(self) -> Touched:
+        """The titles that each user touched in the training split."""
+        return Touched(self.shared.data.train)
 
     @cached_property
     def later(self) -> Also | None:

@@ -12,8 +12,8 @@ import pytest
 from rayrec.data import load, schema
 from rayrec.data.candidates import CANDIDATES, adherence_rows, candidates
 from rayrec.data.catalogue import Catalogue
-from rayrec.data.met import Met
 from rayrec.data.settings import DataConfig
+from rayrec.data.touched import Touched
 from rayrec.seeds import seed_of
 
 CATALOGUE = Catalogue.from_items([f"Film {i}" for i in range(60)], [[]] * 60)
@@ -89,7 +89,7 @@ def test_too_few_items_are_refused() -> None:
 def test_touched_is_history_and_targets_of_the_training_rows() -> None:
     rows = [{**example(n), "user": "ann" if n < 2 else "bob", "split": "train"} for n in range(3)]
     table = pa.Table.from_pylist(rows, schema=schema.EXAMPLES)
-    found = Met(table)
+    found = Touched(table)
     assert found["ann"] == {t for r in rows[:2] for t in (*r["history"], r["target"])}
     assert set(found) == {"ann", "bob"} and "eve" not in found and found.most == max(map(len, found.values()))
     assert found["bob"] == {*rows[2]["history"], rows[2]["target"]}

@@ -64,7 +64,7 @@ def test_a_draw_is_joined_by_number(examples: pa.Table, monkeypatch: pytest.Monk
     assert preferences.pairs(rows, files).equals(whole)
     assert preferences.pairs(rows, [negatives()]).num_rows == 0
     assert preferences.pairs(rows.slice(0, 5), files[::-1][:2]).num_rows == 3
-    with pytest.raises(ValueError, match="lie apart"):
+    with pytest.raises(ValueError, match="are apart"):
         preferences.pairs(rows, [negatives(*wrong[:3]), negatives(*wrong)])
 
 

@@ -10,8 +10,8 @@ import tyro
 
 from rayrec.config import BaselinesConfig
 from rayrec.data import load
-from rayrec.data.met import Met
 from rayrec.data.settings import DataConfig
+from rayrec.data.touched import Touched
 from rayrec.driver.baselines import run
 from rayrec.driver.lists import of_model
 from rayrec.methods import baseline_args, parse
@@ -79,7 +79,7 @@ def test_lists_leave_out_what_was_met_or_hold_the_candidates(tmp_path: Path) -> 
         sequential.save(sequential.build("gru4rec", {"items": len(data.catalogue), "hidden": 8}, 0), tmp_path)
         made, rows = of_model(tmp_path, data, data.test, 10), data.test.to_pylist()
         if protocol == "open":
-            met = Met(data.train)
+            met = Touched(data.train)
             for row, titles in zip(rows, made["masked"][0], strict=True):
                 assert len(titles) == 10 and not set(titles) & {*row["history"], *met.get(row["user"], ())}
             assert made["masked"][0] != made["unmasked"][0]

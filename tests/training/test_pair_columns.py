@@ -19,7 +19,7 @@ from rayrec.data import preferences, schema
 from rayrec.data.ahead import Ahead, retarget
 from rayrec.data.candidates import CANDIDATES, candidates
 from rayrec.data.catalogue import Catalogue
-from rayrec.data.met import Met
+from rayrec.data.touched import Touched
 from rayrec.data.windows import cut
 from rayrec.driver.checks import resolve
 from rayrec.generation.lane import GenerateLane
@@ -202,7 +202,7 @@ def test_margins_of_recpo_differ_among_the_negatives_of_a_prompt_without_candida
     lane.close()
     assert rows["candidates"].null_count == len(rows)
     pairs = pair_columns.with_utilities(preferences.pairs(rows, table), ahead, best=True)
-    met, varied = Met(train), 0
+    met, varied = Touched(train), 0
     for row, example, coming in zip(pairs.to_pylist(), train.to_pylist(), later, strict=True):
         n, start = example["timestamp"] // 100, 5 * ("ann", "bob").index(example["user"])
         own = {f"Film {(start + m) % 30}": (m % 5 + 1) / (m - n + 1) ** 0.5 for m in range(n, n + len(coming))}

@@ -36,10 +36,9 @@ def _matches(folder: Path) -> list[str]:
 
 
 def detect(source: str, data: str | None) -> tuple[str, Path | None]:
-    """Return the source's name and its folder (None for ``synthetic``); a file in ``data`` stands for its folder.
+    """Return the source's name and its folder (None for ``synthetic``); a file in ``data`` names its folder.
 
-    Raises ValueError: the path does not exist, lacks the source's files, is of no known or of several formats, or is
-    missing (or given) where the source needs (or has) none.
+    ValueError: the path is missing or not wanted, lacks the source's files, or is of no known or of several formats.
     """
     if data is None:
         if source not in ("auto", "synthetic"):

@@ -28,10 +28,10 @@ def read(folder: Path) -> Raw:
     path = folder / "sequential_data.txt"
     lines = read_lines(path)
     frame = pl.DataFrame(lines, {"row": pl.Int64, "line": pl.String}, orient="row")
-    words = pl.col("line").str.extract_all(r"\S+")
-    frame = rejects.sift(frame, path.name, pl.when(words.list.len() < 2).then(pl.lit("no items")), ["line"])
+    ids = pl.col("line").str.extract_all(r"\S+")
+    frame = rejects.sift(frame, path.name, pl.when(ids.list.len() < 2).then(pl.lit("no items")), ["line"])
     plays = (
-        frame.select("row", words.list.first().alias("user"), words.list.slice(1).alias("item"))
+        frame.select("row", ids.list.first().alias("user"), ids.list.slice(1).alias("item"))
         .explode("item")
         .with_columns((pl.col("user").cum_count().over("user") - 1).cast(pl.Int64).alias("timestamp"))
     )

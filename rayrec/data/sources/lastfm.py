@@ -33,10 +33,9 @@ def _titles(value: dict[str, Any], titles: dict[str, str]) -> list[str] | str:
 
 
 def read(folder: Path) -> Raw:
-    """Read ready windows, rows kept as they are; the time of a row is its row in its file.
+    """Read ready windows; the time of a row is its row in its file.
 
-    Rows name no user: a row that does not continue the row before (its history, then its target, the last ten of them)
-    begins a new one, named by split and number.
+    Rows name no user: a row that does not continue the row before begins a new one, named by split and number.
     """
     rejects = Rejects()
     known = _items(folder / "id2name.txt", rejects)

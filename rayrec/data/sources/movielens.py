@@ -10,7 +10,7 @@ NO_GENRE = "(no genres listed)"
 
 
 def read(folder: Path) -> Raw:
-    """Read ratings with times in seconds; genres stand as ``a|b``."""
+    """Read ratings with times in seconds; genres are ``a|b``."""
     rejects = Rejects()
     movies, ratings = folder / "movies.csv", folder / "ratings.csv"
     films = rename(read_csv(movies, rejects), {"movieId": "item", "title": "title", "genres": "genres"}, movies)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -23,14 +23,7 @@ RATINGS = (0.0, 5.0)
 _SLICE = 1 << 17
 
 #: A row that was set aside: its file, its row there (from 1, a header included), the reason, and its text.
-REJECTED = pa.schema(
-    [
-        pa.field("file", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-    ]
-)
+REJECTED = schema.make("file text, row int64, reason text, text text")
 
 
 class Truth(Protocol):
@@ -87,18 +80,13 @@ class Raw:
 
 
 def read_text(path: Path) -> str:
-    """Return a UTF-8 file's text, without a byte order mark.
-
-    Raises ValueError: the file cannot be opened, or is not UTF-8 (the line is named).
-    """
+    """Return a UTF-8 file's text, without a byte order mark; ValueError names the row that is not UTF-8."""
     try:
-        raw = path.read_bytes()
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}.") from error
-    try:
-        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        row = raw.count(b"\n", 0, error.start) + 1
+        row = error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}: row {row} is not UTF-8. Convert the file, say with `iconv -t utf-8`.") from error
 
 
@@ -120,10 +108,7 @@ def _is_utf8(value: Any) -> bool:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """Return one JSON value of type ``kind``.
-
-    Raises ValueError: the file is no JSON (cut off, say; the row is named) or holds another type.
-    """
+    """Return one JSON value of type ``kind``; ValueError names the row where it is no JSON."""
     text = read_text(path)
     try:
         value = json.loads(text)
@@ -153,16 +138,12 @@ def read_jsonl(path: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, An
         yield row, value, line
 
 
-def _open(path: Path) -> TextIO:
-    return path.open(encoding="utf-8-sig", newline="")
-
-
 def _check_quotes(path: Path, separator: str) -> None:
     """Arrow reads an unclosed quote to the end of the file in silence; the standard library can be strict about it."""
     with path.open("rb") as raw:
         if not any(b'"' in block for block in iter(lambda: raw.read(1 << 20), b"")):
             return
-    with _open(path) as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
         try:
             for _ in reader:
@@ -186,7 +167,7 @@ def read_csv(path: Path, rejects: Rejects, separator: str = ",", quoted: bool = 
 
 def _read_csv(path: Path, rejects: Rejects, separator: str, quoted: bool) -> pl.DataFrame:
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    with _open(path) as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file, delimiter=separator, quoting=quoting), [])
     if not "".join(header).strip() and not read_text(path).strip():
         raise ValueError(f"{path}: the file is empty, wanted a header and rows.")
@@ -223,10 +204,7 @@ def _read_csv(path: Path, rejects: Rejects, separator: str, quoted: bool) -> pl.
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
-    """Return a Parquet file's columns, with the column ``row``.
-
-    Raises ValueError: the file is cut off or no Parquet.
-    """
+    """Return a Parquet file's columns, with the column ``row``; ValueError: the file is cut off or no Parquet."""
     try:
         table = pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
@@ -235,10 +213,7 @@ def read_parquet(path: Path) -> pl.DataFrame:
 
 
 def rename(frame: pl.DataFrame, names: dict[str, str], path: Path, optional: Iterable[str] = ()) -> pl.DataFrame:
-    """Return the columns ``names`` (found name → wanted name) and ``row``.
-
-    Raises ValueError: a column that is not ``optional`` (by its wanted name) is missing.
-    """
+    """Return the columns ``names`` (found → wanted name) and ``row``; ValueError if one not ``optional`` is missing."""
     found = [name for name in frame.columns if name != "row"]
     missing = [name for name, wanted in names.items() if name not in found and wanted not in optional]
     if missing:
@@ -249,31 +224,20 @@ def rename(frame: pl.DataFrame, names: dict[str, str], path: Path, optional: Ite
     return pl.DataFrame([frame["row"], *(frame[name].alias(names[name]) for name in names if name in found)])
 
 
-_ITEM_ROWS = {"row": pa.int64(), "item": pa.string(), "title": pa.string(), "genres": pa.list_(pa.string())}
-_WINDOWS = {
-    "split": pa.string(),
-    "user": pa.string(),
-    "timestamp": pa.int64(),
-    "history": pa.list_(pa.string()),
-    "target": pa.string(),
-}
-
-
-def _frame(rows: Sequence[tuple], types: dict[str, pa.DataType]) -> pl.DataFrame:
+def _frame(rows: Sequence[tuple], columns: pa.Schema) -> pl.DataFrame:
     """Through Arrow, which takes lists of lists ten times faster than polars does."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(types)
-    arrays = [pa.array(column, type_) for column, type_ in zip(columns, types.values(), strict=True)]
-    return pl.DataFrame(pl.from_arrow(pa.table(arrays, names=list(types))))
+    values = list(zip(*rows, strict=True)) or [()] * len(columns)
+    return pl.DataFrame(pl.from_arrow(pa.table(list(values), schema=columns)))
 
 
 def window_frame(rows: Sequence[tuple[str, str, int, list[str], str]]) -> pl.DataFrame:
     """Return ``Raw.windows`` from (split, user, timestamp, history, target) rows."""
-    return _frame(rows, _WINDOWS)
+    return _frame(rows, schema.make("split text, user text, timestamp int64, history texts, target text"))
 
 
 def item_frame(rows: Sequence[tuple[int, str, str, list[str]]], file: str, rejects: Rejects) -> pl.DataFrame:
     """Return the good ones of (row, item, title, genres) rows as :func:`items` does."""
-    return items(_frame(rows, _ITEM_ROWS), file, rejects)
+    return items(_frame(rows, schema.make("row int64, item text?, title text?, genres texts?")), file, rejects)
 
 
 def _reason(*cases: tuple[pl.Expr, str]) -> pl.Expr:
@@ -296,8 +260,7 @@ def items(frame: pl.DataFrame, file: str, rejects: Rejects) -> pl.DataFrame:
 def interactions(frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, rejects: Rejects) -> pa.Table:
     """Return the good rows of ``frame`` (row, user, item, timestamp, optional rating) by ``schema.INTERACTIONS``.
 
-    ``catalogue`` gives the title of an item. Rows are put in order of time, equal times stay in file order. Fractions
-    of a second order the rows and are then cut off.
+    Rows are in order of time, equal times in file order. Fractions of a second order the rows and are then cut off.
     """
     parts = [_checked(part, catalogue, file, rejects) for part in [*frame.iter_slices(_SLICE)] or [frame]]
     good = pl.concat(parts).sort("timestamp", "seconds", maintain_order=True).drop("seconds")

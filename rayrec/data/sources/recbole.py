@@ -28,12 +28,11 @@ def read(folder: Path) -> Raw:
     films = rename(frame, names, path, optional=("genres", "year"))
     if "year" in films.columns:
         dated = pl.col("year").str.contains(r"^\d{4}$") & ~pl.col("title").str.contains(r"\(\d{4}\)$")
-        title_year = pl.format("{} ({})", "title", "year")
         dated &= pl.col("title") != ""
-        films = films.with_columns(pl.when(dated).then(title_year).otherwise("title").alias("title"))
+        title_year = pl.when(dated).then(pl.format("{} ({})", "title", "year")).otherwise("title")
+        films = films.with_columns(title_year.alias("title"))
     genres = pl.col("genres").str.split(" ") if "genres" in films.columns else pl.lit([], pl.List(pl.String))
-    known = items(films.with_columns(genres.alias("genres")), path.name, rejects)
-    item_file = path.name
+    known, item_file = items(films.with_columns(genres.alias("genres")), path.name, rejects), path.name
     frame, path = _read(folder, "inter", rejects)
     names = {"user_id": "user", "item_id": "item", "rating": "rating", "timestamp": "timestamp"}
     plays = rename(frame, names, path, optional=("rating",))

@@ -12,14 +12,9 @@ from rayrec.data.sources.reading import Raw, Rejects, item_frame, read_json, win
 BETWEEN = '", "'
 
 
-def _byte_of(byte: int) -> str:
-    try:
-        return bytes([byte]).decode("cp1252")
-    except UnicodeDecodeError:  # cp1252 leaves five bytes out, which decoders take from Latin-1
-        return chr(byte)
-
-
-_BYTES = {_byte_of(byte): byte for byte in range(256)} | {chr(byte): byte for byte in range(256)}
+#: The byte of each character of cp1252 and of Latin-1, from which decoders take the five bytes that cp1252 leaves out.
+_BYTES = {chr(byte): byte for byte in range(256)}
+_BYTES |= {text: byte for byte in range(256) if (text := bytes([byte]).decode("cp1252", "ignore"))}
 
 
 def repair(title: str) -> str:

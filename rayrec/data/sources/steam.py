@@ -7,13 +7,13 @@ import polars as pl
 from rayrec.data.sources.reading import Raw, Rejects, interactions, items, read_csv, rename
 
 
-def stars(hours: str = "hours", item: str = "item") -> pl.Expr:
+def stars() -> pl.Expr:
     """Rating 1 to 5 of a play time: min(5, 1 + floor(5 (average rank - 1/2) / n)) within the game's n plays (RecPO).
 
     The rank is taken over all plays of the game, so the rating of a training row knows how long later players played.
     """
-    rank = pl.col(hours).rank("average").over(item)
-    return pl.min_horizontal(pl.lit(5.0), 1 + (5 * (rank - 0.5) / pl.len().over(item)).floor())
+    rank = pl.col("hours").rank("average").over("item")
+    return pl.min_horizontal(pl.lit(5.0), 1 + (5 * (rank - 0.5) / pl.len().over("item")).floor())
 
 
 def read(folder: Path) -> Raw:

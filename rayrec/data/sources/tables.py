@@ -18,12 +18,10 @@ def _read(folder: Path, ending: str, read: Callable[[Path], pl.DataFrame], rejec
     names = {name: name for name in ("item", "title", "genres")}
     frame = reading.rename(read(path), names, path, optional=("genres",))
     if "genres" not in frame.columns:
-        genres = pl.lit([], pl.List(pl.String))
+        frame = frame.with_columns(pl.lit([], pl.List(pl.String)).alias("genres"))
     elif frame.schema["genres"] == pl.String:
-        genres = pl.col("genres").str.split("|")
-    else:
-        genres = pl.col("genres")
-    known = reading.items(frame.with_columns(genres.alias("genres")), path.name, rejects)
+        frame = frame.with_columns(pl.col("genres").str.split("|"))
+    known = reading.items(frame, path.name, rejects)
     path = folder / f"interactions.{ending}"
     names = {name: name for name in ("user", "item", "rating", "timestamp")}
     plays = reading.rename(read(path), names, path, optional=("rating",))

@@ -1,30 +1,27 @@
-"""The titles that each user met, as numbers: Python sets of titles would be larger than the rows."""
+"""The titles that each user touched, as numbers: Python sets of titles would be larger than the rows."""
 
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rayrec.data.mapped import slices
+from rayrec.data.text import numbered
 
 _TITLE = (1 << 32) - 1
 
 
-class Met(Mapping[str, frozenset[str]]):
-    """Titles that each user met, in histories and targets of the rows (schema.EXAMPLES).
-
-    Memory: 8 bytes for each pair of user and title, and every name once.
-    """
+class Touched(Mapping[str, frozenset[str]]):
+    """By user, titles in histories and targets (schema.EXAMPLES): 8 bytes for a pair, and every name once."""
 
     def __init__(self, *tables: pa.Table):
         self._users: dict[str, int] = {}
         titles: dict[str, int] = {}
         self._pairs, new, waiting = np.zeros(0, np.int64), [], 0  # user << 32 | title, ascending
         for some in (some for rows in tables for some in slices(rows)):
-            history, user = some["history"].combine_chunks(), _numbers(some["user"].combine_chunks(), self._users)
-            of_history = np.repeat(user, pc.call_function("list_value_length", [history]).to_numpy())
-            title = _numbers(pa.concat_arrays([history.flatten(), some["target"].combine_chunks()]), titles)
+            history, user = some["history"].combine_chunks(), numbered(some["user"], self._users, str)
+            of_history = np.repeat(user, history.value_lengths().to_numpy())
+            title = numbered(pa.chunked_array([history.flatten(), *some["target"].chunks]), titles, str)
             new.append(np.unique(np.concatenate([of_history, user]) << 32 | title))
             waiting += len(new[-1])
             if waiting > max(1 << 20, len(self._pairs)):  # sorts all pairs a few times only
@@ -45,12 +42,5 @@ class Met(Mapping[str, frozenset[str]]):
 
     @property
     def most(self) -> int:
-        """The largest number of titles that a user met."""
+        """The largest number of titles that a user touched."""
         return int(np.bincount(self._pairs >> 32).max(initial=0))
-
-
-def _numbers(values: pa.Array, known: dict[str, int]) -> np.ndarray:
-    """Number each value, (N,) int64; new values are added to ``known``."""
-    coded = values.dictionary_encode()
-    own = np.array([known.setdefault(value, len(known)) for value in coded.dictionary.to_pylist()], np.int64)
-    return own[coded.indices.to_numpy()]
