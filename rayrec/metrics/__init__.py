@@ -1,15 +1,12 @@
-"""Metrics of top-k lists (SPRec section 5.1) and of choices from candidates.
-
-METRICS holds every metric; whatever computes, shows or compares metrics reads it.
-"""
+"""Metrics of top-k lists (SPRec section 5.1) and of choices from candidates; all code reads METRICS."""
 
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.schema import places
 from rayrec.metrics.base import Metric
 from rayrec.metrics.choice import ADHERENCE, AVOIDANCE, HR_LIKED, VALID
 from rayrec.metrics.div_ratio import DIV_RATIO
@@ -38,22 +35,18 @@ def evaluate(
     """Compute every metric for every k over the N rows of ``predictions``, and the counts beside them.
 
     ``predictions`` and ``examples`` follow schema.PREDICTIONS and schema.EXAMPLES and hold the same example ids.
-    ``chosen``: the lists are choices from candidates, which have metrics of their own.
-
-    Returns:
-        N; ``NAME@k`` for each of METRICS (None where undefined, see the metric); ``filled@k`` = M/(kN), the share of
-        places that were filled (None for N = 0); ``no_genre@k``, returned items without a selected genre; ``empty``,
-        rows without any title; ``target_outside``, targets that are not in the catalogue; ``history_outside`` and
-        ``history_no_genre``, history titles outside the catalogue, and inside it without a selected genre;
-        ``genres``: the ``selected`` genres and their shares ``GH`` (histories) and ``GP@k`` (lists), None without
-        mass; last, the metrics of choices, each with its ``count`` of rows where that is not N.
+    ``chosen``: the lists are choices from candidates, which have metrics of their own, last in the result. The counts:
+    ``filled@k`` = M/(kN), the share of places that were filled (None for N = 0); ``no_genre@k``, returned items without
+    a selected genre; ``empty``, rows without any title; ``target_outside`` and ``history_outside``, titles outside the
+    catalogue; ``history_no_genre``; ``genres``, the ``selected`` ones and their shares ``GH`` (histories) and ``GP@k``
+    (lists), None without mass.
 
     Raises ValueError: a k below 1, ids or targets that do not match, a list with a repeated or an unknown title.
     """
     if not top_k or min(top_k) < 1:
         raise ValueError(f"Found top_k = {top_k}, wanted list lengths of 1 or more. Set --top-k, as in --top-k 1 5 10.")
     result, n = outcome(predictions, examples, catalogue), predictions.num_rows
-    known = pc.call_function("is_in", [predictions["target"]], pc.SetLookupOptions(pa.array(catalogue.titles)))
+    outside_N = places(predictions["target"], pa.array(catalogue.titles)) < 0
     lacks_I = result.genre_IG.sum(axis=1) == 0
     genres: dict[str, Any] = {"selected": list(catalogue.selected_genres)}
     genres["GH"] = _named(genre_share(result.history_I, result.genre_IG), catalogue)
@@ -66,7 +59,7 @@ def evaluate(
         genres[f"GP@{k}"] = _named(genre_share(returned_I, result.genre_IG), catalogue)
     numbers |= {
         "empty": n - int((result.length_N > 0).sum()),
-        "target_outside": n - sum(chunk.true_count for chunk in known.chunks),
+        "target_outside": int(outside_N.sum()),
         "history_outside": result.outside,
         "history_no_genre": int(result.history_I[lacks_I].sum()),
         "genres": genres,

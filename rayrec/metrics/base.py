@@ -35,7 +35,7 @@ class Metric:
 
     @property
     def arrow(self) -> str:
-        """The direction in which it is better, for people."""
+        """The direction in which it is better."""
         return "↑" if self.better == "up" else "↓"
 
     @property

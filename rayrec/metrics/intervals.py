@@ -12,6 +12,8 @@ from scipy.special import ndtri
 
 #: Resamples times users that are drawn at once: 2²¹ indices of 8 bytes are 16 MiB.
 _CELLS = 2**21
+#: The smallest p-value is 2/(1 + RESAMPLES), and must stay small after a correction for many tests.
+RESAMPLES = 20_000
 
 
 class Interval(NamedTuple):
@@ -23,25 +25,15 @@ class Interval(NamedTuple):
     p: float | None = None
 
 
-def bootstrap_means(
-    values_NM: np.ndarray, users: Sequence[str], seed: int, resamples: int = 20_000, level: float = 0.95
-) -> list[Interval]:
-    """Means over rows with percentile bootstrap intervals over users (Efron and Tibshirani 1993, chapter 13).
+def bootstrap_means(values_NM: np.ndarray, users: Sequence[str], seed: int) -> list[Interval]:
+    """Means over rows with 95 % percentile bootstrap intervals over users (Efron and Tibshirani 1993, chapter 13).
 
     Each resample draws as many users as there are, with replacement, and takes the means over all their rows. The M
-    columns share the draws. For paired differences, ``p`` is that of a mean of 0, two-sided: with the resampled means
-    d*, min(1, 2·(1 + min(#{d* ≤ 0}, #{d* ≥ 0}))/(1 + resamples)), so it is never 0, and 1 where all values are 0.
-
-    Args:
-        values_NM: one row per evaluated row, one column per statistic, such as ``Metric.of_rows`` gives.
-        users: the user of each row.
-        seed: of the draws; equal seeds and users give equal draws, so intervals of several methods are comparable.
-        resamples: the smallest p-value is 2/(1 + resamples), and must stay small after a correction for many tests.
-
-    Returns:
-        M intervals; all None without rows.
-
-    Raises ValueError: ``values_NM`` and ``users`` differ in length, or a value is not finite.
+    columns, statistics such as ``Metric.of_rows`` gives, share the draws; equal seeds and users give equal draws. For
+    paired differences, ``p`` is that of a mean of 0, two-sided: with the resampled means d*,
+    min(1, 2·(1 + min(#{d* ≤ 0}, #{d* ≥ 0}))/(1 + resamples)), so it is never 0, and 1 where all values are 0. Returns M
+    intervals, all None without rows. Raises ValueError: ``values_NM`` and ``users`` (of each row) differ in length, or
+    a value is not finite.
     """
     values_NM = np.asarray(values_NM, dtype=np.float64)
     if len(values_NM) != len(users) or not np.isfinite(values_NM).all():
@@ -68,43 +60,38 @@ def bootstrap_means(
     found = stats.bootstrap(
         (np.arange(len(names)),),
         resampled,
-        n_resamples=resamples,
+        n_resamples=RESAMPLES,
         batch=max(1, _CELLS // len(names)),
         vectorized=True,
         method="percentile",
-        confidence_level=level,
+        confidence_level=0.95,
         rng=np.random.default_rng(seed),
     )
     drawn_MR, (low_M, high_M) = found.bootstrap_distribution, found.confidence_interval
     tail_M = np.minimum((drawn_MR <= 0).sum(axis=1), (drawn_MR >= 0).sum(axis=1))
-    p_M = np.minimum(1.0, 2 * (1 + tail_M) / (1 + resamples))
+    p_M = np.minimum(1.0, 2 * (1 + tail_M) / (1 + RESAMPLES))
     return list(map(Interval, means, low_M.tolist(), high_M.tolist(), p_M.tolist()))
 
 
-def jackknife(value: float | None, without_U: np.ndarray, level: float = 0.95) -> Interval:
-    """Interval of a statistic from its values without each user in turn (Efron and Tibshirani 1993, chapter 11).
+def jackknife(value: float | None, without_U: np.ndarray) -> Interval:
+    """95 % interval of a statistic from its values without each user in turn (Efron and Tibshirani 1993, chapter 11).
 
     value ± z·se, se² = (U − 1)/U · Σ_u (without_u − mean)². For statistics that count distinct items: a bootstrap draws
-    users twice, and copies bring no new item, so it would lie below the value. The value is not corrected for bias,
+    users twice, and copies bring no new item, so it would be below the value. The value is not corrected for bias,
     because such a metric is a property of N rows and not an estimate of a limit.
-
-    Args:
-        value: the statistic on all rows; None gives an interval of None.
-        without_U: the statistic without each user, (U,), such as ``Metric.without`` gives.
     """
     users = len(without_U)
     if value is None or users < 2 or not np.isfinite(without_U).all():
         return Interval(value)
     error = np.sqrt((users - 1) / users * np.square(without_U - without_U.mean()).sum())
-    reach = float(ndtri(0.5 + level / 2) * error)
+    reach = float(ndtri(0.975) * error)
     return Interval(value, value - reach, value + reach)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down correction of the p-values of one table, in their order (Holm 1979).
+    """Holm's step-down correction of the p-values of one table, in their order; ValueError outside 0..1.
 
-    The i-th smallest of m becomes max_{j ≤ i} min(1, (m − j + 1)·p_(j)). No p-values give an empty array. Raises
-    ValueError: a value outside 0..1.
+    The i-th smallest of m becomes max_{j ≤ i} min(1, (m − j + 1)·p_(j)) (Holm 1979).
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():

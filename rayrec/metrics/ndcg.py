@@ -7,10 +7,9 @@ from rayrec.metrics.outcome import Answers
 
 
 def gains(answers: Answers, k: int) -> np.ndarray:
-    """1/log2(rank + 1) where rank ≤ k, else 0: (N,) float64. A rank of 0 (absent) gains nothing.
+    """1/log2(rank + 1) where 1 ≤ rank ≤ k, else 0: (N,) float64.
 
-    NDCG@k is their mean over all N rows: the ideal gain of one target is 1. Source: SPRec section 5.1.3; Järvelin and
-    Kekäläinen 2002.
+    NDCG@k is their mean over all N rows (SPRec section 5.1.3; Järvelin and Kekäläinen 2002).
     """
     found = (answers.rank_N >= 1) & (answers.rank_N <= k)
     return np.where(found, 1 / np.log2(np.where(found, answers.rank_N, 1) + 1), 0.0)

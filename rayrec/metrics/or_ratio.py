@@ -18,11 +18,7 @@ def or_ratio(answers: Answers, k: int) -> float | None:
 
 
 def without_users(answers: Answers, users: Sequence[str], k: int) -> np.ndarray:
-    """ORRatio@k without each user.
-
-    Only the user's n items lose occurrences, so the three most frequent of the rest are among the n + 3 most frequent
-    of all.
-    """
+    """ORRatio@k without each user of n items: the top 3 of the rest are among the n + 3 most frequent of all."""
     count_UI = answers.by_user(users, k)
     left_I = count_UI.sum(axis=0)
     order, total, found = np.argsort(-left_I, kind="stable"), left_I.sum(), []

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.schema import places
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Answers:
     items: int  #: number of items, I
 
     def returned(self, k: int) -> np.ndarray:
-        """How often each item stands among the first k of the lists, (I,); its sum is M, the items returned."""
+        """How often each item is among the first k of the lists, (I,); its sum is M, the items returned."""
         item_NK = self.items_NL[:, :k]
         return np.bincount(item_NK[item_NK >= 0], minlength=self.items)
 
@@ -38,21 +39,20 @@ class Answers:
 class Outcome(Answers):
     """Lists and histories of N rows over the I items of a catalogue and its G selected genres."""
 
-    history_I: np.ndarray  #: how often an item stands in the histories of the rows
+    history_I: np.ndarray  #: how often an item is in the histories of the rows
     genre_IG: np.ndarray  #: weight 1/n of an item on each of its n selected genres; a row of 0 where it has none
     outside: int  #: titles of the histories that are not in the catalogue
 
 
 def answers(predictions: pa.Table, examples: pa.Table | None = None, titles: Sequence[str] | None = None) -> Answers:
-    """Number the lists of ``predictions`` by their place in ``titles``, or by first appearance.
+    """Number the lists by their place in ``titles``, or by first appearance; ratings are those of ``examples``.
 
-    Ratings are those of ``examples``, in the same order. Raises ValueError: a list holds a title twice, or one that is
-    not in ``titles``.
+    ValueError: a list holds a title twice, or one that is not in ``titles``.
     """
     lists = predictions["titles"].combine_chunks()
-    flat, length_N = lists.flatten(), pc.call_function("list_value_length", [lists]).to_numpy()
+    flat, length_N = lists.flatten(), lists.value_lengths().to_numpy()
     known = flat.unique() if titles is None else pa.array(titles, flat.type)
-    item_M = _index(flat, known)
+    item_M = places(flat, known)
     row_M = np.repeat(np.arange(len(lists)), length_N)
     place_M = np.arange(len(flat)) - np.repeat(np.cumsum(length_N) - length_N, length_N)
     items_NL = np.full((len(lists), length_N.max(initial=0)), -1, dtype=np.int32)
@@ -68,24 +68,19 @@ def answers(predictions: pa.Table, examples: pa.Table | None = None, titles: Seq
             + (f", but {outside} are not in the catalogue." if outside else ".")
             + " Ground the answers before evaluating them."
         )
-    hit_M = pc.call_function("equal", [flat, predictions["target"].combine_chunks().take(pa.array(row_M))]).to_numpy(
-        False
-    )
+    target_M = predictions["target"].combine_chunks().take(pa.array(row_M))
+    hit_M = pc.call_function("equal", [flat, target_M]).to_numpy(False)
     rank_N = np.zeros(len(lists), dtype=np.int64)
     rank_N[row_M[hit_M]] = place_M[hit_M] + 1
-    rating_N = np.full(len(lists), np.nan)
-    if examples is not None:
-        rating_N = examples["target_rating"].to_numpy().astype(float)
+    rated = examples is not None
+    rating_N = examples["target_rating"].to_numpy().astype(float) if rated else np.full(len(lists), np.nan)
     return Answers(rank_N, length_N, rating_N, items_NL, len(known))
 
 
 def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> Outcome:
-    """Number the lists of ``predictions`` and the histories of their ``examples`` by the items of ``catalogue``.
-
-    Raises ValueError: ids or targets do not match, or as :func:`answers`.
-    """
+    """Number lists and histories by the items of ``catalogue``; ValueError as :func:`aligned` and :func:`answers`."""
     examples = aligned(predictions, examples)
-    history_M = _index(examples["history"].combine_chunks().flatten(), pa.array(catalogue.titles))
+    history_M = places(examples["history"].combine_chunks().flatten(), pa.array(catalogue.titles))
     history_I = np.bincount(history_M[history_M >= 0], minlength=len(catalogue.titles))
     # The weight of an item is split evenly over its selected genres.
     has_IG = np.array([[g in genres for g in catalogue.selected_genres] for genres in catalogue.genres], dtype=float)
@@ -96,12 +91,9 @@ def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> 
 
 
 def aligned(predictions: pa.Table, examples: pa.Table) -> pa.Table:
-    """Return the examples in the order of ``predictions``.
-
-    Raises ValueError: the two tables do not hold the same example ids once each, or disagree on a target.
-    """
+    """Return the examples in the order of ``predictions``; ValueError if ids or targets differ."""
     ids, own = (table["example_id"].combine_chunks() for table in (predictions, examples))
-    distinct, others, order = len(ids.unique()), len(own.unique()), _index(ids, own)
+    distinct, others, order = len(ids.unique()), len(own.unique()), places(ids, own)
     if distinct != len(ids) or others != len(own) or distinct != others or (order < 0).any():
         odd = sorted(set(ids.to_pylist()) ^ set(own.to_pylist()))[:3]
         raise ValueError(
@@ -117,8 +109,3 @@ def aligned(predictions: pa.Table, examples: pa.Table) -> pa.Table:
             f"{examples['target'][first].as_py()!r}. Evaluate predictions against the examples they were made for."
         )
     return examples
-
-
-def _index(values: pa.Array, known: pa.Array) -> np.ndarray:
-    """Place of each value in ``known``, -1 where it is absent."""
-    return pc.call_function("index_in", [values], pc.SetLookupOptions(known)).fill_null(-1).to_numpy(False)
