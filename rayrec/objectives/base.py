@@ -22,21 +22,16 @@ def setting(default: Any, doc: str, zero: bool = False) -> Any:
 class Objective(ABC):
     """A loss per example; the batch loss is its mean.
 
-    Subclasses are frozen dataclasses whose fields (:func:`setting`) are flags of the command line, and are picked by
-    their name in ``OBJECTIVES``. The rest of the library reads only the attributes below, never a name. Raises
-    ValueError: a setting is out of its range.
+    Subclasses are frozen dataclasses whose fields (:func:`setting`) are flags of the command line. The rest of the
+    library reads only the attributes below, never a name. ValueError: a setting is out of its range.
     """
 
-    needs_reference: ClassVar[bool] = True
-    """Reads log π of the frozen reference: ``ref_chosen_B``, ``ref_rejected_BK``."""
+    needs_reference: ClassVar[bool] = True  #: reads log π of the frozen reference
+    #: Columns of the training rows (``training.pair_columns.COLUMNS``) without which there is no loss.
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Columns of the training rows (``training.pair_columns.COLUMNS``) without which there is no loss."""
-    smooths: ClassVar[bool] = False
-    """Honours ``smoothing_BK``; an objective that cannot do without has ``smoothing`` among ``reads``."""
-    ordered: ClassVar[bool] = False
-    """Learns only from pairs whose chosen item scores more; rows without such a pair are left out and counted."""
-    least_batch: ClassVar[int] = 1
-    """Smallest global batch."""
+    smooths: ClassVar[bool] = False  #: honours ``smoothing_BK``; one that needs it also ``reads`` smoothing
+    ordered: ClassVar[bool] = False  #: learns only from pairs whose chosen item scores more
+    least_batch: ClassVar[int] = 1  #: smallest global batch
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -50,7 +45,7 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, pairs: Pairs) -> Tensor:
-        """Return ``loss_B``; 0 for an example without a rejected answer, unless a docstring says otherwise."""
+        """Return ``loss_B``; 0 for an example without a rejected answer, unless its docstring has another rule."""
 
     @property
     def scale(self) -> float:
@@ -60,18 +55,13 @@ class Objective(ABC):
     def reference_point(self, log_ratios: float, count: float) -> float:
         """Return z of a global batch (``Pairs.baseline_B``), for an objective that reads ``neighbour`` and a reference.
 
-        Args:
-            log_ratios: Σ_i log π_θ/π_ref(y_{i+1}|x_i): each example with the chosen answer of the next one.
-            count: examples in the sum.
+        ``log_ratios``: Σ_i log π_θ/π_ref(y_{i+1}|x_i) over ``count`` examples, each with the chosen answer of the next.
         """
         return log_ratios / count if count else 0.0
 
     def check_ratings(self, target: str, ratings_N: np.ndarray, tuned_M: np.ndarray) -> None:  # noqa: B027
-        """Refuse ratings for which the loss is not defined, before a run starts.
+        """Raise ValueError for ratings for which the loss is not defined, before a run starts.
 
-        Args:
-            target: ``--target``, the rule by which targets are chosen.
-            ratings_N, tuned_M: ratings of the targets of the training split and of the rows to tune on; NaN if unrated.
-
-        Raises ValueError: with the ratings and a remedy.
+        ``target``: ``--target``, the rule by which targets are chosen; ``ratings_N`` and ``tuned_M``: ratings of the
+        targets of the training split and of the rows to tune on, NaN if unrated.
         """

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting
-from rayrec.objectives.pairs import Pairs, Tensor, has_k, log_ratios, mean_k, softplus
+from rayrec.objectives.pairs import Pairs, Tensor, log_ratios, mean_k, softplus
 
 
 @dataclass(frozen=True)
@@ -14,4 +14,4 @@ class Dmpo(Objective):
 
     def __call__(self, pairs: Pairs) -> Tensor:
         delta_B, delta_BK = log_ratios(pairs)
-        return softplus(-self.beta * (delta_B - mean_k(delta_BK, pairs.mask_BK))) * has_k(pairs)
+        return softplus(-self.beta * (delta_B - mean_k(delta_BK, pairs.mask_BK))) * pairs.mask_BK.any(1)

@@ -15,33 +15,21 @@ else:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A batch of one chosen and up to K rejected answers; log-probabilities are sums over tokens, EOS too, in nats.
+    """A batch of one chosen and up to K rejected answers; log-probabilities are sums over tokens, EOS too, in nats."""
 
-    Attributes:
-        chosen_B, rejected_BK: log π_θ(y_w|x), log π_θ(y_k|x).
-        mask_BK: True where the rejected answer exists; what other [B, K] tensors hold elsewhere is never read.
-        ref_chosen_B, ref_rejected_BK: the same under the frozen reference, for objectives that need one.
-        chosen_length_B, rejected_length_BK: tokens, EOS included.
-        margin_BK: γ_k, by which the chosen reward should exceed the rejected one; objectives set it for one another.
-        smoothing_BK: ε_k, the probability that the pair is the wrong way round.
-        score_chosen_B, score_rejected_BK: φ, or a rating, of the items; larger is better.
-        baseline_B: z, the reference point of the global batch.
-        columns_BA: further columns that the objective reads, by name, the chosen answer first.
-    """
-
-    chosen_B: Tensor
-    rejected_BK: Tensor
-    mask_BK: Tensor
-    ref_chosen_B: Tensor | None = None
+    chosen_B: Tensor  #: log π_θ(y_w|x)
+    rejected_BK: Tensor  #: log π_θ(y_k|x)
+    mask_BK: Tensor  #: whether the rejected answer exists; other [B, K] tensors are not read elsewhere
+    ref_chosen_B: Tensor | None = None  #: the same under the frozen reference
     ref_rejected_BK: Tensor | None = None
-    chosen_length_B: Tensor | None = None
+    chosen_length_B: Tensor | None = None  #: tokens, EOS included
     rejected_length_BK: Tensor | None = None
-    margin_BK: Tensor | None = None
-    smoothing_BK: Tensor | None = None
-    score_chosen_B: Tensor | None = None
+    margin_BK: Tensor | None = None  #: γ_k, by which the chosen reward should exceed the rejected one
+    smoothing_BK: Tensor | None = None  #: ε_k, the probability that the pair is the wrong way round
+    score_chosen_B: Tensor | None = None  #: φ, or a rating, of the item; larger is better
     score_rejected_BK: Tensor | None = None
-    baseline_B: Tensor | None = None
-    columns_BA: Mapping[str, Tensor] = field(default_factory=dict)
+    baseline_B: Tensor | None = None  #: z, the reference point of the global batch
+    columns_BA: Mapping[str, Tensor] = field(default_factory=dict)  #: further columns, the chosen answer first
 
 
 def need(value: Tensor | None, name: str) -> Tensor:
@@ -75,11 +63,6 @@ def per_token(pairs: Pairs, chosen_B: Tensor, rejected_BK: Tensor) -> tuple[Tens
     length_B = need(pairs.chosen_length_B, "chosen_length_B")
     length_BK = need(pairs.rejected_length_BK, "rejected_length_BK")
     return chosen_B / length_B, mask_out(rejected_BK, pairs.mask_BK) / mask_out(length_BK, pairs.mask_BK, 1)
-
-
-def has_k(pairs: Pairs) -> Tensor:
-    """Return a mask of the examples that have a rejected answer."""
-    return pairs.mask_BK.any(1)
 
 
 def mask_out(values_BK: Tensor, mask_BK: Tensor, value: float = 0.0) -> Tensor:
@@ -127,11 +110,9 @@ def pairs_of(
 ) -> Pairs:
     """Return the pairs of a micro-batch, whose examples may differ in their number of answers.
 
-    Args:
-        logprob_BA, ref_BA: log-probabilities of the answers under policy and reference, the chosen answer first.
-        rows: the examples, with ``answers`` (token ids), ``scores`` and ``smoothing`` (both None unless filled).
-        baseline: z of the global batch.
-        more: names of further columns, a number for each answer.
+    ``logprob_BA`` and ``ref_BA`` are log-probabilities of the answers under policy and reference, the chosen answer
+    first. ``rows`` have ``answers`` (token ids), ``scores`` and ``smoothing`` (both None unless filled), and the
+    columns ``more``, a number for each answer; ``baseline`` is z of the global batch.
     """
     import torch
 

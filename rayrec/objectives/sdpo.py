@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting
-from rayrec.objectives.pairs import Pairs, Tensor, has_k, logsumexp_k, mask_out, mean_k, preference_logits, smooth_nll
+from rayrec.objectives.pairs import Pairs, Tensor, logsumexp_k, mask_out, mean_k, preference_logits, smooth_nll
 
 
 @dataclass(frozen=True)
@@ -19,4 +19,5 @@ class Sdpo(Objective):
     def __call__(self, pairs: Pairs) -> Tensor:
         logit_B = -logsumexp_k(-preference_logits(pairs, self.beta), pairs.mask_BK)
         smoothing_B = None if pairs.smoothing_BK is None else mean_k(pairs.smoothing_BK, pairs.mask_BK)
-        return smooth_nll(mask_out(logit_B, has_k(pairs)), smoothing_B) * has_k(pairs)
+        has_k = pairs.mask_BK.any(1)
+        return smooth_nll(mask_out(logit_B, has_k), smoothing_B) * has_k

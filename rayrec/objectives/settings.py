@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_type_hints
 
 import tyro
 
+from rayrec.fields import flag
 from rayrec.objectives import DEFAULT, OBJECTIVES, Objective
 
 
@@ -49,17 +50,13 @@ class LossConfig(_settings()):
 
 
 def make_objective(loss: LossConfig) -> Objective:
-    """Return the objective with its settings.
-
-    Raises ValueError: a setting that the objective does not have, or out of its range.
-    """
+    """Return the objective with its settings; ValueError for one that it does not have, or out of range."""
     kind, name = OBJECTIVES[loss.objective], loss.objective
     own = [one.name for one in fields(kind)]
     settings = [one.name for one in fields(loss) if one.name not in ("objective", "smoothing")]
     given = {one: value for one in settings if (value := getattr(loss, one)) is not None}
     for one in given.keys() - own:
-        flags = ", ".join(f"--{other.replace('_', '-')}" for other in own) or "no settings"
-        raise ValueError(f"--objective {name} has no --{one.replace('_', '-')}; it has {flags}.")
+        raise ValueError(f"--objective {name} has no {flag(one)}; it has {', '.join(map(flag, own)) or 'no settings'}.")
     try:
         return kind(**given)
     except ValueError as error:
@@ -67,10 +64,7 @@ def make_objective(loss: LossConfig) -> Objective:
 
 
 def resolve(loss: LossConfig) -> LossConfig:
-    """Return the loss with all settings of its objective, and with ``smoothing`` decided.
-
-    Raises ValueError: as :func:`make_objective`, or labels are smoothed where the objective cannot or must.
-    """
+    """Return the loss with all settings of its objective and ``smoothing`` decided; ValueError where it cannot be."""
     objective, name, smoothing = make_objective(loss), loss.objective, loss.smoothing
     needed = "smoothing" in objective.reads
     if smoothing == "auto":
