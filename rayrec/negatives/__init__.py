@@ -27,19 +27,16 @@ _LISTS: frozenset[Need] = frozenset({"touched", "later", "candidates"})
 class Sampler(NamedTuple):
     """How rejected answers are made, and what that needs."""
 
+    #: (examples, each once, outputs, catalogue, draw): rows of schema.NEGATIVES, the same however it is divided.
     finish: Callable[[pa.Table, pa.Table | None, Catalogue, Draw], pa.Table]
-    """(examples, each once, outputs, catalogue, draw): rows of schema.NEGATIVES, the same however it is divided."""
-    doc: str
-    """Its line of ``--help``."""
-    decode: Literal["greedy", "sample", "free_beams", "score"] | None = None
-    """How the policy answers; None: it is not asked."""
-    answers: Callable[[int], int] = lambda k: 1
-    """Answers to a prompt, from K; for ``score`` the titles whose log-probabilities are asked for."""
+    doc: str  #: its line of ``--help``
+    decode: Literal["greedy", "sample", "free_beams", "score"] | None = None  #: how the policy answers, if it does
+    answers: Callable[[int], int] = lambda k: 1  #: answers to a prompt, or for ``score`` titles, from K
+    #: For ``score``: the titles of each example whose log-probabilities ``outputs`` then holds, in the same order.
     choices: Callable[[pa.Table, Catalogue, Draw], list[list[str]]] | None = None
-    """For ``score``: the titles of each example whose log-probabilities ``outputs`` then holds, in the same order."""
+    #: ``touched``, ``later``, ``embedder``: fields of the draw that are filled (``embedder`` is ``draw.similar``);
+    #: ``candidates``: the catalogue has a whole candidate set for every user, and K wrong titles are in it.
     needs: frozenset[Need] = frozenset()
-    """``touched``, ``later``, ``embedder``: fields of the draw that are filled (``embedder`` is ``draw.similar``);
-    ``candidates``: the catalogue has a whole candidate set for every user, and K wrong titles are in it."""
 
 
 NEGATIVES: dict[str, Sampler] = {

@@ -17,8 +17,7 @@ def candidates_of(examples: pa.Table, catalogue: Catalogue, draw: Draw) -> list[
 def candidates_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
     """Return ``draw.k`` of the wrong candidates of each example, drawn without replacement (S-DPO, RecPO).
 
-    They are drawn anew in every iteration and from anywhere in the list: were they its first, a policy whose prompts
-    list the candidates would learn the places of the rejected titles.
+    Drawn from anywhere in the list: a policy whose prompts list the candidates could learn fixed places.
     """
     rows = []
     for example, titles in zip(contexts(examples), candidates_of(examples, catalogue, draw), strict=True):

@@ -22,14 +22,11 @@ class Draw:
     iteration: int
     policy: str
     equal_target: Literal["next", "drop"] = "next"
-    embedder: Embedder | None = None
-    """Grounds self-play text; None leaves it raw."""
+    embedder: Embedder | None = None  #: grounds self-play text; None leaves it raw
+    #: For samplers that need ``touched``: titles that each user touched in the training split.
     touched: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Titles that each user met in the training split, for samplers that need ``touched``."""
-    later: Also | None = None
-    """Titles that candidate sets list although the user met them: what came next (RecPO); for ``later``."""
-    similar: Embedder | None = None
-    """Compares titles, for samplers that need ``embedder``."""
+    later: Also | None = None  #: for ``later``: titles that candidate sets list although the user touched them (RecPO)
+    similar: Embedder | None = None  #: for ``embedder``: compares titles
 
     def generator(self, example_id: str) -> np.random.Generator:
         """Return the example's own generator: its draws depend on no other row, order or partition."""

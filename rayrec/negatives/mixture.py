@@ -22,10 +22,7 @@ def help_text() -> str:
 
 
 def parse(specs: Sequence[str]) -> dict[str, float]:
-    """Return the share of each sampler: ``["random"]``, or ``["self_play:0.75", "random:0.25"]``.
-
-    Raises ValueError: an unknown or repeated name, or shares that are not in (0, 1] or do not sum to 1.
-    """
+    """Return the share of each sampler, as of ``self_play:0.75 random:0.25``; ValueError for wrong names or shares."""
     shares: dict[str, float] = {}
     for spec in specs:
         name, colon, share = spec.partition(":")

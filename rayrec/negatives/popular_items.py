@@ -8,10 +8,9 @@ from rayrec.negatives.draw import Draw, contexts, table
 
 
 def popular_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
-    """Return ``draw.k`` rows of schema.NEGATIVES for each example; ``outputs`` is not read.
+    """Draw ``draw.k`` items for each example without replacement, those of popularity 0 last.
 
-    Items are drawn one after the other without replacement; those that nobody met come only when the others run out.
-    Raises ValueError: fewer than ``draw.k`` items are outside an example's history and target.
+    ``outputs`` is not read. ValueError: fewer items are outside an example's history and target.
     """
     # Adding Gumbel noise to log p and taking the largest is drawing in proportion to p without replacement.
     log_I = np.where(catalogue.popularity > 0, np.log(np.maximum(catalogue.popularity, 1)), -1e3)

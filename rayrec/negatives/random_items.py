@@ -29,8 +29,7 @@ def random_negatives(
 ) -> list[str]:
     """Draw ``k`` (default ``draw.k``) distinct titles, uniform over items outside ``history``, ``target``, ``without``.
 
-    Titles outside the catalogue exclude nothing. The draw depends on (seed, iteration, example_id) and these items
-    only. Raises ValueError: fewer than ``k`` items are left.
+    The draw depends on (seed, iteration, example_id) and these items only. ValueError: fewer than ``k`` are left.
     """
     k = draw.k if k is None else k
     taken = sorted({catalogue.index[title] for title in (*history, target, *without) if title in catalogue.index})

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from rayrec.data import schema
+from rayrec.data.schema import with_column
 
 
 def unscored(negatives: pa.Table) -> dict[str, list[str]]:
@@ -22,8 +22,7 @@ def with_scores(negatives: pa.Table, outputs: pa.Table) -> pa.Table:
     scores = dict(zip(outputs["example_id"].to_pylist(), map(iter, outputs["logprobs"].to_pylist()), strict=True))
     rows = negatives.to_pylist()
     logprobs = [next(scores[row["example_id"]]) if _lacks(row) else row["logprob"] for row in rows]
-    place = schema.NEGATIVES.get_field_index("logprob")
-    return negatives.set_column(place, schema.NEGATIVES.field(place), pa.array(logprobs, pa.float32()))
+    return with_column(negatives, "logprob", logprobs)
 
 
 def _lacks(row: Mapping[str, str | float | None]) -> bool:

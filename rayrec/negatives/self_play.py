@@ -16,31 +16,25 @@ from rayrec.negatives.random_items import random_negatives
 
 
 class Answer(NamedTuple):
-    """One output: ``raw`` as written, ``text`` as the preference step reads it."""
+    """One output: ``raw`` as written, ``text`` as the preference step reads it, its ``ids`` where that is ``raw``."""
 
-    raw: str
+    raw: str | None
     text: str
     logprob: float | None
     ids: list[int] | None
-    """The tokens of ``text``, where that is ``raw``."""
 
 
 def finish_self_play(
     examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw, sampler: str = "self_play"
 ) -> pa.Table:
-    """Turn the policy's outputs into ``draw.k`` rows of schema.NEGATIVES for each example.
+    """Turn the policy's outputs (as in schema.PREDICTIONS) into ``draw.k`` rows of schema.NEGATIVES for each example.
 
     Outputs are taken best first. Repetitions are skipped, except in samples, which stay as they were drawn. An output
     that is empty or equals the target (``equal_target="next"``) is replaced by the next output, and where none is left
     by a ``random`` item, whose row keeps the replaced ``raw``. ``equal_target="drop"`` instead leaves out the pair of
     an output that equals the target: that example then has fewer rows, or none. Places without an output are filled
-    from ``random``, ``raw`` null. Texts are equal after :func:`rayrec.data.text.fold`.
-    :class:`rayrec.negatives.statistics.Statistics` counts every case.
-
-    Args:
-        outputs: columns ``example_id``, ``texts`` (best first) and ``logprobs``, as in schema.PREDICTIONS.
-
-    Raises ValueError: an example has no row in ``outputs``; too few items are left to fill from.
+    from ``random``, ``raw`` null. Texts are equal after :func:`rayrec.data.text.fold`. Raises ValueError: an example
+    has no row in ``outputs``; too few items are left to fill from.
     """
     lists = _aligned(examples, outputs)
     plain, table = _plain_rows(examples, lists, draw, sampler)
@@ -48,7 +42,13 @@ def finish_self_play(
     if not len(others):
         return table
     left = [lists[name].take(pa.array(others)).to_pylist() for name in ("texts", "logprobs", "ids")]
-    grounded = _grounded([text for texts in left[0] for text in texts], catalogue, draw)
+    grounded: dict[str, str] = {}
+    if draw.embedder is not None:
+        from rayrec.grounding import ground
+
+        unique = list(dict.fromkeys(text for texts in left[0] for text in texts))
+        lists_of = zip(unique, ground(unique, catalogue, draw.embedder, k=1), strict=True)
+        grounded = {text: titles[0] for text, titles in lists_of if titles}
     made, owners = [], []
     for owner, example, *one in zip(others, contexts(examples.take(others)), *left, strict=True):
         answers = []
@@ -78,7 +78,7 @@ def _aligned(examples: pa.Table, outputs: pa.Table | None) -> dict[str, Any]:
 def _plain_rows(examples: pa.Table, lists: dict[str, Any], draw: Draw, sampler: str) -> tuple[np.ndarray, pa.Table]:
     """Find the examples, (N,) bool, whose first K outputs are their rejected answers as they are; return these rows."""
     texts, k = lists["texts"].flatten(), draw.k
-    length = pc.call_function("list_value_length", [lists["texts"]]).to_numpy()
+    length = lists["texts"].value_lengths().to_numpy()
     if draw.embedder is not None or not len(texts):
         return np.zeros(len(length), bool), table_of([])
     place_NK = np.minimum((np.cumsum(length) - length)[:, None] + np.arange(k), len(texts) - 1)
@@ -124,18 +124,7 @@ def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Dr
     if not missing:
         return rows
     titles = random_negatives(**example, catalogue=catalogue, draw=draw, k=missing, without=[a.text for a in kept])
-    for place, title in enumerate(titles):
-        raw, _, logprob, _ = replaced[place] if place < len(replaced) else (None, None, None, None)
+    nothing = Answer(None, "", None, None)
+    for title, (raw, _, logprob, _) in zip(titles, itertools.chain(replaced, itertools.repeat(nothing)), strict=False):
         rows.append(draw.row(example_id, len(rows), "random", title, raw, logprob))
     return rows
-
-
-def _grounded(texts: list[str], catalogue: Catalogue, draw: Draw) -> dict[str, str]:
-    """Return the nearest title of every text that has one; nothing if the draw does not ground."""
-    if draw.embedder is None:
-        return {}
-    from rayrec.grounding import ground
-
-    unique = list(dict.fromkeys(texts))
-    lists = ground(unique, catalogue, draw.embedder, k=1)
-    return {text: titles[0] for text, titles in zip(unique, lists, strict=True) if titles}

@@ -22,8 +22,7 @@ _CELLS = 1 << 25
 def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
     """Return, for each example, the ``draw.k`` items of largest cosine to the mean of the history's unit vectors.
 
-    Ties go by item number; target and history are left out; ``outputs`` is not read. (SPRec's copy of RosePO takes the
-    least similar items.) Raises ValueError: the draw has no embedder.
+    Target and history are left out. (SPRec's copy of RosePO takes the least similar.) ValueError: no embedder.
     """
     import torch
 
@@ -31,12 +30,12 @@ def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cata
         raise ValueError("semantic negatives compare titles, but found no embedder. Name one with --embedder sentence.")
     rows, kept = [], contexts(examples)
     item_IH = _unit(draw.similar, tuple(catalogue.titles))
-    words = sorted({title for example in kept for title in example["history"]})
-    word_WH, place = _unit(draw.similar, tuple(words)), {title: i for i, title in enumerate(words)}
+    shown = sorted({title for example in kept for title in example["history"]})
+    shown_SH, place = _unit(draw.similar, tuple(shown)), {title: i for i, title in enumerate(shown)}
     size = max(1, _CELLS // len(item_IH))
     for start in range(0, len(kept), size):
         part = kept[start : start + size]
-        means = [word_WH[[place[t] for t in e["history"]]].sum(0) for e in part]  # its length leaves the order alone
+        means = [shown_SH[[place[t] for t in e["history"]]].sum(0) for e in part]  # its length leaves the order alone
         # Rounded, so that items of equal vectors tie whatever the shape of the product.
         score_BI = (torch.stack(means) @ item_IH.T).round(decimals=9)
         for example, score_I in zip(part, score_BI, strict=True):
