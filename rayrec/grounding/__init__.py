@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.text import fold
 from rayrec.grounding.embedder import EMBEDDERS, Embedder
@@ -27,10 +25,8 @@ def ground(
     An exact match of an embedder that knows one comes first. Titles of the user's history are kept, as BIGRec keeps
     them. A text of white space gives an empty list; a catalogue of fewer than ``k`` items gives shorter ones.
 
-    Args:
-        gamma: exponent of BIGRec's popularity weight. The distance, scaled to 0..1 over the catalogue for each text, is
-            multiplied by (1 + w)^−gamma, w = popularity in the training split scaled to 0..1. 0 ranks by distance.
-
+    ``gamma`` is the exponent of BIGRec's popularity weight: the distance, scaled to 0..1 over the catalogue for each
+    text, is multiplied by (1 + w)^−gamma, w = popularity in the training split scaled to 0..1. 0 ranks by distance.
     Raises ValueError: ``k`` below 1.
     """
     from rayrec.grounding.neighbours import nearest  # imports torch, which --help does not wait for
@@ -40,7 +36,8 @@ def ground(
     unique = list(dict.fromkeys(text for text in texts if text.strip()))
     if not unique or not catalogue.titles:
         return [[] for _ in texts]
-    weight_I = None if gamma == 0 else (1 + _minmax(catalogue.popularity)) ** -gamma
+    spread_I = catalogue.popularity - catalogue.popularity.min()
+    weight_I = None if gamma == 0 else (1 + spread_I / max(1, spread_I.max())) ** -gamma
     exact = [embedder.exact(text) for text in unique]
     items = nearest(embedder.embed(unique), _embedded(embedder, tuple(catalogue.titles)), k, exact, weight_I)
     lists = {text: [catalogue.titles[i] for i in row] for text, row in zip(unique, items, strict=True)}
@@ -56,8 +53,3 @@ def _embedded(embedder: Embedder, titles: tuple[str, ...]) -> Vectors:
 def forget() -> None:
     """Free the vectors of catalogues that are in memory."""
     _embedded.cache_clear()
-
-
-def _minmax(values: np.ndarray) -> np.ndarray:
-    spread = values.max() - values.min()
-    return (values - values.min()) / spread if spread > 0 else np.zeros(len(values))

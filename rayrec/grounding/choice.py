@@ -1,23 +1,24 @@
 """Which candidates a text names."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
 import pyarrow as pa
 
+from rayrec.data.text import fold
+
 
 def named(text: str, candidates: Sequence[str]) -> list[str]:
-    """Return the candidates that stand in ``text``, in their own order.
+    """Return the candidates that ``text`` names, in their own order.
 
     Compared as NFC with white space folded, case kept. Longer titles are found first and never overlap, so a title that
-    is part of another one counts only where it stands alone; inside a longer word it is not named. Scripts that set no
-    spaces between words show no borders of words, so there a title is named wherever it stands.
+    is part of another one counts only where it is alone; inside a longer word it is not named. Scripts without spaces
+    show no borders of words, so there a title is named wherever it is.
     """
-    left, found = _plain(text), set()
-    for title in sorted(candidates, key=lambda one: -len(_plain(one))):
-        left, times = _pattern(_plain(title)).subn("\0", left)
+    left, found = fold(text), set()
+    for title in sorted(candidates, key=lambda one: -len(fold(one))):
+        left, times = _pattern(fold(title)).subn("\0", left)
         if times:
             found.add(title)
     return [title for title in candidates if title in found]
@@ -26,8 +27,7 @@ def named(text: str, candidates: Sequence[str]) -> list[str]:
 def chosen_lists(outputs: pa.Table, examples: pa.Table) -> list[list[str]]:
     """Return the list of each row of ``outputs`` (schema.PREDICTIONS) made for ``examples``, in the same order.
 
-    Candidates that were scored are ranked, ties against the target; a text gives the candidate that it names, or
-    nothing where it names none or several.
+    Scored candidates are ranked, ties against the target; a text gives the one candidate that it names, or nothing.
     """
     lists = []
     rows = zip(
@@ -43,10 +43,6 @@ def chosen_lists(outputs: pa.Table, examples: pa.Table) -> list[list[str]]:
             found = named(texts[0] if texts else "", candidates)
             lists.append(found if len(found) == 1 else [])
     return lists
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 #: Thai to Tibetan, Burmese, Khmer, kana and Han: scripts without spaces between words.

@@ -38,7 +38,7 @@ def _sentence(path: str) -> Embedder:
 def _lm(path: str) -> Embedder:
     from rayrec.grounding.lm import LanguageModelEmbedder
 
-    return LanguageModelEmbedder.from_folder(path)
+    return LanguageModelEmbedder(path)
 
 
 #: Embedders by name; ``title`` is made of the catalogue's titles, the others of a folder.

@@ -16,10 +16,9 @@ _FILE = "vectors.safetensors"
 
 
 class KeptEmbedder:
-    """An embedder of dense vectors whose vectors of a catalogue are kept.
+    """An embedder of dense vectors whose vectors of a catalogue are kept; equal where the ``key`` is.
 
-    ``key`` decides the embedder's vectors; two kept embedders are equal where their keys are. ``make_once(key, make)``
-    returns a folder that ``make(folder)`` has filled, now or before (:func:`rayrec.runs.cache.make_once`).
+    ``make_once(key, make)`` returns a folder that ``make(folder)`` has filled (:func:`rayrec.runs.cache.make_once`).
     """
 
     def __init__(

@@ -22,19 +22,13 @@ _BLOCK, _PIECE = 2**14, 2**12
 
 
 def nearest(
-    queries_Q: Vectors,
-    items_I: Vectors,
-    k: int,
-    exact: Sequence[int | None],
-    weight_I: np.ndarray | None = None,
+    queries_Q: Vectors, items_I: Vectors, k: int, exact: Sequence[int | None], weight_I: np.ndarray | None = None
 ) -> list[list[int]]:
     """Return the ``k`` nearest items of each query, nearest first, equal distances in the order of the items.
 
-    Args:
-        exact: for each query the item that comes first whatever its distance, or None.
-        weight_I: factor on the distance beyond that of the query's nearest item (BIGRec section 3.2).
-
-    Distances are in float64, and every item is looked at. Scratch beyond the vectors stays below 1 GiB.
+    ``exact``: for each query the item that comes first whatever its distance, or None. ``weight_I``: factor on the
+    distance beyond that of the query's nearest item (BIGRec section 3.2). Distances are in float64, and every item is
+    looked at. Scratch beyond the vectors stays below 1 GiB.
     """
     weight = None if weight_I is None else torch.from_numpy(np.asarray(weight_I, dtype=np.float64))
     if isinstance(queries_Q, Tensor) and isinstance(items_I, Tensor):
@@ -49,10 +43,7 @@ def nearest(
 
 
 def _dense(queries_QD: Tensor, items_ID: Tensor, k: int, weight_I: Tensor | None) -> list[list[int]]:
-    """Rule items out by a matrix product, then compute the distances of the others one by one.
-
-    Vectors that are equal then have distances that are equal bit for bit, whatever the shape of the product.
-    """
+    """Rule items out by a product, then compute the others' distances one by one: equal vectors tie bit for bit."""
     dtype, k, found = torch.float32 if weight_I is None else torch.float64, min(k, len(items_ID)), []
     squares_I = torch.cat([block.double().square().sum(1) for block in items_ID.split(_BLOCK)])
     for queries in queries_QD.split(max(1, _CELLS // len(items_ID))):

@@ -13,9 +13,8 @@ _POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 class SentenceEmbedder:
     """Sentence vectors of a folder: static (model2vec), or a transformer with mean or CLS pooling.
 
-    Two embedders are equal where their resolved folders are. Weights are read from safetensors only. Raises ValueError:
-    ``path`` is no folder, or of a kind that is not read here, or a model2vec folder where the package ``model2vec`` is
-    not installed.
+    Two embedders are equal where their resolved folders are. Weights are read from safetensors only. ValueError:
+    ``path`` is no such folder, or the package ``model2vec`` is not installed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -63,7 +62,11 @@ def _transformer(path: Path, kinds: dict[str, Path]) -> Callable[[list[str]], to
 
     if not {"Transformer", "Pooling"} <= set(kinds) <= {"Transformer", "Pooling", "Normalize"}:
         raise ValueError(f"Found the modules {list(kinds)} in {path}, wanted Transformer, Pooling, maybe Normalize.")
-    pooling = _pooling(kinds["Pooling"])
+    config = _read(kinds["Pooling"] / "config.json")
+    chosen = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
+    pooling = _POOLING.get(chosen[0]) if len(chosen) == 1 else config.get("pooling_mode")
+    if pooling not in ("mean", "cls"):
+        raise ValueError(f"Found the pooling {chosen or pooling} in {path}, wanted mean or cls.")
     limits = _read(kinds["Transformer"] / "sentence_bert_config.json")
     model = AutoModel.from_pretrained(kinds["Transformer"], use_safetensors=True, trust_remote_code=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(kinds["Transformer"], trust_remote_code=False)
@@ -87,12 +90,3 @@ def _transformer(path: Path, kinds: dict[str, Path]) -> Callable[[list[str]], to
         return torch.nn.functional.normalize(vectors) if "Normalize" in kinds else vectors
 
     return embed
-
-
-def _pooling(path: Path) -> str:
-    config = _read(path / "config.json")
-    chosen = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
-    name = _POOLING.get(chosen[0]) if len(chosen) == 1 else config.get("pooling_mode")
-    if name not in ("mean", "cls"):
-        raise ValueError(f"Found the pooling {chosen or name} in {path}, wanted mean or cls.")
-    return name

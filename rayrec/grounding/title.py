@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 class TitleEmbedder:
     """TF-IDF over character n-grams (2 to 4, within words) of the catalogue's titles, rows of unit length.
 
-    A gram weighs its count times 1 + ln((1 + titles) / (1 + titles that have it)). On unit rows the order by L2
-    distance is the order by cosine. A text without any n-gram of the catalogue is equally far from all items. Two
-    embedders are equal where their titles are.
+    A gram weighs its count times 1 + ln((1 + titles) / (1 + titles that have it)); the order by L2 distance is that by
+    cosine. A text without any known n-gram is equally far from all items. Embedders of equal titles are equal.
     """
 
     def __init__(self, titles: Sequence[str]) -> None:

@@ -20,7 +20,6 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, P
 from rayrec.data.catalogue import Catalogue
 from rayrec.grounding import EMBEDDERS, TitleEmbedder, fold, forget, ground, neighbours
 from rayrec.grounding.kept import KeptEmbedder
-from rayrec.grounding.lm import LanguageModelEmbedder
 from rayrec.grounding.neighbours import nearest
 from rayrec.grounding.sentence import SentenceEmbedder
 from rayrec.runs.cache import make_once
@@ -242,30 +241,19 @@ def test_sentence_folders_of_other_kinds_are_refused(transformer_folder, tmp_pat
         SentenceEmbedder(tmp_path)
 
 
-def test_language_model_vectors_are_those_of_the_bare_title_alone():
+def test_language_model_vectors_are_those_of_the_bare_title_alone(tmp_path):
     torch.manual_seed(0)
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **size, num_key_value_heads=2)).train()
-    found = LanguageModelEmbedder(model, _tokenizer(), batch=2).embed(["blue", "red moon sun", "sun moon"])
-    assert model.training
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **size, num_key_value_heads=2)).eval()
+    model.save_pretrained(tmp_path)
+    _tokenizer().save_pretrained(tmp_path)
+    found = EMBEDDERS["lm"](tmp_path).embed(["blue", "red moon sun", "sun moon"])
     for vector, ids in zip(found, [[2], [3, 4, 5], [5, 4]], strict=True):  # alone, so without padding
         with torch.no_grad():
-            states = model.eval()(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
+            states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
         torch.testing.assert_close(vector, states[0, -1], atol=1e-5, rtol=1e-5)
-
-
-def test_language_model_vectors_leave_the_adapter_out():
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    base = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **size, num_key_value_heads=2))
-    bare = LanguageModelEmbedder(base, _tokenizer()).embed(["red moon"])
-    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
-    torch.testing.assert_close(LanguageModelEmbedder(adapted, _tokenizer()).embed(["red moon"]), bare)
-    with torch.no_grad():
-        moved = adapted.get_base_model().base_model(torch.tensor([[3, 4]])).last_hidden_state[:, -1]
-    assert not torch.allclose(moved, bare)
+    with pytest.raises(ValueError, match=r"no config.json in .*absent"):
+        EMBEDDERS["lm"](tmp_path / "absent")
 
 
 def test_vectors_of_a_catalogue_are_made_once(tmp_path):
@@ -290,15 +278,3 @@ def test_vectors_of_a_catalogue_are_made_once(tmp_path):
     damaged = Points()
     assert ground(["5 6"], catalogue, kept(damaged, "points 1"), k=2) == wanted
     assert damaged.asked == ["5 6", "0 1", "1 0"]
-
-
-def test_a_language_model_is_opened_by_its_folder(tmp_path):
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **size, num_key_value_heads=2)).eval()
-    model.save_pretrained(tmp_path)
-    _tokenizer().save_pretrained(tmp_path)
-    here, there = LanguageModelEmbedder(model, _tokenizer()), EMBEDDERS["lm"](tmp_path)
-    torch.testing.assert_close(there.embed(["blue", "red moon"]), here.embed(["blue", "red moon"]))
-    with pytest.raises(ValueError, match=r"no config.json in .*absent"):
-        EMBEDDERS["lm"](tmp_path / "absent")
