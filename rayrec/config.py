@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rayrec.data.settings import DataConfig
-from rayrec.fields import NOT_NEGATIVE, POSITIVE, one_given, one_of
+from rayrec.fields import NOT_NEGATIVE, POSITIVE, flag, one_given, one_of
 from rayrec.grounding import EMBEDDERS
 from rayrec.models.settings import ModelConfig, SequentialConfig
 from rayrec.negatives import mixture
@@ -262,10 +262,7 @@ def deciding(config: AnyConfig | dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def result_hash(config: AnyConfig, hashes: Mapping[str, str]) -> str:
-    """Hash of everything that decides the numbers of a run: two runs with equal hashes have equal results.
-
-    ``hashes`` are of contents that the settings only name: ``data``, ``model``, ``embedder``.
-    """
+    """Hash of the settings that decide numbers, and of ``hashes`` of contents that they name."""
     text = json.dumps([deciding(config), dict(hashes)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -276,8 +273,7 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     lines = []
     for name in sorted(old | new):
         if old.get(name) != new.get(name):
-            flag = f"--{name.partition('.')[2].replace('_', '-')}"
-            lines.append(f"{flag}: there {old.get(name)!r}, here {new.get(name)!r}")
+            lines.append(f"{flag(name.partition('.')[2])}: there {old.get(name)!r}, here {new.get(name)!r}")
     for name in ("data", "model", "embedder"):
         there, here = (record.get(f"{name}_hash", "")[:12] for record in (found, wanted))
         if there != here:

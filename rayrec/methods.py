@@ -8,7 +8,7 @@ from typing import Any
 import tyro
 
 from rayrec.config import Config
-from rayrec.fields import giving
+from rayrec.fields import flag, giving
 from rayrec.models.fitting import HIDDEN, PUBLISHED
 
 
@@ -69,42 +69,34 @@ def _recpo(margin: str) -> dict[str, Any]:
     return _prefer("recpo", "candidates", 3, loss=loss, train=train, adapters={"train": _PREFERENCE})
 
 
-_SFT, _BETA = {"iterations": 0}, {"beta": 0.1}
-#: TALLRec's adapters and their training, but for their place: it has them on q and v alone.
-_TALLREC = {"model": {"lora_rank": 8, "lora_alpha": 16}, "train": {"first_lr": 1e-4, "batch": 128}}
+def _sft(**train: Any) -> dict[str, Any]:
+    """A method that has the first SFT alone."""
+    return {"train": {"iterations": 0, **train}}
+
+
+def _tallrec(ask: str, decode: str) -> dict[str, Any]:
+    """TALLRec; its adapters are on q and v alone in the paper."""
+    adapters = {"model": {"lora_rank": 8, "lora_alpha": 16}, "train": {"first_lr": 1e-4, "batch": 128}}
+    data, evaluate = {"protocol": "candidates", "ask": ask}, {"decode": (decode,)}
+    return _sft() | {"data": data, "evaluate": evaluate, "adapters": adapters}
+
+
+_BETA = {"beta": 0.1}
 _LLARA = {"model": {"lora_rank": 8}, "train": {"first_lr": 5e-4, "first_epochs": 5, "batch": 128}}
-#: The methods of the papers as settings, by --method. ``offline`` methods tune once,
-#: against the first SFT, on all the rows of the iterations that they stand for. ``adapters`` are settings for models
-#: that get some; the tiny one is trained whole. The run decides the rest: the number of rows, the
-#: first SFT of preference methods, on which they are compared, and the protocol of those that work in both.
+#: The methods of the papers as settings, by --method. ``offline`` methods tune once, against the first SFT, on all the
+#: rows of the iterations that they replace. ``adapters`` are settings for models that get some; the tiny one is trained
+#: whole. The run decides the rest: the number of rows, the first SFT of preference methods, and most protocols.
 METHODS: dict[str, dict[str, Any]] = {
-    "zero-shot": {"train": {"first_rows": 0, "iterations": 0}},
-    "ChatRec": {
-        "train": {"first_rows": 0, "iterations": 0},
-        "evaluate": {"engine": "chat", "decode": ("greedy",)},
-        "model": {"template": "instruct"},
-    },
-    "BIGRec": {"train": _SFT},
-    "D3": {"train": _SFT, "evaluate": {"decode": ("d3",)}},
-    "TALLRec": {
-        "data": {"protocol": "candidates", "ask": "liking"},
-        "train": _SFT,
-        "evaluate": {"decode": ("score",)},
-        "adapters": _TALLREC,
-    },
-    "TALLRec-generate": {
-        "data": {"protocol": "candidates", "ask": "title_by_liking"},
-        "train": _SFT,
-        "evaluate": {"decode": ("greedy",)},
-        "adapters": _TALLREC,
-    },
-    "LLaRA": {
-        "data": {"protocol": "candidates"},
-        "model": {"item_vectors": True, "lora_dropout": 0.1},
-        "train": _SFT | {"schedule": "cosine"},
-        "adapters": _LLARA,
-    },
-    "RW": {"train": _SFT | {"reweight": "genre"}},
+    "zero-shot": _sft(first_rows=0),
+    "ChatRec": _sft(first_rows=0)
+    | {"evaluate": {"engine": "chat", "decode": ("greedy",)}, "model": {"template": "instruct"}},
+    "BIGRec": _sft(),
+    "D3": _sft() | {"evaluate": {"decode": ("d3",)}},
+    "TALLRec": _tallrec("liking", "score"),
+    "TALLRec-generate": _tallrec("title_by_liking", "greedy"),
+    "LLaRA": _sft(schedule="cosine")
+    | {"data": {"protocol": "candidates"}, "model": {"item_vectors": True, "lora_dropout": 0.1}, "adapters": _LLARA},
+    "RW": _sft(reweight="genre"),
     "SPRec": _prefer("dpo", "self_play", once=False, loss=_BETA),
     "SPRec-noSFT": _prefer("dpo", "self_play", once=False, loss=_BETA, train={"sft": False}),
     "SPRec-noDPO": {"train": {"prefer": False}},
@@ -138,10 +130,9 @@ _OWN_DECODE = {"D3": "d3", "TALLRec": "score", "ChatRec": "greedy"}
 
 
 def decodes(method: str, protocol: str, chosen: Sequence[str] = ()) -> tuple[str, ...]:
-    """How the cell of a method answers: the first makes its lists.
+    """How the cell of a method answers: the first makes its lists; ``chosen`` replaces the protocol's ways.
 
-    ``chosen`` replaces the protocol's own ways for methods that have a choice. A language model that ranks candidates
-    also writes its answer, for the ValidRatio.
+    A language model that ranks candidates also writes its answer, for the ValidRatio.
     """
     if method in BASELINES:
         return ("score",) if protocol == "candidates" else ("unmasked",)
@@ -157,17 +148,10 @@ _NOT_BASELINE = (*UNREAD, "max_train_workers", "cluster")
 
 
 def baseline_args(config: Config, model: str) -> list[str]:
-    """The command line of jobs/baselines.py for one model on the rows of ``config``, in the same place.
-
-    Raises ValueError: ``morec`` without an embedder to read titles with.
-    """
+    """The command line of jobs/baselines.py for a model on the rows of ``config``; ValueError: no embedder."""
     evaluate, output = config.evaluate, config.output
-    found: dict[str, Any] = {
-        "models": model,
-        "top_k": evaluate.top_k,
-        "hidden": HIDDEN,
-        **dataclasses.asdict(PUBLISHED),
-    }
+    found: dict[str, Any] = {"models": model, "top_k": evaluate.top_k, "hidden": HIDDEN}
+    found |= dataclasses.asdict(PUBLISHED)
     for group in (config.data, config.placement):
         found |= {f.name: getattr(group, f.name) for f in dataclasses.fields(group) if f.name not in _NOT_BASELINE}
     found |= {"on_existing": output.on_existing, "dry_run": output.dry_run}
@@ -179,11 +163,10 @@ def baseline_args(config: Config, model: str) -> list[str]:
             raise ValueError("MoRec reads item vectors from titles. Add --embedder sentence --embedder-path FOLDER.")
     args: list[str] = []
     for name, value in found.items():
-        flag = name.replace("_", "-")
         if isinstance(value, bool):
-            args.append(f"--{flag}" if value else f"--no-{flag}")
+            args.append(flag(name if value else f"no-{name}"))
         elif value is not None:
-            args += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+            args += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
     return args
 
 
@@ -200,7 +183,7 @@ def with_method(config: Config, method: str, model: str) -> Config:
 
 
 def _ranges(args: Sequence[str]) -> list[str]:
-    """``--train-workers 2:8`` as the two flags that it stands for."""
+    """``--train-workers 2:8`` as the two flags that it means."""
     made: list[str] = []
     for arg in args:
         least, colon, most = arg.removeprefix("--train-workers=").partition(":")
@@ -215,10 +198,8 @@ def _ranges(args: Sequence[str]) -> list[str]:
 def parse(description: str, args: list[str] | None = None, engines: Iterable[str] = ()) -> Config:
     """Read the command line; ``--preset`` and then ``--method`` choose the defaults of all other flags.
 
-    ``engines``: the names that ``--engine`` takes beside `auto`; without them it takes any, and the plan checks it.
-
-    Beside ``--method``, ``--iterations`` and ``--rows-per-iteration`` say what self-play would do: methods that tune
-    once see as many rows, and those that only have the first SFT keep to it.
+    ``engines``: the names that ``--engine`` takes beside `auto`; without them it takes any. Beside ``--method``,
+    ``--iterations`` and ``--rows-per-iteration`` say what self-play would do: methods that tune once see as many rows.
     """
     import sys
 

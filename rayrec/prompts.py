@@ -49,29 +49,29 @@ _TODAY = datetime(2024, 7, 26)
 
 
 class Frame(NamedTuple):
-    """The tokens around the titles of a row."""
+    """The tokens around the titles of a row: ``middle`` is between history and candidates, where there are some."""
 
     before: list[int]
     middle: list[int]
-    """Between history and candidates, where there are some."""
     after: list[int]
 
 
 class Items(NamedTuple):
-    """Tokens of items, which stand behind the titles of a prompt (models/item_vectors.py)."""
+    """Tokens of items, which follow the titles of a prompt (models/item_vectors.py).
+
+    They come after the ``vocabulary`` tokens of the model, one for each of ``titles``, and one for all other titles.
+    """
 
     titles: Sequence[str]
-    """The items by number; the token after theirs stands for all other titles."""
     vocabulary: int
-    """Words of the model, after which the items' tokens come."""
 
 
 class Template:
     """One prompt form, bound to a tokenizer; make it with :func:`make_template`. It can be pickled.
 
     A prompt is ``before``, then every title of the history followed by ``separator``, for a choice ``middle`` and the
-    candidates in the same way, then ``after``. Where there are several frames ``seed`` and the example's id choose one,
-    so a row is put in the same words in training and in evaluation.
+    candidates in the same way, then ``after``. Where there are several frames, ``seed`` and the example's id choose
+    one, the same in training and in evaluation.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class Template:
         def lists(name: str, wanted: bool = True) -> Iterable[Any]:
             return rows[name].to_pylist() if wanted and name in rows.column_names else itertools.repeat(None)
 
-        made, several = [], len(self.frames) > 1
+        several = len(self.frames) > 1
         columns = (lists("history_ratings", self.rated), lists("candidates"), lists("example_id", several))
-        for history, ratings, candidates, name in zip(rows["history"].to_pylist(), *columns, strict=False):
-            frame = seed_of(self.seed, "prompt", name) % len(self.frames) if several else 0
-            made.append(self.prompt_ids(history, ratings, candidates, frame))
-        return made
+        return [
+            self.prompt_ids(*row, seed_of(self.seed, "prompt", name) % len(self.frames) if several else 0)
+            for *row, name in zip(rows["history"].to_pylist(), *columns, strict=False)
+        ]
 
     def prompt_ids(
         self,
@@ -119,20 +119,18 @@ class Template:
     ) -> list[int]:
         """Return the prompt's tokens, ``Title | Rating: r`` per title where ``ratings`` are given (RecPO)."""
         before, middle, after = self.frames[frame]
-        ids = list(before)
-        if ratings is None:
-            for title in self._shown(history):
-                ids += title
-                ids += self.separator
-        else:
+        titles = self._shown(history)
+        if ratings is not None:
             marks = self._encode(["" if r is None else f" | Rating: {r:g}" for r in ratings])
-            for title, mark in zip(self._shown(history), marks, strict=True):
-                ids += title + mark + self.separator
+            titles = [title + mark for title, mark in zip(titles, marks, strict=True)]
+        ids = [*before, *self._listed(titles)]
         if candidates is not None:
-            ids += middle
-            for title in self._shown(candidates):
-                ids += title + self.separator
+            ids += middle + self._listed(self._shown(candidates))
         return ids + after
+
+    def _listed(self, titles: Iterable[list[int]]) -> list[int]:
+        """Titles, each followed by the separator."""
+        return [token for title in titles for token in (*title, *self.separator)]
 
     def answer_ids(self, title: str) -> list[int]:
         """Return the tokens of ``title`` as the policy is to write it, EOS included."""
@@ -197,11 +195,11 @@ class HalvesTemplate(Template):
         if candidates is None:
             return super().prompt_ids(history, None, None, frame)
         known = ratings or [None] * len(history)
-        halves: tuple[list[int], list[int]] = [], []
-        for ids, rating in zip(self._shown(history), known, strict=True):
-            halves[rating is not None and rating <= MIDDLE].extend(ids + self.separator)
-        among = [token for title in self._shown(candidates) for token in (*title, *self.separator)]
-        return [*before, *halves[0], *middle, *halves[1], *self.asked, *among, *after]
+        halves: tuple[list[list[int]], list[list[int]]] = [], []
+        for title, rating in zip(self._shown(history), known, strict=True):
+            halves[rating is not None and rating <= MIDDLE].append(title)
+        liked, others, among = map(self._listed, (*halves, self._shown(candidates)))
+        return [*before, *liked, *middle, *others, *self.asked, *among, *after]
 
 
 class LikingTemplate(HalvesTemplate):
@@ -270,7 +268,7 @@ def make_template(
         return Template(plain, eos, [Frame(bos or [eos], edge, edge)], [eos], rated, **more)
     if name not in ("instruct", "chat"):
         raise ValueError(f"Found template '{name}'. Choose one of compact, instruct, chat.")
-    # The placeholder stands for the user's text, which is data: special tokens are read only in the frame around it.
+    # The placeholder is the user's text, which is data: special tokens are read only in the frame around it.
     around = ("", "\n") if name == "instruct" else _chat_frame(tokenizer)
     start, end = (tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in around)
     while bos and start[:1] == bos:
@@ -285,8 +283,8 @@ def make_template(
         frame = Frame(bos + start + first, second, last + end)
         return halves(plain, eos, [frame], separator, asked=asked, **more)
     frames = []
-    for words in CHOICES if candidates else ((INSTRUCTION, "", QUESTION),):
-        instruction, middle, question = encode(words)
+    for wording in CHOICES if candidates else ((INSTRUCTION, "", QUESTION),):
+        instruction, middle, question = encode(wording)
         frames.append(Frame(bos + start + instruction, middle, question + end))
     return Template(plain, eos, frames, separator, rated, **more)
 
