@@ -1,7 +1,7 @@
 """Results that are made once: sealed folders with a key, the hash of everything that decides their bytes.
 
 A key holds whole groups of settings less a short list of those that cannot matter, hashes of all inputs, rayrec's
-sources and package versions: a setting that nobody thought of costs another computation and never shares results.
+sources and package versions: a forgotten setting costs another computation and never shares results.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ def processor() -> str:
 
 @cache
 def _sources_hash() -> str:
-    root = Path(__file__).parents[1]
-    return hashlib.sha256("".join(sha256(path) for path in sorted(root.rglob("*.py"))).encode()).hexdigest()
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256("".join(map(sha256, sources)).encode()).hexdigest()
 
 
 def make_once(where: Path, key: Mapping[str, Any], make: Callable[[Path], dict]) -> Path:
@@ -71,8 +71,8 @@ def share_phase(
 ) -> dict:
     """Fill a phase's ``folder`` in the run ``root`` from the shared entry of ``key``, or by ``make()``.
 
-    Returns the phase's metrics. ``facts`` names the entry that was taken. A phase that was resumed is not shared: other
-    workers than the key says may have begun it.
+    Returns the phase's metrics; ``facts`` names the entry that was taken. A resumed phase is not shared: other workers
+    than the key has may have begun it.
     """
     where = root.parent / SHARED
     if (shared := find(where, key)) is not None:

@@ -1,6 +1,6 @@
 """A lock file with a heartbeat: one driver per run; a stale lock is taken over.
 
-The file ``.driver.json`` lies in the storage, where every machine sees it. Clocks differ between machines, so a driver
+The file ``.driver.json`` is in the storage, where every machine sees it. Clocks differ between machines, so a driver
 counts as alive when its heartbeat changes while another driver watches. ``.processes.json`` lists the processes that
 the driver started on its machine: Ray's agents outlive a killed driver by minutes, and the next start kills them.
 """
@@ -26,10 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def machine() -> str:
-    """Identity of the space of process ids: the machine, its boot and, in containers, the pid namespace.
-
-    The host name alone is ambiguous: containers that share their host's network share its name.
-    """
+    """Identity of the space of process ids: the host name, which containers may share, its boot and pid namespace."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
@@ -37,20 +34,10 @@ def machine() -> str:
 
 
 class Lease:
-    """The right to write the run ``root``, held inside ``with``.
-
-    ``beat``: seconds between two heartbeats; ``timeout``: seconds without one after which a driver on another machine
-    counts as dead.
-    """
+    """The right to write the run ``root``, held inside ``with``; ``beat`` and ``timeout`` in seconds."""
 
     def __init__(
-        self,
-        storage: Storage,
-        root: Path,
-        host: str = "",
-        machine_id: str = "",
-        beat: float = 5.0,
-        timeout: float = 20.0,
+        self, storage: Storage, root: Path, host: str = "", machine_id: str = "", beat: float = 5, timeout: float = 20
     ):
         self.storage, self.file, self.processes = storage, root / DRIVER, root / PROCESSES
         self.beat, self.timeout, self._lost = beat, timeout, ""
@@ -59,10 +46,7 @@ class Lease:
         self._over, self._thread = threading.Event(), threading.Thread(target=self._run, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Kill the processes that a killed driver left on this machine, and wait until a lock of another is stale.
-
-        Raises ValueError: another driver is alive; two would write into each other's phases.
-        """
+        """Kill what a killed driver left here, and wait until another's lock is stale; ValueError if it lives."""
         self._end_former()
         first = self._read()
         if not first or first["machine"] == self.owner["machine"]:  # on this machine, process ids have the answer
@@ -100,10 +84,6 @@ class Lease:
                 living.append([process.pid, start_time(process)])
         write_json(self.processes, {"machine": self.owner["machine"], "processes": living})
 
-    def forget_processes(self) -> None:
-        """Remove the list after an orderly end, which leaves no process."""
-        self.processes.unlink(missing_ok=True)
-
     def _end_former(self) -> None:
         if not self.processes.exists() or (known := read_json(self.processes)).get("machine") != self.owner["machine"]:
             return
@@ -117,7 +97,7 @@ class Lease:
         with contextlib.suppress(OSError, Stopped, ValueError):
             self.storage.download_file(self.file)
             found = read_json(self.file)
-            if isinstance(found, dict) and {*self.owner, "beat"} <= found.keys():
+            if {*self.owner, "beat"} <= found.keys():
                 return found
         return {}
 

@@ -1,7 +1,4 @@
-"""Finished folders: files, and then ``DONE``, a manifest of their names, sizes and sha256, written last.
-
-A folder without a manifest is unfinished; one whose files do not fit the manifest is damaged, and made again.
-"""
+"""Finished folders: files, and then ``DONE``, a manifest of their names, sizes and sha256, written last."""
 
 import hashlib
 import json
@@ -16,25 +13,30 @@ MANIFEST = "DONE"
 CHECKPOINT = "checkpoint"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` so that a reader sees the old file or the new one, never a part."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
-def read_json(path: Path, remedy: str = "Remove it and run the same command again.") -> Any:
-    """Read a JSON file; ``remedy`` ends the message about a damaged one.
+def write_json(path: Path, value: Any) -> None:
+    """:func:`write_text` of ``value`` as JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
-    Raises ValueError: the file is missing or is not JSON.
-    """
+
+def read_json(path: Path, remedy: str = "Remove it and run the same command again.", kind: type = dict) -> Any:
+    """Read a JSON value of a kind; ValueError if it is missing or another one, with the ``remedy`` at its end."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file. Is {path.parent} a run folder?") from None
     except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{path}: not readable as JSON ({error}). {remedy}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: found a {type(value).__name__}, wanted a JSON {kind.__name__}. {remedy}")
+    return value
 
 
 def empty(folder: Path, but: str) -> None:
@@ -51,10 +53,7 @@ def sha256(path: Path) -> str:
 
 
 def parse_manifest(text: bytes) -> dict[str, Any]:
-    """A manifest: ``phase``, ``files`` (each with ``name``, ``size``, ``sha256``) and the names that are ``pruned``.
-
-    Raises ValueError: it is not readable, names a file outside of its folder, or prunes one that it does not name.
-    """
+    """A manifest: ``phase``, ``files`` (``name``, ``size``, ``sha256``), ``pruned`` names; ValueError for others."""
     try:
         found = json.loads(text)
         names = [PurePosixPath(entry["name"]) for entry in found["files"] if entry["sha256"] and entry["size"] >= 0]
@@ -76,7 +75,7 @@ def seal(folder: Path, phase: str, metrics: dict) -> None:
 
 
 def damage(folder: Path) -> str:
-    """The first difference between a folder and its manifest, in words; empty if the folder is finished and sound."""
+    """The first difference between a folder and its manifest; empty if the folder is finished and sound."""
     try:
         manifest = parse_manifest((folder / MANIFEST).read_bytes())
         for entry in manifest["files"]:

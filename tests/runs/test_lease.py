@@ -117,7 +117,7 @@ with (lease := Lease(Storage(str(root.parent)), root)):
     print(child.pid, flush=True)
     sys.stdin.read()
 child.kill()
-lease.forget_processes()
+lease.processes.unlink()
 """
 
 
