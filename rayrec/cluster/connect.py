@@ -69,10 +69,7 @@ def submitted() -> bool:
 
 
 def settle_runs(runs: str | None, **others: str | None) -> str:
-    """The folder or URL of all runs; ``others`` are paths of further flags, checked alike.
-
-    Raises ValueError: a path is relative and this is a submitted job.
-    """
+    """The folder or URL of all runs; ValueError if it or another flag's path is relative in a submitted job."""
     runs = runs or (str(Path.home() / "rayrec-runs") if submitted() else "runs")
     for flag, path in {"runs": runs, **others}.items():
         if submitted() and path and "://" not in path and not Path(path).is_absolute():
@@ -91,11 +88,7 @@ def settle_paths(config: C) -> C:
 
 
 def check_address(config: AnyConfig) -> None:
-    """Refuse an address at which no cluster can be.
-
-    Raises ValueError: ``--address`` or ``RAY_ADDRESS`` is a dashboard's, nothing answers there, or it is ``auto`` and
-    no cluster was made by ``ray start``.
-    """
+    """Raise ValueError for an address without a cluster: a dashboard's, a silent one, or ``auto`` without one."""
     named = config.placement.address or os.environ.get("RAY_ADDRESS")
     flag = "--address" if config.placement.address else "RAY_ADDRESS"
     if named and named.startswith("http"):
@@ -116,10 +109,9 @@ def check_address(config: AnyConfig) -> None:
 
 
 def find_address(config: AnyConfig) -> str | None:
-    """The cluster to join: --address, RAY_ADDRESS, or a living one that this user made by ``ray start``; None to start
-    one of our own, as ``local`` does always.
+    """The cluster to join: --address, RAY_ADDRESS, or a living one that this user made by ``ray start``.
 
-    Another driver's private cluster is never joined; by ``auto`` Ray itself would.
+    None to start one of our own, as ``local`` does. Another driver's private cluster is never joined.
     """
     named = config.placement.address or os.environ.get("RAY_ADDRESS")
     if named and named != "auto":
@@ -149,11 +141,9 @@ def deaths() -> tuple[type[BaseException], ...]:
 
 
 def has_gpu(config: AnyConfig) -> bool:
-    """Resolve ``--device`` for a machine or cluster that is not joined yet.
+    """Resolve ``--device`` before joining: `auto` takes GPUs if the cluster has any, though its head may have none.
 
-    `auto` takes GPUs if the cluster has any: its head, where a submitted job's driver is, may have none. Raises
-    ValueError: ``--device gpu`` on one machine without a GPU, or with fewer than the plan takes, or a cluster that
-    wants another token.
+    ValueError: this machine has no GPU or too few for the plan, or a cluster that wants another token.
     """
     import torch
 
@@ -186,10 +176,7 @@ def runs_at_once(config: AnyConfig) -> int:
 
 @functools.cache
 def _resources(address: str) -> Counter[str] | None:
-    """The resources in all of a cluster that is not joined; None where nothing answers: joining it will say why.
-
-    Raises ValueError: it has another token than this process, or what answers is no cluster.
-    """
+    """The resources of a cluster that is not joined; None without an answer. ValueError: other token, or no cluster."""
     if not _answers(address):  # a Ray client's, or no HOST:PORT
         return None
     # Not joined as the submitted job that this process may be of.
@@ -221,20 +208,12 @@ def _no_cluster(address: str, how: str) -> str:
 
 def _wanted(config: AnyConfig, gpu: bool) -> Counter[str]:
     """What trainers and generators take in all."""
-    wanted = Counter[str]()
-    for bundle in [
-        *reserve.trainer_bundles(config, gpu),
-        *reserve.generator_bundles(config, gpu) * config.placement.generators,
-    ]:
-        wanted.update(bundle)  # pyright: ignore[reportArgumentType], halves of cards too
-    return wanted
+    generators = reserve.generator_bundles(config, gpu) * config.placement.generators
+    return reserve.total([*reserve.trainer_bundles(config, gpu), *generators])
 
 
 def connect(config: AnyConfig) -> bool:
-    """Join a cluster, or start one of our own that has room for the plan; returns whether it is our own.
-
-    Raises ValueError: the cluster cannot be reached.
-    """
+    """Join a cluster, or start one that has room for the plan; returns whether it is our own. ValueError: no answer."""
     share_heaps()
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # It would report one worker that is taken away every two seconds, and each report is counted as a death.
@@ -250,16 +229,13 @@ def connect(config: AnyConfig) -> bool:
     from ray.exceptions import AuthenticationError
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # it warns that another thread than the main one starts it
-    quiet: dict[str, Any] = {
-        "log_to_driver": bool(os.environ.get("RAYREC_DEBUG")),
-        "logging_level": "ERROR",
-        "configure_logging": True,
-    }
+    debug = bool(os.environ.get("RAYREC_DEBUG"))
+    init = functools.partial(ray.init, log_to_driver=debug, logging_level="ERROR", configure_logging=True)
     if address is None:
-        _start(config, functools.partial(ray.init, address="local", include_dashboard=False, **quiet))
+        _start(config, functools.partial(init, address="local", include_dashboard=False))
     else:
         try:
-            within(_START_SECONDS, f"joining the cluster at {address}", lambda: ray.init(address=address, **quiet))
+            within(_START_SECONDS, f"joining the cluster at {address}", lambda: init(address=address))
         except AuthenticationError as error:
             raise ValueError(f"The cluster at {address} cannot be joined: {error}") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -286,10 +262,7 @@ def _start(config: AnyConfig, init: Callable[..., Any]) -> None:
 
 
 def share_heaps() -> None:
-    """Let the threads of this process share two heaps.
-
-    By itself glibc gives each of the lanes' many threads one of its own, and memory that is freed there stays there.
-    """
+    """Let the threads share two heaps: glibc gives each its own, and memory that is freed there stays there."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
 
@@ -308,10 +281,7 @@ def _set(name: str, value: str) -> Iterator[None]:
 
 
 def within(seconds: float, what: str, work: Callable[[], T]) -> T:
-    """Return the result of ``work`` with a time limit, which Ray itself lacks; a signal ends the wait too.
-
-    Raises Stopped: it has not returned after so many seconds.
-    """
+    """Return the result of ``work``, or raise Stopped after so many seconds; a signal ends the wait too."""
     future = Future[T]()
 
     def do() -> None:

@@ -12,7 +12,6 @@ from rayrec.config import AnyConfig
 
 _log = logging.getLogger(__name__)
 
-
 Bundle = dict[str, float]
 
 
@@ -29,6 +28,14 @@ def generator_bundles(config: AnyConfig, gpu: bool) -> list[Bundle]:
     return [_bundle(gpu, placement.placement == "shared", placement.generate_resource, 1 / cards)] * cards
 
 
+def total(bundles: Iterable[Bundle]) -> Counter[str]:
+    """The sum of some resources."""
+    found = Counter[str]()
+    for bundle in bundles:
+        found.update(bundle)  # pyright: ignore[reportArgumentType], halves of cards too
+    return found
+
+
 def _bundle(gpu: bool, shared: bool, resource: str | None, share: float = 1.0) -> Bundle:
     return {"CPU": 1.0} | ({"GPU": 0.5 if shared else 1.0} if gpu else {}) | ({resource: share} if resource else {})
 
@@ -39,8 +46,7 @@ class Reserved:
 
     trainers: Any = None
     generators: list[Any] = field(default_factory=list)
-    alone: bool = False
-    """Whether the cluster was started for this run."""
+    alone: bool = False  #: whether the cluster was started for this run
 
     def free_trainers(self) -> None:
         """Make room for Ray Train, which places its workers itself."""
@@ -50,10 +56,7 @@ class Reserved:
             remove_placement_group(self.trainers)
 
     def renew(self, generator: int) -> None:
-        """Replace one generator's placement group, which ends all actors in it.
-
-        The workers of vLLM on several cards are actors of their own, which outlive the generator that started them.
-        """
+        """Replace a generator's placement group, which ends all actors in it: vLLM's workers outlive it."""
         from ray.util import placement_group, remove_placement_group
 
         old = self.generators[generator]
@@ -61,10 +64,7 @@ class Reserved:
         self.generators[generator] = placement_group(old.bundle_specs, strategy="PACK")
 
     def free_orphans(self) -> None:
-        """Remove the placement groups of Ray Train's workers after its controller died.
-
-        On a joined cluster an actor of Ray Train does; it asks the dashboard, which a cluster of our own has not.
-        """
+        """Remove what Ray Train's dead controller left in our own cluster; elsewhere Ray Train does that."""
         from ray import PlacementGroupID
         from ray.util import placement_group_table, remove_placement_group
         from ray.util.placement_group import PlacementGroup
@@ -76,10 +76,7 @@ class Reserved:
 
 
 def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = True, alone: bool = False) -> Reserved:
-    """Hold the resources of the plan, waiting for them as long as ``--wait-for-resources`` says.
-
-    Raises ValueError: the cluster has not that much free; the message says what was asked, what is free, and where.
-    """
+    """Hold the resources of the plan; ValueError after ``--wait-for-resources`` names what is asked and free."""
     import ray
     from ray.util import placement_group, remove_placement_group
 
@@ -97,14 +94,14 @@ def reserve(config: AnyConfig, gpu: bool, train: bool = True, generate: bool = T
     # Ray reports free resources with some delay, and a group of nodes that autoscales needs minutes.
     begun = logged = time.monotonic()
     while not (all(map(_held, groups)) and _room_for_data(wanted)):
-        if time.monotonic() - begun > max(10.0, placement.wait_for_resources):
+        if (now := time.monotonic()) - begun > max(10.0, placement.wait_for_resources):
             message = _shortage(wanted, config)
             for group in groups:
                 remove_placement_group(group)
             raise ValueError(message)
-        if time.monotonic() - logged > 30:
+        if now - logged > 30:
             _log.info(_shortage(wanted, config))
-            logged = time.monotonic()
+            logged = now
         signals.pause(0.05)
     return Reserved(groups.pop(0) if train else None, groups, alone)
 
@@ -174,14 +171,11 @@ def _asked_and_free(bundles: Iterable[Bundle]) -> tuple[str, str]:
     import ray
     from ray._private.state import available_resources_per_node
 
-    asked = Counter[str]()
-    for bundle in bundles:
-        asked.update(bundle)  # pyright: ignore[reportArgumentType], halves of cards too
-    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    free = available_resources_per_node()
-    lines = []
-    for identity, node in alive.items():
-        parts = [f"{free.get(identity, {}).get(n, 0):g} of {node['Resources'].get(n, 0):g} {n}" for n in asked]
-        lines.append(f"\n  {node['NodeManagerAddress']} ({identity[:8]}): {', '.join(parts)} free")
-    shape = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
-    return shape, f"the cluster's {len(alive)} nodes have, beside what this run holds already:{''.join(lines)}"
+    asked, free = total(bundles), available_resources_per_node()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    lines = f"the cluster's {len(alive)} nodes have, beside what this run holds already:"
+    for node in alive:
+        own = free.get(node["NodeID"], {})
+        parts = [f"{own.get(n, 0):g} of {node['Resources'].get(n, 0):g} {n}" for n in asked]
+        lines += f"\n  {node['NodeManagerAddress']} ({node['NodeID'][:8]}): {', '.join(parts)} free"
+    return ", ".join(f"{amount:g} {name}" for name, amount in asked.items()), lines

@@ -10,11 +10,10 @@ WARN_AFTER = 60.0
 
 
 class Watchdog:
-    """Counts the seconds since the last sign of life.
+    """Counts the seconds since the last sign of life; ``who`` is the subject of the log line ``WHO for 60 s``.
 
-    ``who`` names the silent process in the log, as the subject of its silence: ``01/sft: no heartbeat from the
-    training workers`` is followed by ``for 60 s``. ``who`` and ``patience`` (seconds) may change while it runs. A
-    silence is logged at least once before patience is over: at half of it, if that comes first.
+    ``who`` and ``patience`` (seconds) may change while it runs. A silence is logged before patience is over, at half of
+    it at the latest.
     """
 
     def __init__(self, who: str, patience: float, first_warning: float = WARN_AFTER):
