@@ -22,7 +22,7 @@ A SASRec, Popular and grounding are not counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from rayrec.driver.prepare import Prepared
 from rayrec.lanes import Planned
 from rayrec.models.shape import Shape
 from rayrec.negatives import NEGATIVES, Sampler, mixture
+from rayrec.report.terminal import size
 from rayrec.training.optimiser import STATE_BYTES
 
 
@@ -338,8 +339,32 @@ class Work:
 
 
 def of_plan(ready: Prepared) -> dict[str, Any]:
-    """The additions to the plan of a run on ``--cluster``: ``estimate``, and ``phases`` with their seconds."""
+    """The additions to the plan of a run on ``--cluster``: ``estimate``, its ``lines``, and ``phases`` with seconds."""
     found = estimate(ready.config, ready.phases, ready.tokens, ready.shape, len(ready.data.valid))
     times = found.pop("seconds")
     phases = [row | {"seconds": times[row["phase"]]} for row in ready.shown["phases"]]
-    return {"estimate": found, "phases": phases}
+    return {"estimate": found, "lines": lines(found), "phases": phases}
+
+
+def lines(found: Mapping[str, Any]) -> dict[str, str]:
+    """The lines of an estimate for people, by their names."""
+    devices = f"{found['devices']['used']} of {found['devices']['there']} devices of {found['cluster']}"
+    turn = found["iteration"]
+    parts = [f"iteration 0 in {span(found['first'])}", *([f"each further one in {span(turn)}"] if turn else [])]
+    memory = found["memory"]
+    needs = [f"{name} {size(memory[name])}" for name in ("trainer", "generator")]
+    short = "" if max(memory["trainer"], memory["generator"]) < memory["there"] else "; it does not fit"
+    moved = ", ".join(f"{name} {size(count)}" for name, count in found["moved"].items())
+    return {
+        "estimate": f"{devices}: {', '.join(parts)}, in all {span(found['total'])}",
+        "memory": f"of a device's {size(memory['there'])}: {', '.join(needs)}{short}",
+        "moved": f"in an iteration: {moved}" if moved else "",
+    }
+
+
+def span(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
+    for limit, unit, each in ((100, "s", 1), (6000, "min", 60)):
+        if seconds < limit:
+            return f"{seconds / each:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"

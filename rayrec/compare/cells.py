@@ -32,11 +32,9 @@ class Cell:
 
     method: str
     seed: int
-    record: Mapping[str, Any]
-    """Its line of ``metrics.jsonl``."""
+    record: Mapping[str, Any]  #: its line of ``metrics.jsonl``
     predictions: pa.Table
-    users: list[str]
-    """The user of each row."""
+    users: list[str]  #: the user of each row
 
     @cached_property
     def ids(self) -> list[str]:
@@ -78,16 +76,9 @@ def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str]) -> C
         if (metric.written or metric.when == "adherence") and name in records.get(source, {}):
             record[name] = records[source][name]
     test = pq.read_table(folder / "examples" / "test.parquet", columns=["example_id", "user"])
-    made = pq.read_table(last / "predictions.parquet")
-    own = pc.call_function(
-        "and",
-        [
-            pc.call_function("equal", [made["decode"], pa.scalar(decode)]),
-            pc.call_function("is_in", [made["example_id"]], pc.SetLookupOptions(test["example_id"])),
-        ],
-    )
-    made = made.filter(own)
     user = dict(zip(test["example_id"].to_pylist(), test["user"].to_pylist(), strict=True))
+    in_test = (pc.field("decode") == decode) & pc.field("example_id").isin(list(user))
+    made = pq.read_table(last / "predictions.parquet").filter(in_test)
     return Cell(method, seed, record, made, [user[example] for example in made["example_id"].to_pylist()])
 
 
@@ -97,10 +88,7 @@ def finished_phases(cell: Path) -> dict[str, int]:
 
 
 def account(known: dict[str, Any] | None, attempt: dict[str, Any], made: bool) -> dict[str, Any]:
-    """Add up the seconds of all attempts at a cell, ``known`` and this one; ``made``: this one finished a phase.
-
-    A finished cell is started again so that other settings are refused, and that start does not count.
-    """
+    """Add up the seconds of all attempts at a cell; one that made no phase of a finished cell does not count."""
     if known is None or (known.get("finished") and not made):
         return known or attempt
     both = {"seconds": known["seconds"] + attempt["seconds"], "memory": max(known["memory"], attempt["memory"])}
@@ -108,15 +96,9 @@ def account(known: dict[str, Any] | None, attempt: dict[str, Any], made: bool) -
 
 
 def read_used(folder: Path) -> dict[str, Any]:
-    """Return the resources that the cells took so far, by their names.
-
-    Raises ValueError: the file is damaged; with its path and the remedy.
-    """
+    """Return the resources that the cells took so far, by their names; ValueError if the file is damaged."""
     path, remedy = folder / USED, "Remove it: finished cells stay, and only their seconds and memory are lost."
-    found = read_json(path, remedy) if path.exists() else {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: found a {type(found).__name__}, wanted a JSON object. {remedy}")
-    return found
+    return read_json(path, remedy) if path.exists() else {}
 
 
 def start(command: Sequence[str], log: IO[str]) -> subprocess.Popen:

@@ -1,12 +1,11 @@
 """Methods side by side on the same rows: means over seeds, intervals, paired tests.
 
-A cell is one finished run folder: a method and a seed. Metrics of rows are bootstrapped over users, metrics of all
-lists that can be computed without a user have a jackknife over users, and the spread over seeds stands apart, since
-three seeds cannot be bootstrapped.
+A cell is a finished run folder: a method and a seed. Metrics of rows are bootstrapped over users, metrics of all lists
+have a jackknife over users, and the spread over seeds is given apart: three seeds cannot be bootstrapped.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from rayrec.compare.cells import At, Cell
 from rayrec.metrics import FIRST, METRICS, SAME_AT_1, TRADE_OFFS, Metric
 from rayrec.metrics.intervals import Interval, bootstrap_means, holm, jackknife
+from rayrec.report.rows import genre_gaps
 
 
 def compared(k: int, choices: bool) -> list[At]:
@@ -25,18 +25,16 @@ def compared(k: int, choices: bool) -> list[At]:
 def compare(cells: Sequence[Cell], against: str, k: int) -> list[dict[str, Any]]:
     """One row per method, in the order of their first cells: N, seeds, and for each metric its mean and interval.
 
-    Differences from ``against`` are paired by row, with p-values after Holm's correction over the table. They are left
-    out where the two methods have different seeds. Raises ValueError: ``against`` has no cell, or two methods answered
-    different rows for one seed.
+    Differences from ``against`` are paired by row, with p-values after Holm's correction over the table, for methods of
+    the same seeds. ValueError: ``against`` has no cell, or two methods answered different rows for one seed.
     """
     of: dict[str, list[Cell]] = {cell.method: [] for cell in cells}
     for cell in sorted(cells, key=lambda cell: cell.seed):
         of[cell.method].append(cell)
     if against not in of:
         raise ValueError(f"--against {against} is not among the finished methods {list(of)}. Name one of them.")
-    names = compared(
-        k, choices=any(metric.name in c.record for metric in METRICS.values() if metric.written for c in cells)
-    )
+    written = [metric.name for metric in METRICS.values() if metric.written]
+    names = compared(k, choices=any(name in c.record for name in written for c in cells))
     rows = {method: _row(members, k, names) for method, members in of.items()}
     tested = [method for method in of if method != against and _paired(of[method], of[against])]
     _estimate(rows, of, names)
@@ -75,15 +73,9 @@ def _row(members: list[Cell], k: int, names: list[At]) -> dict[str, Any]:
         if None not in values:
             row[key]["value"] = float(np.mean(values))
             row[key]["seed_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    if gaps := [_gaps(c.record, k) for c in members if c.record["genres"].get(f"GP@{k}") and c.record["genres"]["GH"]]:
+    if gaps := [gap for c in members if (gap := genre_gaps(c.record, k))]:
         row["gaps"] = {genre: float(np.mean([gap[genre] for gap in gaps if genre in gap])) for genre in gaps[0]}
     return row
-
-
-def _gaps(record: Mapping[str, Any], k: int) -> dict[str, float]:
-    """d_g of each genre: its share of the lists minus its share of the histories."""
-    genres = record["genres"]
-    return {genre: share - genres["GH"][genre] for genre, share in genres[f"GP@{k}"].items()}
 
 
 def _estimate(rows: dict[str, dict], of: dict[str, list[Cell]], names: list[At]) -> None:

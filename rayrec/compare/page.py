@@ -2,22 +2,19 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rayrec.compare.compare import compared
 from rayrec.metrics import FIRST, METRICS, SAME_AT_1, TRADE_OFFS
 from rayrec.report import figures
-from rayrec.report.figures.quality import BARS
+from rayrec.report.figures.drawing import BARS
 from rayrec.report.page import render
 from rayrec.report.rows import Row
 
 
 def table(rows: Sequence[Row], k: int, against: str, wide: bool = False) -> tuple[list[str], list[list[str]]]:
-    """The head and the cells of the comparison as text, without columns in which no row has a value.
-
-    ``wide`` adds the differences of metrics of all lists, and their intervals where they are no axis of the trade-off.
-    """
+    """Head and cells of the comparison as text; ``wide`` adds differences and intervals of metrics of all lists."""
     first = [at for at in compared(k, choices=True) if at != (SAME_AT_1, 1)]
     rowwise = [metric.key(at) for metric, at in first]
     columns: dict[str, Callable[[Row], str]] = {"method": _name}
@@ -36,13 +33,7 @@ def table(rows: Sequence[Row], k: int, against: str, wide: bool = False) -> tupl
 
 
 def page(
-    rows: Sequence[Row],
-    published: Sequence[Row],
-    k: int,
-    against: str,
-    title: str,
-    subtitle: str,
-    setting: str = "",
+    rows: Sequence[Row], published: Sequence[Row], k: int, against: str, title: str, subtitle: str, setting: str = ""
 ) -> str:
     """The page as HTML; every text in it is escaped. ``setting``: the one that rows with ``varied`` differ in."""
     head, lines = table(rows, k, against, wide=True)
@@ -69,7 +60,7 @@ def page(
 
 
 def _published(rows: Sequence[Row], k: int) -> list[dict[str, Any]]:
-    """A table of each source, of the metrics that stand in ours."""
+    """A table of each source, of the metrics that ours has."""
     keys = dict.fromkeys([FIRST.key(1), *(metric.key(k) for metric in METRICS.values())])
     made = []
     for source in dict.fromkeys(row["source"] for row in rows):
@@ -91,14 +82,12 @@ def as_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def _flat(row: Row, prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _flat(row: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in row.items():
         if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            found.append((f"{prefix}{name}", " ".join(map(str, value)) if isinstance(value, list) else value))
-    return found
+            yield f"{prefix}{name}", " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _name(row: Row) -> str:
@@ -117,13 +106,10 @@ def _difference(entry: Row | None) -> str:
     """A difference with its p-value where it was tested, else with its interval."""
     if entry is None or entry["value"] is None:
         return "–"
-    tested = f", p {_p(entry.get('p_holm'))}" if "p" in entry else _interval(entry, "+.4f")
-    return f"{entry['value']:+.4f}{tested}"
+    p = entry.get("p_holm")
+    shown = "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return f"{entry['value']:+.4f}{f', p {shown}' if 'p' in entry else _interval(entry, '+.4f')}"
 
 
 def _interval(entry: Row, form: str) -> str:
     return "" if entry["low"] is None else f" [{entry['low']:{form}}, {entry['high']:{form}}]"
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

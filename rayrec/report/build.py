@@ -1,20 +1,17 @@
-"""Write ``report.html`` from the files of a run folder: one page, no script, no network.
-
-Rebuild it with ``python -m rayrec.report DIR``.
-"""
+"""Write ``report.html`` from the files of a run folder: one page, no script, no network."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayrec.metrics import FIRST, METRICS
-from rayrec.report import figures
+from rayrec.report import figures, rows
 from rayrec.report.page import render
 from rayrec.report.record import Record, read_run
-from rayrec.report.rows import Row, best_policy, cuts, default_k, grouped, label, last_policy, number, policies, shown
+from rayrec.report.rows import Row, cuts, default_k, genre_gaps, grouped, label, number, policies, shown
 from rayrec.report.timeline import Span, overlap, waits
+from rayrec.runs.manifest import write_text
 
 #: Numbers that identify a record; its other whole numbers are counts.
 _IDENTITY = {"iteration", "N", "seed", "alpha"}
@@ -23,14 +20,10 @@ _IDENTITY = {"iteration", "N", "seed", "alpha"}
 def build_report(folder: Path) -> Path:
     """Write ``folder/report.html`` and return its path; equal files give equal bytes.
 
-    A run that is not finished gets a report that says so. Raises ValueError: a file of the run is missing or damaged;
-    the message names it and the remedy.
+    An unfinished run is reported as such. ValueError: a file is missing or damaged; with its name and the remedy.
     """
-    text = render("report.html", **describe(read_run(Path(folder))))
     path = Path(folder) / "report.html"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, render("report.html", **describe(read_run(Path(folder)))))
     return path
 
 
@@ -40,6 +33,8 @@ def describe(run: Record) -> dict[str, Any]:
     tests = {title: group for title, group in groups.items() if group[0].get("split", "test") == "test"}
     paths = {title: group for title, group in tests.items() if policies(group)}
     k = default_k([row for group in paths.values() for row in group])
+    negatives = [(str(row.get("phase", "–")), str(row.get("sampler", "–")), row) for row in run.of("negatives")]
+    counted = [(title, label(row), row) for title, group in groups.items() for row in group]
     settings = run.config.get("config") or run.config
     return {
         "run": run,
@@ -52,15 +47,15 @@ def describe(run: Record) -> dict[str, Any]:
         "k": k,
         "columns": _columns,
         "noise": _noise,
-        "best_policy": best_policy(run.rows),
-        "last_policy": last_policy(run.rows),
+        "best_policy": rows.best_policy(run.rows),
+        "last_policy": rows.last_policy(run.rows),
         "curves": figures.curves,
         "tradeoff": {"title": f"test, k = {k}", "svg": figures.tradeoff(paths, k)} if paths else None,
         "genres": _genres(paths),
         "training": figures.training(run.steps),
         "time": _time(run.phases) if run.phases else None,
-        "negatives": _negatives(run),
-        "counted": _counted(groups),
+        "negatives": _numbers("phase", "sampler", negatives, int | float),
+        "counted": _numbers("evaluation", "policy", counted, int),
     }
 
 
@@ -100,14 +95,13 @@ def _columns(group: Sequence[Row]) -> list[tuple[str, str, dict[str, str]]]:
 
 
 def _genres(paths: Mapping[str, Sequence[Row]]) -> dict[str, str] | None:
+    """The genres of the first and the last policy at the smallest k that has them."""
     for title, group in paths.items():
-        ends = {label(row): figures.genre_gaps(row) for row in (policies(group)[0], policies(group)[-1])}
-        found = {name: gap for name, gap in ends.items() if gap}
-        if found:
-            k = next(iter(found.values()))[0]
-            gaps = {name: gap for name, (_, gap) in found.items()}
-            selected = ", ".join(next(iter(gaps.values())))
-            return {"title": f"{title}, k = {k}", "svg": figures.genre_bars(gaps, k), "selected": selected}
+        for k in cuts(group):
+            ends = {label(row): genre_gaps(row, k) for row in (policies(group)[0], policies(group)[-1])}
+            if gaps := {name: gap for name, gap in ends.items() if gap}:
+                selected = ", ".join(next(iter(gaps.values())))
+                return {"title": f"{title}, k = {k}", "svg": figures.genre_bars(gaps, k), "selected": selected}
     return None
 
 
@@ -131,27 +125,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _negatives(run: Record) -> dict[str, Any] | None:
-    rows = run.of("negatives")
-    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _IDENTITY]
-    keys = [key for key in keys if any(_is_number(row.get(key)) for row in rows)]
-    cells = [
-        [str(row.get("phase", "–")), str(row.get("sampler", "–")), *(_share(row.get(key)) for key in keys)]
-        for row in rows
-    ]
-    head = ["phase", "sampler", *(key.replace("_", " ") for key in keys)]
-    return {"head": head, "rows": cells, "words": 2} if rows else None
-
-
-def _share(value: Any) -> str:
-    """A share in per cent; a count is a whole number."""
-    return f"{100 * value:.1f} %" if isinstance(value, float) else number(value)
-
-
-def _counted(groups: Mapping[str, Sequence[Row]]) -> dict[str, Any] | None:
-    rows = [(title, row) for title, group in groups.items() for row in group]
-    keys = dict.fromkeys(key for _, row in rows for key, value in row.items() if isinstance(value, int))
+def _numbers(first: str, second: str, rows: Sequence[tuple[str, str, Row]], kinds: Any) -> dict[str, Any] | None:
+    """A table of rows with two names and all their counts or shares of ``kinds``; shares are in per cent."""
+    keys = dict.fromkeys(key for *_, row in rows for key, value in row.items() if isinstance(value, kinds))
     keys = [key for key in keys if key not in _IDENTITY and key.split("@")[0] not in {*METRICS, "filled"}]
-    cells = [[title, label(row), *(number(row.get(key)) for key in keys)] for title, row in rows]
-    head = ["evaluation", "policy", *(key.replace("_", " ") for key in keys)]
+
+    def cell(value: Any) -> str:
+        return f"{100 * value:.1f} %" if isinstance(value, float) else number(value)
+
+    cells = [[*names, *(cell(row.get(key)) for key in keys)] for *names, row in rows]
+    head = [first, second, *(key.replace("_", " ") for key in keys)]
     return {"head": head, "rows": cells, "words": 2} if keys else None

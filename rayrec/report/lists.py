@@ -1,7 +1,5 @@
 """The lists of a few test users, by the first and by the last policy of a run, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -35,10 +33,9 @@ class UserLists(NamedTuple):
 
 
 def user_lists(folder: Path, rows: Sequence[Row]) -> UserLists | None:
-    """Read the lists of a run by its ``rows`` of metrics.jsonl; None where no test rows or only one policy has any.
+    """Read the lists of a run by its ``rows`` of metrics.jsonl; None without two policies that were tested.
 
-    Raises:
-        ValueError: a file of the run is missing or damaged.
+    Raises ValueError: a file of the run is missing or damaged.
     """
     tested = [row for row in policies(rows) if row.get("split", "test") == "test"]
     tested = [row for row in tested if row.get("decode") == tested[0].get("decode")]
@@ -53,7 +50,7 @@ def user_lists(folder: Path, rows: Sequence[Row]) -> UserLists | None:
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{folder}: the lists of users are left out. ({error})") from error
     columns = some["history"].to_pylist(), some["target"].to_pylist(), before, after
-    users = [UserList(history[-3:], *rest) for history, *rest in zip(*columns, strict=True)]
+    users = [UserList(history[-3:], target, *lists) for history, target, *lists in zip(*columns, strict=True)]
     return UserLists(caption(first), first["policy"], last["policy"], users)
 
 

@@ -16,7 +16,6 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("baselines", "cuts", "default_k", "label", "number", "pairs", "policies", "shown")
-    environment.globals |= {name: getattr(rows, name) for name in names}
+    environment.globals |= {name: value for name, value in vars(rows).items() if callable(value)}
     environment.filters["label"] = rows.label
     return environment.get_template(template).render(values)

@@ -9,9 +9,8 @@ from rayrec.report.lists import UserLists, user_lists
 from rayrec.report.timeline import Span, spans
 from rayrec.runs.manifest import read_json
 
-#: Remedy of a damaged file that the run itself writes.
+#: Remedies of a damaged file that the run itself writes, and of damaged samples.
 _AGAIN = "Remove it and run the same command again: finished phases are kept."
-#: What follows from samples that cannot be read.
 _WITHOUT = "The samples of this iteration are left out."
 
 
@@ -37,21 +36,18 @@ class Record:
 
 
 def read_run(folder: Path) -> Record:
-    """Read a run folder.
-
-    Raises ValueError: a file of the run is missing or damaged; the message names it and the remedy.
-    """
-    config, plan = _json(folder / "config.json"), _json(folder / "plan.json")
+    """Read a run folder; ValueError names a missing or damaged file and the remedy."""
+    config, plan = read_json(folder / "config.json", _AGAIN), read_json(folder / "plan.json", _AGAIN)
     finished = {str(path.parent.relative_to(folder)) for path in folder.glob("*/*/DONE")}
     planned = [str(row["phase"]) for row in plan.get("phases") or [] if "phase" in row]
     done = [phase for phase in planned if phase in finished] + sorted(finished - set(planned))
     to_do = [phase for phase in planned if phase not in finished]
-    trace = _json(folder / "trace.json") if not to_do or (folder / "trace.json").exists() else {}
+    trace = read_json(folder / "trace.json", _AGAIN) if not to_do or (folder / "trace.json").exists() else {}
     try:
         phases = spans(trace.get("traceEvents") or [])
     except (AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'trace.json'}: {error} {_AGAIN}") from error
-    metrics = {phase: _json(folder / phase / "metrics.json") for phase in done}
+    metrics = {phase: read_json(folder / phase / "metrics.json", _AGAIN) for phase in done}
     steps = {phase: found["steps"] for phase, found in metrics.items() if found.get("steps")}
     samples, unread = {}, []
     for iteration in (phase.split("/")[0] for phase in done if phase.endswith("/prefer")):
@@ -72,26 +68,12 @@ def read_run(folder: Path) -> Record:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read the sampled rows of an iteration; no number depends on them.
-
-    Raises ValueError: the file is missing or damaged, and no phase writes it again.
-    """
-    rows = read_json(path, remedy=_WITHOUT)
-    if not isinstance(rows, list) or not all(map(_is_sample, rows)):
-        raise ValueError(f"{path}: wanted a list of {{example_id, history, chosen, rejected}}. {_WITHOUT}")
+    """Read the sampled rows of an iteration, on which no number depends; ValueError if missing or damaged."""
+    rows, wanted = read_json(path, _WITHOUT, list), {"chosen", "history", "rejected"}
+    for row in rows:
+        if not isinstance(row, dict) or wanted - row.keys() or {type(row["history"]), type(row["rejected"])} != {list}:
+            raise ValueError(f"{path}: wanted a list of {{example_id, history, chosen, rejected}}. {_WITHOUT}")
     return rows
-
-
-def _is_sample(row: Any) -> bool:
-    lists = ("history", "rejected")
-    return isinstance(row, dict) and "chosen" in row and all(isinstance(row.get(key), list) for key in lists)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: found a {type(value).__name__}, wanted a JSON dict. {_AGAIN}")
-    return value
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

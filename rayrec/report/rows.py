@@ -32,7 +32,7 @@ def caption(row: Row) -> str:
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return {caption: rows} of rows that may be compared, baselines first; the test split stands before others.
+    """Return {caption: rows} of rows that may be compared, baselines first; the test split before others.
 
     A baseline joins every group of its split (test where it names none) whose other facts it does not contradict.
     """
@@ -97,11 +97,7 @@ def last_policy(rows: Sequence[Row]) -> str | None:
 
 
 def best_policy(rows: Sequence[Row]) -> tuple[str, str] | None:
-    """Return (policy, why) of the best policy on validation, or None where none was evaluated there.
-
-    Best is the largest :data:`rayrec.metrics.BEST` at the largest k, in the first kind of decoding and grounding; the
-    earlier one of equals.
-    """
+    """Return (policy, why) of the best on validation: :data:`rayrec.metrics.BEST` at the largest k; None without."""
     found = grouped([row for row in rows if row.get("kind") == "evaluation" and row.get("split") == "valid"])
     for title, group in found.items():
         key = BEST.key(max(cuts(group), default=0))
@@ -111,3 +107,10 @@ def best_policy(rows: Sequence[Row]) -> tuple[str, str] | None:
         best = max(known, key=lambda row: (row[key], -row.get("iteration", 0)))
         return best["policy"], f"{key} {number(float(best[key]))}; {title}"
     return None
+
+
+def genre_gaps(row: Row, k: int) -> dict[str, float] | None:
+    """Return {genre: d_g} at ``k``, d_g = GP_g − GH_g (SPRec section 3.3), or None where a row has none."""
+    genres = row.get("genres") or {}
+    lists, history = genres.get(f"GP@{k}"), genres.get("GH")
+    return {name: share - history[name] for name, share in lists.items()} if lists and history else None

@@ -1,7 +1,6 @@
 """Output for the terminal or the job's log: the plan, one progress line per lane, and the tables.
 
-Text from data is never read as markup, and its control characters are shown, not sent to the terminal. Where the output
-is no terminal (a pipe, the log of a Ray job) everything is plain lines.
+Text from data is never read as markup, and its control characters are shown. A pipe or a log gets plain lines.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def show_log() -> None:
 
 
 def _grid(title: str, *columns: str, left: int = 1) -> Table:
-    """A table without lines: the first ``left`` columns are words, the others numbers."""
+    """A table without lines: the first ``left`` columns are text, the others are numbers."""
     table = Table(title=plain(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for at, column in enumerate(columns):
         table.add_column(column, justify="left" if at < left else "right", no_wrap=at >= left)
@@ -86,9 +85,9 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the phases of a run and its needs, before anything starts.
 
     ``plan`` may hold ``folder``, ``rows`` {split: rows}, ``counts`` {reason: rows}, ``model`` {name, parameters,
-    template, lora_rank}, ``resources`` {train_workers, generators, device, threads, cpus}, ``disk_bytes``, ``phases``
-    (a list of {phase, rows, batches, tokens, epochs, seconds}), ``estimate`` (of jobs/cost_model.py), and, where a run
-    is resumed, the phase names ``done`` and ``to_do``. Absent entries are not printed.
+    template, lora_rank}, ``resources`` {train_workers, generators, device, threads, cpus}, ``disk_bytes``, further
+    ``lines`` {name: text}, ``phases`` (a list of {phase, rows, batches, tokens, epochs, seconds}), and, where a run is
+    resumed, the phase names ``done`` and ``to_do``. Absent entries are not printed.
     """
     console = console or _console()
     done, to_do = plan.get("done") or (), plan.get("to_do") or ()
@@ -100,13 +99,20 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
         "model": _model(plan.get("model") or {}),
         "resources": pairs(plan.get("resources") or {}),
         "disk": size(plan["disk_bytes"]) if plan.get("disk_bytes") is not None else None,
-        **_estimate(plan.get("estimate") or {}),
+        **plan.get("lines", {}),
         "resumes": f"phases done {len(done)}, to do {len(to_do)}{following}" if done else None,
     }
     console.print(Text("Plan", style="bold"))
     console.print(_facts({name: plain(value) for name, value in lines.items() if value}))
-    if plan.get("phases"):
-        console.print(_phases(plan["phases"], set(done)))
+    phases = plan.get("phases") or ()
+    keys = ("rows", "epochs", "batches", "tokens", "seconds")
+    keys = [key for key in keys if any(row.get(key) is not None for row in phases)]
+    table = _grid("Phases", "phase", *keys, *(["state"] if done else []))
+    for row in phases:
+        state = [Text("done" if row.get("phase") in done else "to do")] if done else []
+        table.add_row(plain(row.get("phase", "–")), *(number(row.get(key)) for key in keys), *state)
+    if phases:
+        console.print(table)
 
 
 def _facts(lines: Mapping[str, Text]) -> Padding:
@@ -119,57 +125,21 @@ def _facts(lines: Mapping[str, Text]) -> Padding:
     return Padding(grid, (0, 0, 1, 0))
 
 
-def _estimate(found: Mapping[str, Any]) -> dict[str, str]:
-    """The lines of an estimate by their names."""
-    if not found:
-        return {}
-    devices = f"{found['devices']['used']} of {found['devices']['there']} devices of {found['cluster']}"
-    turn = found["iteration"]
-    parts = [f"iteration 0 in {span(found['first'])}", *([f"each further one in {span(turn)}"] if turn else [])]
-    memory = found["memory"]
-    needs = [f"{name} {size(memory[name])}" for name in ("trainer", "generator")]
-    short = "" if max(memory["trainer"], memory["generator"]) < memory["there"] else "; it does not fit"
-    moved = ", ".join(f"{name} {size(count)}" for name, count in found["moved"].items())
-    return {
-        "estimate": f"{devices}: {', '.join(parts)}, in all {span(found['total'])}",
-        "memory": f"of a device's {size(memory['there'])}: {', '.join(needs)}{short}",
-        "moved": f"in an iteration: {moved}" if moved else "",
-    }
-
-
-def span(seconds: float) -> str:
-    """Return a time in seconds, minutes or hours."""
-    for limit, unit, each in ((100, "s", 1), (6000, "min", 60)):
-        if seconds < limit:
-            return f"{seconds / each:.0f} {unit}"
-    return f"{seconds / 3600:.1f} h"
-
-
 def _model(model: Mapping[str, Any]) -> str:
-    parts = [str(model["name"])] if model.get("name") else []
-    if model.get("parameters") is not None:
-        parts.append(f"{number(model['parameters'])} parameters")
-    if model.get("lora_rank") is not None:
-        parts.append(f"LoRA rank {model['lora_rank']}" if model["lora_rank"] else "every parameter is trained")
-    return ", ".join([*parts, *([f"template {model['template']}"] if model.get("template") else [])])
-
-
-def _phases(phases: Sequence[Mapping[str, Any]], done: set[str]) -> Table:
-    keys = ("rows", "epochs", "batches", "tokens", "seconds")
-    keys = [key for key in keys if any(row.get(key) is not None for row in phases)]
-    table = _grid("Phases", "phase", *keys, *(["state"] if done else []))
-    for row in phases:
-        state = [Text("done" if row.get("phase") in done else "to do")] if done else []
-        table.add_row(plain(row.get("phase", "–")), *(number(row.get(key)) for key in keys), *state)
-    return table
+    name, parameters, rank, template = map(model.get, ("name", "parameters", "lora_rank", "template"))
+    parts = [
+        name,
+        None if parameters is None else f"{number(parameters)} parameters",
+        None if rank is None else f"LoRA rank {rank}" if rank else "every parameter is trained",
+        f"template {template}" if template else None,
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def print_iteration_table(rows: Sequence[Row], k: int | None = None, console: Console | None = None) -> None:
-    """Print one line per policy: its metrics, and the iteration's seconds and overlap.
+    """Print a line per policy (rows of ``metrics.jsonl``): metrics, seconds, and overlap (mean of busy lanes).
 
-    ``rows`` are lines of ``metrics.jsonl`` of the kinds `evaluation` and `baseline`, each with ``seconds`` (wall) and
-    ``overlap`` (the mean number of lanes at work while any was) where they are known. Rows of another split, decoder,
-    embedder or N stand in a table of their own. ``k`` defaults to 5, or to the largest k that was computed.
+    Rows of another split, decoder, embedder or N have a table of their own. ``k`` is 5, or the largest computed.
     """
     console = console or _console(TABLE_WIDTH)
     for title, members in grouped(rows).items():
@@ -211,8 +181,6 @@ def _marked(title: str, target: str) -> Text:
 
 @dataclass
 class _Running:
-    """One phase at work."""
-
     lane: str
     total: int
     unit: str
@@ -223,9 +191,8 @@ class _Running:
 class LaneProgress:
     """One progress line per lane: a live bar in a terminal, elsewhere a plain line at most every ``every`` seconds.
 
-    Safe to call from several threads. Use as a context manager; ``start`` a phase in a lane, ``update`` it with the
-    units done so far, ``finish`` it. The first and the last line of a phase always appear. Where two phases share a
-    lane (negatives overtake an evaluation), its bar shows the one that was updated last.
+    ``start`` a phase in a lane, ``update`` it with the units done, ``finish`` it, from any thread. Where two phases
+    share a lane, its bar shows the one that was updated last.
     """
 
     def __init__(
@@ -271,13 +238,13 @@ class LaneProgress:
                 self._line(phase, f"starts: {number(total)} {unit}")
 
     def update(self, phase: str, done: int, note: str = "") -> None:
-        """Show that ``done`` units of the phase are complete; ``note`` is a few words, such as the loss."""
+        """Show that ``done`` units of the phase are complete; ``note`` is short, such as the loss."""
         with self._lock:
             if phase not in self._running:  # a report that came after the phase's end
                 return
             running = self._running[phase]
-            shown_note = str(plain(" ".join(part for part in (running.unit, note) if part)))
-            about: dict[str, Any] = {"total": running.total, "description": str(plain(phase)), "note": shown_note}
+            about: dict[str, Any] = {"total": running.total, "description": str(plain(phase))}
+            about["note"] = str(plain(f"{running.unit} {note}".strip()))
             self._bars.update(self._tasks[running.lane], completed=done, **about)
             if self._bars.disable and self._clock() - running.printed >= self._every:
                 text = f"{number(done)}/{number(running.total)} {running.unit}"

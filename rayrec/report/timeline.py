@@ -25,19 +25,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Wait(Span):
-    """A lane was idle before ``phase``, which needed the result of ``cause``, a phase of another lane.
-
-    ``cause`` is None where no other phase ended in that time: the start of a process, or a pause between two attempts.
-    """
+    """A lane was idle before ``phase``, which needed ``cause`` of another lane (None: a start, or between attempts)."""
 
     cause: Span | None = None
 
 
 def spans(events: Iterable[Mapping[str, Any]]) -> list[Span]:
-    """Return the phases of Chrome trace ``events`` (category `phase`, times in microseconds) by start.
-
-    Raises ValueError: a phase has no name, lane, start or duration.
-    """
+    """Return the phases of Chrome trace ``events`` (microseconds) by start; ValueError if one lacks a field."""
     found = []
     for event in events:
         if event.get("cat") != "phase" or event.get("ph", "X") != "X":
@@ -111,10 +105,7 @@ def placed(events: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def by_iteration(phases: Sequence[Span]) -> dict[int, tuple[float, float]]:
-    """Return {iteration: (wall seconds, lanes at work)} from the first start to the last end of its phases `NN/...`.
-
-    Iterations overlap: lanes that work for another one in that time count as well.
-    """
+    """Return {iteration: (wall seconds, mean number of lanes at work, for any iteration)} of its phases `NN/...`."""
     groups: dict[int, list[Span]] = {}
     for span in phases:
         iteration = span.phase.split("/")[0]

@@ -25,17 +25,12 @@ def check(trackers: Sequence[str]) -> None:
 class Curves(NamedTuple):
     """A run in a tracker."""
 
-    send: Callable[[str, float, int], Any]
-    """Takes the name of a number, the number, and its step or iteration; from any thread."""
-    end: Callable[[type[BaseException] | None], Any]
-    """Takes the type of the error that ended the run, None where it is finished."""
+    send: Callable[[str, float, int], Any]  #: (name, number, its step or iteration), from any thread
+    end: Callable[[type[BaseException] | None], Any]  #: the type of the error that ended the run, None without one
 
 
 class Tracker:
-    """Sends the numbers of each finished phase to the trackers; the run folder stays the record.
-
-    Raises ValueError: a tracker refuses the run.
-    """
+    """Sends the numbers of each finished phase to the trackers; ValueError if one refuses the run."""
 
     def __init__(self, folder: Path, trackers: Sequence[str], settings: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
@@ -47,8 +42,7 @@ class Tracker:
     def phase(self, metrics: dict[str, Any]) -> None:
         """Send one phase's ``metrics.json``: its steps one by one, its records at their iteration.
 
-        A tracker that fails is logged once and gets nothing more: the run does not need it, and each retry may take
-        minutes, for which training waits.
+        A tracker that fails is logged once and gets nothing more: training would wait minutes for each retry.
         """
         for name, value, at in _scalars(metrics):
             self._board.add_scalar(name, value, at)
@@ -58,10 +52,7 @@ class Tracker:
         self._board.flush()
 
     def close(self) -> None:
-        """Close the event file and end the run in each tracker: as failed or stopped during an exception.
-
-        Errors of trackers are logged, not raised: the caller still has processes to end.
-        """
+        """Close the event file and end the run in each tracker: as failed or stopped during an exception."""
         self._board.close()
         error = sys.exc_info()[0]
         for other in self._others:

@@ -1,8 +1,4 @@
-"""The style of every picture: colours, fonts, and SVG that fits into a page.
-
-Colours are Okabe and Ito's, which the colour-blind can tell apart; markers and lightness repeat the colours, so that a
-grey print can be read as well.
-"""
+"""The style of every picture: Okabe and Ito's colours for the colour-blind, markers for a grey print, page-wide SVG."""
 
 from __future__ import annotations
 
@@ -24,18 +20,17 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "
 INK, QUIET = "#333333", "#777777"
 #: Colour and marker of the list lengths, of the decoders and so on, in order.
 SERIES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
+#: Colours of the bars of policies or methods.
+BARS = ("#B9C3CC", BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 STYLE = files("rayrec.report") / "templates" / "figures.mplstyle"
 
 
 def draw(size: tuple[float, float], paint: Callable[[Figure], None], margins: tuple[float, float, float, float]) -> str:
-    """Return the SVG of a figure that ``paint`` fills.
-
-    ``size`` is (width, height) and ``margins``, which the panels leave free, are (left, top, right, bottom), in inches.
-    """
+    """Return the SVG of a figure of ``size`` inches that ``paint`` fills; ``margins``: left, top, right, bottom."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Glyphs missing from the measuring font are no fault: the reader's browser sets the text.
+    # The measuring font may lack glyphs, since the reader's browser sets the text.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     (width, height), (left, top, right, bottom) = size, margins
     with as_file(STYLE) as style, matplotlib.rc_context(fname=style), warnings.catch_warnings():

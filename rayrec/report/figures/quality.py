@@ -9,35 +9,16 @@ from itertools import chain, cycle
 from typing import TYPE_CHECKING, Any
 
 from rayrec.metrics import TRADE_OFFS, Metric
-from rayrec.report.figures.drawing import (
-    BLUE,
-    GREEN,
-    INK,
-    ORANGE,
-    PURPLE,
-    QUIET,
-    SERIES,
-    SKY,
-    VERMILION,
-    draw,
-    legend,
-    value,
-)
+from rayrec.report.figures.drawing import BARS, INK, QUIET, SERIES, draw, legend, value
 from rayrec.report.rows import Row, baselines, cuts, label, policies, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Policies or methods whose bars can be told apart.
-BARS = ("#B9C3CC", BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-
 
 def curves(rows: Sequence[Row]) -> str:
-    """Draw each metric over the iterations, one line per k; ``rows`` are one group's evaluations and baselines.
-
-    Metrics that are shares of rows have bars, 95 % binomial intervals.
-    """
+    """Draw each metric over the iterations, one line per k, with 95 % binomial intervals of shares of rows."""
     others = baselines(rows)
     metrics, columns = shown(rows, cuts(rows)), 3
     lines = math.ceil(len(metrics) / columns)
@@ -77,7 +58,7 @@ def _curve(axes: Axes, metric: Metric, rows: Sequence[Row], others: Sequence[Row
         top = max([top, *(a + b for a, b in zip(y, spread, strict=True) if not math.isnan(a))])
         for row in others:
             axes.axhline(value(row, key), color=colour, linestyle=":", linewidth=0.9)
-    # The policies set the scale: a baseline beyond it stands in the table.
+    # The policies set the scale: a baseline beyond it is in the table only.
     axes.set_ylim(0, top * 1.08 or 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(min(x) - 0.15, max(x) + 0.15)
@@ -126,7 +107,7 @@ def _path(
 
 
 def _baseline(axes: Axes, text: str, point: tuple[float, float], limits: tuple[float, float]) -> None:
-    """Mark a baseline; one off the scale, which the policies set, stands at the edge with its numbers."""
+    """Mark a baseline; one off the scale, which the policies set, is at the edge with its numbers."""
     if math.isnan(sum(point)):
         return
     inside = min(point[0], limits[0]), min(point[1], limits[1])
@@ -148,17 +129,14 @@ def _spread(axis: str, entries: Sequence[Row]) -> dict[str, Any]:
 
 
 def methods(rows: Sequence[Row], k: int) -> str:
-    """Draw each method of a comparison as a point with its 95 % intervals, and join the Pareto front.
-
-    ``rows`` are those of :func:`rayrec.compare.compare.compare`.
-    """
+    """Draw each row of :func:`rayrec.compare.compare.compare` with its 95 % intervals, and join the Pareto front."""
     across, up = TRADE_OFFS[0]
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         points = [(row, row[across.key(k)], row[up.key(k)]) for row in rows]
         points = [one for one in points if None not in (one[1]["value"], one[2]["value"])]
-        points.sort(key=lambda one: -one[2]["value"])  # the names stand in the order of the points' heights
+        points.sort(key=lambda one: -one[2]["value"])  # names in the order of the points' heights
         drawn = [one for one in points if one[0]["method"] != "Popular"] or points
         front = sorted((x["value"], y["value"]) for row, x, y in drawn if row["pareto"])
         axes.plot(*zip(*front, strict=True), color=QUIET, linewidth=0.8, linestyle="--", label="Pareto front")
@@ -169,7 +147,7 @@ def methods(rows: Sequence[Row], k: int) -> str:
             axes.errorbar(x["value"], y["value"], **bars, **look, label=row["method"])
         axes.set(xlabel=f"{across.key(k)}  {across.arrow}", ylabel=f"{up.key(k)}  {up.arrow}")
         heights = [y["value"] for _, _, y in drawn if y["value"] > 0]
-        if heights and max(heights) > 8 * min(heights):  # else all but the most diverse lie on one line
+        if heights and max(heights) > 8 * min(heights):  # else all but the most diverse are on one line
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
         for _, x, y in (one for one in points if one not in drawn):  # on the scale of Popular the others are one heap
@@ -182,10 +160,7 @@ def methods(rows: Sequence[Row], k: int) -> str:
 
 
 def effect(rows: Sequence[Row], setting: str, k: int) -> str:
-    """Draw how the metrics of each method follow a setting, with 95 % intervals where there are some.
-
-    ``rows`` are those of :func:`rayrec.compare.compare.compare`; those with ``varied`` (method and value) are drawn.
-    """
+    """Draw how metrics follow a setting, for rows of :func:`~rayrec.compare.compare.compare` that have ``varied``."""
     keys = list(dict.fromkeys(metric.key(k) for metric in chain(*TRADE_OFFS)))
     lines: dict[str, list[Row]] = {}
     for row in rows:
@@ -206,20 +181,6 @@ def effect(rows: Sequence[Row], setting: str, k: int) -> str:
         legend(figure, panels[0].get_legend_handles_labels()[0])
 
     return draw((10, 3.4), paint, (0.55, 0.4, 0.3, 0.45))
-
-
-def genre_gaps(row: Row) -> tuple[int, dict[str, float]] | None:
-    """Return (k, {genre: d_g}) at the smallest k of a row's ``genres`` that has them, or None where none has.
-
-    d_g = GP_g − GH_g, the genre's share of the top-k lists minus its share of the histories (SPRec section 3.3).
-    """
-    genres = row.get("genres") or {}
-    history = genres.get("GH") or {}
-    for k in cuts([row]):
-        lists = genres.get(f"GP@{k}")
-        if lists and history:
-            return k, {name: float(lists[name]) - float(history[name]) for name in genres["selected"]}
-    return None
 
 
 def genre_bars(gaps: Mapping[str, Mapping[str, float]], k: int) -> str:

@@ -30,11 +30,8 @@ def training(steps: Mapping[str, Sequence[Row]]) -> str:
         ("prefer", "reward_accuracy", "Reward accuracy  ↑", "share of pairs"),
     )
     for kind, key, title, unit in wanted:
-        rows = {
-            phase: found
-            for phase, found in steps.items()
-            if phase.endswith(f"/{kind}") and any(row.get(key) is not None for row in found)
-        }
+        of_kind = {phase: found for phase, found in steps.items() if phase.endswith(f"/{kind}")}
+        rows = {phase: found for phase, found in of_kind.items() if any(row.get(key) is not None for row in found)}
         if rows:
             panels[title] = (key, unit, rows)
 
@@ -70,11 +67,7 @@ def _training_panel(axes: Axes, key: str, rows: Mapping[str, Sequence[Row]]) -> 
 
 
 def _squeeze(phases: Sequence[Span]) -> tuple[list[float], list[float], list[tuple[float, float]]]:
-    """Shorten the long pauses of all lanes together.
-
-    Returns:
-        Knots in true seconds, the same knots in drawn seconds, and the pauses as (where drawn, true seconds).
-    """
+    """Shorten long pauses: knots in true and in drawn seconds, and pauses as (where drawn, true seconds)."""
     work = busy(phases)
     longest = max(1.0, 0.06 * sum(end - start for start, end in work))
     true, drawn, cut = [work[0][0]], [work[0][0]], []
