@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 
+from rayrec.models import adapters
+
 #: Logits held at once; more are computed chunk by chunk, and again in the backward pass.
 MAX_LOGITS = 2**25
 
@@ -139,6 +141,7 @@ class PackedLM(nn.Module):
 
     def __init__(self, model: Any, activation_checkpointing: bool = False):
         super().__init__()
+        adapters.lighten(model)
         self.model = model
         # Recomputed in the backward pass, when the hooks of the forward pass are gone.
         self.narrows = not activation_checkpointing
