@@ -14,7 +14,8 @@ answers:
   the first begins after ``start`` seconds. An iteration is the time from one policy to the next.
 * Workers exchange their weights when a phase begins. In a step all gradients circulate twice and, under ZeRO-1 and 2,
   the new weights once; under ZeRO-3 the gradients and the weights twice.
-* A training worker holds DeepSpeed's state (``trainer_bytes``) and the activations that a Llama's layers keep.
+* A training worker holds DeepSpeed's state and the activations that a Llama's layers keep
+  (rayrec/training/memory.py); 15 % more of these for padding.
 
 A SASRec, Popular and grounding are not counted.
 """
@@ -35,7 +36,7 @@ from rayrec.lanes import Planned
 from rayrec.models.shape import Shape
 from rayrec.negatives import NEGATIVES, Sampler, mixture
 from rayrec.report.terminal import size
-from rayrec.training.optimiser import STATE_BYTES
+from rayrec.training.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,8 @@ DEVICES = {
 _THREADS = 0.5
 #: Computed tokens per real token: rows of a batch differ in length.
 _PADDING = 1.15
-#: Bytes that a layer keeps of a token for the backward pass, times hidden size and times width of the MLP, by whether
-#: the base is frozen and by the bytes of its numbers: adapters work on float32 copies. Counted on a Llama with torch's
-#: saved_tensors_hooks (tests/test_cost_model.py).
-_KEPT = {(False, 2): (25, 8), (False, 4): (43, 16), (True, 2): (38, 10), (True, 4): (31, 16)}
 #: Bytes of a training row's id, place and weight.
 _ROW = 60
-#: Weights that DeepSpeed gathers at once under ZeRO-3 (its own limit), and puts into one bucket (worker.py's).
-_GATHERED, _BUCKET = 10**9, 5 * 10**8
 
 
 def parse(cluster: str) -> tuple[int, int, str]:
@@ -179,15 +174,9 @@ class Work:
         return 2 if self.config.train.dtype == "bfloat16" else 4
 
     @property
-    def trained(self) -> int:
-        """Weights that training moves."""
-        rank = self.config.model.lora_rank
-        return self.shape.adapters * rank if rank else self.shape.parameters
-
-    @property
-    def _trained_bytes(self) -> int:
-        """Bytes of one of them: adapters are float32 over any base."""
-        return 4 if self.config.model.lora_rank else self._bytes
+    def memory(self) -> Memory:
+        """What a training worker holds."""
+        return Memory(self.shape, self.config)
 
     def _rate(self, share: float, alone: bool = False) -> float:
         """Operations per second of one process."""
@@ -243,8 +232,10 @@ class Work:
         operations = _PADDING * phase.rows * phase.epochs * passes * self._forward(*self._row(phase.kind))
         computing = operations / phase.batches / workers / self._rate(self.device.train, phase.name.startswith("00/"))
         exchange = self._exchanged() / workers / self._link()
-        train, batch = self.config.train, self.config.batches.get(f"{phase.kind}_batch", self.config.train.batch)
-        micro = -(-batch // (workers * train.micro_batch)) * (4 / 3 if phase.kind == "prefer" else 1)
+        length, answers, _ = self._row(phase.kind)
+        batch = self.config.batches.get(f"{phase.kind}_batch", self.config.train.batch)
+        most, _ = self.memory.largest(length, answers, batch, self.device is not DEVICES["cpu"])
+        micro = -(-batch // (workers * most)) * (4 / 3 if phase.kind == "prefer" else 1)
         return phase.batches * (max(computing, exchange) + micro * self.device.step) + self.device.phase
 
     def _link(self) -> float:
@@ -255,12 +246,12 @@ class Work:
     def _exchanged(self) -> float:
         """Bytes that all workers send in one step, in rings."""
         stage, others = self.config.train.zero_stage, self.config.placement.train_workers - 1
-        sent = others * self.trained * self._trained_bytes * (3 if stage in (1, 2) else 2)
+        sent = others * self.memory.trained * self.memory.trained_bytes * (3 if stage in (1, 2) else 2)
         return sent + (2 * others * self.shape.parameters * self._bytes if stage == 3 else 0)
 
     def sent(self, phases: Sequence[Planned]) -> float:
         """Bytes that all workers send in the training phases among ``phases``: each begins with the first's weights."""
-        adapters = self.trained * self._trained_bytes if self.config.model.lora_rank else 0
+        adapters = self.memory.trained * self.memory.trained_bytes if self.config.model.lora_rank else 0
         spread = (self.config.placement.train_workers - 1) * (self.shape.parameters * self._bytes + adapters)
         return sum(phase.batches * self._exchanged() + spread for phase in phases if phase.makes_policy)
 
@@ -283,39 +274,11 @@ class Work:
         return rounds * (part * self._forward(prompt, 1) / rate + steps * (max(token, weights) + self.device.token))
 
     def trainer_bytes(self) -> float:
-        """Bytes of a training worker at its largest, in the backward pass or as the optimiser steps.
-
-        Backward: weights, gradients, Adam's moments and a micro-batch's activations; from ZeRO-1 on and for bfloat16 a
-        float32 copy of the weights, with ZeRO-0 and bfloat16 also of the gradients, from ZeRO-1 on also a bucket of
-        gradients. Step, from ZeRO-1 on: weights, moments, and float32 copies of weights and gradients with two
-        temporary ones, for all weights are stepped through at once. ZeRO-3 keeps its bucket, and gathers weights.
-        """
-        train, workers = self.config.train, self.config.placement.train_workers
-        stage, size, adapted = train.zero_stage, self._trained_bytes, bool(self.config.model.lora_rank)
-        cut = [workers if stage >= one else 1 for one in (1, 2, 3)]
-        weights = (self.shape.parameters * self._bytes + self.trained * size * adapted) / cut[2]
-        weights += min(self.shape.parameters, _GATHERED) * self._bytes if stage == 3 else 0
-        bucket = min(self.trained, _BUCKET) * size if stage else 0
-        copies = 1 if stage else 0 if size == 4 else 2  # in float32, of weights and of gradients
-        state = self.trained * (STATE_BYTES + 4 * copies) / cut[0]
-        backward = self.trained * size / cut[1] + bucket + _PADDING * self.activation_bytes()
-        step = self.trained * 12 / cut[0] + (bucket if stage == 3 else 0) if stage else 0
-        return weights + state + max(backward, step)
-
-    def activation_bytes(self) -> float:
-        """Bytes that a micro-batch leaves for the backward pass."""
-        train = self.config.train
-        batch = max(train.batch, train.prefer_batch) // self.config.placement.train_workers
+        """Bytes of a training worker at its largest, in the backward pass of its largest micro-batch."""
+        train, gpu = self.config.train, self.device is not DEVICES["cpu"]
         length, answers, _ = self._row("prefer" if train.prefer and train.iterations else "sft")
-        of_hidden, of_mlp = _KEPT[bool(self.config.model.lora_rank), self._bytes]
-        hidden, layers = self.shape.hidden, self.shape.layers
-        mlp = (self.shape.last_mlp or 8 * hidden**2) / 3 / hidden
-        kept = of_hidden * hidden * layers + of_mlp * mlp * (layers - 1)
-        if train.activation_checkpointing:
-            kept = of_hidden * hidden + of_mlp * mlp + self._bytes * hidden * layers
-        rows = min(train.micro_batch, batch)
-        logits = min(rows * answers * (self.shape.words / hidden), 2**25) * 12
-        return rows * length * kept + logits
+        _, computing = self.memory.largest(length, answers, max(train.batch, train.prefer_batch), gpu)
+        return self.memory.held_bytes(_PADDING * computing, gpu)
 
     def generator_bytes(self) -> float:
         """Bytes that one device of a generator needs: its part of the weights, and of a part's key-value cache."""
@@ -329,7 +292,7 @@ class Work:
         generators, rank = self.config.placement.generators, self.config.model.lora_rank
         asked = sum(phase.rows for phase in phases if not phase.makes_policy)
         whole = not rank or self.device is DEVICES["cpu"]  # where adapters are merged for the generators
-        policy = self.shape.parameters * self._bytes if whole else self.trained * 4
+        policy = self.shape.parameters * self._bytes if whole else self.memory.trained * 4
         trained = sum(p.rows * p.epochs * (4 * self._row(p.kind)[0] + _ROW) for p in phases if p.makes_policy)
         return {
             "gradients": self.sent(phases),

@@ -66,7 +66,10 @@ class TrainConfig:
     prefer_epochs: Annotated[int, POSITIVE] = 1
     """Epochs of the preference step of an iteration."""
     micro_batch: Annotated[int, POSITIVE] = 16
-    """Examples that one worker computes at once; the rest is gradient accumulation."""
+    """Most examples that one worker computes at once; the rest is gradient accumulation."""
+    pass_memory: Annotated[float | None, POSITIVE] = None
+    """GiB that what is computed at once may take for activations, attention mask and logits: as many examples as fit,
+    --micro-batch at most. Default: 1 on CPUs, 16 on GPUs."""
     row_tokens: Annotated[int, NOT_NEGATIVE] = 0
     """Examples share a row of the packed pass up to this many tokens; 0: as many as its longest example has, which is
     fastest on a CPU."""

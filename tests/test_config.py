@@ -35,7 +35,7 @@ FLAGS = """
 --iterations --first-rows --first-epochs --first-lr --rows-per-iteration --target --min-rating --reweight
 --negatives --num-negatives --score-negatives --no-score-negatives
 --equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
---row-tokens --attention --activation-checkpointing --no-activation-checkpointing
+--pass-memory --row-tokens --attention --activation-checkpointing --no-activation-checkpointing
 --prefer-epochs --warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
 --decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --endpoint --served

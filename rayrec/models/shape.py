@@ -17,6 +17,8 @@ class Shape:
     tied: bool
     layers: int
     hidden: int
+    queries: int
+    """Numbers of a token's queries in a layer."""
     kv: int
     """Numbers that a token leaves in the key-value cache."""
     last_mlp: int
@@ -29,13 +31,18 @@ class Shape:
         """All weights."""
         return self.blocks + self.words * (1 if self.tied else 2)
 
+    @property
+    def mlp(self) -> int:
+        """Width of the MLP, as that of a gated one with as many weights."""
+        return (self.last_mlp or 8 * self.hidden**2) // 3 // self.hidden
+
     @classmethod
     def of(cls, model: str) -> Shape:
         """Read from the configuration of a folder or hub id alone."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        from rayrec.models.folder import cache_size
+        from rayrec.models.folder import cache_size, head_size
         from rayrec.models.logprobs import last_mlp
 
         settings: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
@@ -51,6 +58,7 @@ class Shape:
             tied=tied,
             layers=text.num_hidden_layers,
             hidden=words.shape[1],
+            queries=text.num_attention_heads * head_size(model),
             last_mlp=sum(p.numel() for p in mlp.parameters()) if (mlp := last_mlp(lm)) is not None else 0,
             kv=cache_size(model),
             adapters=sum(sum(m.weight.shape) for m in linear),

@@ -6,7 +6,6 @@ Shapes: B examples of a micro-batch, A answers of an example (the chosen one fir
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
 import time
@@ -24,7 +23,7 @@ from rayrec.errors import Stopped
 from rayrec.objectives import Objective
 from rayrec.runs.storage import TROUBLES, Storage, errno_of
 from rayrec.seeds import seed_of
-from rayrec.training import checkpoint, optimiser
+from rayrec.training import checkpoint, memory, optimiser
 from rayrec.training.batches import read_shard
 from rayrec.training.board import Heartbeat, Phase, take_phases
 
@@ -77,6 +76,7 @@ class Worker:
 
         from rayrec.models import policy
         from rayrec.models.logprobs import PackedLM, attend_by_flex, check_packed
+        from rayrec.models.shape import Shape
 
         self.config: Config = setup["config"]
         self.objective: Objective = setup["objective"]
@@ -98,6 +98,7 @@ class Worker:
             attend_by_flex(lm)
         check_packed(lm, model.max_length)
         self.hidden = int(lm.config.get_text_config().hidden_size)
+        self.memory = memory.Memory(Shape.of(here), self.config)
         if model.lora_rank:
             lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout, self.config.data.seed)
         self.lm = PackedLM(lm, train.activation_checkpointing)
@@ -163,12 +164,12 @@ class Worker:
         import deepspeed
 
         train = self.config.train
-        rows, parts = phase.batch // self.world, self._accumulation(phase)
         trainable: Any = [p for p in self.lm.parameters() if p.requires_grad]
-        bucket = min(5 * 10**8, sum(getattr(p, "ds_numel", p.numel()) for p in trainable))
+        bucket = min(memory.BUCKET, sum(getattr(p, "ds_numel", p.numel()) for p in trainable))
         settings = {
-            "train_micro_batch_size_per_gpu": math.ceil(rows / parts),
-            "gradient_accumulation_steps": parts,
+            # How many passes make a step differs from step to step: _step tells which is the last.
+            "train_micro_batch_size_per_gpu": phase.batch // self.world,
+            "gradient_accumulation_steps": 1,
             "gradient_clipping": train.clip,
             # Adapters stay in float32 over a bfloat16 base; DeepSpeed would round them.
             "bf16": {"enabled": train.dtype == "bfloat16" and not self.config.model.lora_rank},
@@ -288,7 +289,7 @@ class Worker:
         engine.eval()
         with torch.no_grad():
             for number, rows in enumerate(read(begun)):
-                for micro in self._micro(phase, rows):
+                for micro in self._micro(rows):
                     extra = [[row["neighbour"]] if row["neighbour"] else [] for row in micro]
                     logprob_BA = engine(self._pack(micro, extra)).cpu()
                     if (more := logprob_BA.shape[1] - table_SBA.shape[2]) > 0:
@@ -306,7 +307,7 @@ class Worker:
         engine.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            for micro in self._micro(phase, rows):
+            for micro in self._micro(rows):
                 # A row without a neighbour goes along: with ZeRO-3 all workers pass the model equally often.
                 packed = self._pack([{**row, "answers": [row["neighbour"] or row["answers"][0]]} for row in micro])
                 for row, logprob, ref_A in zip(micro, engine(packed)[:, 0].cpu(), reference(micro), strict=True):
@@ -327,7 +328,9 @@ class Worker:
             group["lr"] = rate
         sums: dict[str, Any] = {}
         losses: list[tuple[list[dict], Any]] = []
-        for micro in self._micro(phase, rows):
+        micros = self._micro(rows)
+        for micro in micros:
+            engine.set_gradient_accumulation_boundary(micro is micros[-1])
             loss_B, logged = loss(engine(self._pack(micro)), micro)
             weight_B = torch.tensor([row["weight"] for row in micro], device=loss_B.device)
             share = (weight_B * loss_B).sum() / float(total)
@@ -335,8 +338,8 @@ class Worker:
             for name, value_B in {"loss": loss_B.detach(), **logged}.items():
                 part = (weight_B * value_B.detach()).sum().double().cpu() / float(total)
                 sums[name] = sums.get(name, 0) + part
-            # DeepSpeed averages over workers and micro-batches; the share is already of the global batch.
-            engine.backward(share * self.world * self._accumulation(phase))
+            # DeepSpeed averages over workers; the share is already of the global batch.
+            engine.backward(share * self.world)
             engine.step()
         values = torch.stack([*sums.values(), torch.tensor(self.clock.late(self.rank), dtype=torch.float64)])
         dist.all_reduce(values)
@@ -365,15 +368,19 @@ class Worker:
         ids = [one for some in found for one in some]
         return [name for name, fine in ids if not fine] or [name for name, _ in ids]
 
-    def _micro(self, phase: Phase, rows: list[dict]) -> Iterator[list[dict]]:
-        """Cut a worker's rows of one step into micro-batches of similar length."""
-        parts = self._accumulation(phase)
-        rows = sorted(rows, key=lambda row: (len(row["prompt"]) + sum(map(len, row["answers"])), row["slot"]))
-        cuts = [round(i * len(rows) / parts) for i in range(parts + 1)]
-        return (rows[a:b] for a, b in itertools.pairwise(cuts))
+    def _micro(self, rows: list[dict]) -> list[list[dict]]:
+        """Cut a worker's rows of one step into micro-batches of similar length, as many as the other workers."""
+        import torch
+        import torch.distributed as dist
 
-    def _accumulation(self, phase: Phase) -> int:
-        return math.ceil(phase.batch // self.world / self.config.train.micro_batch)
+        def size(row: dict) -> int:
+            return len(row["prompt"]) + sum(map(len, row["answers"]))
+
+        rows = sorted(rows, key=lambda row: (size(row), row["slot"]))
+        counts = [(size(row), sum(map(len, row["answers"]))) for row in rows]
+        parts = torch.tensor(self.memory.passes(counts, self.device.type == "cuda"))
+        dist.all_reduce(parts, dist.ReduceOp.MAX)
+        return [rows[a:b] for a, b in memory.cuts(len(rows), int(parts))]
 
     def _pack(self, rows: list[dict], extra: list[list[list[int]]] | None = None) -> Any:
         """Pack the examples of ``rows``, each with its answers and then the ``extra`` ones."""

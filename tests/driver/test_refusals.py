@@ -341,7 +341,7 @@ CASES = {
 
 ABOVE_0 = """min-rating lr first-lr clip batch prefer-batch prefer-epochs micro-batch first-epochs rows-per-iteration
 num-negatives max-length max-new-tokens pretrain-steps pretrain-batch pretrain-lr tiny-layers lora-alpha top-k
-beam-width part train-workers generators tensor-parallel threads wait-seconds"""
+beam-width part train-workers generators tensor-parallel threads wait-seconds pass-memory"""
 FROM_0 = "iterations first-rows row-tokens warmup-steps max-deaths lora-rank weight-decay popularity-gamma"
 
 

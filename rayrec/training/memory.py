@@ -1,0 +1,140 @@
+"""What a training worker holds in memory, by the shape of its model, and how many rows it may compute at once.
+
+Nothing here is measured while a run goes on: settings and rows alone decide the size of a pass, so a phase that is
+resumed computes the same numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rayrec.training.optimiser import STATE_BYTES
+
+if TYPE_CHECKING:
+    from rayrec.config import Config
+    from rayrec.models.shape import Shape
+
+#: Bytes that a pass may take by default (--pass-memory), on CPUs and on GPUs.
+ON_CPU, ON_GPU = 1.0, 16.0
+GIB = 2**30
+#: Weights that DeepSpeed gathers at once under ZeRO-3 (its own limit), and puts into one bucket (worker.py's).
+GATHERED, BUCKET = 10**9, 5 * 10**8
+#: Bytes of a logit: itself, its log-softmax and its gradient, in float32.
+_LOGIT = 12
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of one training worker of a run."""
+
+    shape: Shape
+    config: Config
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number of the base model."""
+        return 2 if self.config.train.dtype == "bfloat16" else 4
+
+    @property
+    def trained(self) -> int:
+        """Weights that training moves."""
+        rank = self.config.model.lora_rank
+        return self.shape.adapters * rank if rank else self.shape.parameters
+
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of one of them: adapters are float32 over any base."""
+        return 4 if self.config.model.lora_rank else self.number
+
+    def token(self) -> float:
+        """Bytes that a pass keeps of one token for the backward pass.
+
+        A norm keeps its input in float32, what it gives and, where it is trained, its normed input. A layer keeps two
+        norms, queries, keys, values and their mixture, and four numbers of each of the MLP; with activation
+        checkpointing its input alone, and one layer at a time all of this. At the end is one more norm.
+        """
+        shape, size = self.shape, self.number
+        norm = shape.hidden * (4 + size + (0 if self.config.model.lora_rank else size))
+        layer = 2 * norm + 4 * size * shape.queries + self._dropped()
+        mlp = 4 * size * shape.mlp
+        if self.config.train.activation_checkpointing:
+            return layer + mlp + size * shape.hidden * shape.layers + norm
+        return layer * shape.layers + norm + mlp * (shape.layers - 1)  # of the last MLP the prompt takes no part
+
+    def _dropped(self) -> float:
+        """Bytes of the places that the dropout of a layer's adapters takes from one token, 8 for each of them."""
+        model = self.config.model
+        inputs = 3 * self.shape.hidden + self.shape.queries + 2 * self.shape.hidden + self.shape.mlp
+        return 8 * model.lora_dropout * inputs if model.lora_rank else 0.0
+
+    def pass_bytes(self, rows: int, longest: int, predicted: int) -> float:
+        """Bytes of one pass: of activations, mask and logits.
+
+        Args:
+            rows: rows of the packed pass; each is as long as the longest.
+            longest: tokens of that one.
+            predicted: tokens of all answers.
+        """
+        from rayrec.models.logprobs import MAX_LOGITS
+
+        tokens = rows * longest
+        logits = min(predicted * self.shape.words // self.shape.hidden, MAX_LOGITS) * _LOGIT
+        mlp = 4 * self.number * self.shape.mlp * predicted  # of the last layer
+        # Gradients of a layer's widest numbers are there beside them.
+        beside = 3 * self.number * self.shape.mlp * tokens
+        return tokens * (self.token() + self.number * longest) + mlp + max(logits, beside)
+
+    def budget(self, gpu: bool) -> float:
+        """Bytes that one pass may take."""
+        return GIB * (self.config.train.pass_memory or (ON_GPU if gpu else ON_CPU))
+
+    def passes(self, rows: Sequence[tuple[int, int]], gpu: bool) -> int:
+        """Return into how many passes rows, sorted by length, are cut evenly so that each fits, or has one row.
+
+        ``rows`` are pairs of the tokens put in and the tokens predicted.
+        """
+        least, budget = -(-len(rows) // self.config.train.micro_batch), self.budget(gpu)
+        for parts in range(least, len(rows)):
+            found = [rows[a:b] for a, b in cuts(len(rows), parts)]
+            if all(self.pass_bytes(len(c), c[-1][0], sum(m for _, m in c)) <= budget for c in found):
+                return parts
+        return len(rows)
+
+    def largest(self, longest: int, predicted: int, batch: int, gpu: bool) -> tuple[int, float]:
+        """Return the most rows of a pass, where all have ``longest`` tokens, and the bytes that it takes."""
+        rows = [(longest, predicted)] * (batch // self.config.placement.train_workers)
+        most = -(-len(rows) // self.passes(rows, gpu))
+        return most, self.pass_bytes(most, longest, most * predicted)
+
+    def held_bytes(self, computing: float, gpu: bool) -> float:
+        """Bytes of a training worker at its largest: in a pass that takes ``computing``, or as the optimiser steps.
+
+        Pass: weights, gradients, Adam's moments; from ZeRO-1 on and for bfloat16 a float32 copy of the weights, with
+        ZeRO-0 and bfloat16 also of the gradients, from ZeRO-1 on also a bucket of gradients. Step, from ZeRO-1 on:
+        weights, moments, and float32 copies of weights and gradients with two temporary ones, for all weights are
+        stepped through at once. ZeRO-3 keeps its bucket, and gathers weights. On a CPU also the trained weights of the
+        base; and as a policy is written, a copy of its weights, but nothing of the optimiser's work.
+        """
+        config, shape = self.config, self.shape
+        workers, stage, size = config.placement.train_workers, config.train.zero_stage, self.trained_bytes
+        cut = [workers if stage >= one else 1 for one in (1, 2, 3)]
+        adapters = self.trained * size if config.model.lora_rank else 0
+        weights = (shape.parameters * self.number + adapters) / cut[2]
+        weights += min(shape.parameters, GATHERED) * self.number if stage == 3 else 0
+        weights += 0 if gpu else self.trained * size
+        bucket = min(self.trained, BUCKET) * size if stage else 0
+        copies = 1 if stage else 0 if size == 4 else 2  # in float32, of weights and of gradients
+        state = self.trained * (STATE_BYTES + 4 * copies) / cut[0]
+        passing = self.trained * size / cut[1] + bucket + computing
+        step = self.trained * 12 / cut[0] + (bucket if stage == 3 else 0) if stage else 0
+        saving = 0 if gpu else shape.parameters * self.number
+        return weights + state + max(passing, step, saving)
+
+
+def cuts(rows: int, parts: int) -> list[tuple[int, int]]:
+    """Return the first row and the end of each of so many even parts."""
+    ends = [round(i * rows / parts) for i in range(parts + 1)]
+    return [*itertools.pairwise(ends)]
