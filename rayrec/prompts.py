@@ -156,6 +156,11 @@ class Template:
         """Return the titles that this tokenizer does not give back as they went in (it may normalise Unicode)."""
         return [title for title in titles if self.text(self.answer_ids(title)) != title]
 
+    def highest(self) -> int:
+        """Return the highest id among the tokens of the frames and of all texts so far."""
+        known = [*self._cache.values(), [self.eos_id], self.separator, *itertools.chain(*self.frames)]
+        return max(token for ids in known for token in ids)
+
     def _shown(self, titles: Sequence[str]) -> list[list[int]]:
         """Titles as prompts have them: the text, and where items have tokens the item's."""
         if not self._no_item:
@@ -292,16 +297,22 @@ def make_template(
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:
     """Return the text of the chat template before and after the user's content."""
     if not tokenizer.chat_template:
-        raise ValueError("The tokenizer has no chat template, which template 'chat' needs. Use 'instruct'.")
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _PLACEHOLDER}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-        date_string=_TODAY.strftime("%d %b %Y"),
-        strftime_now=_TODAY.strftime,
-    )
+        raise ValueError("The tokenizer has no chat template, which template 'chat' needs. Add --template instruct.")
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _PLACEHOLDER}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+            date_string=_TODAY.strftime("%d %b %Y"),
+            strftime_now=_TODAY.strftime,
+        )
+    except Exception as error:  # a template is a program of its author's, and may raise anything
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"The tokenizer's chat template fails on one message of a user: {why.rstrip('.')}. Add --template instruct."
+        ) from error
     parts = rendered.split(_PLACEHOLDER)
     if len(parts) != 2:
-        raise ValueError(f"The chat template writes the user's text {len(parts) - 1} times. Use 'instruct'.")
+        raise ValueError(f"The chat template writes the user's text {len(parts) - 1} times. Add --template instruct.")
     return parts[0], parts[1]

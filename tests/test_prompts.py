@@ -111,7 +111,7 @@ def test_names() -> None:
     assert resolve_template("auto", "llama", TOKENIZER) == "chat"
     assert resolve_template("auto", "llama", tokenizer(chat=None)) == "instruct"
     assert resolve_template("instruct", "tiny", TOKENIZER) == "instruct"
-    with pytest.raises(ValueError, match="Use 'instruct'"):
+    with pytest.raises(ValueError, match="Add --template instruct"):
         make_template("chat", tokenizer(chat=None))
     with pytest.raises(ValueError, match="2 times"):
         make_template("chat", tokenizer(chat=CHAT.replace("{{ m.content }}", "{{ m.content * 2 }}")))

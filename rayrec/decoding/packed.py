@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
+
+from rayrec.models.folder import reach
 
 
 class _Buffer(DynamicLayer):
@@ -102,6 +105,13 @@ def batches(prompts: list[list[int]], size: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
+def check_kinds(config: Any) -> None:
+    """Raise ValueError for a model with layers whose state is no cache of keys and values."""
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
+    if unknown := kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
+        raise ValueError(f"Found layers of type {sorted(unknown)}, wanted attention in every layer.")
+
+
 def _check(model: PreTrainedModel, prompts: list[list[int]], longest: int) -> None:
     """Raise ValueError for a model or prompt that the packed pass cannot compute exactly."""
     config = model.config
@@ -115,11 +125,9 @@ def _check(model: PreTrainedModel, prompts: list[list[int]], longest: int) -> No
             f"Found attention '{config._attn_implementation}', which takes no 4-D mask. "
             "Load the model with attn_implementation='sdpa'."
         )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"Found layers of type {sorted(unknown)}; packed decoding needs attention in every layer.")
-    window = getattr(config, "sliding_window", None)
-    if window and length > window and ("sliding_attention" in kinds or config.model_type == "mistral"):
-        raise ValueError(f"Prompt and answer need {length} tokens, the window holds {window}. Shorten the prompts.")
-    if length > (limit := getattr(config, "max_position_embeddings", length)):
-        raise ValueError(f"Prompt and answer need {length} positions, the model has {limit}. Shorten the prompts.")
+    check_kinds(config)
+    limit, name = reach(config)
+    if limit and length > limit:
+        raise ValueError(
+            f"Prompt and answer need {length} tokens, and the model sees {limit} ({name}). Shorten the prompts."
+        )

@@ -259,3 +259,18 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
     changed = len(template.lossy(data.catalogue.titles))
     mean = round(float(np.mean(list(answers.values()))))
     return Lengths(round(float(prompts.mean())), mean, longest, changed)
+
+
+def check_vocabulary(template: Any, base: str) -> None:
+    """Refuse texts in tokens that the model does not embed; a tokenizer may have more, which no text has.
+
+    Raises:
+        ValueError: with the highest token.
+    """
+    from rayrec.models.folder import vocabulary
+
+    if (highest := template.highest()) >= (known := vocabulary(base)):
+        raise ValueError(
+            f"model {base}: prompts and titles have token {highest}, and the model's vocabulary size is {known}. Take "
+            "the tokenizer that the model was trained with."
+        )

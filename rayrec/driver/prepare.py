@@ -77,6 +77,8 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     Raises:
         ValueError: anything that can be known before an actor starts.
     """
+    from rayrec.decoding.exact import check_base  # imports torch
+
     config = checks.resolve(connect.settle_paths(config))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=folder_of(config.model.model)))
     connect.check_address(config)
@@ -84,7 +86,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     gpu = config.placement.cluster is None and connect.has_gpu(config)
     on_gpus = gpu or config.placement.cluster is not None  # an estimate for another cluster looks at no device here
     config = resolve_engine(config, on_gpus)  # what `auto` means is recorded and hashed
-    engine = ENGINES[config.evaluate.engine]
+    engine, placement = ENGINES[config.evaluate.engine], config.placement
     if config.train.attention == "flex" and not on_gpus:
         raise ValueError(
             "--attention flex trains on GPUs alone, and this plan is on CPUs. Take --attention sdpa, or --device gpu."
@@ -98,15 +100,18 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     base, template = make_base(config, data, scratch)
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else folder_hash(str(base))
-    engine.check_model(config, on_gpus, str(base))
-    signals.check()
     hashes = {"data": data.content_hash, "model": of_model, "embedder": of_embedder}
     lengths_key = {"lengths": deciding(config), "hashes": hashes}
     known = cache.find(run_folder(config).parent / cache.SHARED / "lengths", lengths_key)
+    if not known and placement.cluster is None:  # a run that goes on has been checked
+        check_base(str(base), config.train.attention, bool(config.model.lora_rank))
+    engine.check_model(config, on_gpus, str(base))
+    signals.check()
     tokens = checks.Lengths(**known) if known else checks.check_lengths(config, data, tuning, template)
+    checks.check_vocabulary(template, str(base))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, data)
-    cores, placement = os.cpu_count() or 1, config.placement
+    cores = os.cpu_count() or 1
     workers = config.worker_counts[-1]
     threads = placement.threads or max(1, cores // (workers + placement.generators))
     resources = {
@@ -253,7 +258,7 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
             f"model {config.model.model}: no such folder. Name a Hugging Face folder or hub id, or `tiny`."
         )
     name = str(base)
-    check_model(name, weights=config.placement.cluster is None)
+    check_model(name, whole=config.placement.cluster is None)
     context_length(config.model, name)
     tokenizer = load_tokenizer(name)
     form = resolve_template(config.model.template, config.model.model, tokenizer)

@@ -7,11 +7,12 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayrec.generation.engine import Engine, Part, Scored, Setup, modes_of, weights_folder
+from rayrec.models.weights import tensors
 from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -194,22 +195,6 @@ class VllmEngine(Engine):
                 f"--model {config.model.model}: its attention has a head dimension of {found}, and vLLM on a CPU wants "
                 f"{SMALLEST_HEAD} or more. Add --engine torch."
             )
-
-
-def tensors(folder: str) -> Iterator[tuple[str, Any]]:
-    """Yield the names and tensors of a folder's weight files.
-
-    Raises:
-        ValueError: it has none.
-    """
-    import safetensors
-
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder}: no *.safetensors there, and weights in other files are not read.")
-    for file in files:
-        with safetensors.safe_open(file, framework="pt") as weights:
-            yield from ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
 
 
 def _end_after(sentinels: Iterable[int]) -> None:

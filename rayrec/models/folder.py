@@ -33,11 +33,31 @@ def head_size(path: str | Path) -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
+def reach(settings: Any) -> tuple[int | None, str]:
+    """Return how many tokens a model sees as plain causal attention sees them, and the setting that says so.
+
+    A longer sequence needs an attention window, or other rotary embeddings, which a row of several answers does not
+    have. None: no setting says so.
+    """
+    text = settings.get_text_config()
+    found: dict[str, int | None] = {"max_position_embeddings": getattr(text, "max_position_embeddings", None)}
+    if set(getattr(text, "layer_types", None) or ["?"]) != {"full_attention"}:  # some models have windows and no types
+        found |= {name: getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")}
+    rope = getattr(text, "rope_parameters", None) or {}
+    for one in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        if one.get("rope_type") in ("longrope", "dynamic"):  # chosen by the longest sequence of a batch
+            found["original_max_position_embeddings"] = one.get("original_max_position_embeddings")
+    limits = [(value, name) for name, value in found.items() if value]
+    return min(limits) if limits else (None, "")
+
+
 def context_length(config: ModelConfig, path: str | Path) -> int:
     """Return the longest prompt plus answer in tokens, ``max_length``; ValueError where the model sees fewer."""
-    limit = getattr(_settings(path), "max_position_embeddings", None)
+    limit, name = reach(_settings(path))
     if limit and config.max_length > limit:
-        raise ValueError(f"Found max_length {config.max_length}; {path} sees {limit} tokens. Set --max-length {limit}.")
+        raise ValueError(
+            f"Found max_length {config.max_length}; {path} sees {limit} tokens ({name}). Set --max-length {limit}."
+        )
     return config.max_length
 
 

@@ -49,8 +49,8 @@ def _convert(file: Path, folder: Path) -> None:
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(
             f"model {file}: transformers cannot read this GGUF file. Name the model's Hugging Face folder instead. "

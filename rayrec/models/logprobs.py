@@ -146,24 +146,60 @@ class PackedLM(nn.Module):
         # Recomputed in the backward pass, when the hooks of the forward pass are gone.
         self.narrows = not activation_checkpointing
         if activation_checkpointing:
-            _plain(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            plain(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def forward(self, packed: Packed) -> Tensor:
         """Return log π(answer | prompt) as ``logprob_BA`` in float32 nats, summed over tokens; 0 for absent answers."""
-        lm = _plain(self.model)
-        with _last_mlp_at(packed, lm if self.narrows else None):
-            hidden_RTH = lm.base_model(
-                input_ids=packed.ids_RT,
-                attention_mask=packed.block_mask() if _is_flex(lm) else packed.mask(lm.dtype),
-                position_ids=packed.positions_RT,
-                use_cache=False,
-            )[0]
-        hidden_NH = take_rows(hidden_RTH.flatten(0, 1), packed.source_N)
-        logprob_N = token_logprobs(lm.get_output_embeddings(), hidden_NH, packed.target_N)
+        lm = plain(self.model)
+        logprob_N = token_logprobs(Logits(lm), self.hidden(packed), packed.target_N)
         # Every token has its own cell, so the sum has one order and no answer can touch another.
         B, A = packed.lengths_BA.shape
         cells = logprob_N.new_zeros(B * A, int(packed.lengths_BA.max()))
         return cells.index_put((packed.answer_N, packed.offset_N), logprob_N).sum(1).view(B, A)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """Return ``hidden_NH``, what the head reads for each answer token."""
+        lm = plain(self.model)
+        with _last_mlp_at(packed, lm if self.narrows else None):
+            hidden_RTH = decoder(lm)(
+                input_ids=packed.ids_RT,
+                attention_mask=packed.block_mask() if is_flex(lm) else packed.mask(lm.dtype),
+                position_ids=packed.positions_RT,
+                use_cache=False,
+            )[0]
+        return take_rows(hidden_RTH.flatten(0, 1), packed.source_N)
+
+
+class Logits:
+    """The head of a causal LM and what its class does to the head's input and output, by its settings.
+
+    Gemma-2 and its kin cap logits, Cohere multiplies and Granite divides them, MiniCPM divides what the head reads.
+    """
+
+    def __init__(self, lm: Any):
+        text = lm.config.get_text_config()
+        self.head: nn.Module = lm.get_output_embeddings()
+        weight: Any = self.head.weight
+        self.words = int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 cuts a weight up
+        self.cap: float | None = getattr(text, "final_logit_softcapping", None)
+        divided, self.read_by = getattr(text, "logits_scaling", None) or 1, 1
+        if text.model_type.startswith("minicpm"):
+            divided, self.read_by = 1, divided
+        self.scale = (getattr(text, "logit_scale", None) or 1) / divided
+
+    def __call__(self, hidden_NH: Tensor) -> Tensor:
+        """Return ``logits_NV`` in float32."""
+        logits_NV = self.head(hidden_NH if self.read_by == 1 else hidden_NH / self.read_by).float()
+        if self.scale != 1:
+            logits_NV = logits_NV * self.scale
+        return logits_NV if self.cap is None else self.cap * torch.tanh(logits_NV / self.cap)
+
+
+def decoder(lm: Any) -> Any:
+    """Return the part of a causal LM below its head, of a model with vision the language model alone."""
+    if lm.config.get_text_config() is not lm.config:
+        return lm.get_decoder()
+    return lm.model if lm.base_model is lm else lm.base_model  # Llama 4 names a base that its text model has not
 
 
 def take_rows(values_PH: Tensor, places_N: Tensor) -> Tensor:
@@ -173,7 +209,8 @@ def take_rows(values_PH: Tensor, places_N: Tensor) -> Tensor:
 
 def last_mlp(lm: Any) -> nn.Module | None:
     """Return the part of the last block that works place by place; None where a model does not call it ``mlp``."""
-    blocks = getattr(lm.base_model, "layers", None) or getattr(lm.base_model, "h", None)
+    inner = decoder(lm)
+    blocks = getattr(inner, "layers", None) or getattr(inner, "h", None)
     return getattr(blocks[-1], "mlp", None) if blocks else None
 
 
@@ -212,7 +249,7 @@ def attend_by_flex(model: Any) -> None:
     Raises:
         ValueError: the model does not support it.
     """
-    lm = _plain(model)
+    lm = plain(model)
     try:
         lm.set_attn_implementation("flex_attention")
     except ValueError as error:
@@ -221,68 +258,24 @@ def attend_by_flex(model: Any) -> None:
         ) from error
 
 
-def _is_flex(lm: Any) -> bool:
+def is_flex(lm: Any) -> bool:
     return lm.config._attn_implementation == "flex_attention"
 
 
-def check_packed(model: Any, longest: int) -> None:
-    """Raise ValueError unless the packed pass of ``model`` equals plain passes for examples of ``longest`` tokens.
-
-    Compares log-probabilities on one small random batch, and reads from the configuration two things that such a batch
-    cannot show: attention windows shorter than ``longest``, and logits that the model changes after its head.
-    """
-    lm = _plain(model)
-    found = {
-        name: getattr(lm.config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    }
-    found = {name: value for name, value in found.items() if value not in (None, 1)}
-    windows = {name: getattr(lm.config, name, None) for name in ("sliding_window", "attention_chunk_size")}
-    found |= {name: value for name, value in windows.items() if value and value < longest}
-    if found:
-        raise ValueError(f"{type(lm).__name__} has {found}, which the packed pass does not compute. Use another model.")
-    ids = torch.randint(lm.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = [(line[:7], [line[7:13], line[13:17], line[17:]]) for line in ids]
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            packed_BA = PackedLM(model)(pack(rows, 64).to(lm.device)).cpu()
-            plain_BA = torch.tensor(
-                [[_plain_logprob(lm, prompt, answer) for answer in answers] for prompt, answers in rows]
-            )
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise ValueError(f"{type(lm).__name__} does not run packed: {error}. Use another model.") from error
-    finally:
-        model.train(training)
-    error = float((packed_BA - plain_BA).abs().max())
-    allowed = 1e-3 if lm.dtype == torch.float32 else 0.3
-    if not error <= allowed:
-        raise ValueError(
-            f"{type(lm).__name__}: packed and plain log-probabilities differ by {error:.2g}, allowed is {allowed}: the"
-            " model does not honour 4-D masks or positions. Use attn_implementation 'sdpa' or another model."
-        )
-
-
-def _plain_logprob(lm: Any, prompt: list[int], answer: list[int]) -> float:
-    logits_TV = lm(input_ids=torch.tensor([prompt + answer], device=lm.device)).logits[0].float()
-    logprob_TV = logits_TV[len(prompt) - 1 : -1].log_softmax(-1)
-    return float(logprob_TV[range(len(answer)), answer].sum())
-
-
-def token_logprobs(head: nn.Module, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
+def token_logprobs(logits: Logits, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
     """Return the float32 log-probability of each target, with at most MAX_LOGITS logits held at once."""
-    size = max(1, MAX_LOGITS // head.weight.shape[0])  # pyright: ignore
+    size = max(1, MAX_LOGITS // logits.words)
     if len(target_N) <= size:
-        return _chunk_logprobs(head, hidden_NH, target_N)
+        return _chunk_logprobs(logits, hidden_NH, target_N)
     chunks = zip(hidden_NH.split(size), target_N.split(size), strict=True)
-    return torch.cat([checkpoint(_chunk_logprobs, head, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([checkpoint(_chunk_logprobs, logits, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-def _chunk_logprobs(head: nn.Module, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
+def _chunk_logprobs(logits: Logits, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
     # Its backward pass takes a quarter less time than that of gather and logsumexp.
-    return -nn.functional.cross_entropy(head(hidden_NH).float(), target_N, reduction="none")
+    return -nn.functional.cross_entropy(logits(hidden_NH), target_N, reduction="none")
 
 
-def _plain(model: Any) -> Any:
+def plain(model: Any) -> Any:
     """Return the causal LM itself, under its adapters if it has any."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,7 +1,7 @@
 """Load, adapt, save and merge policies: ordinary PEFT or Hugging Face folders, safetensors only.
 
 Saved dtypes are fixed: adapters are float32; full and merged weights have the base model's dtype, merged in float32.
-Names are those of ``model.named_parameters()``.
+Names are those of ``model.named_parameters()``; files have the names that the base model's own files have.
 """
 
 from __future__ import annotations
@@ -13,32 +13,68 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
 
-from rayrec.models import item_vectors
+from rayrec.models import item_vectors, weights
 from rayrec.models.folder import vocabulary
 
 ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
 
 
 def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu") -> Any:
-    """Return the causal LM in a folder or of a hub id, in evaluation mode and with `sdpa` attention.
+    """Return the causal LM in a folder or of a hub id, in evaluation mode.
+
+    It attends by `sdpa` where that is exact, else `eager`: `sdpa` does not cap scores, and some models do not have it.
 
     Raises:
-        ValueError: the folder holds no safetensors weights (pickled weights are never read) or needs code of its own.
+        ValueError: the folder holds no safetensors weights (pickled weights are never read), lacks a tensor, or needs
+            code of its own.
     """
     _check_folder(Path(path))
+    return open_base(path, dtype).to(device).eval()
+
+
+def open_base(path: str | Path, dtype: torch.dtype | str, few: bool = False) -> Any:
+    """Open the model of a folder or hub id, or a ``few`` of its layers, one of each kind; raises as `load_base`."""
+    settings = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    text = settings.get_text_config()
+    if few:
+        types = list(getattr(text, "layer_types", None) or [])
+        first = [types.index(kind) for kind in set(types)] + [1, getattr(text, "first_k_dense_replace", 0) or 0]
+        text.num_hidden_layers = min(text.num_hidden_layers, max(first) + 1)
+    kinds = ["eager"] if getattr(text, "attn_logit_softcapping", None) else ["sdpa", "eager"]
+    with weights.quiet():
+        try:
+            model, report = _opened(path, settings, dtype, kinds)
+        except (OSError, RuntimeError) as error:
+            if Path(path).is_dir():
+                weights.check_names(path)  # which says what is wrong, if tensors are
+            raise ValueError(f"{path}: no model with safetensors weights could be opened there: {error}") from error
+    weights.refuse_missing(path, report)
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    if text.tie_word_embeddings and head is not None and head.weight is not words.weight:
+        # The file has a head of its own, which transformers takes; a policy's settings must say so too.
+        settings = model.config
+        settings.tie_word_embeddings = settings.get_text_config().tie_word_embeddings = False
+    return model
+
+
+def _opened(path: str | Path, settings: Any, dtype: torch.dtype | str, kinds: list[str]) -> tuple[Any, dict]:
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    given: dict[str, Any] = {"config": settings, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+        made: Any = AutoModelForCausalLM.from_pretrained(
+            str(path), trust_remote_code=False, attn_implementation=kinds[0], **given
         )
-    except OSError as error:
-        raise ValueError(f"{path}: no model with safetensors weights could be opened there: {error}") from error
-    return model.to(device).eval()
+        return made
+    except ValueError:  # the class does not have it
+        if not kinds[1:]:
+            raise
+    return _opened(path, settings, dtype, kinds[1:])
 
 
 def _check_folder(folder: Path) -> None:
@@ -48,38 +84,36 @@ def _check_folder(folder: Path) -> None:
         remedy = f"the folder that peft's {made} writes, with the tokenizer's files copied there"
         remedy = str(merged) if merged.is_dir() else remedy
         raise ValueError(f"{folder}: found an adapter, wanted a whole model. Name its base, or {remedy}.")
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        found = sorted(p.name for p in folder.iterdir())
-        raise ValueError(f"{folder}: found {found}, but no *.safetensors. Convert the weights with save_pretrained.")
+    if folder.is_dir():
+        weights.weight_files(folder)
 
 
-def check_model(path: str | Path, weights: bool = True) -> None:
+def check_model(path: str | Path, whole: bool = True) -> None:
     """Refuse a folder or hub id that :func:`load_base` would not open, without reading a weight.
 
-    Without ``weights`` settings and tokenizer are enough.
+    Unless ``whole``, settings and tokenizer are enough.
 
     Raises:
-        ValueError: a folder as there, or no model's settings and tokenizer can be read, here or from the hub, or the
-            tokenizer is that of another model.
+        ValueError: a folder as there, or no model's settings and tokenizer can be read, here or from the hub.
     """
-    if weights:
+    if whole:
         _check_folder(Path(path))
     if (Path(path) / item_vectors.FILE).exists():
         raise ValueError(
             f"{path}: found a policy that reads item vectors, wanted one of text alone. It is evaluated in its own run."
         )
     try:
-        known, written = vocabulary(path), len(load_tokenizer(path))
+        vocabulary(path)
+        load_tokenizer(path)
     except (OSError, ValueError) as error:
         wanted = "wanted a Hugging Face folder with config.json, tokenizer.json and *.safetensors"
         if not Path(path).is_dir():
             wanted = "no such folder here, and the hub does not give such a model. Name a folder, or download it first"
+        elif not (Path(path) / "tokenizer.json").exists():
+            wanted = f"found no tokenizer.json, {wanted}. Copy the model's tokenizer files there"
         raise ValueError(f"model {path}: {wanted}. ({str(error).strip().splitlines()[0]})") from error
-    if written > known:
-        raise ValueError(
-            f"model {path}: the tokenizer has {written} tokens, and the model's vocabulary size is {known}. Take the "
-            "tokenizer that the model was trained with."
-        )
+    if whole and Path(path).is_dir():
+        weights.check_names(path)
 
 
 def load_policy(
@@ -115,13 +149,20 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -> PeftModel:
-    """Return ``model`` with seeded LoRA adapters in float32 on all linear layers except the head."""
+    """Return ``model`` with seeded LoRA adapters in float32 on all linear layers except the head.
+
+    Adapters of experts have no ``dropout``: peft adds theirs to the weights, where an input cannot be dropped.
+    """
     settings = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type=TaskType.CAUSAL_LM
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type=TaskType.CAUSAL_LM
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
+        adapted: Any = get_peft_model(model, settings)
+    set_lora_dropout(adapted, dropout)
+    if not any(isinstance(layer, ParamWrapper) for _, layer in _lora_layers(adapted)):
+        adapted.peft_config["default"].lora_dropout = dropout  # as a saved adapter states it
+    return adapted
 
 
 def without_dropout(model: Any) -> Any:
@@ -138,6 +179,8 @@ def without_dropout(model: Any) -> Any:
 def set_lora_dropout(model: Any, p: float) -> None:
     """Set the dropout of every adapter: SFT uses some, the preference step none."""
     for _, layer in _lora_layers(model):
+        if isinstance(layer, ParamWrapper):
+            continue
         layer.lora_dropout = torch.nn.ModuleDict({name: torch.nn.Dropout(p) for name in layer.lora_dropout})
 
 
@@ -161,12 +204,13 @@ def read_weights(model: Any, folder: str | Path) -> dict[str, Tensor]:
             f"{folder}: found {held}, which the model is not. Set --lora-rank as it was when this was saved."
         )
     if adapter.exists():
-        files, names = [adapter], {_file_name(n): n for n in wanted}
+        found, names, more = load_file(adapter), {_file_name(n): n for n in wanted}, set()
     else:
-        files, names = sorted(Path(folder).glob("model*.safetensors")), {n: n for n in wanted}
-    found = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    tied = set() if adapter.exists() else set(_tied(model))
-    missing, left = sorted(names.keys() - found.keys()), sorted(found.keys() - names.keys() - tied)
+        found, names = dict(weights.tensors(folder)), {n: n for n in wanted}
+        more = _tied(model) | _buffers(model).keys()
+        if getattr(model, "_weight_conversions", None):
+            found = _own_names(model, found)
+    missing, left = sorted(names.keys() - found.keys()), sorted(found.keys() - names.keys() - more)
     if missing or left:
         raise ValueError(f"{folder}: weights do not fit the model: missing {missing[:3]}, left over {left[:3]}.")
     for name, own in names.items():
@@ -178,17 +222,17 @@ def read_weights(model: Any, folder: str | Path) -> dict[str, Tensor]:
 
 def load_weights(model: Any, folder: str | Path) -> None:
     """Copy a finished policy folder into ``model`` in place; raises as :func:`read_weights`, with nothing changed."""
-    weights = read_weights(model, folder)
+    found = read_weights(model, folder)
     item_vectors.load(model, folder)
-    copy_weights(model, weights)
+    copy_weights(model, found)
 
 
-def copy_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
+def copy_weights(model: Any, state: Mapping[str, Tensor]) -> None:
     """Copy tensors into the parameters of their names, in place."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
+            if name in state:
+                parameter.copy_(state[name])
 
 
 def save(
@@ -235,7 +279,8 @@ def write_model(tensors: dict[str, Tensor], model: Any, tokenizer: Any, folder: 
     if tensors.keys() != wanted:
         odd = sorted(wanted ^ tensors.keys())[:3]
         raise ValueError(f"{folder}: {odd} are in the state or in the model, not in both. Gather every weight.")
-    _write_tensors(tensors, folder / FULL)
+    # Buffers decide a model's numbers too where they are kept: the bias of a router, the shape of an activation.
+    _write_tensors(revert_weight_conversion(model, tensors | _buffers(model)), folder / FULL)
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
@@ -257,21 +302,36 @@ def _write_adapter_config(model: PeftModel, base: str, folder: Path) -> None:
 
 def _merge(state: Mapping[str, Tensor], model: PeftModel) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight of the base model with its adapter added in float32, in the base's dtype."""
-    weights = dict(model.named_parameters()) | dict(state)
-    layers = dict(_lora_layers(model))
-    for name, weight in weights.items():
+    held = dict(model.named_parameters()) | dict(state)
+    adapters = {_adapted(module, layer): (module, layer) for module, layer in _lora_layers(model)}
+    for name, weight in held.items():
         if "lora_" in name or item_vectors.owns(name):
             continue
         if weight.numel() == 0:
             raise ValueError(f"{name} is cut up by ZeRO-3. Gather the frozen weights into the state to merge them.")
-        module, _, kind = name.rpartition(".base_layer.")
         merged = weight.detach().cpu()
-        if kind == "weight":
-            layer = layers[module]
-            a, b = (weights[f"{module}.{part}.default.weight"].detach().cpu().float() for part in ("lora_A", "lora_B"))
-            delta = layer.scaling["default"] * (b @ a)
-            merged = (merged.float() + (delta.T if layer.fan_in_fan_out else delta)).to(merged.dtype)
+        if name in adapters:
+            module, layer = adapters[name]
+            a, b = (held[f"{module}.{part}.default.weight"].detach().cpu().float() for part in ("lora_A", "lora_B"))
+            merged = (merged.float() + layer.scaling["default"] * _delta(layer, a, b)).to(merged.dtype)
         yield name.removeprefix("base_model.model.").replace(".base_layer", ""), merged
+
+
+def _adapted(module: str, layer: Any) -> str:
+    """Return the name of the parameter that an adapter layer changes; adapters of one module's experts are nested."""
+    below, name = layer.base_layer, f"{module}.base_layer"
+    while isinstance(below, LoraLayer):
+        below, name = below.base_layer, f"{name}.base_layer"
+    return f"{name}.{layer.parameter_name if isinstance(layer, ParamWrapper) else 'weight'}"
+
+
+def _delta(layer: Any, a: Tensor, b: Tensor) -> Tensor:
+    """Return what an adapter adds to its weight, before scaling; of experts as ParamWrapper reads A and B."""
+    if isinstance(layer, ParamWrapper) and layer.num_experts > 1:
+        a, b = a.reshape(layer.num_experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, layer.num_experts)
+        to = "eoi" if layer._did_swap_in_out_features else "eio"
+        return torch.einsum(f"ore,eri->{to}", b, a)
+    return (b @ a).T if layer.fan_in_fan_out else b @ a
 
 
 def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -287,6 +347,20 @@ def _tied(model: Any) -> set[str]:
     """Return names under which tied weights may lie in a file a second time."""
     own = {name for name, _ in model.named_parameters()}
     return {name for name, _ in model.named_parameters(remove_duplicate=False)} - own
+
+
+def _buffers(model: Any) -> dict[str, Tensor]:
+    """Return the buffers that a model's files keep, such as the bias of a router, under their names in them."""
+    kept = model.state_dict(keep_vars=True).keys()
+    found = {name: buffer for name, buffer in model.named_buffers() if name in kept and not item_vectors.owns(name)}
+    return {name.replace(".base_layer", ""): buffer for name, buffer in found.items()}
+
+
+def _own_names(model: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of files under the names that ``model`` gives them, experts of a layer in one."""
+    with weights.quiet():
+        other = type(model).from_pretrained(None, config=model.config, state_dict=found, dtype=model.dtype)
+    return dict(other.state_dict())
 
 
 def _card(card: Mapping[str, Any], base: str, adapter: bool) -> str:

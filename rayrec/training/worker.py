@@ -75,7 +75,7 @@ class Worker:
         import torch
 
         from rayrec.models import policy
-        from rayrec.models.logprobs import PackedLM, attend_by_flex, check_packed
+        from rayrec.models.logprobs import PackedLM, attend_by_flex
         from rayrec.models.shape import Shape
 
         self.config: Config = setup["config"]
@@ -96,7 +96,6 @@ class Worker:
         lm = policy.without_dropout(policy.load_base(here, getattr(torch, train.dtype), self.device))
         if train.attention == "flex":
             attend_by_flex(lm)
-        check_packed(lm, model.max_length)
         self.hidden = int(lm.config.get_text_config().hidden_size)
         self.memory = memory.Memory(Shape.of(here), self.config)
         if model.lora_rank:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from pathlib import Path
 import grpc
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rayrec.cluster.connect import settle_runs
 from rayrec.data import load
@@ -46,6 +49,13 @@ def write_csv(
     (folder / "interactions.csv").write_text("\n".join([header, *rows, ""]))
 
 
+CHATS = {
+    "demands_system": "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system message is demanded') }}"
+    "{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    "broken_chat": "{% for m in messages %}{{ m['content'] }",
+}
+
+
 def write_models(root: Path) -> None:
     """A Hugging Face folder of 512 tokens of context, and folders that are almost one."""
     make_tiny(["Film"], ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), root / "model", 0)
@@ -57,10 +67,27 @@ def write_models(root: Path) -> None:
     (nameless / "config.json").write_text("{}")
     small = Path(shutil.copytree(root / "model", root / "small"))
     settings = json.loads((small / "config.json").read_text()) | {"head_dim": 16}
-    (small / "config.json").write_text(json.dumps(settings))
+    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(small)
     foreign = Path(shutil.copytree(root / "model", root / "foreign"))
     settings = json.loads((foreign / "config.json").read_text())
     (foreign / "config.json").write_text(json.dumps(settings | {"vocab_size": 50}))
+    reshaped = Path(shutil.copytree(foreign, root / "reshaped"))
+    weights = load_file(reshaped / "model.safetensors")
+    words = weights.pop("model.embed_tokens.weight")
+    save_file(weights, root / "reshaped" / "model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(reshaped, root / "headless")
+    few = {"model.embed_tokens.weight": words[:50].contiguous()}
+    save_file(weights | few, foreign / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights | {"model.embed_tokens.weight": words}, reshaped / "model.safetensors", metadata={"format": "pt"})
+    weights["model.layers.0.mlp.down_proj.weight"][3, 2] = math.nan
+    holed = Path(shutil.copytree(root / "model", root / "holed"))
+    save_file(weights | {"model.embed_tokens.weight": words}, holed / "model.safetensors", metadata={"format": "pt"})
+    speechless = Path(shutil.copytree(root / "model", root / "speechless"))
+    for file in speechless.glob("tokenizer*"):
+        file.unlink()
+    for name, template in CHATS.items():
+        chat = Path(shutil.copytree(root / "model", root / name))
+        (chat / "chat_template.jinja").write_text(template)
     lower = Path(shutil.copytree(root / "model", root / "lower"))
     tokenizer = json.loads((lower / "tokenizer.json").read_text())
     (lower / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": {"type": "Lowercase"}}))
@@ -173,9 +200,12 @@ CASES = {
     ),
     "no chat template": (
         ["--model", "{root}/model", "--template", "chat"],
-        ["no chat template", "'chat' needs", "Use 'instruct'"],
+        ["no chat template", "'chat' needs", "Add --template instruct"],
     ),
-    "no chat template in tiny": (["--template", "chat"], ["no chat template", "'chat' needs", "Use 'instruct'"]),
+    "no chat template in tiny": (
+        ["--template", "chat"],
+        ["no chat template", "'chat' needs", "Add --template instruct"],
+    ),
     "model missing": (["--model", "{root}/gone"], ["model {root}/gone", "no such folder", "Name a Hugging Face"]),
     "model is a file": (["--model", "{root}/films/items.csv"], ["items.csv", "no such folder", "Name a Hugging Face"]),
     "pickled model": (["--model", "{root}/pickled"], ["pytorch_model.bin", "no *.safetensors", "Convert the weights"]),
@@ -272,7 +302,31 @@ CASES = {
         ["--model", "{root}/small", "--engine", "vllm", "--device", "cpu"],
         ["a head dimension of 16", "wants 32 or more", "--engine torch"],
     ),
-    "another model's tokenizer": (["--model", "{root}/foreign"], ["the tokenizer has", "vocabulary size is 50"]),
+    "another model's tokenizer": (
+        ["--model", "{root}/foreign"],
+        ["have token", "vocabulary size is 50", "Take the tokenizer"],
+    ),
+    "a tensor of another shape": (
+        ["--model", "{root}/reshaped"],
+        ["model.embed_tokens.weight is (300, 32)", "config.json asks for (50, 32)", "Copy the model's files"],
+    ),
+    "a missing tensor": (
+        ["--model", "{root}/headless"],
+        ["its weights lack lm_head.weight, model.embed_tokens.weight", "Copy the model's files"],
+    ),
+    "a weight that is no number": (
+        ["--model", "{root}/holed"],
+        ["model.layers.0.mlp.down_proj.weight holds NaN", "Take weights of finite numbers"],
+    ),
+    "no tokenizer": (["--model", "{root}/speechless"], ["found no tokenizer.json", "Copy the model's tokenizer files"]),
+    "a chat template that demands a system message": (
+        ["--model", "{root}/demands_system", "--template", "chat"],
+        ["chat template fails", "a system message is demanded", "Add --template instruct"],
+    ),
+    "a chat template that is broken": (
+        ["--model", "{root}/broken_chat", "--template", "auto"],
+        ["chat template fails", "Add --template instruct"],
+    ),
     "a setting of another loss": (["--tau", "1"], ["--objective dpo has no --tau", "it has --beta"]),
     "beta 0": (["--beta", "0"], ["--objective dpo: Found beta = 0.0", "a finite number > 0"]),
     "beta below 0": (["--beta", "-1"], ["--objective dpo: Found beta = -1.0", "a finite number > 0"]),

@@ -6,18 +6,15 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    BloomConfig,
-    Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
-    MistralConfig,
     Qwen2Config,
     Qwen3Config,
 )
 
 from rayrec.models import logprobs
-from rayrec.models.logprobs import PackedLM, Row, check_packed, pack
+from rayrec.models.logprobs import PackedLM, Row, pack
 from rayrec.models.policy import add_lora
 
 V = 90
@@ -213,37 +210,6 @@ def test_flex_attention_sees_what_sdpa_sees(name: str, lora: bool) -> None:
             return
         logprobs.attend_by_flex(lm)
         with torch.compiler.set_stance("force_eager"):
-            check_packed(lm, longest=512)
             found = [PackedLM(lm)(pack(batch(seed, longest=200), budget)) for seed in (0, 1) for budget in (0, 1000)]
     for found_BA, wanted_BA in zip(found, wanted, strict=True):
         torch.testing.assert_close(found_BA, wanted_BA, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_check_accepts_what_is_exact(name: str) -> None:
-    lm = model(name, lora=True).train()
-    check_packed(lm, longest=512)
-    assert lm.training
-
-
-REFUSED = {
-    "sliding_window": MistralConfig(**GROUPED, sliding_window=64),
-    "final_logit_softcapping": Gemma2Config(**GROUPED),
-    "Bloom": BloomConfig(vocab_size=V, hidden_size=32, n_layer=1, n_head=4),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_check_refuses_what_is_not(what: str) -> None:
-    lm = AutoModelForCausalLM.from_config(REFUSED[what], attn_implementation="eager")
-    with pytest.raises(ValueError, match=what):
-        check_packed(lm, longest=512)
-
-
-def test_check_notices_a_model_that_ignores_the_mask() -> None:
-    """With causal attention alone, later answers see the earlier ones."""
-    lm = model("llama")
-    inner = lm.model.forward
-    lm.model.forward = lambda **given: inner(**{**given, "attention_mask": None})
-    with pytest.raises(ValueError, match="4-D masks"):
-        check_packed(lm, longest=512)
