@@ -23,6 +23,7 @@ from rayrec.objectives.settings import LossConfig
 _EMBEDDER = one_of(lambda: EMBEDDERS)
 #: The job gives the engines, since generation reads the settings.
 _ENGINE = one_given("engines")
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class TrainConfig:
     """Rows of the first SFT (BIGRec); 0 starts from the model as it is."""
     first_epochs: Annotated[int, POSITIVE] = 1
     first_lr: Annotated[float, POSITIVE] = 3e-4
+    first_warmup: Annotated[float | None, NOT_NEGATIVE] = None
+    """Warm-up of the first SFT, as --warmup."""
+    first_schedule: Schedule = "linear"
+    """Schedule of the first SFT's learning rate; pre-training of the tiny model has its own, linear."""
     rows_per_iteration: Annotated[int, POSITIVE] = 2048
     """Training rows drawn for each iteration, without replacement until the split is used up."""
     target: Literal["next", "utility", "nearest"] = "next"
@@ -78,8 +83,11 @@ class TrainConfig:
     where nobody looks (`flex`; it needs a model that supports it, and a compiler)."""
     activation_checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept."""
-    warmup_steps: Annotated[int, NOT_NEGATIVE] = 20
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Annotated[float | None, NOT_NEGATIVE] = None
+    """Steps in which the learning rate of an iteration's phase rises, below 1 their share of its steps; default: 20,
+    and at most half of its steps."""
+    schedule: Schedule = "linear"
+    """Of the learning rate in the phases of an iteration, after the warm-up."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     clip: Annotated[float, POSITIVE] = 1.0
     """Largest gradient norm."""

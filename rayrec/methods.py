@@ -45,15 +45,21 @@ PRESETS = {
     # The released settings of SPRec on four cards.
     "paper": _preset(
         model={"model": "meta-llama/Llama-3.2-1B-Instruct", "lora_rank": 16},
-        train={"iterations": 5, "first_epochs": 4, "dtype": "bfloat16", "zero_stage": 2},
+        train={
+            "iterations": 5,
+            "first_epochs": 4,
+            "first_warmup": 20.0,
+            "warmup": 20.0,
+            "dtype": "bfloat16",
+            "zero_stage": 2,
+        },
         placement={"train_workers": 4, "generators": 4, "device": "gpu"},
     ),
 }
 
 
-#: The preference step of S-DPO (appendix B.3) and of RecPO (D.3); the schedule is that of their first SFT too. RecPO
-#: prints no number of epochs. Their warm-up, 5 % of the steps, has no setting.
-_PREFERENCE = {"lr": 1e-5, "prefer_batch": 128, "schedule": "cosine"}
+#: The preference step of S-DPO (appendix B.3) and of RecPO (D.3, which adopts S-DPO's epochs).
+_PREFERENCE = {"lr": 1e-5, "prefer_batch": 128, "prefer_epochs": 3, "schedule": "cosine", "warmup": 0.05}
 
 
 def _prefer(objective: str, negatives: str, k: int = 1, once: bool = True, **groups: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +88,10 @@ def _tallrec(ask: str, decode: str) -> dict[str, Any]:
 
 
 _BETA = {"beta": 0.1}
-_LLARA = {"model": {"lora_rank": 8}, "train": {"first_lr": 5e-4, "first_epochs": 5, "batch": 128}}
+_LLARA = {
+    "model": {"lora_rank": 8},
+    "train": {"first_lr": 5e-4, "first_epochs": 5, "first_warmup": 0.05, "batch": 128},
+}
 #: The methods of the papers as settings, by --method. ``offline`` methods tune once, against the first SFT, on all the
 #: rows of the iterations that they replace. ``adapters`` are settings for models that get some; the tiny one is trained
 #: whole. The run decides the rest: the number of rows, the first SFT of preference methods, and most protocols.
@@ -94,7 +103,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "D3": _sft() | {"evaluate": {"decode": ("d3",)}},
     "TALLRec": _tallrec("liking", "score"),
     "TALLRec-generate": _tallrec("title_by_liking", "greedy"),
-    "LLaRA": _sft(schedule="cosine")
+    "LLaRA": _sft(first_schedule="cosine")
     | {"data": {"protocol": "candidates"}, "model": {"item_vectors": True, "lora_dropout": 0.1}, "adapters": _LLARA},
     "RW": _sft(reweight="genre"),
     "SPRec": _prefer("dpo", "self_play", once=False, loss=_BETA),
@@ -104,9 +113,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "SPIN": _prefer("dpo", "self_play", once=False, loss=_BETA, train={"sft": False}),
     "DPO": _prefer("dpo", "random", loss=_BETA),
     "SimPO": _prefer("simpo", "random"),
-    "S-DPO": _prefer(
-        "sdpo", "candidates", 3, loss={"beta": 1.0}, adapters={"train": _PREFERENCE | {"prefer_epochs": 3}}
-    ),
+    "S-DPO": _prefer("sdpo", "candidates", 3, loss={"beta": 1.0}, adapters={"train": _PREFERENCE}),
     "DMPO": _prefer("dmpo", "random", 3),
     "RecPO": _recpo("ratio"),
     "RecPO-log-ratio": _recpo("log_ratio"),

@@ -32,11 +32,12 @@ FLAGS = """
 --model --template --item-vectors --no-item-vectors --lora-rank --lora-alpha --lora-dropout --max-length
 --max-new-tokens --tiny-hidden --tiny-layers
 --tiny-vocab --pretrain-steps --pretrain-batch --pretrain-lr
---iterations --first-rows --first-epochs --first-lr --rows-per-iteration --target --min-rating --reweight
+--iterations --first-rows --first-epochs --first-lr --first-warmup --first-schedule
+--rows-per-iteration --target --min-rating --reweight
 --negatives --num-negatives --score-negatives --no-score-negatives
 --equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
 --pass-memory --row-tokens --attention --activation-checkpointing --no-activation-checkpointing
---prefer-epochs --warmup-steps --schedule --weight-decay --clip --dtype --zero-stage
+--prefer-epochs --warmup --schedule --weight-decay --clip --dtype --zero-stage
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
 --decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --endpoint --served
 --part
@@ -134,14 +135,19 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         assert (model.lora_rank, model.lora_alpha, train.first_lr, train.first_epochs, train.batch) == wanted
         tiny = parse("", ["--method", method])
         assert (tiny.model.lora_rank, tiny.train.batch) == (None, 64)
-    # S-DPO B.3 and RecPO D.3, which prints no number of epochs: the preference step alone.
-    published = {"S-DPO": (1e-5, 128, 3, "cosine"), "RecPO": (1e-5, 128, 1, "cosine"), "DPO": (2e-5, 32, 1, "linear")}
+    # S-DPO B.3 and RecPO D.3: the preference step alone, so that the first SFT is that of the other methods.
+    names = ("lr", "prefer_batch", "prefer_epochs", "schedule", "warmup")
+    first = ("first_lr", "first_epochs", "first_schedule", "first_warmup", "batch")
+    plain = (2e-5, 32, 1, "linear", None)
+    published = dict.fromkeys(("S-DPO", "RecPO"), (1e-5, 128, 3, "cosine", 0.05)) | {"DPO": plain}
     for method, wanted in published.items():
         train = parse("", ["--method", method, "--model", "some/model"]).train
-        assert (train.lr, train.prefer_batch, train.prefer_epochs, train.schedule) == wanted
-        assert (train.first_lr, train.first_epochs, train.batch) == (3e-4, 1, 64)
+        assert tuple(getattr(train, name) for name in names) == wanted
+        assert tuple(getattr(train, name) for name in first) == (3e-4, 1, "linear", None, 64)
         train = parse("", ["--method", method]).train
-        assert (train.lr, train.prefer_batch, train.prefer_epochs, train.schedule) == published["DPO"]
+        assert tuple(getattr(train, name) for name in names) == plain
+    train = parse("", ["--method", "LLaRA", "--model", "some/model"]).train
+    assert (train.first_schedule, train.first_warmup, train.schedule) == ("cosine", 0.05, "linear")
     margins = {name: METHODS[name]["loss"]["margin"] for name in METHODS if name.startswith("RecPO")}
     assert margins == {"RecPO": "ratio", "RecPO-log-ratio": "log_ratio", "RecPO-log-diff": "log_diff"}
     for method, wanted in (("BIGRec", (0, 64)), ("S-DPO", (1, 4 * 64)), ("SPRec", (4, 64))):

@@ -51,15 +51,16 @@ def worker_steps(
             times.append(time.perf_counter())
 
     times: list[float] = []
-    constant = ["--schedule", "constant", "--checkpoint-steps", "0", "--checkpoint-seconds", "0"]
-    config = resolve(parse("", [*args, *constant]))
+    unbroken = ["--checkpoint-steps", "0", "--checkpoint-seconds", "0"]
+    config = resolve(parse("", [*args, *unbroken]))
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
     with tempfile.TemporaryDirectory() as folder:
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         setup = {"config": config, "base": base, "gpu": False, "storage": Storage("")}
         worker = Timed(setup | {"objective": make_objective(config.loss)}, 0, 1)
         dropout = config.model.lora_dropout if kind == "sft" and config.model.lora_rank else 0.0
-        phase = Phase("first", kind, "", base, f"{folder}/first", 1, batch, lr, 0, dropout, torch.get_num_threads())
+        place, threads = f"{folder}/first", torch.get_num_threads()
+        phase = Phase("first", kind, "", base, place, 1, batch, lr, 0, dropout, threads, schedule="constant")
         before = reset_peak()
         with FlopCounterMode(display=False) as counted:
             worker.run(phase, partial(shard, 1))

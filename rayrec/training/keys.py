@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 NOT_READ_FIRST: dict[str, tuple[str, ...]] = {
     "reaches training through the Phase and its rows, which are in the key": (
         *("model.item_vectors", "model.lora_dropout", "train.target", "train.min_rating", "train.reweight"),
-        *("train.first_rows", "train.first_epochs", "train.first_lr", "train.batch", "train.warmup_steps"),
+        *("train.first_rows", "train.first_epochs", "train.first_lr", "train.batch"),
+        *("train.first_warmup", "train.first_schedule"),
     ),
     "decides the iterations after the first": (
         *("train.iterations", "train.rows_per_iteration", "train.sft", "train.prefer", "train.lr"),
-        *("train.prefer_batch", "train.prefer_epochs"),
+        *("train.prefer_batch", "train.prefer_epochs", "train.warmup", "train.schedule"),
         *("loss.objective", "loss.beta", "loss.gamma", "loss.lam", "loss.margin", "loss.tau", "loss.average"),
         *("loss.alpha", "loss.lambda_d", "loss.lambda_u", "loss.smoothing"),
     ),

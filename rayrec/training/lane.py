@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -18,6 +19,35 @@ from rayrec.runs import cache
 from rayrec.runs.manifest import write_json
 from rayrec.training import keys, pair_columns
 from rayrec.training.oracle import train_oracle
+
+
+class Pace(NamedTuple):
+    """The learning rate of a phase."""
+
+    lr: float
+    """Its peak."""
+    warmup: float | None
+    """Steps until then, below 1 their share of all steps, rounded up; None: 20, and at most half of the steps."""
+    schedule: str
+    """What follows."""
+
+    def steps(self, of: int) -> int:
+        """Return the steps of the warm-up in a phase of ``of`` steps."""
+        if self.warmup is None:
+            return min(20, of // 2)
+        return math.ceil(round(self.warmup * of, 6)) if self.warmup < 1 else int(self.warmup)
+
+    def check(self, phase: str, of: int) -> None:
+        """Refuse a warm-up that is no whole number of steps, or in which the rate would never reach its peak.
+
+        Raises ValueError: with the phase, its steps and what to take.
+        """
+        if self.warmup is not None and (self.steps(of) > of or (self.warmup >= 1 and self.warmup % 1)):
+            flag = "--first-warmup" if phase.startswith("00/") else "--warmup"
+            raise ValueError(
+                f"{flag} {self.warmup:g}: {phase} has {of} steps. Take a whole number of at most that, or a share of "
+                f"them, such as {flag} 0.05."
+            )
 
 
 class TrainLane(Lane):
@@ -52,7 +82,8 @@ class TrainLane(Lane):
         def make(folder: Path, facts: dict) -> dict:
             drawn = preferences.draw(data.train, 0, rows, seed, "pretrain")
             table = preferences.sft_rows(drawn, batch, 1, seed, planned.name)
-            return self._train(planned, folder, facts, self.base, table, batch, model.pretrain_lr, 0.0)
+            pace = Pace(model.pretrain_lr, float(model.pretrain_steps // 20), "linear")
+            return self._train(planned, folder, facts, self.base, table, batch, pace, 0.0)
 
         return self.phase(planned, make, partial(_policy, planned.name))
 
@@ -62,15 +93,18 @@ class TrainLane(Lane):
         With ``--item-vectors`` the first of them gives the policy those of the ``oracle`` (LLaRA).
         """
         train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/sft"
-        epochs, rate = (1, train.lr) if t else (train.first_epochs, train.first_lr)
-
+        epochs = 1 if t else train.first_epochs
+        pace = Pace(train.lr, train.warmup, train.schedule)
+        if not t:
+            pace = Pace(train.first_lr, train.first_warmup, train.first_schedule)
         steps = -(-len(rows) * epochs // train.batch)
+        pace.check(name, steps)
         planned = Planned(name, "sft", len(rows), steps, "steps", epochs, makes_policy=True)
 
         def make(folder: Path, facts: dict, start: Policy, items: Path | None) -> dict:
             table = preferences.sft_rows(rows, train.batch, epochs, seed, name)
             dropout = self.shared.config.model.lora_dropout
-            return self._train(planned, folder, facts, start, table, train.batch, rate, dropout, items=items)
+            return self._train(planned, folder, facts, start, table, train.batch, pace, dropout, items=items)
 
         read = oracle if self.shared.config.model.item_vectors else None
         return self.phase(planned, make, partial(_policy, name), policy, read)
@@ -82,6 +116,8 @@ class TrainLane(Lane):
         train, seed, name = self.shared.config.train, self.shared.config.data.seed, f"{t:02d}/prefer"
 
         steps = -(-len(rows) * train.prefer_epochs // train.prefer_batch)
+        pace = Pace(train.lr, train.warmup, train.schedule)
+        pace.check(name, steps)
         planned = Planned(name, "prefer", len(rows), steps, "steps", train.prefer_epochs, 1 + train.num_negatives, True)
 
         def make(folder: Path, facts: dict, start: Policy, rejected: Iterable[pa.Table], judge: Path | None) -> dict:
@@ -103,7 +139,7 @@ class TrainLane(Lane):
             table = preferences.arrange(table, train.prefer_batch, train.prefer_epochs, seed, name, names)
             table = pair_columns.fill(table, names, known, of_batches=True)
             self._sample(table, t)
-            return self._train(planned, folder, facts, start, table, train.prefer_batch, train.lr, 0.0, counts)
+            return self._train(planned, folder, facts, start, table, train.prefer_batch, pace, 0.0, counts)
 
         return self.phase(planned, make, partial(_policy, name), policy, negatives, oracle)
 
@@ -115,7 +151,7 @@ class TrainLane(Lane):
         start: Policy,
         table: pa.Table,
         batch: int,
-        rate: float,
+        pace: Pace,
         dropout: float,
         counts: dict[str, int] | None = None,
         items: Path | None = None,
@@ -125,7 +161,7 @@ class TrainLane(Lane):
         from rayrec.training.board import Phase
 
         name, kind, steps = planned.name, planned.kind, table["step"][-1].as_py() + 1
-        config, train = self.shared.config, self.shared.config.train
+        config = self.shared.config
         alone = name.startswith("00/")  # no generator works beside iteration 0's training
 
         rows = folder / "rows.parquet"
@@ -138,8 +174,9 @@ class TrainLane(Lane):
             out=str(folder / "policy"),
             steps=steps,
             batch=batch,
-            lr=rate,
-            warmup=steps // 20 if kind == "pretrain" else min(train.warmup_steps, steps // 2),
+            lr=pace.lr,
+            warmup=pace.steps(steps),
+            schedule=pace.schedule,
             dropout=dropout,
             threads=self.shared.all_threads if alone else self.shared.threads,
             items=str(items or ""),

@@ -322,7 +322,7 @@ class Worker:
 
         total = torch.tensor(float(sum(map(count, rows))), dtype=torch.float64)
         dist.all_reduce(total)
-        rate = phase.lr * _schedule(self.config.train.schedule, number, phase.steps, phase.warmup)
+        rate = phase.lr * _schedule(phase.schedule, number, phase.steps, phase.warmup)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         sums: dict[str, Any] = {}

@@ -389,6 +389,8 @@ CASES = {
     "d3_alpha without d3": (["--d3-alpha", "0.5"], ["is read by --decode d3 alone", "leave this out"]),
     "tiny_hidden": (["--tiny-hidden", "33"], ["tiny_hidden 33", "a multiple of 32", "such as 128"]),
     "lora_dropout": (["--lora-dropout", "1"], ["--lora-dropout is 1", "wanted a share below 1", "such as"]),
+    "warm-up that is too long": (["--warmup", "999"], ["--warmup 999: 01/sft has", "steps", "such as --warmup 0.05"]),
+    "warm-up of the first": (["--first-warmup", "1.5"], ["--first-warmup 1.5: 00/sft has", "a whole number"]),
     "history": (["--history", "0"], ["--history is 0", "wanted at least", "1"]),
     "seed": (["--seed", "-1"], ["--seed is -1", "wanted at least", "0"]),
 }
@@ -396,7 +398,7 @@ CASES = {
 ABOVE_0 = """min-rating lr first-lr clip batch prefer-batch prefer-epochs micro-batch first-epochs rows-per-iteration
 num-negatives max-length max-new-tokens pretrain-steps pretrain-batch pretrain-lr tiny-layers lora-alpha top-k
 beam-width part train-workers generators tensor-parallel threads wait-seconds pass-memory"""
-FROM_0 = "iterations first-rows row-tokens warmup-steps max-deaths lora-rank weight-decay popularity-gamma"
+FROM_0 = "iterations first-rows row-tokens first-warmup warmup max-deaths lora-rank weight-decay popularity-gamma"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -64,7 +64,7 @@ def settings(objective: str) -> Config:
     """A resolved configuration for direct use; four rows of a step for each of two workers, in two micro-batches."""
     from rayrec.driver.checks import resolve
 
-    args = ["--objective", objective, "--micro-batch", "2", "--lora-rank", "0", "--schedule", "constant"]
+    args = ["--objective", objective, "--micro-batch", "2", "--lora-rank", "0"]
     args += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS[objective].items()]
     return resolve(parse("", [*args, "--dtype", "float32", "--checkpoint-steps", "0", "--checkpoint-seconds", "0"]))
 
@@ -96,7 +96,21 @@ def main(root: Path, rank: int, world: int) -> None:
         setup["objective"] = make_objective(config.loss) if name in SETTINGS else Outside()
         worker = Worker(setup, rank, world)
         worker.report = lambda **facts: None
-        phase = Phase(name, "prefer", "", base, str(root / name / "policy"), STEPS, BATCH, LR, 0, 0.0, 1, key="k")
+        phase = Phase(
+            name,
+            "prefer",
+            "",
+            base,
+            str(root / name / "policy"),
+            STEPS,
+            BATCH,
+            LR,
+            0,
+            0.0,
+            1,
+            key="k",
+            schedule="constant",
+        )
         tokens = doubted if name == "rosepo" else sure
         steps[name] = worker.run(phase, partial(shard, tokens, rank, world))["steps"]
     if rank == 0:

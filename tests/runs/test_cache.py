@@ -24,7 +24,7 @@ from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
 from rayrec.training.board import Phase
 from rayrec.training.keys import NOT_READ_FIRST, checkpoint_key, shared_key
-from rayrec.training.lane import TrainLane
+from rayrec.training.lane import Pace, TrainLane
 
 
 def phase_of(root: Path, run: str, rows: bytes = b"rows") -> Phase:
@@ -229,7 +229,7 @@ def test_the_policy_of_a_worker_on_another_node_is_shared(tmp_path: Path, monkey
         planned = Planned("00/sft", "sft", 1, 1, "steps", makes_policy=True)
 
         def make(folder: Path, facts: dict, lane: TrainLane = lane, planned: Planned = planned) -> dict:
-            return lane._train(planned, folder, facts, start, table, 8, 0.1, 0.0)
+            return lane._train(planned, folder, facts, start, table, 8, Pace(0.1, None, "linear"), 0.0)
 
         made = lane.phase(planned, make, lambda folder: Policy("00/sft", folder / "policy")).result()
         lane.close()

@@ -13,6 +13,7 @@ from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 from rayrec.prompts import Template, make_template
 from rayrec.training.batches import Tokenise
+from rayrec.training.lane import Pace
 
 TITLES = [f"The Return of Number {i}" for i in range(6)]
 
@@ -54,3 +55,12 @@ def test_rows_without_ids_and_of_pretraining(template: Template) -> None:
     wanted = [[template.answer_ids(TITLES[2]), template.answer_ids(TITLES[0])]]
     assert Tokenise("sft", template)(sft)["answers"].to_pylist() == wanted
     assert Tokenise("pretrain", template)(table)["answers"].to_pylist() == [[template.sequence_ids(TITLES[:3])[1]]]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "found"),
+    [(20.0, 32, 20), (None, 32, 16), (None, 160, 20), (0.05, 240, 12), (0.05, 140, 7), (0.05, 30, 2), (0.0, 9, 0)],
+)
+def test_a_warm_up_is_as_long_as_published(warmup: float | None, steps: int, found: int) -> None:
+    """SPRec's 20 steps are 20 of 32, and 5 % are a share of every phase."""
+    assert Pace(1e-4, warmup, "linear").steps(steps) == found
