@@ -83,7 +83,7 @@ def extended(schema: pa.Schema, table: pa.Table, columns: Iterable[str]) -> pa.S
 
 def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     """Return ``table`` with other values of a column, cast to its type."""
-    at = table.schema.get_field_index(name)
+    at = table.column_names.index(name)
     field = table.schema.field(at)
     return table.set_column(at, field, pa.array(values, field.type))
 
