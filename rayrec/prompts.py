@@ -49,11 +49,12 @@ _TODAY = datetime(2024, 7, 26)
 
 
 class Frame(NamedTuple):
-    """The tokens around the titles of a row: ``middle`` is between history and candidates, where there are some."""
+    """The tokens around the titles of a row: ``middle`` before candidates, ``second`` before disliked titles."""
 
     before: list[int]
     middle: list[int]
     after: list[int]
+    second: Sequence[int] = ()
 
 
 class Items(NamedTuple):
@@ -105,10 +106,11 @@ class Template:
 
         several = len(self.frames) > 1
         columns = (lists("history_ratings", self.rated), lists("candidates"), lists("example_id", several))
-        return [
-            self.prompt_ids(*row, seed_of(self.seed, "prompt", name) % len(self.frames) if several else 0)
-            for *row, name in zip(rows["history"].to_pylist(), *columns, strict=False)
-        ]
+        made = []
+        for history, ratings, candidates, name in zip(rows["history"].to_pylist(), *columns, strict=False):
+            frame = seed_of(self.seed, "prompt", name) % len(self.frames) if several else 0
+            made.append(self.prompt_ids(history, ratings, candidates, frame))
+        return made
 
     def prompt_ids(
         self,
@@ -118,15 +120,19 @@ class Template:
         frame: int = 0,
     ) -> list[int]:
         """Return the prompt's tokens, ``Title | Rating: r`` per title where ``ratings`` are given (RecPO)."""
-        before, middle, after = self.frames[frame]
+        before, middle, after, second = self.frames[frame]
+        among = [] if candidates is None else [*middle, *self._listed(self._shown(candidates))]
+        return [*before, *self._history(history, ratings, None if candidates is None else second), *among, *after]
+
+    def _history(
+        self, history: Sequence[str], ratings: Sequence[float | None] | None, second: Sequence[int] | None
+    ) -> list[int]:
+        """The titles of a history; ``second`` is the frame's where there are candidates."""
         titles = self._shown(history)
         if ratings is not None:
             marks = self._encode(["" if r is None else f" | Rating: {r:g}" for r in ratings])
             titles = [title + mark for title, mark in zip(titles, marks, strict=True)]
-        ids = [*before, *self._listed(titles)]
-        if candidates is not None:
-            ids += middle + self._listed(self._shown(candidates))
-        return ids + after
+        return self._listed(titles)
 
     def _listed(self, titles: Iterable[list[int]]) -> list[int]:
         """Titles, each followed by the separator."""
@@ -184,34 +190,22 @@ class HalvesTemplate(Template):
     A title above 3 or without a rating counts as liked.
     """
 
-    def __init__(self, *args: Any, asked: list[int], **more: Any):
-        super().__init__(*args, rated=True, **more)
-        self.asked = asked
-
-    def prompt_ids(
-        self,
-        history: Sequence[str],
-        ratings: Sequence[float | None] | None = None,
-        candidates: Sequence[str] | None = None,
-        frame: int = 0,
+    def _history(
+        self, history: Sequence[str], ratings: Sequence[float | None] | None, second: Sequence[int] | None
     ) -> list[int]:
-        """Return the prompt's tokens; those of the plain form without ``candidates``."""
-        before, middle, after = self.frames[frame]
-        if candidates is None:
-            return super().prompt_ids(history, None, None, frame)
-        known = ratings or [None] * len(history)
+        if second is None:
+            return super()._history(history, None, None)
         halves: tuple[list[list[int]], list[list[int]]] = [], []
-        for title, rating in zip(self._shown(history), known, strict=True):
+        for title, rating in zip(self._shown(history), ratings or [None] * len(history), strict=True):
             halves[rating is not None and rating <= MIDDLE].append(title)
-        liked, others, among = map(self._listed, (*halves, self._shown(candidates)))
-        return [*before, *liked, *middle, *others, *self.asked, *among, *after]
+        return [*self._listed(halves[0]), *second, *self._listed(halves[1])]
 
 
 class LikingTemplate(HalvesTemplate):
     """Asks whether the user will like one title, the only candidate of a row (TALLRec)."""
 
-    def __init__(self, *args: Any, **more: Any):
-        super().__init__(*args, **more)
+    def __init__(self, *args: Any):
+        super().__init__(*args)
         if self.scored_ids(YES) == self.scored_ids(NO):
             raise ValueError(f"The tokenizer begins {YES} and {NO} with one token. Take another model, or --ask title.")
 
@@ -261,16 +255,14 @@ def make_template(
         raise ValueError(
             f"{type(tokenizer).__name__} has no tokenizer.json. Convert it with transformers' AutoTokenizer."
         )
-    halves = {"liking": LikingTemplate, "title_by_liking": HalvesTemplate}.get(ask)
+    kind = {"liking": LikingTemplate, "title_by_liking": HalvesTemplate}.get(ask, Template)
     plain, eos = _plain_tokenizer(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token_id
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    more: dict[str, Any] = {"seed": seed, "items": items}
+    rated |= kind is not Template
     if name == "compact":
         # An empty title, which no history has, marks where candidates begin and where they end.
-        if halves:
-            return halves(plain, eos, [Frame(bos or [eos], [eos], [eos])], [eos], asked=[eos], **more)
-        edge = [eos] if candidates else []
-        return Template(plain, eos, [Frame(bos or [eos], edge, edge)], [eos], rated, **more)
+        edge = [eos] if candidates or kind is not Template else []
+        return kind(plain, eos, [Frame(bos or [eos], edge, edge, edge)], [eos], rated, seed, items)
     if name not in ("instruct", "chat"):
         raise ValueError(f"Found template '{name}'. Choose one of compact, instruct, chat.")
     # The placeholder is the user's text, which is data: special tokens are read only in the frame around it.
@@ -283,15 +275,12 @@ def make_template(
         return [found.ids for found in plain.encode_batch(list(texts), add_special_tokens=False)]
 
     (separator,) = encode(["\n"])
-    if halves:
-        first, second, asked, last = encode(BY_LIKING[ask])
-        frame = Frame(bos + start + first, second, last + end)
-        return halves(plain, eos, [frame], separator, asked=asked, **more)
     frames = []
-    for wording in CHOICES if candidates else ((INSTRUCTION, "", QUESTION),):
-        instruction, middle, question = encode(wording)
-        frames.append(Frame(bos + start + instruction, middle, question + end))
-    return Template(plain, eos, frames, separator, rated, **more)
+    plainly = CHOICES if candidates else ((INSTRUCTION, "", QUESTION),)
+    for wording in [BY_LIKING[ask]] if ask in BY_LIKING else plainly:
+        first, *second, middle, last = encode(wording)
+        frames.append(Frame(bos + start + first, middle, last + end, *second))
+    return kind(plain, eos, frames, separator, rated, seed, items)
 
 
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:
