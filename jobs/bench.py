@@ -6,6 +6,7 @@
     python jobs/bench.py ground                  # exact nearest titles against numpy's argsort and faiss
     python jobs/bench.py overhead                # the generators' pool against bare calls of Ray
     python jobs/bench.py rows                    # an iteration's rows through the driver against a Ray Data stream
+    python jobs/bench.py memory --rounds 1       # what a training worker holds: told and measured
     python jobs/bench.py estimate --rounds 1     # the estimate of --dry-run --cluster against runs and workers
     python jobs/bench.py preference --quick --json out.json
 
@@ -17,7 +18,7 @@ reason.
 
     k, users (preference); width, titles, prompts (decode); what, k, width, rows (real); items, queries (ground);
     rows, what, logical, processes (overhead); rows, processes (rows);
-    case, what, rows, args (estimate); dtype
+    name, weights, again, k, kind (memory); case, what, rows, args (estimate); dtype
                         the setting
     against             trl, trl_cached; vllm, hf, vllm_choice; scripts; faiss, numpy; ray; ray_data; measured
     rounds              number of measurements
@@ -45,7 +46,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("preference", "decode", "real", "ground", "overhead", "rows", "estimate")
+BENCHES = ("preference", "decode", "real", "ground", "overhead", "rows", "memory", "estimate")
 #: Where `make real` keeps its model and its data.
 REAL = Path.home() / ".cache/rayrec/real"
 SIDES = ("ours", "theirs")

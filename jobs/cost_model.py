@@ -30,6 +30,7 @@ from typing import Any
 from rayrec.config import Config
 from rayrec.data.candidates import CANDIDATES
 from rayrec.decoding.beam import ALPHAS
+from rayrec.driver import plan
 from rayrec.driver.checks import Lengths
 from rayrec.driver.prepare import Prepared
 from rayrec.lanes import Planned
@@ -176,7 +177,7 @@ class Work:
     @property
     def memory(self) -> Memory:
         """What a training worker holds."""
-        return Memory(self.shape, self.config)
+        return Memory(self.shape, self.config, self.device is not DEVICES["cpu"])
 
     def _rate(self, share: float, alone: bool = False) -> float:
         """Operations per second of one process."""
@@ -234,7 +235,7 @@ class Work:
         exchange = self._exchanged() / workers / self._link()
         length, answers, _ = self._row(phase.kind)
         batch = self.config.batches.get(f"{phase.kind}_batch", self.config.train.batch)
-        most, _ = self.memory.largest(length, answers, batch, self.device is not DEVICES["cpu"])
+        most, _ = self.memory.largest(length, answers, batch)
         micro = -(-batch // (workers * most)) * (4 / 3 if phase.kind == "prefer" else 1)
         return phase.batches * (max(computing, exchange) + micro * self.device.step) + self.device.phase
 
@@ -275,17 +276,14 @@ class Work:
 
     def trainer_bytes(self) -> float:
         """Bytes of a training worker at its largest, in the backward pass of its largest micro-batch."""
-        train, gpu = self.config.train, self.device is not DEVICES["cpu"]
+        train = self.config.train
         length, answers, _ = self._row("prefer" if train.prefer and train.iterations else "sft")
-        _, computing = self.memory.largest(length, answers, max(train.batch, train.prefer_batch), gpu)
-        return self.memory.held_bytes(_PADDING * computing, gpu)
+        _, computing = self.memory.largest(length, answers, max(train.batch, train.prefer_batch))
+        return self.memory.held_bytes(_PADDING * computing)
 
     def generator_bytes(self) -> float:
         """Bytes that one device of a generator needs: its part of the weights, and of a part's key-value cache."""
-        evaluate, placement = self.config.evaluate, self.config.placement
-        width = evaluate.beam_width if {"beams", "free_beams", "d3"} & set(evaluate.decode) else 1
-        cache = evaluate.part * (self.tokens.prompt + width * self.tokens.longest) * self.shape.kv * self._bytes
-        return (self.shape.parameters * self._bytes + cache) / placement.tensor_parallel
+        return plan.generator_bytes(self.config, self.tokens, self.shape, gpu=True)
 
     def moved(self, phases: Sequence[Planned]) -> dict[str, float]:
         """Bytes that one iteration moves between processes, by what they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,20 @@ from rayrec.driver.checks import Lengths
 from rayrec.generation.lane import GenerateLane
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import BASE, Planned, Policy, Shared
+from rayrec.report.terminal import size
 from rayrec.selfplay import self_play
 from rayrec.training.lane import TrainLane
+from rayrec.training.memory import Memory
 
 if TYPE_CHECKING:
     from rayrec.models.shape import Shape
 
 #: Bytes that one parameter needs in a policy folder, for the disk estimate.
 _BYTES = {"float32": 4, "bfloat16": 2}
+#: Bytes of a training worker and of a generator without a model: Python and its libraries.
+_TRAINER, _GENERATOR = 0.8e9, 1.2e9
+#: Limits of this machine's memory for a container, where there is one.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def phases(config: Config, data: Dataset) -> list[Planned]:
@@ -52,6 +59,7 @@ def describe(
     rank = model.lora_rank or 0
     whole = not rank or resources["device"] == "cpu"  # there a policy has its merged weights beside its adapters
     per_policy = 4 * rank * shape.adapters + whole * shape.parameters * _BYTES[train.dtype]
+    memory = _memory(config, tokens, shape, resources["device"])
     rows = []
     for phase in plan:
         length = tokens.prompt + phase.answers * tokens.answer if phase.answers else 0
@@ -68,7 +76,57 @@ def describe(
         "model": {"name": model.model, "parameters": shape.parameters, "lora_rank": model.lora_rank},
         "resources": resources,
         "disk_bytes": per_policy * sum(p.makes_policy for p in plan),
+        "memory": memory,
+        "lines": {"memory": _told(memory)},
     }
+
+
+def _memory(config: Config, tokens: Lengths, shape: Shape, device: str) -> dict[str, Any]:
+    """Bytes of each training worker and each generator, of this machine, and the rows of a worker's largest pass."""
+    gpu = device != "cpu"
+    of, kinds = Memory(shape, config, gpu), ["prefer"] * (config.train.prefer and config.train.iterations > 0)
+    found: dict[str, Any] = {"trainer": 0.0}
+    for kind in ("sft", *kinds):
+        answers = 1 + config.train.num_negatives * (kind == "prefer")
+        batch = config.train.prefer_batch if kind == "prefer" else config.train.batch
+        length, predicted = tokens.prompt + answers * (tokens.answer - 1), answers * tokens.answer
+        rows, computing = of.largest(length, predicted, batch)
+        needs = of.held_bytes(computing) + (0 if gpu else _TRAINER)
+        if needs > found["trainer"]:
+            found = {"trainer": needs, "rows": rows, "tokens": rows * length}
+    generator = generator_bytes(config, tokens, shape, gpu) + (0 if gpu else _GENERATOR)
+    return found | {"generator": generator, "machine": None if gpu else _machine()}
+
+
+def generator_bytes(config: Config, tokens: Lengths, shape: Shape, gpu: bool) -> float:
+    """Bytes that the weights and key-value caches of a generator take: of vLLM, and on CPUs of rayrec's own search.
+
+    On a GPU of one card of it, where vLLM's cache takes what is left.
+    """
+    number, evaluate, width = _BYTES[config.train.dtype], config.evaluate, config.evaluate.beam_width
+    weights, searches = shape.parameters * number, {"beams", "free_beams", "d3", "score"} & set(evaluate.decode)
+    if gpu:
+        rows, answers = evaluate.part, width if searches else 1
+        cache = rows * (tokens.prompt + answers * tokens.longest) * shape.kv * number
+        return (weights + cache) / config.placement.tensor_parallel
+    cache = min(2**30, 256 * config.model.max_length * shape.kv * number)
+    search = weights + 16 * ((tokens.prompt + width * tokens.longest) * shape.kv * number) if searches else 0
+    return weights + cache + search
+
+
+def _machine() -> int:
+    """Bytes of memory of this machine, or of the container that this process is in."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    texts = [Path(path).read_text().strip() for path in _LIMITS if Path(path).exists()]
+    return min(whole, *(int(text) for text in texts if text.isdigit())) if texts else whole
+
+
+def _told(memory: dict[str, Any]) -> str:
+    """The plan's line about memory."""
+    there = "" if memory["machine"] is None else f", of this machine's {size(memory['machine'])}"
+    passes = f"passes of at most {memory['rows']} rows, {memory['tokens']:,} tokens"
+    trainer, generator = size(memory["trainer"]), size(memory["generator"])
+    return f"each training worker {trainer} ({passes}), each generator {generator}{there}"
 
 
 def write_inputs(folder: Path, data: Dataset) -> None:

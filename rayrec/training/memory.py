@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 #: Bytes that a pass may take by default (--pass-memory), on CPUs and on GPUs.
 ON_CPU, ON_GPU = 1.0, 16.0
 GIB = 2**30
+#: Environment of a training worker. By themselves glibc's small free lists keep the edges of large blocks, so that a
+#: block does not fit again where an equal one was, and the heap grows to 1.7 times of what is held.
+HEAP = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
+#: What it grows to with this (jobs/bench.py memory).
+HEAP_GROWTH = 1.25
 #: Weights that DeepSpeed gathers at once under ZeRO-3 (its own limit), and puts into one bucket (worker.py's).
 GATHERED, BUCKET = 10**9, 5 * 10**8
 #: Bytes of a logit: itself, its log-softmax and its gradient, in float32.
@@ -32,6 +37,7 @@ class Memory:
 
     shape: Shape
     config: Config
+    gpu: bool
 
     @property
     def number(self) -> int:
@@ -70,8 +76,8 @@ class Memory:
         inputs = 3 * self.shape.hidden + self.shape.queries + 2 * self.shape.hidden + self.shape.mlp
         return 8 * model.lora_dropout * inputs if model.lora_rank else 0.0
 
-    def pass_bytes(self, rows: int, longest: int, predicted: int) -> float:
-        """Bytes of one pass: of activations, mask and logits.
+    def pass_bytes(self, rows: int, longest: float, predicted: float) -> float:
+        """Bytes of one pass: of activations, mask and logits, with what the heap of a CPU holds between them.
 
         Args:
             rows: rows of the packed pass; each is as long as the longest.
@@ -83,33 +89,35 @@ class Memory:
         tokens = rows * longest
         logits = min(predicted * self.shape.words // self.shape.hidden, MAX_LOGITS) * _LOGIT
         mlp = 4 * self.number * self.shape.mlp * predicted  # of the last layer
-        # Gradients of a layer's widest numbers are there beside them.
-        beside = 3 * self.number * self.shape.mlp * tokens
-        return tokens * (self.token() + self.number * longest) + mlp + max(logits, beside)
+        # Beside them a layer's widest numbers, their gradients, and what a product is cast to.
+        beside = 12 * self.shape.mlp * tokens
+        counted = tokens * (self.token() + self.number * longest) + mlp + max(logits, beside)
+        return counted * (1.0 if self.gpu else HEAP_GROWTH)
 
-    def budget(self, gpu: bool) -> float:
+    @property
+    def budget(self) -> float:
         """Bytes that one pass may take."""
-        return GIB * (self.config.train.pass_memory or (ON_GPU if gpu else ON_CPU))
+        return GIB * (self.config.train.pass_memory or (ON_GPU if self.gpu else ON_CPU))
 
-    def passes(self, rows: Sequence[tuple[int, int]], gpu: bool) -> int:
+    def passes(self, rows: Sequence[tuple[float, float]]) -> int:
         """Return into how many passes rows, sorted by length, are cut evenly so that each fits, or has one row.
 
         ``rows`` are pairs of the tokens put in and the tokens predicted.
         """
-        least, budget = -(-len(rows) // self.config.train.micro_batch), self.budget(gpu)
+        least, budget = -(-len(rows) // self.config.train.micro_batch), self.budget
         for parts in range(least, len(rows)):
             found = [rows[a:b] for a, b in cuts(len(rows), parts)]
             if all(self.pass_bytes(len(c), c[-1][0], sum(m for _, m in c)) <= budget for c in found):
                 return parts
         return len(rows)
 
-    def largest(self, longest: int, predicted: int, batch: int, gpu: bool) -> tuple[int, float]:
+    def largest(self, longest: float, predicted: float, batch: int) -> tuple[int, float]:
         """Return the most rows of a pass, where all have ``longest`` tokens, and the bytes that it takes."""
         rows = [(longest, predicted)] * (batch // self.config.placement.train_workers)
-        most = -(-len(rows) // self.passes(rows, gpu))
+        most = -(-len(rows) // self.passes(rows))
         return most, self.pass_bytes(most, longest, most * predicted)
 
-    def held_bytes(self, computing: float, gpu: bool) -> float:
+    def held_bytes(self, computing: float) -> float:
         """Bytes of a training worker at its largest: in a pass that takes ``computing``, or as the optimiser steps.
 
         Pass: weights, gradients, Adam's moments; from ZeRO-1 on and for bfloat16 a float32 copy of the weights, with
@@ -124,13 +132,13 @@ class Memory:
         adapters = self.trained * size if config.model.lora_rank else 0
         weights = (shape.parameters * self.number + adapters) / cut[2]
         weights += min(shape.parameters, GATHERED) * self.number if stage == 3 else 0
-        weights += 0 if gpu else self.trained * size
+        weights += 0 if self.gpu else self.trained * size
         bucket = min(self.trained, BUCKET) * size if stage else 0
         copies = 1 if stage else 0 if size == 4 else 2  # in float32, of weights and of gradients
         state = self.trained * (STATE_BYTES + 4 * copies) / cut[0]
         passing = self.trained * size / cut[1] + bucket + computing
         step = self.trained * 12 / cut[0] + (bucket if stage == 3 else 0) if stage else 0
-        saving = 0 if gpu else shape.parameters * self.number
+        saving = 0 if self.gpu else shape.parameters * self.number
         return weights + state + max(passing, step, saving)
 
 

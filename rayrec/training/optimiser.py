@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 from typing import Any
 
@@ -32,5 +34,7 @@ def release(engine: Any) -> None:
     engine.module.zero_grad(set_to_none=True)
     engine.optimizer.__dict__.clear()
     gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)  # between its phases a worker needs the memory least
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -97,7 +97,7 @@ class Worker:
         if train.attention == "flex":
             attend_by_flex(lm)
         self.hidden = int(lm.config.get_text_config().hidden_size)
-        self.memory = memory.Memory(Shape.of(here), self.config)
+        self.memory = memory.Memory(Shape.of(here), self.config, setup["gpu"])
         if model.lora_rank:
             lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout, self.config.data.seed)
         self.lm = PackedLM(lm, train.activation_checkpointing)
@@ -377,7 +377,7 @@ class Worker:
 
         rows = sorted(rows, key=lambda row: (size(row), row["slot"]))
         counts = [(size(row), sum(map(len, row["answers"]))) for row in rows]
-        parts = torch.tensor(self.memory.passes(counts, self.device.type == "cuda"))
+        parts = torch.tensor(self.memory.passes(counts))
         dist.all_reduce(parts, dist.ReduceOp.MAX)
         return [rows[a:b] for a, b in memory.cuts(len(rows), int(parts))]
 

@@ -25,8 +25,10 @@ SHAPE = Shape(
 )
 
 
-def memory(shape: Shape = SHAPE, rank: int = 0, dropout: float = 0.0, **train: Any) -> Memory:
-    return Memory(shape, Config(model=ModelConfig(lora_rank=rank, lora_dropout=dropout), train=TrainConfig(**train)))
+def memory(shape: Shape = SHAPE, rank: int = 0, dropout: float = 0.0, gpu: bool = False, **train: Any) -> Memory:
+    return Memory(
+        shape, Config(model=ModelConfig(lora_rank=rank, lora_dropout=dropout), train=TrainConfig(**train)), gpu
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "again"])
@@ -74,7 +76,7 @@ def test_passes_fit_and_are_no_more_than_they_must(lengths: list[int], most: int
         found = [rows[a:b] for a, b in cuts(len(rows), parts)]
         return all(of.pass_bytes(len(one), one[-1][0], 10 * len(one)) <= budget * GIB for one in found)
 
-    parts = of.passes(rows, gpu=False)
+    parts = of.passes(rows)
     sizes = [b - a for a, b in cuts(len(rows), parts)]
     assert sum(sizes) == len(rows) and min(sizes) >= 1 and max(sizes) <= most
     assert fits(parts) or parts == len(rows)
@@ -92,10 +94,10 @@ def test_cuts_are_even() -> None:
 
 def test_a_row_that_does_not_fit_is_alone() -> None:
     of = memory(pass_memory=1e-6)
-    assert of.passes([(100, 10)] * 5, gpu=False) == 5
+    assert of.passes([(100, 10)] * 5) == 5
 
 
 def test_more_memory_takes_more_rows() -> None:
-    found = [memory(pass_memory=g, micro_batch=64).largest(200, 20, 64, gpu=False) for g in (0.02, 0.1, 1.0)]
+    found = [memory(pass_memory=g, micro_batch=64).largest(200, 20, 64) for g in (0.02, 0.1, 1.0)]
     assert [rows for rows, _ in found] == sorted({rows for rows, _ in found})
-    assert found[-1][0] == memory(micro_batch=64).largest(200, 20, 64, gpu=False)[0]  # 1 GiB on CPUs
+    assert found[-1][0] == memory(micro_batch=64).largest(200, 20, 64)[0]  # 1 GiB on CPUs

@@ -1,0 +1,142 @@
+"""What a training worker holds, as the plan tells it ("ours") and measured ("theirs"), in MB.
+
+Measured is the growth of the peak RSS in a phase of one step, of a process of its own whose allocator is set as that of
+a run's workers, and the weights before it. Prompts of 170 to 200 tokens, titles of 8 to 12. The tiny model computes 64
+rows at once, the real one as many as the default of --pass-memory lets it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import random
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benches import peak, reset_peak
+
+PACKAGES, SIZE, COLUMNS, UNIT = ("deepspeed",), "k", ("name", "weights", "again"), "MB"
+FACTS, PAIRS = ("rows",), ("rows",)
+KINDS = [("sft", 0), ("prefer", 1), ("prefer", 3), ("prefer", 8)]
+ROWS = {"tiny": 64, "real": 4}
+
+
+def cases(args: Namespace, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
+    from rayrec.models.gguf import folder_of
+    from rayrec.models.settings import ModelConfig
+    from rayrec.models.tiny import make_tiny
+
+    make_tiny([f"The Return of Number {i}" for i in range(99)], ModelConfig(tiny_vocab=512), scratch / "tiny", 0)
+    models = {"tiny": str(scratch / "tiny")} | ({} if args.quick else {"real": folder_of(args.model)})
+    found = [
+        {"name": name, "weights": weights, "again": again, "k": k, "kind": kind, "dtype": dtype, "base": base}
+        for name, base in models.items()
+        for weights in ("lora", "full")
+        for dtype in ("float32", "bfloat16")
+        for again in (False, True)
+        for kind, k in KINDS
+    ]
+    return [(setting, ["measured"]) for setting in (found[1:2] if args.quick else found)]
+
+
+def shown(setting: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in setting.items() if name != "base"}
+
+
+@dataclass
+class Worked:
+    """A worker's settings and rows."""
+
+    base: str
+    kind: Any
+    config: Any
+    examples: list[tuple[list[int], list[list[int]]]]
+
+
+def measure(
+    contender: str, name: str, weights: str, again: bool, k: int, kind: str, dtype: str, base: str
+) -> dict[str, Any]:
+    """MB, told or measured, and the rows of the largest pass."""
+    from rayrec.driver.checks import resolve
+    from rayrec.methods import parse
+
+    rows, rank = ROWS[name], "16" if weights == "lora" else "0"
+    args = ["--model", base, "--dtype", dtype, "--lora-rank", rank, "--micro-batch", str(rows), "--objective", "dpo"]
+    args += ["--lora-dropout", "0.05" if kind == "sft" else "0", "--checkpoint-seconds", "0", "--checkpoint-steps", "0"]
+    config = resolve(parse("", [*args, *(["--activation-checkpointing"] if again else [])]))
+    draw = random.Random(0)
+    tokens = [[draw.randrange(500) for _ in range(draw.randint(170, 200))] for _ in range(rows)]
+    titles = [[[draw.randrange(500) for _ in range(draw.randint(8, 12))] for _ in range(1 + k)] for _ in range(rows)]
+    worked = Worked(base, kind, config, list(zip(tokens, titles, strict=True)))
+    if contender == "ours":
+        return told(worked)
+    from rayrec.training.memory import HEAP
+
+    os.environ |= HEAP
+    context = multiprocessing.get_context("spawn")
+    results: Any = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        worker = context.Process(target=work, args=(worked, folder, results), daemon=True)
+        worker.start()
+        worker.join()
+    if worker.exitcode:
+        raise RuntimeError(f"the training worker ended with {worker.exitcode}")
+    return results.get()
+
+
+def told(worked: Worked) -> dict[str, Any]:
+    """By the memory model."""
+    from rayrec.models.shape import Shape
+    from rayrec.training.memory import Memory, cuts
+
+    of = Memory(Shape.of(worked.base), worked.config, gpu=False)
+    sizes = [(len(prompt) + sum(map(len, titles)), sum(map(len, titles))) for prompt, titles in worked.examples]
+    rows = sorted(sizes)
+    parts = [rows[a:b] for a, b in cuts(len(rows), of.passes(rows))]
+    passes = [of.pass_bytes(len(part), part[-1][0], sum(n for _, n in part)) for part in parts]
+    return {"rate": of.held_bytes(max(passes)) / 1e6, "rows": max(map(len, parts))}
+
+
+def work(worked: Worked, folder: str, results: Any) -> None:
+    """A training worker's phase of one step."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+    import pyarrow as pa
+    import torch
+
+    from rayrec.objectives.settings import make_objective
+    from rayrec.runs.storage import Storage
+    from rayrec.training.board import Phase
+    from rayrec.training.worker import Worker
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    config, examples, ids = worked.config, worked.examples, pa.list_(pa.int32())
+    columns = {"prompt": pa.array([prompt for prompt, _ in examples], ids)}
+    columns |= {"answers": pa.array([titles for _, titles in examples], pa.list_(ids))}
+    columns |= {"example_id": pa.array(map(str, range(len(examples)))), "weight": pa.array([1.0] * len(examples))}
+    columns |= {"step": pa.array([0] * len(examples)), "slot": pa.array(range(len(examples)))}
+    table = pa.table(columns | {name: pa.nulls(len(examples)) for name in ("neighbour", "scores", "smoothing")})
+
+    def shard(begun: int) -> Iterator[Any]:
+        return iter([table][begun:])
+
+    setup = {"config": config, "base": worked.base, "gpu": False, "storage": Storage("")}
+    worker = Worker(setup | {"objective": make_objective(config.loss)}, 0, 1)
+    worker.report = lambda **facts: None
+    held = sum(p.nbytes for p in worker.lm.parameters()) + sum(t.nbytes for t in worker.initial.values())
+    # Memory that torch keeps after its first pass in a process is no part of the model.
+    worker.seen = torch.zeros(2, dtype=torch.float64)
+    row = table.slice(0, 1).to_pylist()[0]
+    worker.lm(worker._pack([row | {"prompt": row["prompt"][:9], "answers": row["answers"][:1]}])).sum().backward()
+    worker.lm.zero_grad()
+    ctypes.CDLL(None).malloc_trim(0)
+    before, dropout = reset_peak(), config.model.lora_dropout if worked.kind == "sft" else 0.0
+    phase = Phase("one", worked.kind, "", worked.base, f"{folder}/policy", 1, len(examples), 1e-4, 0, dropout, 1)
+    worker.run(phase, shard)
+    results.put({"rate": (held + peak() - before) / 1e6, "rows": None})
+    torch.distributed.destroy_process_group()
