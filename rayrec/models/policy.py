@@ -23,6 +23,8 @@ from rayrec.models import item_vectors, weights
 from rayrec.models.folder import vocabulary
 
 ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
+#: Modules of models with vision or hearing that a prompt of text never reaches.
+_SENSES = r".*(vision|visual|projector|audio).*"
 
 
 def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu") -> Any:
@@ -151,10 +153,17 @@ def load_tokenizer(path: str | Path) -> Any:
 def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -> PeftModel:
     """Return ``model`` with seeded LoRA adapters in float32 on all linear layers except the head.
 
-    Adapters of experts have no ``dropout``: peft adds theirs to the weights, where an input cannot be dropped.
+    Adapters of experts have no ``dropout``: peft adds theirs to the weights, where an input cannot be dropped. Of a
+    model with vision only the language model has adapters.
     """
+    sees = model.config.get_text_config() is not model.config
     settings = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type=TaskType.CAUSAL_LM
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        exclude_modules=_SENSES if sees else None,
+        task_type=TaskType.CAUSAL_LM,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

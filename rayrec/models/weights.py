@@ -100,6 +100,27 @@ def refuse_missing(folder: str | Path, report: dict[str, Any]) -> None:
         )
 
 
+def has_own_head(folder: str | Path) -> bool:
+    """Return whether the files hold a head which is not the embeddings, although ``config.json`` says that it is.
+
+    transformers takes that head, and so do policies made from it; an engine that believes the settings does not.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    if not AutoConfig.from_pretrained(str(folder), trust_remote_code=False).get_text_config().tie_word_embeddings:
+        return False
+    found = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                if name.endswith(("lm_head.weight", "embed_tokens.weight", "wte.weight", "word_embeddings.weight")):
+                    found[name] = opened.get_tensor(name)
+    head = next((tensor for name, tensor in found.items() if name.endswith("lm_head.weight")), None)
+    return head is not None and not any(torch.equal(head, one) for one in found.values() if one is not head)
+
+
 def check_numbers(folder: str | Path) -> None:
     """Refuse weights that are not numbers.
 

@@ -34,6 +34,7 @@ from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
+from tests.models.zoo import make
 
 ROOT = Path(__file__).parents[2]
 ITEMS = [f"{i},Film {i} ({1970 + i}),x|y" for i in range(30)]
@@ -85,6 +86,8 @@ def write_models(root: Path) -> None:
     speechless = Path(shutil.copytree(root / "model", root / "speechless"))
     for file in speechless.glob("tokenizer*"):
         file.unlink()
+    for name in ("bloom", "mpt", "mistral with a window of 64", "llama4"):
+        make(name, root / name.split()[0])
     for name, template in CHATS.items():
         chat = Path(shutil.copytree(root / "model", root / name))
         (chat / "chat_template.jinja").write_text(template)
@@ -318,6 +321,14 @@ CASES = {
         ["--model", "{root}/holed"],
         ["model.layers.0.mlp.down_proj.weight holds NaN", "Take weights of finite numbers"],
     ),
+    "a window shorter than the prompts may be": (
+        ["--model", "{root}/mistral"],
+        ["sees 64 tokens (sliding_window)", "Set --max-length 64"],
+    ),
+    "adapters on a router": (
+        ["--model", "{root}/llama4", "--engine", "torch"],
+        ["Llama4ForCausalLM does not run with LoRA adapters", "Add --lora-rank 0"],
+    ),
     "no tokenizer": (["--model", "{root}/speechless"], ["found no tokenizer.json", "Copy the model's tokenizer files"]),
     "a chat template that demands a system message": (
         ["--model", "{root}/demands_system", "--template", "chat"],
@@ -408,6 +419,14 @@ def test_bad_input_is_refused(root: Path, tmp_path: Path, case: str) -> None:
     for part in says:
         assert part.format(root=root) in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("model", ["bloom", "mpt", "holed", "headless", "mistral", "foreign"])
+def test_one_check_serves_training_and_evaluation(root: Path, tmp_path: Path, model: str) -> None:
+    """jobs/evaluate.py is zero-shot with its policy as the model."""
+    trains = refused(root, tmp_path, "--model", "{root}/" + model, "--engine", "torch")
+    evaluates = refused(root, tmp_path, "--model", "{root}/" + model, "--engine", "torch", "--method", "zero-shot")
+    assert trains == evaluates
 
 
 @pytest.mark.parametrize(

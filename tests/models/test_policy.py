@@ -14,6 +14,7 @@ from rayrec.models import policy
 from rayrec.models.folder import context_length
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
+from tests.models.zoo import make
 
 IDS = torch.tensor([[1, 40, 41, 2, 50, 51]])
 CARD = {"phase": "01/prefer", "seed": 0}
@@ -158,6 +159,27 @@ def test_lora_is_on_all_linear_layers_but_the_head(base: Path) -> None:
     same = [torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)]
     assert all(same)
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_of_a_model_with_vision_the_language_model_is_adapted(tmp_path: Path) -> None:
+    model = policy.add_lora(policy.load_base(make("gemma3 with vision", tmp_path)), 4, 8, 0.05)
+    adapted = [name for name in policy.trainable_state(model) if "lora_A" in name]
+    assert len(adapted) == 2 * 7 and all(".language_model." in name for name in adapted)
+    assert any("vision" in name for name, _ in model.named_parameters())
+
+
+def test_experts_have_adapters_without_dropout(tmp_path: Path) -> None:
+    base = make("qwen3_moe", tmp_path)
+    model = policy.add_lora(policy.load_base(base), 4, 8, 0.5)
+    rates = {
+        name.rpartition(".lora_dropout")[0].rpartition(".")[2]: getattr(module, "p", 0.0)
+        for name, module in model.named_modules()
+        if name.endswith("lora_dropout.default")
+    }
+    assert rates["q_proj"] == 0.5 and rates["experts"] == rates["base_layer"] == 0.0
+    policy.set_lora_dropout(model, 0.25)
+    write(model, base, tmp_path / "policy")
+    assert json.loads((tmp_path / "policy" / "adapter_config.json").read_text())["lora_dropout"] == 0.0
 
 
 def test_dropout_can_be_switched(base: Path) -> None:

@@ -101,6 +101,7 @@ def test_a_head_of_its_own_is_the_head_whatever_the_settings_say(tmp_path: Path,
     folder = make("llama", tmp_path / "base")
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": True}))
+    assert weights.has_own_head(folder)
     model = policy.load_base(folder)
     assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
     assert model.config.tie_word_embeddings is False
@@ -110,6 +111,7 @@ def test_a_head_of_its_own_is_the_head_whatever_the_settings_say(tmp_path: Path,
     policy.save(state, model, policy.load_tokenizer(folder), tmp_path / "policy", CARD, merged=lora)
     saved = tmp_path / "policy" / ("merged" if lora else "")
     assert json.loads((saved / "config.json").read_text())["tie_word_embeddings"] is False
+    assert not weights.has_own_head(saved)  # its settings say what its files hold
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(saved)), logits(model.eval()))
 
 
