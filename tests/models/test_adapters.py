@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rayrec.models import adapters
 from rayrec.models.adapters import AdaptedLinear
@@ -76,6 +77,19 @@ def test_gradients_of_dropout_are_those_of_the_same_places() -> None:
             slope = (above - output()) / 2e-6
             parameter.copy_(whole)
             assert slope == pytest.approx(float((grad * step).sum()), rel=1e-3)
+
+
+def test_what_is_computed_again_drops_the_same_places() -> None:
+    lm, grads = model(torch.float32, 0.5), []
+    adapters.lighten(lm)
+    x = torch.randn(30, 24)
+    for again in (False, True):
+        torch.manual_seed(3)
+        lm.zero_grad()
+        y = checkpoint(lm, x, use_reentrant=False) if again else lm(x)
+        y.square().sum().backward()
+        grads.append([p.grad for p in lm.parameters() if p.grad is not None])
+    assert len(grads[0]) == 4 and all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
 def test_dropout_takes_each_place_with_its_probability() -> None:
