@@ -3,11 +3,11 @@
     python jobs/compare.py --data DIR --methods BIGRec S-DPO SPRec --seeds 0 1 2
     python jobs/compare.py --data DIR --preset table2 --scale toy
     python jobs/compare.py --data DIR --preset table2 --iterations 3   # any flag of jobs/sprec.py holds for all cells
-    python jobs/compare.py --data DIR --methods BIGRec SPRec --vary num-negatives 1 3 8
+    python jobs/compare.py --data DIR --methods BIGRec SPRec --vary beta 0.03 0.1 0.3
+    python jobs/compare.py --data DIR --preset figure6    # SPRec's: K beams of the policy, the mean of three iterations
 
-The preset recpo also sets --history 20 --ratings --split leave_last_two --k-core 5, as the paper has it, and
---max-length 1024, where the command does not name these; sdpo takes MoRec along with --embedder-path, and ChatRec with
---endpoint and --served.
+The presets also set what their tables and figures hold fixed (SETTINGS, and for models with adapters PUBLISHED), where
+the command does not name it. sdpo takes MoRec along with --embedder-path, and ChatRec with --endpoint and --served.
 
 The same command again does what is left, and rewrites the table, comparison.json, comparison.csv and comparison.html.
 """
@@ -38,12 +38,26 @@ PRESETS = {
     "table2": "BIGRec SPRec SASRec RW D3 DMPO S-DPO RosePO SPRec-noSFT SPRec-noDPO SPRec-RN",
     "sdpo": "zero-shot TALLRec TALLRec-generate LLaRA BIGRec GRU4Rec Caser SASRec DPO S-DPO",
     "recpo": "zero-shot BIGRec GRU4Rec Caser SASRec DPO SimPO S-DPO RecPO RecPO-log-ratio RecPO-log-diff",
+    "figure5": "BIGRec SPRec",
+    "figure6": "BIGRec SPRec",
 }
-#: The settings of those tables, unless the command names them.
+#: What those tables hold fixed, unless the command names it: the rows and their targets, and of preference methods the
+#: negatives and β, so that S-DPO and DPO differ in K alone, and RecPO and its baselines learn from the same rows.
+_FIGURE = "iterations 5, rows-per-iteration 1024"
 SETTINGS = {
-    "sdpo": "protocol candidates",
-    "recpo": "protocol candidates, history 20, ratings, split leave_last_two, k-core 5, max-length 1024",
+    "sdpo": "protocol candidates, negatives candidates, beta 1",
+    "recpo": "protocol candidates, history 20, ratings, split leave_last_two, k-core 5, max-length 1024, "
+    "target utility, min-rating 4, negatives candidates, beta 1",
+    "figure5": _FIGURE,
+    "figure6": f"{_FIGURE}, negatives self_play_beam, objective sdpo, beta 0.1",
 }
+#: The training that S-DPO B.3 and RecPO D.3 print for all their methods; the tiny model has that of --scale.
+_TRAINING = "lr 1e-5, prefer-batch 128, prefer-epochs 3, schedule cosine, warmup 0.05"
+_TRAINING += ", first-schedule cosine, first-warmup 0.05, batch 128"
+PUBLISHED = {"sdpo": _TRAINING, "recpo": f"{_TRAINING}, first-lr 1e-5"}
+#: What SPRec's figures vary, and the iterations whose mean they show. Their values are ours.
+VARIED = {"figure5": "random-share 0 0.25 0.5 0.75 1", "figure6": "num-negatives 1 3 8"}
+LAST = dict.fromkeys(VARIED, 3)
 #: Flags of jobs/sprec.py that differ between cells, and the flags of this job that set them.
 OWN = {"--seed": "--seeds 0 1 2", "--method": "--methods BIGRec SPRec"}
 KNOWN = [*METHODS, *BASELINES]
@@ -78,12 +92,14 @@ def options() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--methods", nargs="+", choices=KNOWN, metavar="METHOD", help=", ".join(KNOWN))
-    parser.add_argument("--preset", choices=PRESETS, help="the methods of a published table")
+    parser.add_argument("--preset", choices=PRESETS, help="the methods of a published table or figure")
     parser.add_argument("--scale", choices=("toy", "small", "paper"), default="small", help="--preset of every cell")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     text = "a number among the flags, such as `beta` or `num-negatives`, or `random-share`, and its values for every "
     text += "language model but --against"
     parser.add_argument("--vary", nargs="+", metavar=("SETTING", "VALUE"), help=text)
+    text = "iterations of self-play whose mean is compared; default: 3 in figures 5 and 6, else the last alone"
+    parser.add_argument("--average-last", type=int, help=text)
     parser.add_argument("--against", default="BIGRec", help="the method that all others are tested against")
     text = "of language models but D3, TALLRec and ChatRec, which have their own; the first makes the lists. "
     text += "Default: beams, and with --protocol candidates score greedy"
@@ -138,10 +154,15 @@ def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[s
     for flag, instead in OWN.items():
         if named(rest, flag) or f"--{(args.vary or [''])[0]}" == flag:
             raise ValueError(f"{flag} would be that of every cell. Take {instead}.")
-    for setting in filter(None, SETTINGS.get(args.preset, "").split(", ")):
+    settings = [SETTINGS.get(args.preset, "")]
+    if parse("", ["--preset", args.scale, *rest]).model.model != "tiny":
+        settings.append(PUBLISHED.get(args.preset, ""))
+    for setting in filter(None, ", ".join(settings).split(", ")):
         flag, *words = f"--{setting}".split()
         if not named(rest, flag) and not named(rest, flag.replace("--", "--no-", 1)):
             rest = [*rest, flag, *words]
+    args.vary = args.vary or VARIED.get(args.preset, "").split()
+    args.average_last = LAST.get(args.preset, 1) if args.average_last is None else args.average_last
     methods = (args.methods or []) + PRESETS.get(args.preset, "").split()
     if args.preset == "sdpo":
         methods += ["MoRec"] if named(rest, "--embedder-path") else []
@@ -187,6 +208,8 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
         raise ValueError(f"--against {args.against} is not compared. Name one of {names}.")
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"--seeds {args.seeds} has one twice. Name each once.")
+    if args.average_last < 1:
+        raise ValueError(f"--average-last is {args.average_last}, wanted at least 1. Leave it out for the last one.")
     if args.at_once is not None and args.at_once < 1:
         raise ValueError(f"--at-once is {args.at_once}, wanted at least 1. Without it the cluster's room decides.")
     if any(row.method == "ChatRec" for row in rows) and not (args.endpoint and args.served):
@@ -197,6 +220,11 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
             baseline_args(config, BASELINES[row.method])
         if args.k not in config.evaluate.top_k:
             raise ValueError(f"--k {args.k} is not among --top-k {config.evaluate.top_k}. Name one of them.")
+        if row.method in METHODS and 1 < config.train.iterations < args.average_last:
+            raise ValueError(
+                f"--average-last {args.average_last}: {row.label} has {config.train.iterations} iterations. Take "
+                f"--iterations {args.average_last}, or average fewer."
+            )
 
 
 def cell_args(args: argparse.Namespace, row: Row, seed: int, rest: list[str]) -> list[str]:
@@ -291,7 +319,8 @@ def read_cells(args: argparse.Namespace, rows: list[Row], folder: Path, failed: 
     names = {(seed, row): f"{row.label}-seed{seed}" for seed in args.seeds for row in rows}
     for (seed, row), name in names.items():
         if name not in failed:
-            cells.append(read_cell(folder / name, row.label, seed, decodes(row.method, args.protocol, args.decode)))
+            ways = decodes(row.method, args.protocol, args.decode)
+            cells.append(read_cell(folder / name, row.label, seed, ways, args.average_last))
             if row.method not in BASELINES:
                 popular[seed] = read_cell(folder / name, "Popular", seed, ("popular",))
     return [*popular.values(), *cells]

@@ -190,12 +190,27 @@ def test_epochs_of_the_preference_step_are_planned() -> None:
         ("--negatives candidates --num-negatives 20", "19 wrong candidates"),
         ("--negatives self_play:0.5 random:0.4", "sum"),
         ("--num-negatives 0", "--num-negatives is 0"),
+        ("--num-negatives 3", "--negatives self_play has 1 answer"),
+        ("--num-negatives 2 --negatives self_play:0.5 random:0.5", "Take --negatives self_play_beam --objective sdpo"),
         ("--min-rating 0", "--min-rating is 0"),
     ],
 )
 def test_settings_of_losses_and_negatives_are_checked(args: str, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         checks.resolve(parse("", args.split()))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "--negatives self_play_beam --objective sdpo",
+        "--negatives self_play_sample",
+        "--negatives self_play_beam:0.5 random:0.5",
+        "--negatives self_play --iterations 0",
+    ],
+)
+def test_several_answers_of_the_policy_are_taken_where_there_are_several(args: str) -> None:
+    assert checks.resolve(parse("", ["--num-negatives", "3", *args.split()])).train.num_negatives == 3
 
 
 def test_a_loss_is_resolved_with_its_own_defaults() -> None:

@@ -132,7 +132,9 @@ def test_generators_read_as_many_bytes_as_told(tmp_path: Path, rank: int, dtype:
 
 
 def test_rows_are_as_many_bytes_as_told(tmp_path: Path) -> None:
-    given = parse("", ["--preset", "toy", "--num-negatives", "3", "--dry-run", "--cluster", "1x2xcpu"])
+    given = parse(
+        "", ["--preset", "toy", "--num-negatives", "3", "--negatives", "random", "--dry-run", "--cluster", "1x2xcpu"]
+    )
     ready = prepare(given, tmp_path)
     config, tuning = ready.config, ready.tuning
     tokens = checks.check_lengths(config, ready.data, tuning, ready.template)

@@ -4,7 +4,7 @@ import ctypes
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -28,13 +28,14 @@ _LIBC = ctypes.CDLL(None)  # loaded here, because a forked process of several th
 
 @dataclass(frozen=True)
 class Cell:
-    """The last evaluation of one run on its test rows."""
+    """The last evaluation of one run on its test rows, or the mean of its last ones."""
 
     method: str
     seed: int
     record: Mapping[str, Any]  #: its line of ``metrics.jsonl``
     predictions: pa.Table
     users: list[str]  #: the user of each row
+    earlier: tuple["Cell", ...] = ()  #: evaluations of the same rows that the mean takes in; ``record`` is the mean
 
     @cached_property
     def ids(self) -> list[str]:
@@ -48,21 +49,41 @@ class Cell:
 
     def values(self, names: Sequence[At]) -> np.ndarray:
         """The metrics of each row, (N, names)."""
-        return np.stack([metric.of_rows(self.answers, k) for metric, k in names if metric.of_rows], axis=1)
+        own = np.stack([metric.of_rows(self.answers, k) for metric, k in names if metric.of_rows], axis=1)
+        return np.mean([own, *(cell.values(names) for cell in self.earlier)], axis=0) if self.earlier else own
+
+    def without(self, metric: Metric, k: int) -> np.ndarray:
+        """A metric of all lists without each user in turn, (U,)."""
+        assert metric.without
+        own = metric.without(self.answers, self.users, k)
+        return np.mean([own, *(cell.without(metric, k) for cell in self.earlier)], axis=0) if self.earlier else own
 
 
-def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str]) -> Cell:
-    """Read the last evaluation of a run folder; ``Popular`` is every run's own baseline.
+def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str], last: int = 1) -> Cell:
+    """Read the mean of the last evaluations of a run folder; ``Popular`` is every run's own baseline.
 
-    The first of ``decodes`` makes the lists; metrics of the written answer are those of `greedy` where there is one.
-    Raises ValueError: no evaluation of the run is finished, or none used this decoder.
+    A run of T iterations has the evaluations 1 to T, and one without iterations the evaluation 0. The first of
+    ``decodes`` makes the lists; metrics of the written answer are those of `greedy` where there is one. Raises
+    ValueError: no evaluation of the run is finished, or none used this decoder.
     """
-    phases = sorted((path.parent for path in folder.glob("*/evaluate/DONE")), key=lambda path: int(path.parent.name))
-    last, decode = phases[-1] if phases else folder, decodes[0]
-    if method == "Popular":
-        last, decode = folder / "00" / "baseline", "popular"
-    elif method in BASELINES:
-        last = folder / "00" / BASELINES[method]
+    found = sorted((path.parent for path in folder.glob("*/evaluate/DONE")), key=lambda path: int(path.parent.name))
+    phases = ([phase for phase in found if int(phase.parent.name)] or found or [folder])[-last:]
+    decode = "popular" if method == "Popular" else decodes[0]
+    if method == "Popular" or method in BASELINES:
+        phases = [folder / "00" / BASELINES.get(method, "baseline")]
+    *earlier, cell = (_read(folder, phase, method, seed, decode) for phase in phases)
+    return replace(cell, record=_mean([one.record for one in (*earlier, cell)]), earlier=tuple(earlier))
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """The mean of records, number by number; of what is no measured number, such as a count, the last."""
+    if isinstance(values[-1], Mapping):
+        return {name: _mean([one.get(name) for one in values]) for name in values[-1]}
+    return float(np.mean(values)) if all(isinstance(one, float) for one in values) else values[-1]
+
+
+def _read(folder: Path, last: Path, method: str, seed: int, decode: str) -> Cell:
+    """Read one evaluation, whose files are in ``last``."""
     if not (last / "metrics.json").exists():
         raise ValueError(f"{folder}: no evaluation is finished. Run the comparison again.")
     records = {(r["split"], r.get("decode", "popular")): r for r in read_json(last / "metrics.json")["records"]}

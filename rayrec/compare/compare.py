@@ -137,8 +137,7 @@ def _without(members: list[Cell], metric: Metric, k: int) -> np.ndarray:
     everyone = sorted(set(_users(members)))
     means = np.zeros(len(everyone))
     for c in members:
-        assert metric.without
-        own = dict(zip(sorted(set(c.users)), metric.without(c.answers, c.users, k), strict=True))
+        own = dict(zip(sorted(set(c.users)), c.without(metric, k), strict=True))
         whole = c.record[metric.key(k)]
         means += [own.get(user, np.nan if whole is None else whole) for user in everyone]
     return means / len(members)

@@ -144,6 +144,13 @@ def _check_together(config: Config) -> None:
                 f"--negatives {name} compares titles by a sentence embedder. Add --embedder sentence and "
                 "--embedder-path FOLDER."
             )
+        sampler, k = NEGATIVES[name], train.num_negatives
+        if train.prefer and train.iterations and sampler.decode and (most := sampler.answers(k)) < k:
+            raise ValueError(
+                f"--num-negatives {k}: --negatives {name} has {most} answer to a prompt, and random titles would fill "
+                "the rest. Take --negatives self_play_beam --objective sdpo, or --negatives self_play_sample, or a "
+                "mixture of these, such as --negatives self_play_beam:0.5 random:0.5."
+            )
         if "candidates" in NEGATIVES[name].needs and train.num_negatives >= CANDIDATES:
             raise ValueError(
                 f"--num-negatives {train.num_negatives}: --negatives {name} has {CANDIDATES - 1} wrong candidates. "

@@ -26,7 +26,7 @@ from rayrec.compare import page
 from rayrec.compare.cells import Cell, account, finished_phases, read_cell, read_used
 from rayrec.compare.compare import compare, pareto
 from rayrec.compare.published import published
-from rayrec.config import BaselinesConfig
+from rayrec.config import BaselinesConfig, deciding
 from rayrec.data import schema
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
 from rayrec.metrics import METRICS, Metric
@@ -209,7 +209,7 @@ def put_cell(runs: Path, name: str, decoded: dict[str, int], phase: str = "00/ev
     """A run folder whose lists, for each way of decoding, have the target first in the first so many rows."""
     folder = runs / name
     (folder / phase).mkdir(parents=True)
-    (folder / "examples").mkdir()
+    (folder / "examples").mkdir(exist_ok=True)
     pq.write_table(
         pa.table({"example_id": [r[0] for r in ROWS], "user": [r[1] for r in ROWS]}),
         folder / "examples" / "test.parquet",
@@ -279,7 +279,7 @@ def settled(tmp_path: Path, *words: str, **args: Any) -> tuple[Namespace, list[A
     """The settings, rows and flags of a comparison that may start."""
     given = {"methods": None, "preset": None, "scale": "toy", "seeds": [0], "vary": None, "against": "BIGRec"}
     given |= {"decode": (), "endpoint": None, "served": None, "k": None, "runs": str(tmp_path), "name": "c"}
-    made = Namespace(**(given | {"at_once": 1} | args))
+    made = Namespace(**(given | {"at_once": 1, "average_last": None} | args))
     rest, methods = job.settle(made, list(words))
     rows = job.rows_of(made, methods)
     job.check(made, rows, rest)
@@ -314,6 +314,65 @@ def test_presets_have_the_papers_rows_and_settings(tmp_path: Path) -> None:
     assert (data.history, data.ratings, data.split) == (7, False, "time")
     _, rows, _ = settled(tmp_path, preset="sdpo")
     assert not {"MoRec", "ChatRec"} & {row.method for row in rows}
+
+
+def test_methods_of_a_table_differ_in_what_it_is_about(tmp_path: Path) -> None:
+    """METHODS section 4: S-DPO's DPO differs from S-DPO in K alone, and RecPO's baselines learn from RecPO's rows."""
+
+    def differing(made: Namespace, rows: list[Any], rest: list[str], *methods: str) -> set[str]:
+        one, other = (deciding(cell_config(made, rows, rest, method)) for method in methods)
+        return {name for name in one if one[name] != other[name]}
+
+    for model in ("tiny", "some/model"):
+        found = settled(tmp_path, "--model", model, preset="sdpo")
+        assert differing(*found, "DPO", "S-DPO") == {"loss.objective", "train.num_negatives"}
+        found = settled(tmp_path, "--model", model, preset="recpo")
+        assert differing(*found, "DPO", "S-DPO") == {"loss.objective", "train.num_negatives"}
+        assert differing(*found, "S-DPO", "RecPO") == {"loss.objective", "loss.lam", "loss.margin"}
+        assert differing(*found, "DPO", "SimPO") == {"loss.objective"}
+        train = cell_config(*found, "BIGRec").train
+        assert (train.target, train.min_rating, train.first_schedule) == (
+            "utility",
+            4.0,
+            "linear" if model == "tiny" else "cosine",
+        )
+        assert cell_config(*found, "DPO").loss.beta == 1
+    assert (train.first_lr, train.batch, train.first_warmup) == (1e-5, 128, 0.05)
+    train = cell_config(*found, "DPO").train
+    assert (train.lr, train.prefer_batch, train.prefer_epochs) == (1e-5, 128, 3)
+
+
+def test_figures_5_and_6_are_the_papers(tmp_path: Path) -> None:
+    """SPRec section 5.4: 1,024 rows, the mean of the last three iterations; K beams of the policy and S-DPO's loss."""
+    made, rows, rest = settled(tmp_path, preset="figure6")
+    assert made.average_last == 3 and [row.label for row in rows][:2] == ["BIGRec", "SPRec num-negatives=1"]
+    for row in rows[1:]:
+        config = parse("", job.cell_args(made, row, 0, rest))
+        assert (config.train.negatives, config.loss.objective, config.loss.beta) == (("self_play_beam",), "sdpo", 0.1)
+        assert (config.train.rows_per_iteration, config.train.iterations) == (1024, 5)
+        assert config.train.num_negatives == int(row.value)
+    made, rows, rest = settled(tmp_path, preset="figure5")
+    assert made.average_last == 3 and len(rows) == 6
+    shares = [parse("", job.cell_args(made, row, 0, rest)).train.negatives for row in rows[1:]]
+    assert shares[1] == ("self_play:0.75", "random:0.25")
+    with pytest.raises(ValueError, match=r"--negatives self_play has 1 answer .*self_play_beam --objective sdpo"):
+        settled(tmp_path, methods=["BIGRec", "SPRec"], vary=["num-negatives", "1", "3"])
+    with pytest.raises(ValueError, match=r"--average-last 3: SPRec has 2 iterations\. Take --iterations 3"):
+        settled(tmp_path, methods=["BIGRec", "SPRec"], average_last=3)
+
+
+def test_the_last_evaluations_are_averaged(tmp_path: Path) -> None:
+    for t, hits in enumerate((8, 1, 2, 3, 7)):
+        put_cell(tmp_path, "SPRec-seed0", {"score": hits}, f"{t:02d}/evaluate")
+    folder = tmp_path / "SPRec-seed0"
+    one, mean, most = (read_cell(folder, "SPRec", 0, ("score",), last) for last in (1, 3, 9))
+    assert [cell.record["HR@1"] for cell in (one, mean, most)] == [7 / 8, 12 / 24, 13 / 32]  # never the first SFT
+    assert (len(mean.users), mean.record["N"]) == (8, 8)
+    names = [(METRICS["HR"], 1)]
+    assert [float(cell.values(names).mean()) for cell in (one, mean, most)] == [7 / 8, 12 / 24, 13 / 32]
+    parts = [read_cell(folder, "SPRec", 0, ("score",)), *mean.earlier]
+    wanted = np.mean([METRICS["ORRatio"].without(c.answers, c.users, 1) for c in parts], axis=0)
+    assert np.allclose(mean.without(METRICS["ORRatio"], 1), wanted)
 
 
 def test_chatrec_alone_has_the_endpoint_and_morec_the_embedder(tmp_path: Path) -> None:

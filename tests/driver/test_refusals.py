@@ -181,7 +181,7 @@ CASES = {
         ["found 1 bad rows, the first in interactions.csv row 50", "rating is not a number", "--bad-rows drop"],
     ),
     "too many negatives": (
-        ["--num-negatives", "25"],
+        ["--num-negatives", "25", "--negatives", "random"],
         ["--num-negatives 25", "the catalogue has 30 items", "Take fewer negatives"],
     ),
     "too long a list": (["--top-k", "1", "31"], ["--top-k 31", "(30)", "Take a shorter list"]),
