@@ -35,6 +35,7 @@ class Cell:
     record: Mapping[str, Any]  #: its line of ``metrics.jsonl``
     predictions: pa.Table
     users: list[str]  #: the user of each row
+    ratings: np.ndarray | None = None  #: ratings of the targets, NaN where they are unknown
     earlier: tuple["Cell", ...] = ()  #: evaluations of the same rows that the mean takes in; ``record`` is the mean
 
     @cached_property
@@ -45,7 +46,8 @@ class Cell:
     @cached_property
     def answers(self) -> Answers:
         """The predictions as numbers."""
-        return answers(self.predictions)
+        found = answers(self.predictions)
+        return found if self.ratings is None else replace(found, rating_N=self.ratings)
 
     def values(self, names: Sequence[At]) -> np.ndarray:
         """The metrics of each row, (N, names)."""
@@ -96,11 +98,13 @@ def _read(folder: Path, last: Path, method: str, seed: int, decode: str) -> Cell
         source = ("test", "greedy") if metric.written else ("adherence", decode)
         if (metric.written or metric.when == "adherence") and name in records.get(source, {}):
             record[name] = records[source][name]
-    test = pq.read_table(folder / "examples" / "test.parquet", columns=["example_id", "user"])
-    user = dict(zip(test["example_id"].to_pylist(), test["user"].to_pylist(), strict=True))
-    in_test = (pc.field("decode") == decode) & pc.field("example_id").isin(list(user))
+    test = pq.read_table(folder / "examples" / "test.parquet", columns=["example_id", "user", "target_rating"])
+    about = {row["example_id"]: row for row in test.to_pylist()}
+    in_test = (pc.field("decode") == decode) & pc.field("example_id").isin(list(about))
     made = pq.read_table(last / "predictions.parquet").filter(in_test)
-    return Cell(method, seed, record, made, [user[example] for example in made["example_id"].to_pylist()])
+    rows = [about[example] for example in made["example_id"].to_pylist()]
+    ratings = np.array([row["target_rating"] for row in rows], dtype=np.float64)  # None is NaN
+    return Cell(method, seed, record, made, [row["user"] for row in rows], ratings)
 
 
 def finished_phases(cell: Path) -> dict[str, int]:

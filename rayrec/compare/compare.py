@@ -12,14 +12,15 @@ import numpy as np
 
 from rayrec.compare.cells import At, Cell
 from rayrec.metrics import FIRST, METRICS, SAME_AT_1, TRADE_OFFS, Metric
-from rayrec.metrics.intervals import Interval, bootstrap_means, holm, jackknife
+from rayrec.metrics.intervals import Interval, bootstrap_means, holm, jackknife, of_few
 from rayrec.report.rows import genre_gaps
 
 
 def compared(k: int, choices: bool) -> list[At]:
-    """The metrics of rows that have intervals: at k, and of a choice from candidates the first hit whatever k is."""
-    rows = [(metric, k) for metric in METRICS.values() if metric.of_rows and metric.when == "always"]
-    return list(dict.fromkeys([*([(FIRST, 1)] if choices else []), *rows]))
+    """The metrics of rows that have intervals: at k, and of a choice from candidates those of the first place."""
+    rows = [metric for metric in METRICS.values() if metric.of_rows]
+    first = [(FIRST, 1), *((metric, 1) for metric in rows if metric.tested)] if choices else []
+    return list(dict.fromkeys([*first, *((metric, k) for metric in rows if metric.when == "always")]))
 
 
 def compare(cells: Sequence[Cell], against: str, k: int) -> list[dict[str, Any]]:
@@ -85,10 +86,11 @@ def _estimate(rows: dict[str, dict], of: dict[str, list[Cell]], names: list[At])
         alike[tuple(_users(members))].append(method)
     for users, methods in alike.items():
         values_NM = np.concatenate([_values(of[method], names) for method in methods], axis=1)
-        found = iter(bootstrap_means(values_NM, users, seed=0))
-        for method in methods:
-            for metric, k in names:
-                rows[method][metric.key(k)] |= _entry(next(found))
+        found = bootstrap_means(values_NM, users, seed=0)
+        each = ((method, metric.key(k)) for method in methods for metric, k in names)
+        for (method, key), one, value_N in zip(each, found, values_NM.T, strict=True):
+            if key in rows[method] and one.value is not None:
+                rows[method][key] |= _entry(of_few(one, value_N, users))
 
 
 def _test(rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested: list[str], names: list[At]) -> None:
@@ -100,7 +102,8 @@ def _test(rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested
     found = bootstrap_means(gap_NM, _users(of[against]), seed=0)
     entries = [_entry(one) | {"p": one.p} for one in found]
     for entry, (method, (metric, k)) in zip(entries, ((m, at) for m in tested for at in names), strict=True):
-        rows[method][f"Δ{metric.key(k)}"] = entry
+        if entry["value"] is not None:
+            rows[method][f"Δ{metric.key(k)}"] = entry
     known = [(entry, entry["p"]) for entry in entries if entry["p"] is not None]
     for (entry, _), p in zip(known, holm([p for _, p in known]), strict=True):
         entry["p_holm"] = float(p)
@@ -111,12 +114,17 @@ def _jackknife(
 ) -> None:
     """Fill in the intervals of a metric of all lists at once, and its paired differences from ``against``."""
     without, key = {method: _without(members, metric, k) for method, members in of.items()}, metric.key(k)
+
+    def interval(value: float | None, without_U: np.ndarray, *values: float | None) -> dict[str, float | None]:
+        few = any(one is not None and one < metric.least for one in values)
+        return _entry(Interval(value) if few else jackknife(value, without_U))
+
     for method, row in rows.items():
-        row[key] |= _entry(jackknife(row[key]["value"], without[method]))
+        own, base = row[key]["value"], rows[against][key]["value"]
+        row[key] |= interval(own, without[method], own)
         if method in tested:
-            pair = row[key]["value"], rows[against][key]["value"]
-            gap = None if None in pair else pair[0] - pair[1]
-            row[f"Δ{key}"] = _entry(jackknife(gap, without[method] - without[against]))
+            gap = None if own is None or base is None else own - base
+            row[f"Δ{key}"] = interval(gap, without[method] - without[against], own, base)
 
 
 def _entry(found: Interval) -> dict[str, float | None]:

@@ -29,8 +29,10 @@ class Metric:
     #: ``of_lists`` without the rows of each user in turn, given the user of each row: (U,), sorted by user, NaN where
     #: nothing is left. It makes a jackknife interval.
     without: Callable[[Answers, Sequence[str], int], np.ndarray] | None = None
+    least: float = 0.0  #: the value below which that interval does not hold, and none is given
     count: str = ""  #: key of the number of rows that count, where that is not N
     written: bool = False  #: a comparison takes it from the written answer, where candidates were ranked as well
+    tested: bool = False  #: a comparison tests it although it is of a choice from candidates, and not of every list
     brief: bool = True  #: the narrow table of the terminal shows it
 
     @property
@@ -40,7 +42,7 @@ class Metric:
 
     @property
     def binomial(self) -> bool:
-        """Whether it is a share p of rows, whose 95 % interval is p ± 1.96·sqrt(p(1 − p)/N)."""
+        """Whether it is a share p of rows, with a binomial interval."""
         return self.of_rows is not None and self.unit == ROWS
 
     def key(self, k: int) -> str:

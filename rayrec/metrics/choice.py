@@ -24,7 +24,7 @@ def avoided(answers: Answers, k: int) -> np.ndarray:
 
 
 VALID = Metric("ValidRatio", "up", of_rows=valid, when="candidates", written=True)
-HR_LIKED = Metric("HR@1_liked", "up", of_rows=liked, when="candidates", count="N_liked")
+HR_LIKED = Metric("HR@1_liked", "up", of_rows=liked, when="candidates", count="N_liked", tested=True)
 AVOIDANCE = Metric("AvoidanceRate", "up", of_rows=avoided, when="candidates", count="N_disliked")
 #: Of the rows of :func:`rayrec.data.candidates.adherence_rows` (RecPO D.4).
 ADHERENCE = Metric("AdherenceRate", "up", of_rows=lambda answers, k: hits(answers, 1), when="adherence")

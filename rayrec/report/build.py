@@ -1,11 +1,11 @@
 """Write ``report.html`` from the files of a run folder: one page, no script, no network."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayrec.metrics import FIRST, METRICS
+from rayrec.metrics.intervals import wilson
 from rayrec.report import figures, rows
 from rayrec.report.page import render
 from rayrec.report.record import Record, read_run
@@ -79,7 +79,7 @@ def _noise(row: Row, k: int) -> str:
     share = row.get(key)
     if share is None or not rows:
         return ""
-    half = 1.96 * math.sqrt(share * (1 - share) / rows)
+    half = max(abs(edge - share) for edge in wilson(share, rows))
     return f"{key} is known to ± {half:.3f} (95 %, binomial, N = {number(rows)}): smaller differences may be noise."
 
 

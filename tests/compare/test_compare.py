@@ -127,6 +127,22 @@ def test_the_jackknife_is_over_the_users_of_all_seeds(name: str) -> None:
     assert rows["SPRec"][f"Δ{name}@5"]["value"] == pytest.approx(gap) and f"Δ{name}@5" not in rows["BIGRec"]
 
 
+def test_a_ratio_of_items_that_do_not_stand_out_has_no_interval() -> None:
+    """Uniform lists over 4,000 items: the jackknife of ORRatio would cover the truth half of the time."""
+    draw, cells = np.random.default_rng(0), []
+    for method, items in (("BIGRec", 4000), ("SPRec", 20)):
+        lists = [[str(item) for item in draw.choice(items, 5, replace=False)] for _ in range(1000)]
+        base: dict[str, Any] = {"policy": "p", "decode": "beams", "texts": [], "logprobs": [], "target": "none"}
+        rows = [base | {"example_id": f"e{i}", "titles": titles} for i, titles in enumerate(lists)]
+        record: dict[str, Any] = {**CELLS[0].record, "N": 1000, "ORRatio@5": ratio("ORRatio", lists)}
+        table = pa.Table.from_pylist(rows, schema=schema.PREDICTIONS)
+        cells.append(Cell(method, 0, record, table, [f"u{i}" for i in range(1000)]))
+    one, other = compare(cells, "BIGRec", 5)
+    assert one["ORRatio@5"]["value"] < 0.02 and one["ORRatio@5"]["low"] is None
+    assert other["ORRatio@5"]["low"] < other["ORRatio@5"]["value"] and other["ΔORRatio@5"]["low"] is None
+    assert one["DivRatio@5"]["low"] is not None
+
+
 def test_a_metric_from_outside_is_compared_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of rows gets an interval and a test, one of all lists with ``without`` a jackknife."""
     first = Metric("MRR", "up", of_rows=lambda found, k: 1 / np.maximum(found.rank_N, 1), unit="1/rank")
@@ -196,7 +212,7 @@ def test_published_rows_are_of_the_papers_data_and_protocol_only() -> None:
     sources = {row["source"].split(",")[0] for row in published("steam-hours", "candidates")}
     assert sources == {"RecPO table 1", "RecPO table 2"}
     margins = [row for row in published("steam-hours", "candidates") if "ValidRatio" not in row]
-    assert [(row["method"], row["HR@1"]) for row in margins] == [
+    assert [(row["method"], row["HR@1_liked"]) for row in margins] == [
         ("RecPO-log-diff", 0.4284),
         ("RecPO-log-ratio", 0.4517),
     ]
@@ -205,13 +221,25 @@ def test_published_rows_are_of_the_papers_data_and_protocol_only() -> None:
 ROWS = [(f"e{i}", f"u{i // 2}", f"Film {i}") for i in range(8)]
 
 
-def put_cell(runs: Path, name: str, decoded: dict[str, int], phase: str = "00/evaluate") -> Path:
+#: RecPO evaluates on the first three rows.
+RATINGS = [5.0, 4.0, 4.0, 3.0, 2.0, 1.0, None, None]
+
+
+def put_cell(
+    runs: Path, name: str, decoded: dict[str, int], phase: str = "00/evaluate", ratings: list | None = None
+) -> Path:
     """A run folder whose lists, for each way of decoding, have the target first in the first so many rows."""
     folder = runs / name
     (folder / phase).mkdir(parents=True)
     (folder / "examples").mkdir(exist_ok=True)
     pq.write_table(
-        pa.table({"example_id": [r[0] for r in ROWS], "user": [r[1] for r in ROWS]}),
+        pa.table(
+            {
+                "example_id": [r[0] for r in ROWS],
+                "user": [r[1] for r in ROWS],
+                "target_rating": pa.array(ratings or [None] * len(ROWS), pa.float32()),
+            }
+        ),
         folder / "examples" / "test.parquet",
     )
     rows, records = [], []
@@ -225,6 +253,7 @@ def put_cell(runs: Path, name: str, decoded: dict[str, int], phase: str = "00/ev
         record = {"split": "test", "N": 8, "HR@1": right / 8, "NDCG@1": right / 8, "MGU@1": None, "DGU@1": None}
         record |= {"DivRatio@1": ratio("DivRatio", lists), "ORRatio@1": ratio("ORRatio", lists), "genres": {"GH": None}}
         record |= {"ValidRatio": sum(map(bool, lists)) / 8, "AvoidanceRate": 0.25}
+        record |= {"HR@1_liked": min(right, 3) / 3, "N_liked": 3} if ratings else {}
         way = {} if decode == "popular" else {"decode": decode}
         records.append(record | way)
         if phase != "00/sasrec":
@@ -261,6 +290,22 @@ def test_a_cell_of_candidates_is_ranked_and_its_answers_are_counted(tmp_path: Pa
         read_cell(folder, "S-DPO", 0, ("beams",))
     with pytest.raises(ValueError, match="no evaluation is finished"):
         read_cell(tmp_path / "nowhere", "S-DPO", 0, ways)
+
+
+def test_recpos_own_measure_is_tested_and_shown(tmp_path: Path) -> None:
+    """HR@1 over the rows whose target is rated 4 or more stands beside that of all rows, and beside RecPO's numbers."""
+    methods = {"BIGRec": 1, "RecPO": 7}
+    folders = {m: put_cell(tmp_path, m, {"score": right}, ratings=RATINGS) for m, right in methods.items()}
+    cells = [read_cell(folder, method, 0, ("score",)) for method, folder in folders.items()]
+    rows = compare(cells, "BIGRec", 1)
+    assert [(row["HR@1"]["value"], row["HR@1_liked"]["value"]) for row in rows] == [(1 / 8, 1 / 3), (7 / 8, 1)]
+    one, gain = rows[0]["HR@1_liked"], rows[1]["ΔHR@1_liked"]
+    assert one["low"] < 1 / 3 < one["high"] and gain["value"] == pytest.approx(2 / 3) and gain["p_holm"] <= 1
+    head, _ = page.table(rows, 1, "BIGRec")
+    assert head.index("HR@1") + 1 == head.index("HR@1_liked") and "ΔHR@1_liked to BIGRec" in head
+    text = page.page(rows, published("movielens-1m", "candidates"), 1, "BIGRec", "t", "s")
+    after = text[text.index("RecPO table 1") :]
+    assert "HR@1_liked" in after[: after.index("</th>") * 4] and "<th>HR@1</th>" not in after
 
 
 def test_every_method_has_one_way_to_answer() -> None:

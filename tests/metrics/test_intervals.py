@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayrec.metrics.intervals import Interval, bootstrap_means, holm, jackknife
+from rayrec.metrics.intervals import Interval, bootstrap_means, holm, jackknife, of_few, wilson
 
 
 def bootstrap_mean(values: np.ndarray, users: list[str], seed: int) -> Interval:
@@ -102,9 +102,46 @@ def test_pairing_removes_what_the_users_share():
     assert alone.high - alone.low > 5 * (high - low)
 
 
+def test_rows_that_do_not_count_leave_the_interval_of_the_others():
+    values, users = np.repeat([1.0, 0.0], [30, 90]), [f"u{i}" for i in range(120)]
+    more = np.stack([np.append(values, [np.nan] * 40), np.full(160, np.nan)], axis=1)
+    alone, (found, none) = bootstrap_mean(values, users, 0), bootstrap_means(more, [*users, *users[:40]], 0)
+    assert found.value == 0.25 and none == Interval(None)
+    assert found[1:3] == pytest.approx(alone[1:3], abs=0.01)
+
+
+def few(values: np.ndarray, users: list[str]) -> Interval:
+    return of_few(bootstrap_mean(values, users, seed=0), values, users)
+
+
+def test_no_hit_does_not_prove_that_there_are_none():
+    assert wilson(0.0, 100) == pytest.approx((0, 0.0370), abs=1e-4)
+    assert wilson(0.02, 100) == pytest.approx((0.0055, 0.0700), abs=1e-4)  # two of 100
+    for rows in range(1, 400):  # the interval holds the share, whatever the rounding
+        assert all(wilson(hits / rows, rows)[0] <= hits / rows <= wilson(hits / rows, rows)[1] for hits in (0, 1, rows))
+    users = [f"u{i}" for i in range(100)]
+    assert few(np.zeros(100), users)[:3] == (0, *wilson(0.0, 100))
+    assert few(np.ones(100), users)[:3] == (1, *wilson(1.0, 100))
+    twice = np.repeat(np.eye(1, 100)[0], 2)  # one user of 100, whose two rows both hit
+    assert few(twice, np.repeat(users, 2).tolist())[1:3] == pytest.approx(wilson(0.01, 100), rel=0.01)
+    many = np.repeat([1.0, 0.0], [20, 80])
+    assert few(many, users) == bootstrap_mean(many, users, seed=0)
+    gap = np.eye(1, 100)[0] - np.eye(1, 100, 1)[0]
+    assert few(gap, users) == bootstrap_mean(gap, users, seed=0)  # a difference is no share
+
+
+def test_few_hits_are_covered():
+    """Two hits expected in 100 rows, which the bootstrap alone covers 86 times in 100 (600 samples)."""
+    generator = np.random.default_rng(0)
+    users = [f"u{i}" for i in range(100)]
+    hits = generator.binomial(100, 0.02, 2000)
+    found = {count: few(np.repeat([1.0, 0.0], [count, 100 - count]), users) for count in set(hits.tolist())}
+    assert 0.93 < np.mean([found[count].low <= 0.02 <= found[count].high for count in hits.tolist()]) < 0.99
+
+
 def test_bad_values_are_refused():
     with pytest.raises(ValueError, match="3 values, 1 not finite, for 2 users"):
-        bootstrap_mean(np.array([1, np.nan, 0]), ["a", "b"], seed=0)
+        bootstrap_mean(np.array([1, np.inf, 0]), ["a", "b"], seed=0)
     with pytest.raises(ValueError, match="p-values"):
         holm([0.1, 1.2])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 
 from rayrec.config import Config, to_dict
 from rayrec.metrics import METRICS, Metric
+from rayrec.metrics.intervals import wilson
 from rayrec.report import figures
 from rayrec.report.build import build_report
 from rayrec.report.record import read_run
@@ -72,7 +72,7 @@ def test_the_page_shows_the_run_and_fetches_nothing(finished: Path) -> None:
     sample = json.loads((finished / "01" / "samples.json").read_text())[0]
     assert sample["chosen"] in page.texts and sample["rejected"][0] in page.texts
     hits = next(row["HR@5"] for row in records(finished) if row["kind"] == "evaluation" and row["iteration"] == 1)
-    assert f"± {1.96 * math.sqrt(hits * (1 - hits) / 24):.3f}" in page.text
+    assert f"± {max(abs(edge - hits) for edge in wilson(hits, 24)):.3f}" in page.text
 
 
 def test_ten_users_stand_before_and_after(finished: Path) -> None:

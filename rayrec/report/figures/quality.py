@@ -9,6 +9,7 @@ from itertools import chain, cycle
 from typing import TYPE_CHECKING, Any
 
 from rayrec.metrics import TRADE_OFFS, Metric
+from rayrec.metrics.intervals import wilson
 from rayrec.report.figures.drawing import BARS, INK, QUIET, SERIES, draw, legend, value
 from rayrec.report.rows import Row, baselines, cuts, label, policies, shown
 
@@ -49,13 +50,15 @@ def _curve(axes: Axes, metric: Metric, rows: Sequence[Row], others: Sequence[Row
     keys = dict.fromkeys(metric.key(k) for k in cuts(rows))
     for (k, key), (colour, marker) in zip(zip(cuts(rows), keys, strict=False), SERIES, strict=False):
         y = [value(row, key) for row in rows]
-        spread = [0.0] * len(y)
+        above = [0.0] * len(y)
         if metric.binomial:
             totals = [max(row.get(metric.count or "N") or 1, 1) for row in rows]
-            spread = [1.96 * math.sqrt(p * (1 - p) / n) for p, n in zip(y, totals, strict=True)]
-            axes.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.6)
+            edges = [wilson(p, n) for p, n in zip(y, totals, strict=True)]
+            below = [p - low for p, (low, _) in zip(y, edges, strict=True)]
+            above = [high - p for p, (_, high) in zip(y, edges, strict=True)]
+            axes.errorbar(x, y, [below, above], fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.6)
         axes.plot(x, y, color=colour, marker=marker, label=f"k = {k}", clip_on=False)
-        top = max([top, *(a + b for a, b in zip(y, spread, strict=True) if not math.isnan(a))])
+        top = max([top, *(a + b for a, b in zip(y, above, strict=True) if not math.isnan(a))])
         for row in others:
             axes.axhline(value(row, key), color=colour, linestyle=":", linewidth=0.9)
     # The policies set the scale: a baseline beyond it is in the table only.
