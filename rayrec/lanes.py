@@ -59,6 +59,8 @@ class Shared:
     threads: int = 1
     """CPU threads of a process beside others; ``all_threads`` of one that works alone."""
     all_threads: int = 1
+    last_threads: int = 1
+    """Of a generator in the last evaluation, beside which no trainer works."""
     on_finish: Callable[[str, bool], None] = lambda name, new: None
     """Called with the name of every finished phase, and whether it was finished just now."""
     progress: Any = None
@@ -92,8 +94,8 @@ class Lane:
         """Do a phase once its ``inputs`` are there, futures among them, unless it is finished.
 
         ``make(folder, facts, *inputs)`` writes the files of the phase and returns its ``metrics.json``: ``records``,
-        the lines of metrics.jsonl, and for training ``steps``; ``facts`` go to the trace. The future holds
-        ``result(folder)``. In a plan the phase is listed, and its future never ends.
+        the lines of metrics.jsonl, and for training ``steps`` and ``proof``; ``facts`` go to the trace. The future
+        holds ``result(folder)``. In a plan the phase is listed, and its future never ends.
         """
         made_by = self.shared.made_by
         needs = tuple(made_by[one] for one in inputs if isinstance(one, Future))

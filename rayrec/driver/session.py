@@ -30,6 +30,7 @@ from rayrec.generation.engine import Setup, modes_of
 from rayrec.generation.lane import GenerateLane
 from rayrec.generation.pool import GeneratorPool
 from rayrec.lanes import BASE, Lane, Once, Policy, Shared
+from rayrec.models.proof import Probe
 from rayrec.objectives.settings import make_objective
 from rayrec.report import terminal
 from rayrec.report.build import build_report
@@ -145,10 +146,11 @@ class Session:
         config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
         engine = ENGINES[config.evaluate.engine]
         asked = frozenset(modes_of(config))
-        setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, engine, ready.threads, asked)
+        threads, probe = ready.threads, probe_of(ready)
+        setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, engine, threads, asked, probe)
         self.reserved = reserve.Reserved()
         # The objective itself and not its name: a class of the user's script is known only to the driver.
-        training = {"config": config, "base": base, "template": ready.template}
+        training = {"config": config, "base": base, "template": ready.template, "probe": probe}
         training["objective"] = make_objective(config.loss)
         patience = config.placement.wait_seconds
         tokens = partial(write_tokens, template=ready.template, storage=work.storage, patience=patience)
@@ -187,7 +189,7 @@ class Session:
         progress.log("report", self.work.storage.name(report))
 
     def _lanes(self, progress: Any) -> tuple[TrainLane, GenerateLane]:
-        ready = self.ready
+        ready, placement = self.ready, self.config.placement
         shared = Shared(
             config=self.config,
             data=self.data,
@@ -195,6 +197,7 @@ class Session:
             template=ready.template,
             threads=ready.threads,
             all_threads=ready.all_threads,
+            last_threads=placement.threads or max(1, (os.cpu_count() or 1) // placement.generators),
             on_finish=self._finished,
             progress=progress,
             check_held=self.work.lease.check_held,
@@ -272,6 +275,15 @@ class Session:
         self.work.trace.flush()
         if finished:
             self.work.upload("trace.json")
+
+
+def probe_of(ready: Prepared) -> Probe:
+    """The training row, of the first ones, with the shortest prompt: it leaves room for the token that vLLM adds."""
+    some, template = ready.tuning.slice(0, 64), ready.template
+    prompts = template.prompts(some)
+    at = min(range(len(prompts)), key=lambda i: len(prompts[i]))
+    room = ready.config.model.max_length - len(prompts[at]) - 1
+    return Probe(prompts[at], template.answer_ids(some["target"][at].as_py())[:room])
 
 
 def read_records(folder: Path) -> list[dict]:

@@ -38,7 +38,8 @@ class Generator:
             raise EngineDied(f"{type(error).__name__}: {error}") from None
         answers = [[Answer(ids, self.template.text(ids), logprob) for ids, logprob in one] for one in found]
         facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid()}
-        return answers, facts | {"tokens": sum(len(answer.ids) for one in answers for answer in one)}
+        facts |= {"tokens": sum(len(answer.ids) for one in answers for answer in one)}
+        return answers, facts | {"proofs": self.engine.take_proofs()}
 
     def _answer(self, part: Part) -> list:
         if self.sleeps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rayrec.generation.engine import Part, Scored, Setup, move, weights_folder
@@ -25,6 +26,8 @@ class Constrained:
         self._policy = ("", "")
         self._loaded: dict[bool, tuple[str, str]] = {}
         self._sequential = dict[str, Any]()
+        self.proofs = list[dict[str, Any]]()
+        """What was stated after each load since :meth:`take_proofs`."""
 
     def load(self, version: str, folder: str) -> None:
         """Name the policy that answers from now on."""
@@ -32,16 +35,67 @@ class Constrained:
 
     def answer(self, part: Part) -> list[list[Scored]]:
         """Return answers to each prompt, best first, scored ones in the order of ``part.choices``."""
+        import torch
+
+        # A load is stated with the same bits whichever part it is for.
+        torch.set_num_threads(self.setup.threads)
         inner = part.mode in self.engine.modes
         if self._loaded.get(inner) != self._policy:
             if inner:
                 self.engine.load(*self._policy)
             else:
                 self._load(self._policy[1])
+            self._prove(inner, part)
             self._loaded[inner] = self._policy
         if inner:
             return self.engine.answer(part)
+        torch.set_num_threads(part.threads or self.setup.threads)
         return self._score(part) if part.mode == "score" else self._beams(part)
+
+    def take_proofs(self) -> list[dict[str, Any]]:
+        """Return what was stated since the last call: two statements of each load, their difference and times."""
+        taken, self.proofs = self.proofs, []
+        return taken
+
+    def _prove(self, inner: bool, part: Part) -> None:
+        """Compare what was loaded with the trainer's statement on it, or with a plain pass where there is none.
+
+        Raises:
+            ValueError: they differ by more than is allowed.
+        """
+        from rayrec.models import proof
+
+        probe, begun = self.setup.probe, time.time()
+        if probe is None:
+            return
+        found = self.engine.state(probe) if inner else proof.model_statement(self.model, probe)
+        if found is None:
+            return
+        wanted, whose = part.stated, "the trainer's"
+        if wanted is None or wanted["probe"] != probe.key:
+            wanted, whose = None, "transformers'"
+            if inner and not self.engine.opens_plainly:
+                wanted = self._plain_statement()
+        name = type(self.engine).__name__ if inner else "beams and scores"
+        apart = proof.difference(found, wanted, self.setup.config.train.dtype, probe) if wanted else ""
+        one = {"version": self._policy[0], "holder": name, "found": found, "wanted": wanted, "wanted_of": whose}
+        one |= {"compared": ["logprob", *proof.compared(found, wanted)] if wanted else []}
+        self.proofs.append(one | {"start": begun, "end": time.time()})
+        if apart:
+            other = " Add --engine torch." if inner and not self.engine.opens_plainly else ""
+            raise ValueError(
+                f"{self._policy[0]}: the generator ({name}) does not hold {whose} weights: {apart}. Nothing that it "
+                f"answered with them is kept.{other}"
+            )
+
+    def _plain_statement(self) -> dict[str, Any]:
+        """What transformers states about the policy, in a model that is freed again."""
+        from rayrec.models import policy, proof
+
+        assert self.setup.probe is not None
+        dtype, base = self.setup.config.train.dtype, self.setup.base
+        model = policy.load_policy(weights_folder(self._policy[1]), dtype=dtype, base=base)
+        return proof.model_statement(model, self.setup.probe)
 
     def sleep(self) -> None:
         """Free the GPU's memory."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from rayrec.config import Config
+    from rayrec.models.proof import Probe
     from rayrec.prompts import Template
     from rayrec.runs.storage import Storage
 
@@ -47,6 +48,10 @@ class Part:
     """Answers to score for each prompt, in mode ``score``."""
     guide: Guide | None = None
     """In mode ``d3``."""
+    threads: int = 0
+    """CPU threads, a function of the phase; 0: those of every part, ``Setup.threads``."""
+    stated: dict[str, Any] | None = None
+    """What the trainer stated about the policy (:mod:`rayrec.models.proof`); None where this run did not train it."""
 
 
 class Answer(NamedTuple):
@@ -73,6 +78,8 @@ class Setup:
     threads: int
     modes: frozenset[str] = frozenset()
     """All modes of the run (:func:`modes_of`); an actor does not know the samplers that a user's script adds."""
+    probe: Probe | None = None
+    """What every engine scores after a load; without it nothing is stated or compared."""
 
 
 class Engine(Protocol):
@@ -89,6 +96,8 @@ class Engine(Protocol):
     """Whether it runs the models of ``--item-vectors``."""
     spans_gpus: ClassVar[bool] = False
     """Whether one engine may span the GPUs of ``--tensor-parallel``."""
+    opens_plainly: ClassVar[bool] = False
+    """Whether it opens policies by transformers alone, with which an untrained policy's weights are compared."""
     needs_endpoint: ClassVar[bool] = False
     """Whether it asks the model of ``--endpoint`` and not the run's policies; `auto` never takes it."""
 
@@ -101,6 +110,13 @@ class Engine(Protocol):
     def answer(self, part: Part) -> list[list[Scored]]:
         """Return answers to each prompt, best first; the same for the same part whatever was answered before."""
         ...
+
+    def state(self, probe: Probe) -> dict[str, Any] | None:
+        """State what it holds after a load: ``probe``, ``logprob``, and digests (:mod:`rayrec.models.proof`).
+
+        None for an engine that cannot; its hand-offs are not proven.
+        """
+        return None
 
     def sleep(self) -> None:
         """Free the GPU's memory (``--placement shared``)."""

@@ -132,6 +132,9 @@ class GenerateLane(Lane):
         reweighted = self.shared.config.train.reweight != "none"
         is_bigrec = not (reweighted or model.item_vectors or data_config.ask != "title")
 
+        # Nothing is trained beside the last one, in whatever order phases are done.
+        threads = self.shared.last_threads if t == self.shared.config.train.iterations else 0
+
         total = self._outputs.parts_of(examples) * len(settings.decode)
         if "d3" in settings.decode and settings.d3_alpha is None:
             total += self._outputs.parts_of(data.valid) * len(ALPHAS)
@@ -145,9 +148,12 @@ class GenerateLane(Lane):
                 guide = None if alpha is None else (str(sasrec), alpha)
                 kind = decode if alpha is None else f"{decode}-{alpha:g}"
                 if data_config.ask == "liking":
-                    return self._predictions(self._outputs.likings(f"{name}/{kind}", current, rows), rows, decode)
+                    liked = self._outputs.likings(f"{name}/{kind}", current, rows, threads)
+                    return self._predictions(liked, rows, decode)
                 choices = candidates if decode == "score" else None
-                outputs = self._outputs.ask(f"{name}/{kind}", current, rows, decode, width, choices, guide=guide)
+                outputs = self._outputs.ask(
+                    f"{name}/{kind}", current, rows, decode, width, choices, guide=guide, threads=threads
+                )
                 return self._predictions(outputs, rows, decode)
 
             tables, records = [], []

@@ -14,10 +14,10 @@ from rayrec.data.likings import NO, YES, one_by_one
 from rayrec.data.mapped import each, mapped, slices
 from rayrec.generation.engine import Guide, Part
 from rayrec.generation.parts import KeptParts
-from rayrec.lanes import Policy, Shared
+from rayrec.lanes import BASE, Policy, Shared
 from rayrec.models.sequential import item_numbers
 from rayrec.runs import cache
-from rayrec.runs.manifest import MANIFEST
+from rayrec.runs.manifest import MANIFEST, METRICS, read_json
 from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ class Outputs:
         choices: Callable[[pa.Table], list[list[str]]] | None = None,
         urgent: bool = False,
         guide: tuple[str, float] | None = None,
+        threads: int = 0,
     ) -> pa.Table:
         """Return the policy's answers to every row, or its scores of ``choices``: schema.PREDICTIONS without titles.
 
-        ``guide``: folder of a SASRec, and the weight of the policy beside it (D3).
+        ``guide``: folder of a SASRec, and the weight of the policy beside it (D3). ``threads`` of an engine on a CPU:
+        0 for those of a process beside others.
         """
         template, size, catalogue = self.shared.template, self.shared.config.evaluate.part, self.shared.data.catalogue
         phase = "/".join(name.split("/")[:2])
@@ -57,6 +59,8 @@ class Outputs:
         if made:
             self._count(phase, len(made))
         asked: dict[int, list[list[str]]] = {}
+        metrics = policy.folder.parent / METRICS
+        stated = read_json(metrics).get("proof") if policy.version != BASE and metrics.exists() else None
 
         def part_of(i: int) -> Part:
             some = rows.slice(i * size, size)
@@ -72,6 +76,8 @@ class Outputs:
                 seed_of(self.shared.config.data.seed, name, i),
                 [[template.scored_ids(title) for title in one] for one in asked[i]] if choices else None,
                 Guide(*guide, item_numbers(some["history"].to_pylist(), catalogue)) if guide else None,
+                threads,
+                stated,
             )
 
         def answered() -> Iterator[tuple[int, pa.Table]]:
@@ -96,10 +102,10 @@ class Outputs:
         key |= {"rows": content_hash(rows.select(["example_id"]))}
         return KeptParts(run.folder(phase), cache.key_hash(key), run.storage, config.placement.checkpoint_seconds)
 
-    def likings(self, name: str, policy: Policy, rows: pa.Table) -> pa.Table:
+    def likings(self, name: str, policy: Policy, rows: pa.Table, threads: int = 0) -> pa.Table:
         """Return every candidate with log p(Yes) − log p(No), each in a prompt of its own (TALLRec)."""
         asked = one_by_one(rows)
-        outputs = self.ask(name, policy, asked, "score", 2, lambda some: [[YES, NO]] * len(some))
+        outputs = self.ask(name, policy, asked, "score", 2, lambda some: [[YES, NO]] * len(some), threads=threads)
         odds = (yes - no for some in slices(outputs) for yes, no in some["logprobs"].to_pylist())
 
         def joined(some: pa.Table) -> pa.Table:

@@ -239,6 +239,10 @@ class GeneratorPool:
         slot.deaths = 0
         answers, facts = found
         begun, end, number = facts.pop("start"), facts.pop("end"), task.part.number
+        for one in facts.pop("proofs"):
+            self.trace.add(
+                one.pop("version"), "proof", "generators", slot.name, one.pop("start"), one.pop("end"), **one
+            )
         self.trace.add(task.part.phase, "part", "generators", slot.name, begun, end, part=number, **facts)
         task.job.answers.put((task.index, answers))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayrec.generation.engine import Engine, Part, Scored, Setup, move
+
+if TYPE_CHECKING:
+    from rayrec.models.proof import Probe
 
 
 class TorchEngine(Engine):
@@ -12,13 +15,15 @@ class TorchEngine(Engine):
 
     modes = frozenset({"greedy", "sample", "free_beams"})
     reads_item_vectors = True
+    opens_plainly = True
 
     def __init__(self, setup: Setup):
         import torch
 
         from rayrec.models import policy
 
-        torch.set_num_threads(setup.threads)
+        self.threads = setup.threads
+        torch.set_num_threads(self.threads)
         model = setup.config.model
         self.device = "cuda" if setup.gpu else "cpu"
         self.template, self.max_new = setup.template, model.max_new_tokens or model.max_length
@@ -38,12 +43,20 @@ class TorchEngine(Engine):
             policy.load_weights(self.model, folder)
 
     def answer(self, part: Part) -> list[list[Scored]]:
+        import torch
+
         from rayrec.decoding import generate
 
+        torch.set_num_threads(part.threads or self.threads)
         mode: Any = {"free_beams": "beam"}.get(part.mode, part.mode)
         lengths = {"max_new_tokens": self.max_new, "mode": mode, "n": part.n, "seed": part.seed}
         made = generate(self.model, part.prompts, self.template.eos_id, **lengths)
         return [[(list(one.token_ids), one.logprob) for one in answers] for answers in made]
+
+    def state(self, probe: Probe) -> dict[str, Any]:
+        from rayrec.models import proof
+
+        return proof.model_statement(self.model, probe)
 
     def sleep(self) -> None:
         move(self.model, "cpu")

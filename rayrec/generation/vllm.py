@@ -17,6 +17,7 @@ from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
     from rayrec.config import Config
+    from rayrec.models.proof import Probe
 
 #: Smallest head dimension of vLLM's attention on CPUs.
 SMALLEST_HEAD = 32
@@ -47,11 +48,14 @@ class VllmEngine(Engine):
         from rayrec.models.folder import cache_size
 
         self.died = (EngineDeadError,)
+        if not gpu:
+            torch._dynamo.config.disable = True  # it may have been imported before the variable was set
         torch.set_num_threads(threads)
         config = setup.config
         model, train, placement = config.model, config.train, config.placement
         self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens or model.max_length
-        self.lora = gpu and bool(model.lora_rank)
+        self.rank, self.threads = model.lora_rank or 0, threads
+        self.lora = gpu and bool(self.rank)
         self.adapter: Any = None
         # A full policy replaces every weight before the first answer, so those of the base are not read.
         here = {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni", "load_format": "dummy"}
@@ -115,7 +119,7 @@ class VllmEngine(Engine):
         """Return answers to each prompt, best first; free beams without EOS are left out."""
         self.llm.reset_prefix_cache()
         if not self.gpu:
-            self.llm.collective_rpc("seed", args=(part.seed,))
+            self.llm.collective_rpc("prepare_part", args=(part.seed, part.threads or self.threads))
         return self._free_beams(part) if part.mode == "free_beams" else self._texts(part)
 
     def _free_beams(self, part: Part) -> list[list[Scored]]:
@@ -150,6 +154,21 @@ class VllmEngine(Engine):
 
     def _inputs(self, part: Part) -> Any:
         return [{"prompt_token_ids": ids} for ids in part.prompts]
+
+    def state(self, probe: Probe) -> dict[str, Any]:
+        """State what its workers hold, each its own share; the probe is scored as a prompt, which fills no cache."""
+        from vllm import SamplingParams
+
+        self.llm.reset_prefix_cache()
+        given: Any = {"prompt_token_ids": probe.prompt + probe.answer}
+        scored = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        out, *_ = self.llm.generate(given, scored, lora_request=self.adapter, use_tqdm=False)
+        places: Any = (out.prompt_logprobs or [])[len(probe.prompt) :]
+        logprob = sum(float(place[token].logprob) for place, token in zip(places, probe.answer, strict=True))
+        adapter = self.adapter.lora_int_id if self.adapter else 0
+        own, *others = self.llm.collective_rpc("digests", args=(adapter, self.rank))
+        # A model that is spread over cards is known by its log-probabilities alone.
+        return {"probe": probe.key, "logprob": logprob, "rounded": bool(adapter), **({} if others else own)}
 
     def sleep(self) -> None:
         if self.gpu:
@@ -186,15 +205,51 @@ class VllmEngine(Engine):
         """Refuse a model that vLLM would stop at in the first part, with a page of text.
 
         Raises:
-            ValueError: attention heads that are too small for vLLM on a CPU.
+            ValueError: on a CPU, attention heads that are too small for vLLM, or experts.
         """
-        from rayrec.models.folder import head_size
+        from rayrec.models.folder import experts, head_size
 
+        if not gpu and (count := experts(base)):
+            raise ValueError(
+                f"--model {config.model.model}: it has {count} experts a layer, whose weights vLLM on a CPU keeps when "
+                "a policy is loaded. Add --engine torch."
+            )
         if not gpu and (found := head_size(base)) < SMALLEST_HEAD:
             raise ValueError(
                 f"--model {config.model.model}: its attention has a head dimension of {found}, and vLLM on a CPU wants "
                 f"{SMALLEST_HEAD} or more. Add --engine torch."
             )
+
+
+def samples(model: Any) -> Iterator[Any]:
+    """Yield what a digest reads of the weights that one of vLLM's models computes with.
+
+    On a CPU a layer computes with a packed copy, which its product with unit vectors reads exactly.
+    """
+    import torch
+
+    from rayrec.models.proof import columns, sample
+
+    seen = set[int]()
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) in seen:
+                continue
+            seen.add(id(weight))
+            words = getattr(module, "org_vocab_size", None)  # rows behind them are padding
+            if name == "weight" and hasattr(module, "cpu_linear"):
+                width = weight.shape[-1] if weight.numel() else _width(module)
+                some = columns(width)
+                unit = torch.zeros(len(some), width, dtype=weight.dtype)
+                unit[range(len(some)), some] = 1
+                yield module.cpu_linear(unit, weight, None).T[:words]
+            else:
+                yield sample(weight[:words])
+
+
+def _width(layer: Any) -> int:
+    """The inputs of a layer whose weight is packed away."""
+    return int(getattr(layer, "input_size_per_partition", None) or layer.input_size)
 
 
 def _end_after(sentinels: Iterable[int]) -> None:
@@ -216,19 +271,34 @@ class Extension:
     def take_policy(self, folder: str) -> None:
         """Replace every weight by that of a folder."""
         self.model_runner.reload_weights(weights_iterator=tensors(folder))
-        model = self.model_runner.get_model()
         # On a CPU every layer computes with a packed copy of its weight, and a reload renews only the copies of layers
         # that the files name. They do not name a tied head, which would go on with the old weights.
-        if self.model_runner.device.type == "cpu" and getattr(model.config, "tie_word_embeddings", False):
-            model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+        for module in self.model_runner.get_model().modules():
+            if hasattr(module, "cpu_linear") and module.weight.numel():
+                module.quant_method.process_weights_after_loading(module)
+
+    def digests(self, adapter: int, rank: int) -> dict[str, list[float]]:
+        """The digest of the adapter of this number, with its scale, in the slot that is computed with; of 0 of the
+        whole model."""
+        from rayrec.models.proof import digest, sample
+
+        if not adapter:
+            return {"whole": digest(samples(self.model_runner.get_model()))}
+        manager = self.model_runner.lora_manager._adapter_manager
+        slot, seen = manager.lora_index_to_id.index(adapter), list[Any]()
+        for layer in {id(one): one for one in manager.modules.values()}.values():
+            seen += [a[slot, 0, :rank] for a in layer.lora_a_stacked]
+            seen += [b[slot, 0, :, :rank] for b in layer.lora_b_stacked]
+        return {"adapter": digest(map(sample, seen))}
 
     def end_with_actor(self) -> None:
         """End this process once the process that started it has ended."""
         if actor := multiprocessing.parent_process():
             _end_after([actor.sentinel])
 
-    def seed(self, number: int) -> None:
-        """Seed the sampler."""
+    def prepare_part(self, seed: int, threads: int) -> None:
+        """Seed the sampler, and set the number of threads."""
         import torch
 
-        torch.manual_seed(number)
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)

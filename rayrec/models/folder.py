@@ -51,6 +51,13 @@ def reach(settings: Any) -> tuple[int | None, str]:
     return min(limits) if limits else (None, "")
 
 
+def experts(path: str | Path) -> int:
+    """Return the number of experts of a layer, 0 for a model without them."""
+    text = _settings(path).get_text_config()
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return max(int(getattr(text, name, None) or 0) for name in names)
+
+
 def context_length(config: ModelConfig, path: str | Path) -> int:
     """Return the longest prompt plus answer in tokens, ``max_length``; ValueError where the model sees fewer."""
     limit, name = reach(_settings(path))

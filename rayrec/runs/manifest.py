@@ -9,6 +9,8 @@ from typing import Any
 
 #: Name of the manifest.
 MANIFEST = "DONE"
+#: Name of a phase's results: ``records``, and of a training ``steps`` and ``proof``, its trainer's statement.
+METRICS = "metrics.json"
 #: Folder of an unfinished phase's checkpoints and kept parts.
 CHECKPOINT = "checkpoint"
 
@@ -68,7 +70,7 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
 
 def seal(folder: Path, phase: str, metrics: dict) -> None:
     """Write ``metrics.json`` and then the manifest."""
-    write_json(folder / "metrics.json", metrics)
+    write_json(folder / METRICS, metrics)
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
     entries = [{"name": str(p.relative_to(folder)), "size": p.stat().st_size, "sha256": sha256(p)} for p in files]
     write_json(folder / MANIFEST, {"phase": phase, "files": entries, "pruned": []})

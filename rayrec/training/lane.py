@@ -189,12 +189,12 @@ class TrainLane(Lane):
             keyed = dataclasses.replace(phase, key=key)
             result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
             remove_tokens(phase, storage)
-            facts.update(result["facts"])
+            facts.update(result["facts"], proof=result["proof"])
             first, last = result["steps"][0], result["steps"][-1]
             record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
             record |= {"rows": len(table), "steps": steps, **(counts or {})}
             record |= {"first_loss": first["loss"], "last_loss": last["loss"], **_tail_means(result["steps"])}
-            return {"records": [record], "steps": result["steps"]}
+            return {"records": [record], "steps": result["steps"], "proof": result["proof"]}
 
         # The number of workers of an elastic group is not known beforehand.
         fixed = len(config.worker_counts) == 1

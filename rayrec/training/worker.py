@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -26,6 +26,9 @@ from rayrec.seeds import seed_of
 from rayrec.training import checkpoint, memory, optimiser
 from rayrec.training.batches import read_shard
 from rayrec.training.board import Heartbeat, Phase, take_phases
+
+if TYPE_CHECKING:
+    from rayrec.models.proof import Probe
 
 #: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
 Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
@@ -81,6 +84,7 @@ class Worker:
         self.config: Config = setup["config"]
         self.objective: Objective = setup["objective"]
         self.storage: Storage = setup["storage"]
+        self.probe: Probe | None = setup.get("probe")
         self.base, self.rank, self.world = setup["base"], rank, world
         here = str(self.storage.download(self.base))
         model, train = self.config.model, self.config.train
@@ -134,6 +138,7 @@ class Worker:
             train = self._prefer if phase.kind == "prefer" else self._sft
             steps = train(engine, phase, done, lambda begun: self._rows(phase, shard, begun))
             self._save(phase)
+            proof = self._prove(engine, phase)
         finally:
             optimiser.release(engine)
         dist.all_reduce(self.seen)  # by now rank 0 has saved the policy
@@ -142,7 +147,7 @@ class Worker:
         seconds = time.time() - begun
         facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
         facts |= {"tokens_per_s": tokens / seconds, "worker_pid": os.getpid()}
-        return {"steps": steps, "facts": facts | self.resumed}
+        return {"steps": steps, "facts": facts | self.resumed, "proof": proof}
 
     def _rows(self, phase: Phase, shard: Shard, begun: int) -> Iterator[list[dict]]:
         """Yield the rows of each step from ``begun`` on as dicts, checked for their step and slots."""
@@ -398,6 +403,22 @@ class Worker:
 
         split = [p for p in self.lm.parameters() if hasattr(p, "ds_id")]
         return deepspeed.zero.GatheredParameters(split, modifier_rank=0) if split else nullcontext()
+
+    def _prove(self, engine: Any, phase: Phase) -> dict[str, Any] | None:
+        """State on rank 0 what was trained and written, for the generators that will load it; every rank computes."""
+        import torch
+
+        from rayrec.models.logprobs import pack
+        from rayrec.models.proof import folder_statement
+
+        if self.probe is None:
+            return None
+        engine.eval()
+        with torch.no_grad():
+            logprob_BA = engine(pack([(self.probe.prompt, [self.probe.answer])]).to(self.device))
+        if self.rank:
+            return None
+        return folder_statement(phase.out, self.lm.model, self.probe, float(logprob_BA[0, 0]))
 
     def _save(self, phase: Phase) -> None:
         from rayrec.models import policy
