@@ -36,7 +36,7 @@ from rayrec.driver.prepare import Prepared
 from rayrec.lanes import Planned
 from rayrec.models.shape import Shape
 from rayrec.negatives import NEGATIVES, Sampler, mixture
-from rayrec.report.terminal import size
+from rayrec.report.terminal import size, span
 from rayrec.training.memory import Memory
 
 
@@ -321,11 +321,3 @@ def lines(found: Mapping[str, Any]) -> dict[str, str]:
         "memory": f"of a device's {size(memory['there'])}: {', '.join(needs)}{short}",
         "moved": f"in an iteration: {moved}" if moved else "",
     }
-
-
-def span(seconds: float) -> str:
-    """Return a time in seconds, minutes or hours."""
-    for limit, unit, each in ((100, "s", 1), (6000, "min", 60)):
-        if seconds < limit:
-            return f"{seconds / each:.0f} {unit}"
-    return f"{seconds / 3600:.1f} h"

@@ -59,8 +59,6 @@ class Shared:
     threads: int = 1
     """CPU threads of a process beside others; ``all_threads`` of one that works alone."""
     all_threads: int = 1
-    last_threads: int = 1
-    """Of a generator in the last evaluation, beside which no trainer works."""
     on_finish: Callable[[str, bool], None] = lambda name, new: None
     """Called with the name of every finished phase, and whether it was finished just now."""
     progress: Any = None
@@ -68,6 +66,8 @@ class Shared:
     check_held: Callable[[], None] = lambda: None
     """Raises once another driver has the run."""
     gpu: bool = False
+    last_threads: int = 1
+    """CPU threads of a generator in the last evaluation, beside which no trainer works."""
     planned: list[Planned] = field(default_factory=list)
     """The phases of both lanes, in the order of the loop."""
     made_by: dict[Future, str] = field(default_factory=dict)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from functools import cached_property
 
+from rayrec.cluster.memory import held
 from rayrec.generation.constrained import Constrained
 from rayrec.generation.engine import Answer, EngineDied, Part, Setup
 
@@ -14,16 +16,20 @@ class Generator:
     """Holds one engine, and loads policy versions into it in place."""
 
     def __init__(self, setup: Setup):
-        self.storage, self.template = setup.storage, setup.template
-        self.name = setup.engine.__name__
-        self.engine = Constrained(dataclasses.replace(setup, base=str(self.storage.download(setup.base))))
+        self.setup, self.storage, self.template = setup, setup.storage, setup.template
         self.version, self.sleeps = "", False
+
+    @cached_property
+    def engine(self) -> Constrained:
+        """The engine, made by the first call: an error there is one of a call, and not the actor's death."""
+        return Constrained(dataclasses.replace(self.setup, base=str(self.storage.download(self.setup.base))))
 
     def ready(self) -> dict:
         """Return facts about the engine, once it is up."""
         import ray
 
-        return {"pid": os.getpid(), "engine": self.name, "nodes": [ray.util.get_node_ip_address()]}
+        name = type(self.engine.engine).__name__
+        return {"pid": os.getpid(), "engine": name, "nodes": [ray.util.get_node_ip_address()], "memory": held()}
 
     def answer(self, part: Part) -> tuple[list[list[Answer]], dict]:
         """Return answers to the prompts of a part, best first (scored ones as given), and facts for the trace.
@@ -31,15 +37,15 @@ class Generator:
         Raises:
             EngineDied: the engine is useless from now on.
         """
-        begun = time.time()
+        engine, begun = self.engine, time.time()
         try:
             found = self._answer(part)
-        except self.engine.died as error:
+        except engine.died as error:
             raise EngineDied(f"{type(error).__name__}: {error}") from None
         answers = [[Answer(ids, self.template.text(ids), logprob) for ids, logprob in one] for one in found]
         facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid()}
-        facts |= {"tokens": sum(len(answer.ids) for one in answers for answer in one)}
-        return answers, facts | {"proofs": self.engine.take_proofs()}
+        facts |= {"memory": held(), "tokens": sum(len(answer.ids) for one in answers for answer in one)}
+        return answers, facts | {"proofs": engine.take_proofs()}
 
     def _answer(self, part: Part) -> list:
         if self.sleeps:

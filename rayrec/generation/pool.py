@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from rayrec.cluster import connect
+from rayrec.cluster.memory import KernelKills, gigabytes, out_of_memory
 from rayrec.cluster.reserve import Reserved, generator_bundles
 from rayrec.cluster.watchdog import WARN_AFTER, Watchdog
 from rayrec.errors import Stopped
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+#: What lowers the memory of a generator.
+LESS_MEMORY = (
+    "Lower --beam-width, --part or --max-length under another --name, or --generators or --train-workers, or take "
+    "--dtype bfloat16."
+)
 #: Seconds between two looks for silent actors; for new phases, while some actors are free.
 _CHECK, _POLL = 1.0, 0.05
 #: Seconds in which the bytes of an answer must arrive once it is ready.
@@ -70,6 +76,10 @@ class _Slot:
     task: _Task | None = None
     deaths: int = 0
     """Actors in a row that answered nothing."""
+    starved: int = 0
+    """Of these, those that were killed for want of memory."""
+    held: int = 0
+    """Bytes of memory of the actor when it was last heard."""
 
     @property
     def name(self) -> str:
@@ -105,6 +115,7 @@ class GeneratorPool:
         self._free: deque[_Slot] = deque()
         self._pending: dict[Any, _Slot] = {}
         self._awake, self._closed, self._new_job = False, False, threading.Event()
+        self._kills = KernelKills()
         self._lock, self._jobs = threading.Lock(), list[_Job]()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="generators", daemon=True)
@@ -120,6 +131,7 @@ class GeneratorPool:
 
         Raises:
             Stopped: a generator died more often than allowed, or the pool was closed.
+            ValueError: an engine refuses its inputs, or there is no memory for it.
             ray.exceptions.RayTaskError: a part failed; every phase that waits gets the error.
         """
         job = _Job(urgent, part_of, deque(range(count)))
@@ -161,8 +173,8 @@ class GeneratorPool:
                     self._check_silent()
                     checked = time.monotonic()
         except BaseException as error:
-            cause = getattr(error, "cause", None)  # the user reads of a storage's error as if the driver had met it
-            self._fail(cause if isinstance(cause, OSError | Stopped) else error)
+            cause = getattr(error, "cause", None)  # the user reads of it as if the driver had met it
+            self._fail(cause if isinstance(cause, OSError | Stopped | ValueError) else error)
         for slot in self._slots:
             self._kill(slot.actor)
 
@@ -225,19 +237,18 @@ class GeneratorPool:
         try:
             found = self._ray.get(answer, timeout=_FETCH)
         except BaseException as error:
-            if not is_death(error):
-                raise
-            return self._replace(slot, "died", error)
+            return self._on_error(slot, error)
         task, seconds = slot.task, slot.watchdog.silent
         slot.task = None
         self._free.append(slot)
         self._feed()
         if task is None:
-            now = time.time()
+            now, slot.held = time.time(), found["memory"]
             self.trace.add("engine", "start", "generators", slot.name, now - seconds, now, **found)
             return
-        slot.deaths = 0
+        slot.deaths = slot.starved = 0
         answers, facts = found
+        slot.held = facts["memory"]
         begun, end, number = facts.pop("start"), facts.pop("end"), task.part.number
         for one in facts.pop("proofs"):
             self.trace.add(
@@ -245,6 +256,27 @@ class GeneratorPool:
             )
         self.trace.add(task.part.phase, "part", "generators", slot.name, begun, end, part=number, **facts)
         task.job.answers.put((task.index, answers))
+
+    def _on_error(self, slot: _Slot, error: BaseException) -> None:
+        """Replace an actor that died.
+
+        Raises:
+            ValueError: there is no memory for its part, and was none for the one before it.
+            BaseException: ``error``, if it would come again: the actor lives.
+        """
+        memory, dead = out_of_memory(error), is_death(error)
+        if memory := memory or (self._kills.look() if dead else ""):
+            held = f", and the generator held {gigabytes(slot.held)} when last heard" if slot.held else ""
+            what = "was killed for memory" if dead else "ran out of memory"
+            line = f"{slot.name} {what} {slot.place}: {memory}{held}. {LESS_MEMORY}"
+            slot.starved += 1
+            if slot.starved > 1 or not dead:
+                raise ValueError(line)
+            _log.info("%s It is replaced once.", line)
+        # The first engine of a slot that does not come up never will; a later one may have met what the first left.
+        elif not dead and (slot.task is not None or not slot.deaths):
+            raise error
+        self._replace(slot, "died", error)
 
     def _sleep_if_idle(self) -> None:
         """Leave the GPUs to training, where it shares them, once nothing is asked for."""

@@ -7,7 +7,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -276,6 +276,8 @@ class Extension:
         for module in self.model_runner.get_model().modules():
             if hasattr(module, "cpu_linear") and module.weight.numel():
                 module.quant_method.process_weights_after_loading(module)
+                if not hasattr(module, "bias"):  # a reload forgets parameters that are None
+                    module.register_parameter("bias", None)
 
     def digests(self, adapter: int, rank: int) -> dict[str, list[float]]:
         """The digest of the adapter of this number, with its scale, in the slot that is computed with; of 0 of the

@@ -9,7 +9,7 @@ its own product with unit vectors.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,9 +77,7 @@ def folder_statement(folder: str | Path, model: Any, probe: Probe, logprob: floa
         stated["adapter"] = _of_adapters(tensors, scale)
     for place in (folder / FULL, folder / "merged" / FULL):
         if place.exists():
-            turned = {f"{_plain(name)}.weight" for name, _ in _turned(model)}
-            tensors = load_file(place)
-            stated["whole"] = _of_model(tensors, turned)
+            stated["whole"] = _of_model(load_file(place), model)
     return stated
 
 
@@ -97,8 +95,7 @@ def model_digest(model: Any) -> dict[str, list[float]]:
     if any(bool(value.any()) for name, value in adapters.items() if "lora_B" in name):
         scale = _scale(model)
         return {"adapter": _of_adapters(adapters, scale)}
-    turned = {f"{name}.weight" for name, _ in _turned(model)}
-    return {"whole": _of_model({n: v for n, v in weights.items() if n not in adapters}, turned)}
+    return {"whole": _of_model({n: v for n, v in weights.items() if n not in adapters}, model)}
 
 
 def logprob(model: Any, probe: Probe) -> float:
@@ -141,20 +138,20 @@ def _of_adapters(weights: Mapping[str, Tensor], scale: float) -> list[float]:
     return digest(sample(value) * scale if "lora_B" in name else sample(value) for name, value in weights.items())
 
 
-def _of_model(weights: Mapping[str, Tensor], turned: set[str]) -> list[float]:
-    return digest(sample(value.T if name in turned else value) for name, value in weights.items())
+def _of_model(weights: Mapping[str, Tensor], model: Any) -> list[float]:
+    """The digest of all weights, named as in a file or in ``model``, but buffers, which not every engine holds."""
+    prefix = f"{getattr(model, 'get_base_model', lambda: model)().base_model_prefix}."
+
+    def plain(name: str) -> str:
+        return name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix(prefix)
+
+    buffers = {plain(name) for name, _ in model.named_buffers()}
+    # Those of GPT-2 have a row for each input.
+    turned = {f"{plain(name)}.weight" for name, one in model.named_modules() if type(one).__name__ == "Conv1D"}
+    kept = {plain(name): value for name, value in weights.items()}
+    return digest(sample(v.T if name in turned else v) for name, v in kept.items() if name not in buffers)
 
 
 def _scale(model: Any) -> float:
     settings = model.peft_config["default"]
     return settings.lora_alpha / settings.r
-
-
-def _turned(model: Any) -> Iterator[tuple[str, Any]]:
-    """The modules whose matrices have a row for each input, as GPT-2's have."""
-    return ((name, module) for name, module in model.named_modules() if type(module).__name__ == "Conv1D")
-
-
-def _plain(name: str) -> str:
-    """The name of a module in a whole model's file."""
-    return name.removeprefix("base_model.model.").replace(".base_layer", "")

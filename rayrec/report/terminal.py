@@ -51,6 +51,14 @@ def size(count: float | None) -> str:
     return f"{count:,.1f} TiB"
 
 
+def span(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
+    for limit, unit, each in ((100, "s", 1), (6000, "min", 60)):
+        if seconds < limit:
+            return f"{seconds / each:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"
+
+
 def log(phase: str, text: str, console: Console | None = None) -> None:
     """Print one line of the run: the time of day, the phase's name, and what happened."""
     line = Text.assemble((time.strftime("%H:%M:%S"), "dim"), "  ", (f"{plain(phase)!s:<14}", "bold"), " ", plain(text))
@@ -186,6 +194,14 @@ class _Running:
     unit: str
     started: float
     printed: float
+    first: tuple[int, float] | None = None
+    """Units that were done at the first update, where a phase may go on from a checkpoint, and when."""
+
+    def left(self, done: int, now: float) -> str:
+        """The time left, by the pace since the first update; empty before there is one."""
+        self.first = self.first or (done, now)
+        units, seconds = done - self.first[0], now - self.first[1]
+        return f"{span((self.total - done) * seconds / units)} left" if units > 0 and done < self.total else ""
 
 
 class LaneProgress:
@@ -243,12 +259,13 @@ class LaneProgress:
             if phase not in self._running:  # a report that came after the phase's end
                 return
             running = self._running[phase]
+            left = running.left(done, self._clock()) if done else ""
             about: dict[str, Any] = {"total": running.total, "description": str(plain(phase))}
-            about["note"] = str(plain(f"{running.unit} {note}".strip()))
+            about["note"] = str(plain(" ".join(part for part in (running.unit, note, left) if part)))
             self._bars.update(self._tasks[running.lane], completed=done, **about)
             if self._bars.disable and self._clock() - running.printed >= self._every:
                 text = f"{number(done)}/{number(running.total)} {running.unit}"
-                self._line(phase, text + (f", {note}" if note else ""))
+                self._line(phase, ", ".join(part for part in (text, note, left) if part))
 
     def finish(self, phase: str, note: str = "") -> None:
         """End the phase; its lane then waits, unless another of its phases is at work."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from rayrec.cluster.memory import gigabytes, held, machine, out_of_memory
 
 #: Least seconds between two heartbeats: a step of a small model is shorter than a call of Ray.
 _INTERVAL = 0.1
@@ -57,6 +60,8 @@ class Status(NamedTuple):
     """Workers that died since a phase was finished."""
     reason: str
     """Why the last of them died."""
+    memory: str = ""
+    """Set where it was for want of memory: whose and how much."""
 
 
 class Board:
@@ -70,7 +75,7 @@ class Board:
         self.results: list[dict] = []
         self.heartbeat: dict[str, Any] = {"time": time.time()}
         self.closed = self.dismissed = self.up = False
-        self.deaths, self.reason = 0, ""
+        self.deaths, self.reason, self.memory = 0, "", ""
         self._waiting: dict[int, object] = {}
         self._changed = asyncio.Condition()
 
@@ -92,9 +97,9 @@ class Board:
         """Expect a new group."""
         self.dismissed = self.up = False
 
-    async def register_death(self, reason: str) -> None:
+    async def register_death(self, reason: str, memory: str = "") -> None:
         """Count a worker that died: Ray Train replaces the group."""
-        self.up, self.deaths, self.reason = False, self.deaths + 1, reason
+        self.up, self.deaths, self.reason, self.memory = False, self.deaths + 1, reason, memory
 
     async def next(self) -> int:
         """Number of the first unfinished phase, where a new group goes on."""
@@ -118,7 +123,8 @@ class Board:
         self.heartbeat = {"time": time.time(), **facts}
 
     async def finish(self, number: int, result: dict) -> None:
-        """Take the result of a phase: its metrics, the ``error`` in its numbers, or why the storage ``stopped`` it."""
+        """Take the result of a phase: its metrics, the ``error`` in its numbers, why the storage ``stopped`` it, or an
+        error that would come again (:func:`give_up`)."""
         if number == len(self.results):
             self.deaths = 0
             await self._change(lambda: self.results.append(result))
@@ -129,7 +135,7 @@ class Board:
             try:
                 await asyncio.wait_for(self._changed.wait_for(lambda: len(self.results) > number), seconds)
             except TimeoutError:
-                return Status(None, self.heartbeat, self.up, self.deaths, self.reason)
+                return Status(None, self.heartbeat, self.up, self.deaths, self.reason, self.memory)
             return Status(self.results[number], self.heartbeat, self.up, 0, "")
 
     async def _change(self, change: Callable[[], None]) -> None:
@@ -148,8 +154,40 @@ def take_phases(board: Any, rank: int) -> Iterator[tuple[int, Any]]:
         number += 1
 
 
+def give_up(error: Exception, board: Any, rank: int) -> None:
+    """End a worker by an error that would come again in another group: the driver reads it in place of a result.
+
+    It is ``memory`` that this process did not get, a ``refused`` input, or something ``broken``, with its traceback in
+    the worker's log.
+
+    Raises:
+        Exception: ``error`` itself, where another group may do better: of the connection between processes.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from safetensors import SafetensorError
+
+    again = (TypeError, LookupError, AttributeError, ImportError, NotImplementedError, AssertionError, SafetensorError)
+    if line := out_of_memory(error):
+        node = ray.util.get_node_ip_address()
+        result = {"memory": f"training worker {rank} on {node} held {gigabytes(held())}: {line} ({machine()})"}
+    elif isinstance(error, ValueError) and not isinstance(error, RayError):
+        result = {"refused": str(error)}
+    elif isinstance(error, again):
+        traceback.print_exception(error)
+        result = {"broken": f"{type(error).__name__}: {error}"}
+    else:
+        raise error
+    ray.get(board.finish.remote(ray.get(board.next.remote()), result))
+    for _ in take_phases(board, rank):  # the end of this process would count as a death
+        pass
+
+
 class Heartbeat:
-    """Progress reports of a worker: rank 0 sends the first of a phase, then the latest, ten a second at most."""
+    """Progress reports of a worker: rank 0 sends the first of a phase, then the latest, ten a second at most.
+
+    With each goes the memory that its process holds, in bytes.
+    """
 
     def __init__(self, board: Any, rank: int):
         self._board, self._sends = board, rank == 0
@@ -159,4 +197,4 @@ class Heartbeat:
         now = time.monotonic()
         if self._sends and (phase != self._phase or now - self._sent >= _INTERVAL):
             self._phase, self._sent = phase, now
-            self._board.report.remote(phase=phase, **facts)
+            self._board.report.remote(phase=phase, **facts, memory=held())

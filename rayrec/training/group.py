@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 from rayrec.cluster import connect
+from rayrec.cluster.memory import KernelKills, gigabytes, out_of_memory
 from rayrec.cluster.reserve import Reserved, room_for_trainers, trainer_bundles, trainers_shortage
 from rayrec.cluster.watchdog import Watchdog
 from rayrec.config import AnyConfig
@@ -21,6 +22,12 @@ from rayrec.runs.run import Run
 from rayrec.training.board import Board, Status
 
 _log = logging.getLogger(__name__)
+
+#: What lowers the memory of a training worker. These flags decide numbers, so the run gets another name.
+LESS_MEMORY = (
+    "Lower --pass-memory, --micro-batch, --max-length or --history, add --activation-checkpointing, or take --dtype "
+    "bfloat16, under another --name."
+)
 
 
 class Named(Protocol):
@@ -37,7 +44,8 @@ class TrainGroup(Generic[P]):
     """The driver's handle on the worker group; :meth:`run` does one phase and returns its metrics.
 
     Every worker runs ``work(setup)``, which takes phases until the board has none. ``setup`` gets the ``board``, the
-    ``storage`` and whether there is a ``gpu``. ``prepare`` is called before a phase is handed out.
+    ``storage`` and whether there is a ``gpu``. ``prepare`` is called before a phase is handed out. ``less_memory`` is
+    the remedy where a worker has too little.
     """
 
     def __init__(
@@ -49,12 +57,13 @@ class TrainGroup(Generic[P]):
         gpu: bool,
         reserved: Reserved,
         prepare: Callable[[P], None] = lambda phase: None,
+        less_memory: str = LESS_MEMORY,
     ):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.config, self._run, self.gpu, self.reserved = config, run, gpu, reserved
-        self._work, self._prepare = work, prepare
+        self._work, self._prepare, self._less_memory = work, prepare, less_memory
         # Zero CPUs: the board only waits. It lives on the driver's node, so no other node's loss ends it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # Every worker waits there in a call of its own, and the call of a dead one ends when another has its rank.
@@ -68,6 +77,8 @@ class TrainGroup(Generic[P]):
         """Ends of Ray Train's run since a phase was finished."""
         self.size = 0
         """Workers of the group that runs or starts; 0 while that is not settled."""
+        self.starved, self._kills, self._held = 0, KernelKills(), 0
+        """Deaths for want of memory since a phase was finished; what the first worker held when it was last heard."""
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._keep_fitting, name="ray-train", daemon=True)
         self._thread.start()
@@ -82,6 +93,7 @@ class TrainGroup(Generic[P]):
 
         Raises:
             FloatingPointError: a loss or gradient was not finite; the message names the examples.
+            ValueError: a worker refuses its inputs, or ran out of memory.
             Stopped: the storage failed a worker, the worker group died more often than allowed, or it or the board was
                 silent for ``wait_seconds``.
         """
@@ -95,6 +107,7 @@ class TrainGroup(Generic[P]):
             status: Status = self._ask(self.board.poll.remote(number, 0.5), phase.name)
             if status.result is not None:
                 break
+            self._held = status.heartbeat.get("memory", self._held)
             self._check_alive(phase.name, known.deaths, status)
             if status.heartbeat != known.heartbeat:
                 watchdog.beat()
@@ -107,11 +120,8 @@ class TrainGroup(Generic[P]):
                     f"{watchdog.who} for {watchdog.silent:.0f} s (last: {status.heartbeat}){room and f'. {room}'}"
                 )
             known = status
-        self.deaths = 0
-        if "stopped" in status.result:
-            raise Stopped(f"{phase.name}: {status.result['stopped']}")
-        if "error" in status.result:
-            raise FloatingPointError(status.result["error"])
+        self.deaths = self.starved = 0
+        self._check(phase.name, status.result)
         return status.result
 
     def close(self, orderly: bool) -> None:
@@ -124,17 +134,43 @@ class TrainGroup(Generic[P]):
             self._thread.join(timeout=20)
 
     def _check_alive(self, name: str, known: int, status: Status) -> None:
-        """Raise :class:`Stopped` if the group was closed or has died too often; log a further death."""
+        """Raise the group's error, or :class:`Stopped` if it was closed; log a further death."""
         if status.deaths > known and not self.elastic:
-            self._register_death(f"{name}: a training worker of {self.size}", status.deaths, status.reason)
+            who = f"{name}: a training worker of {self.size}"
+            self._register_death(who, status.deaths, status.reason, status.memory)
         if self.closed:
             raise Stopped(f"{name}: stopped")
+        if isinstance(self.error, ValueError):
+            raise self.error
         if self.error is not None:
             raise Stopped(f"{name}: the training workers are gone: {self.error}") from self.error
 
-    def _register_death(self, who: str, deaths: int, reason: str) -> bool:
-        """Log a death; True if there were too many, which ends :meth:`run`."""
-        allowed = self.config.placement.max_deaths
+    def _check(self, name: str, result: dict) -> None:
+        """Raise the error that a worker reported in the place of a result."""
+        if "stopped" in result:
+            raise Stopped(f"{name}: {result['stopped']}")
+        if "broken" in result:
+            raise Stopped(f"{name}: {result['broken']}\nThe workers' own logs lie on their nodes, in {connect.logs()}.")
+        if "memory" in result:
+            raise ValueError(f"{name}: out of memory: {result['memory']}. {self._less_memory}")
+        if "refused" in result:
+            raise ValueError(f"{name}: {result['refused']}")
+        if "error" in result:
+            raise FloatingPointError(result["error"])
+
+    def _register_death(self, who: str, deaths: int, reason: str, memory: str) -> bool:
+        """Log a death; True if there were too many, which ends :meth:`run`. For want of ``memory`` one is too many
+        once it comes again."""
+        allowed, memory = self.config.placement.max_deaths, memory or self._kills.look()
+        if memory:
+            self.starved += 1
+            held = f", and the first worker held {gigabytes(self._held)} when last heard" if self._held else ""
+            line = f"{who} was killed for memory: {memory}{held}. {self._less_memory}"
+            if self.starved > 1:
+                self.error = ValueError(line)
+            else:
+                _log.info("%s It is replaced once.", line)
+            return self.starved > 1
         if deaths > allowed:
             self.error = Stopped(f"{who} died ({deaths} of {allowed} allowed). {reason}")
         else:
@@ -171,7 +207,8 @@ class TrainGroup(Generic[P]):
                 self.deaths += 1
                 who = "a training worker" if isinstance(error, TrainingFailedError) else "Ray Train's controller"
                 failures = [*getattr(error, "worker_failures", {}).values()] or [error]
-                if self._register_death(f"{who} of {found}", self.deaths, reason_of(failures)):
+                memory = next(filter(None, map(out_of_memory, failures)), "")
+                if self._register_death(f"{who} of {found}", self.deaths, reason_of(failures), memory):
                     return
 
     def _settle(self) -> int:
@@ -268,6 +305,8 @@ def _on_death(board: Any) -> Any:
 
     class OnDeath(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            board.register_death.remote(reason_of(worker_exceptions.values()))
+            failures = worker_exceptions.values()
+            memory = next(filter(None, map(out_of_memory, failures)), "")
+            board.register_death.remote(reason_of(failures), memory)
 
     return OnDeath()

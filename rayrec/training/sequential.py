@@ -19,7 +19,7 @@ from rayrec.models.sequential.training import STOPS_BY
 from rayrec.report.terminal import LaneProgress
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
-from rayrec.training.board import Heartbeat, take_phases
+from rayrec.training.board import Heartbeat, give_up, take_phases
 from rayrec.training.group import TrainGroup
 
 _VALID = STOPS_BY.replace("_", " ")
@@ -50,7 +50,8 @@ class SequentialGroup:
         self, config: BaselinesConfig, data: Dataset, work: Run, gpu: bool, reserved: Reserved, bars: LaneProgress
     ):
         self.config, self.data, self.work, self._bars = config, data, work, bars
-        self.group = TrainGroup[Fit](config, _work, {}, work, gpu, reserved)
+        less = "Lower --batch, --hidden or --history, under another --name."
+        self.group = TrainGroup[Fit](config, _work, {}, work, gpu, reserved, less_memory=less)
 
     def fit(self, name: str, folder: Path, features: Any) -> dict:
         """Train one model into ``folder``; returns its report.
@@ -105,6 +106,8 @@ def _work(setup: dict) -> None:
             result = {"report": _fit(phase, setup["storage"], setup["gpu"], share, heartbeat)}
         except (FloatingPointError, ValueError) as error:  # every rank raises it, and would again
             result = {"error": str(error)}
+        except Exception as error:
+            return give_up(error, board, rank)
         if world > 1:
             dist.barrier()
         if rank == 0:

@@ -25,7 +25,7 @@ from rayrec.runs.storage import TROUBLES, Storage, errno_of
 from rayrec.seeds import seed_of
 from rayrec.training import checkpoint, memory, optimiser
 from rayrec.training.batches import read_shard
-from rayrec.training.board import Heartbeat, Phase, take_phases
+from rayrec.training.board import Heartbeat, Phase, give_up, take_phases
 
 if TYPE_CHECKING:
     from rayrec.models.proof import Probe
@@ -46,7 +46,10 @@ def work(setup: dict) -> None:
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if setup["gpu"] else "cpu")
     rank, board = train.get_context().get_world_rank(), setup["board"]
-    worker = Worker(setup, rank, train.get_context().get_world_size())
+    try:
+        worker = Worker(setup, rank, train.get_context().get_world_size())
+    except Exception as error:
+        return give_up(error, board, rank)
     nodes = [""] * worker.world
     torch.distributed.all_gather_object(nodes, ray.util.get_node_ip_address())
     worker.report = Heartbeat(board, rank)
@@ -63,6 +66,8 @@ def work(setup: dict) -> None:
                 # The storage has been asked often enough: another group would only ask it again.
                 ray.get(board.finish.remote(number, {"stopped": str(error)}))
             raise
+        except Exception as error:
+            return give_up(error, board, rank)
         torch.distributed.barrier()  # no rank asks for the next phase before this one's files are written
         if rank == 0:
             ray.get(board.finish.remote(number, result))
@@ -121,7 +126,7 @@ class Worker:
             out=str(self.storage.here(phase.out)),
             items=str(self.storage.download(phase.items)) if phase.items else "",
         )
-        self.report(phase=phase.name, step=0, steps=phase.steps)
+        self._tell(phase=phase.name, step=0, steps=phase.steps)
         with self._whole():
             if from_base:
                 policy.copy_weights(self.lm.model, self.initial)
@@ -300,7 +305,7 @@ class Worker:
                         table_SBA = torch.nn.functional.pad(table_SBA, (0, more))
                     places = [row["slot"] - slots.start for row in micro]
                     table_SBA[number, places, : logprob_BA.shape[1]] = logprob_BA
-                self.report(phase=phase.name, step=begun, steps=phase.steps, reference=begun + number + 1)
+                self._tell(phase=phase.name, step=begun, steps=phase.steps, reference=begun + number + 1)
         return table_SBA
 
     def _baseline(self, engine: Any, phase: Phase, rows: list[dict], reference: Callable[[list[dict]], Any]) -> float:
@@ -354,7 +359,7 @@ class Worker:
                 f"{phase.name}: step {number + 1} has loss {float(values[0])} and gradient norm {norm}; nothing of "
                 f"this phase is kept. Its examples: {self._suspects(losses)[:16]}. Lower --lr, or look at these rows."
             )
-        self.report(phase=phase.name, step=number + 1, steps=phase.steps, loss=float(values[0]))
+        self._tell(phase=phase.name, step=number + 1, steps=phase.steps, loss=float(values[0]))
         record = {name: float(v) for name, v in zip(sums, values[:-1], strict=True)}
         return {"step": number + 1, **record, "grad_norm": norm, "lr": rate}
 
@@ -372,6 +377,11 @@ class Worker:
         ids = [one for some in found for one in some]
         return [name for name, fine in ids if not fine] or [name for name, _ in ids]
 
+    def _tell(self, **facts: Any) -> None:
+        """Report how far the phase is."""
+        self.told = facts
+        self.report(**facts)
+
     def _micro(self, rows: list[dict]) -> list[list[dict]]:
         """Cut a worker's rows of one step into micro-batches of similar length, as many as the other workers."""
         import torch
@@ -387,12 +397,13 @@ class Worker:
         return [rows[a:b] for a, b in memory.cuts(len(rows), int(parts))]
 
     def _pack(self, rows: list[dict], extra: list[list[list[int]]] | None = None) -> Any:
-        """Pack the examples of ``rows``, each with its answers and then the ``extra`` ones."""
+        """Pack the examples of ``rows``, each with its answers and then the ``extra`` ones; a pass is a heartbeat."""
         from rayrec.models.logprobs import pack
 
         more = extra or [[]] * len(rows)
         examples = [(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)]
         packed = pack(examples, self.config.train.row_tokens)
+        self.report(**self.told)
         self.seen[0] += sum(1 for row in rows if row["weight"])
         self.seen[1] += packed.ids_RT.numel()
         return packed.to(self.device)

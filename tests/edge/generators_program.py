@@ -77,7 +77,7 @@ def main(folder: Path) -> dict:
     out["taken"] = 1 + sum(1 for _ in slow)
     pool.close(orderly=True)
 
-    for phase in ("full", "deadly"):
+    for phase in ("full", "deadly", "refused", "vast"):
         pool = pool_of()
         out[phase] = error(pool, phase, 1)
         pool.close(orderly=True)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rayrec.runs.manifest import read_json
 from tests.edge.conftest import ROOT
 
 # An engine sets its process up for good (threads, signal handlers), so it gets one of its own.
 SCRIPT = """
-import json, sys
+import dataclasses, json, shutil, sys
 import torch
 from rayrec.methods import parse
 from rayrec.generation import ENGINES
 from rayrec.generation.actor import Generator
 from rayrec.generation.engine import Part, Setup
 from rayrec.models.logprobs import PackedLM, pack
-from rayrec.models import policy
+from rayrec.models import policy, proof
 from rayrec.models.tiny import make_tiny
 from rayrec.driver.checks import resolve
 from rayrec.prompts import make_template
@@ -32,12 +34,19 @@ titles = [f"{a} {b}" for a in ("Red", "Blue", "Old", "Lost") for b in ("River", 
 for seed in (1, 2):
     make_tiny(titles, config.model, f"{folder}/{seed}", seed)
 template = make_template("compact", policy.load_tokenizer(f"{folder}/1"))
-generator = Generator(Setup(config, Storage(folder), f"{folder}/1", template, tuple(titles), False, ENGINES[engine], 1))
 prompts = [template.prompt_ids(titles[i : i + 5]) for i in range(10)]
+probe = proof.Probe(prompts[0], template.answer_ids(titles[9]))
+setup = Setup(config, Storage(folder), f"{folder}/1", template, tuple(titles), False, ENGINES[engine], 1, probe=probe)
+generator, proofs = Generator(setup), []
+models = {version: policy.load_base(f"{folder}/{version}") for version in "12"}
+logprobs = {version: proof.logprob(model, probe) for version, model in models.items()}
+stated = {v: proof.folder_statement(f"{folder}/{v}", models[v], probe, logprobs[v]) for v in "12"}
 
-def ask(version, mode, n):
-    part = Part("01/negatives", 0, version, f"{folder}/{version}", prompts, mode, n, seed=3)
-    return generator.answer(part)[0]
+def ask(of, mode, n, **more):
+    part = Part("01/negatives", 0, of, f"{folder}/{of}", prompts, mode, n, seed=3, stated=stated[of])
+    answers, facts = generator.answer(dataclasses.replace(part, **more))
+    proofs.extend(facts["proofs"])
+    return answers
 
 def error(version, mode, n):
     answers, lm = ask(version, mode, n), PackedLM(policy.load_base(f"{folder}/{version}"))
@@ -54,7 +63,22 @@ first = {m: ask("2", m, n) for m, n in (("greedy", 1), ("sample", 3), ("free_bea
 ask("1", "greedy", 1)
 again = {m: ask("2", m, n) for m, n in (("greedy", 1), ("sample", 3), ("free_beams", 4))}
 out["repeats"] = first == again
+before = ask("1", "greedy", 1)
+ask("1", "greedy", 1, threads=2)
+out["threads"] = ask("1", "greedy", 1) == before
+out["proofs"] = [one["compared"] for one in proofs]
+out["seconds"] = sorted(one["end"] - one["start"] for one in proofs)[len(proofs) // 2]
 out["reloaded"] = ask("1", "greedy", 1) != ask("2", "greedy", 1)
+# A file that another policy's takes the place of, and a policy that was trained elsewhere.
+shutil.copy(f"{folder}/1/model.safetensors", f"{folder}/2/model.safetensors")
+try:
+    ask("1", "greedy", 1)
+    ask("2", "greedy", 1)
+except ValueError as error:
+    out["swapped"] = str(error)
+proofs.clear()
+ask("2", "greedy", 1, version="other", stated=None)
+out["unknown"] = [(one["wanted_of"], one["compared"]) for one in proofs if one["version"] == "other"]
 print("RESULT", json.dumps(out))
 """
 
@@ -74,3 +98,38 @@ def test_an_engine_answers_with_the_loaded_policys_log_probabilities(engine: str
     assert all(error < 1e-4 and 10 <= count <= 40 for error, count in out["free_beams"])
     assert out["repeats"], "the same part gave other answers after other traffic"
     assert out["reloaded"], "two policies gave the same answers"
+    assert out["threads"], "the threads of another part changed the answers"
+    # Every load is compared with the trainer's statement, of the engine and of the beams' model, at little cost.
+    assert len(out["proofs"]) >= 10 and all(one == ["logprob", "whole"] for one in out["proofs"])
+    assert out["seconds"] < 0.1
+    name = {"vllm": "VllmEngine", "torch": "TorchEngine"}[engine]
+    assert out["swapped"].startswith(f"2: the generator ({name}) does not hold the trainer's weights: log-probability")
+    assert "; digest of the whole weights off by " in out["swapped"]
+    # What this run has not trained is compared with transformers, unless the engine is that.
+    assert out["unknown"] == [["transformers'", ["logprob", "whole"] if engine == "vllm" else []]]
+
+
+def test_a_broken_hand_off_stops_the_run_and_a_sound_one_is_in_the_trace(tmp_path: Path) -> None:
+    flags = {"pretrain-steps": 2, "first-rows": 32, "rows-per-iteration": 32, "iterations": 1, "test-rows": 32}
+    flags |= {"valid-rows": 32, "negatives": "random", "decode": "greedy", "method": "SPRec", "runs": tmp_path}
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'jobs'}"}
+    ended = {}
+    for engine in ("stale", "torch"):
+        command = [sys.executable, "tests/edge/handoff_job.py", "--preset", "toy", "--engine", engine, *words]
+        done = subprocess.run(
+            [*command, "--name", engine], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+        )
+        ended[engine] = done.returncode, done.stderr
+    assert ended["torch"][0] == 0, ended["torch"][1][-3000:]
+    code, text = ended["stale"]
+    line = next(line for line in text.splitlines() if line.startswith("error: "))
+    assert code == 1 and "Traceback" not in text, text[-3000:]
+    assert line.startswith("error: 01/prefer: the generator (Stale) does not hold the trainer's weights: "), line
+    events = read_json(tmp_path / "torch" / "trace.json")["traceEvents"]
+    trained = {one["name"]: one["args"]["proof"] for one in events if "proof" in one["args"]}
+    proven = {one["name"]: one["args"] for one in events if one["cat"] == "proof"}
+    assert trained.keys() >= {"00/sft", "01/sft", "01/prefer"} and proven.keys() == {"00/sft", "01/prefer"}
+    for version, one in proven.items():
+        assert one["wanted"] == trained[version] and one["compared"] == ["logprob", "whole"]
+        assert one["found"]["logprob"] == pytest.approx(one["wanted"]["logprob"], abs=1e-4)

@@ -36,6 +36,13 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     # Answers that nobody takes delay their own phase alone; 64 wait, and one is at each of two generators.
     assert 65 <= out["given"] <= 68 and out["urgent"] == 9 and out["taken"] == 300
     assert out["full"] == "OSError: [Errno 28] No space left on device"
+    # An error that would come again is reported once, in one line, and is no death.
+    assert out["refused"] == "ValueError: no such model. Take another."
+    vast = r"ValueError: generator \d ran out of memory in vast part 0: .*allocate 4503599627370496 bytes.*"
+    assert re.fullmatch(
+        vast + r"and the generator held \d\.\d GB when last heard\. Lower --beam-width, .*", out["vast"]
+    )
+    assert "died in refused" not in done.stdout and "died in vast" not in done.stdout
     # A part that kills every actor ends the run, whichever slots it comes to.
     deadly = re.findall(r"died in deadly part 0 \((\d) of 3 allowed\): it is replaced", done.stdout)
     assert deadly == ["1", "2", "3"]

@@ -61,7 +61,7 @@ from rayrec.cluster.reserve import Reserved
 from rayrec.errors import Stopped
 from rayrec.report import terminal
 from rayrec.runs.storage import Storage
-from rayrec.training.board import Phase
+from rayrec.training.board import Phase, give_up
 from rayrec.training.group import TrainGroup, reason_of
 from rayrec.training.worker import work
 
@@ -86,11 +86,21 @@ def kill_workers(killed, until):
             except psutil.NoSuchProcess:
                 pass
 
+def refuse(setup):
+    give_up(ValueError("no such model. Take another."), setup["board"], 0)
+
+def starve(setup):
+    import torch
+    try:
+        torch.empty(1 << 50)  # a petabyte
+    except RuntimeError as error:
+        give_up(error, setup["board"], 0)
+
 def told(ask):
     try:
         return ask()
-    except Stopped as error:
-        return str(error)
+    except (Stopped, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 workers = ["--train-workers", "80", "--batch", "80", "--prefer-batch", "80", "--pretrain-batch", "80"]
@@ -115,6 +125,11 @@ group = TrainGroup(config, work, {"config": config, "base": "", "template": None
 out["never_up"] = told(lambda: group.run(phase, None))
 until.set()
 out["killed"] = len(killed)
+config = parse("", ["--preset", "toy", "--wait-seconds", "120"])
+for name, broken in (("refused", refuse), ("vast", starve)):
+    group = TrainGroup(config, broken, {}, Work(), False, Reserved())
+    out[name] = told(lambda: group.run(phase, lambda **beat: None))
+    group.close(True)
 out["reason"] = reason_of([ValueError("one\\ntwo")])
 print("RESULT", json.dumps(out))
 """
@@ -131,9 +146,16 @@ def test_whoever_waits_for_the_board_or_the_workers_is_told(tmp_path: Path) -> N
     assert reason == "ValueError: two" and Path(logs.removesuffix("."), "raylet.out").exists()
     assert "no heartbeat from the training workers for 2 s; given up after 4 s" in done.stdout, done.stdout
     # 3 s of silence, and 1 s more while no group is there.
-    assert out["silent"].startswith("01/sft: no heartbeat from the training workers for 4 s")
-    assert out["stopped"].startswith("01/sft: the board, which hands phases to the workers, gave no answer for 3 s")
+    assert out["silent"].startswith("Stopped: 01/sft: no heartbeat from the training workers for 4 s")
+    assert out["stopped"].startswith(
+        "Stopped: 01/sft: the board, which hands phases to the workers, gave no answer for 3 s"
+    )
     # A group that does not come up has died, and how often it may is limited.
     assert out["killed"] == 1
-    start = "01/sft: the training workers are gone: a training worker of 1 died (1 of 0 allowed). ControllerError: "
+    start = "Stopped: 01/sft: the training workers are gone: a training worker of 1 died (1 of 0 allowed). Controller"
     assert out["never_up"].startswith(start) and "The workers' own logs lie" in out["never_up"]
+    # An error that would come again is reported once, and is no death.
+    assert out["refused"] == "ValueError: 01/sft: no such model. Take another."
+    assert out["vast"].startswith("ValueError: 01/sft: out of memory: training worker 0 on ")
+    assert "allocate 4503599627370496 bytes" in out["vast"] and "Lower --pass-memory, --micro-batch, " in out["vast"]
+    assert "it is replaced" not in done.stdout

@@ -172,7 +172,11 @@ def main(root: Path, rank: int, world: int) -> None:
 
     if not (root / f"out{world}").exists():
         for case in WHOLE:
-            train(case, root / f"out{world}" / case.folder)
+            beats: list[dict[str, Any]] = []
+            train(case, root / f"out{world}" / case.folder, lambda beats=beats, **facts: beats.append(facts))
+            # A heartbeat for each of a step's micro-batches of two rows, and one behind it.
+            micro = BATCH // world // 2
+            assert len(beats) >= 1 + STEPS * (micro + 1), (case, beats)
         for case in CUT_OFF:
             folder = root / f"cut{world}" / case.folder
             folder.mkdir(parents=True, exist_ok=True)  # before the first checkpoint there is nothing else

@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+import torch
+
 from rayrec.generation.engine import Engine, Part, Scored, Setup
 
 
@@ -31,6 +33,10 @@ class FakeEngine(Engine):
             raise OSError(28, "No space left on device")
         if part.phase == "deadly":
             os._exit(1)
+        if part.phase == "refused":
+            raise ValueError("no such model. Take another.")
+        if part.phase == "vast":
+            torch.empty(1 << 50)  # a petabyte
         if part.phase == "wrong":
             raise ArithmeticError("part is wrong")
         if part.number == 1 and self._first("engine"):

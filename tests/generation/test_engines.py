@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from rayrec.config import Config
 from rayrec.driver.checks import resolve
@@ -105,3 +106,18 @@ def test_an_error_that_the_engine_declares_is_its_death(tmp_path: Path) -> None:
     actor, part = generator(tmp_path)
     with pytest.raises(EngineDied, match="LostError: no connection"):
         actor.answer(Part("01/evaluate", 1, BASE, str(tmp_path), part.prompts, "greedy"))
+
+
+def test_vllm_on_a_cpu_refuses_models_with_experts_before_the_start(tmp_path: Path) -> None:
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    for kind, experts in (
+        ("qwen3_moe", {"num_experts": 4}),
+        ("mixtral", {"num_local_experts": 4}),
+        ("deepseek_v3", {"n_routed_experts": 4}),
+    ):
+        AutoConfig.for_model(kind, **shape, **experts).save_pretrained(tmp_path / kind)
+        with pytest.raises(ValueError, match=r"it has 4 experts a layer.*Add --engine torch\."):
+            ENGINES["vllm"].check_model(config_of(), False, str(tmp_path / kind))
+        ENGINES["torch"].check_model(config_of(), False, str(tmp_path / kind))
+    AutoConfig.for_model("llama", **shape).save_pretrained(tmp_path / "llama")
+    ENGINES["vllm"].check_model(config_of(), False, str(tmp_path / "llama"))

@@ -145,9 +145,21 @@ def test_a_log_gets_few_plain_lines() -> None:
     assert "\x1b" not in read(page)
     trainers = [line for line in lines if "01/sft" in line]
     assert len(trainers) == 1 + 5 + 1
-    assert "40/100 steps, loss 1.23" in trainers[2]
+    assert trainers[2].endswith("40/100 steps, loss 1.23, 15 s left")  # 60 steps of 0.25 s
     assert trainers[-1].endswith("done: 100 steps in 25.0 s, loss 1.20")
     assert lines[-1].endswith("generators  done: 8 parts in 25.0 s")
+
+
+def test_the_time_left_of_a_phase_that_goes_on_is_by_its_own_pace() -> None:
+    now, page = 0.0, paper()
+    with terminal.LaneProgress(every=1.0, console=page, clock=lambda: now) as progress:
+        progress.start("trainers", "01/sft", 100)
+        for seconds, step in ((50.0, 0), (60.0, 40), (70.0, 45), (80.0, 100)):
+            now = seconds
+            progress.update("01/sft", step)
+    lines = [line.split("trainers    ")[1] for line in read(page).splitlines()]
+    # The steps before the checkpoint are not counted: 5 steps took 10 s, and 55 are left: 110 s.
+    assert lines == ["starts: 100 steps", "0/100 steps", "40/100 steps", "45/100 steps, 2 min left", "100/100 steps"]
 
 
 def test_a_terminal_gets_one_bar_per_lane() -> None:

@@ -218,7 +218,7 @@ class Group:
 
     def run(self, phase: Phase, progress: Callable[..., None]) -> dict:
         Path(phase.out).mkdir()
-        return {"steps": [{"step": 1, "loss": 0.0, "lr": phase.lr}], "facts": {}}
+        return {"steps": [{"step": 1, "loss": 0.0, "lr": phase.lr}], "facts": {}, "proof": None}
 
 
 def preferred(tmp_path: Path, train: pa.Table, rejected: pa.Table) -> tuple[pa.Table, dict[str, int]]:
