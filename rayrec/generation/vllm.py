@@ -6,6 +6,7 @@ import importlib.util
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Smallest head dimension of vLLM's attention on CPUs.
 SMALLEST_HEAD = 32
+#: vLLM's file that names its architectures.
+_REGISTRY = Path("model_executor/models/registry.py")
 
 
 class VllmEngine(Engine):
@@ -205,10 +208,15 @@ class VllmEngine(Engine):
         """Refuse a model that vLLM would stop at in the first part, with a page of text.
 
         Raises:
-            ValueError: on a CPU, attention heads that are too small for vLLM, or experts.
+            ValueError: on a CPU, an architecture that vLLM has not itself, heads that are too small, or experts.
         """
-        from rayrec.models.folder import experts, head_size
+        from rayrec.models.folder import architecture, experts, head_size
 
+        if not gpu and (name := architecture(base)) and not _implements(name):
+            raise ValueError(
+                f"--model {config.model.model}: vLLM has no {name} of its own, and runs transformers' here, which takes "
+                "no policy. Add --engine torch."
+            )
         if not gpu and (count := experts(base)):
             raise ValueError(
                 f"--model {config.model.model}: it has {count} experts a layer, whose weights vLLM on a CPU keeps when "
@@ -219,6 +227,16 @@ class VllmEngine(Engine):
                 f"--model {config.model.model}: its attention has a head dimension of {found}, and vLLM on a CPU wants "
                 f"{SMALLEST_HEAD} or more. Add --engine torch."
             )
+
+
+def _implements(architecture: str) -> bool:
+    """Whether vLLM has an architecture itself; by its source, as its import takes half a minute."""
+    spec = importlib.util.find_spec("vllm")
+    registry = Path(spec.origin or "").parent / _REGISTRY if spec else Path()
+    if not registry.is_file():
+        return True  # another version; what it computes is compared at the first load
+    found = re.findall(rf'"{architecture}": \(\s*"(\w+)"', registry.read_text(encoding="utf-8"))
+    return any(module != "transformers" for module in found)
 
 
 def samples(model: Any) -> Iterator[Any]:
@@ -289,6 +307,8 @@ class Extension:
         manager = self.model_runner.lora_manager._adapter_manager
         slot, seen = manager.lora_index_to_id.index(adapter), list[Any]()
         for layer in {id(one): one for one in manager.modules.values()}.values():
+            if not isinstance(layer.lora_a_stacked, tuple):  # the embeddings and the head, which have no adapters
+                continue
             seen += [a[slot, 0, :rank] for a in layer.lora_a_stacked]
             seen += [b[slot, 0, :, :rank] for b in layer.lora_b_stacked]
         return {"adapter": digest(map(sample, seen))}

@@ -51,6 +51,11 @@ def reach(settings: Any) -> tuple[int | None, str]:
     return min(limits) if limits else (None, "")
 
 
+def architecture(path: str | Path) -> str:
+    """Return the name of a model's class, empty where its settings have none."""
+    return next(iter(getattr(_settings(path), "architectures", None) or []), "")
+
+
 def experts(path: str | Path) -> int:
     """Return the number of experts of a layer, 0 for a model without them."""
     text = _settings(path).get_text_config()

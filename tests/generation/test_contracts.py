@@ -103,3 +103,9 @@ def test_a_dead_engine_has_an_error_of_its_own() -> None:
 def test_an_environment_variable(name: str) -> None:
     known = {node.value for node in ast.walk(source("envs")) if isinstance(node, ast.Constant)}
     assert name in known, f"vllm.envs: there is no {name}"
+
+
+def test_the_registry_of_architectures_names_those_that_vllm_has_itself() -> None:
+    text = ast.unparse(source("model_executor/models/registry"))
+    assert "'LlamaForCausalLM': ('llama', 'LlamaForCausalLM')" in text, "vllm: another form of the registry"
+    assert "'PhiForCausalLM': ('transformers', " in text, "vllm: PhiForCausalLM is not run by transformers"

@@ -108,7 +108,7 @@ def test_an_error_that_the_engine_declares_is_its_death(tmp_path: Path) -> None:
         actor.answer(Part("01/evaluate", 1, BASE, str(tmp_path), part.prompts, "greedy"))
 
 
-def test_vllm_on_a_cpu_refuses_models_with_experts_before_the_start(tmp_path: Path) -> None:
+def test_vllm_refuses_models_before_the_start(tmp_path: Path) -> None:
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
     for kind, experts in (
         ("qwen3_moe", {"num_experts": 4}),
@@ -119,5 +119,8 @@ def test_vllm_on_a_cpu_refuses_models_with_experts_before_the_start(tmp_path: Pa
         with pytest.raises(ValueError, match=r"it has 4 experts a layer.*Add --engine torch\."):
             ENGINES["vllm"].check_model(config_of(), False, str(tmp_path / kind))
         ENGINES["torch"].check_model(config_of(), False, str(tmp_path / kind))
-    AutoConfig.for_model("llama", **shape).save_pretrained(tmp_path / "llama")
+    for kind, name in (("llama", "LlamaForCausalLM"), ("phi", "PhiForCausalLM")):
+        AutoConfig.for_model(kind, **shape, architectures=[name]).save_pretrained(tmp_path / kind)
     ENGINES["vllm"].check_model(config_of(), False, str(tmp_path / "llama"))
+    with pytest.raises(ValueError, match=r"vLLM has no PhiForCausalLM of its own.*Add --engine torch\."):
+        ENGINES["vllm"].check_model(config_of(), False, str(tmp_path / "phi"))
