@@ -214,8 +214,8 @@ class VllmEngine(Engine):
 
         if not gpu and (name := architecture(base)) and not _implements(name):
             raise ValueError(
-                f"--model {config.model.model}: vLLM has no {name} of its own, and runs transformers' here, which takes "
-                "no policy. Add --engine torch."
+                f"--model {config.model.model}: vLLM has no {name} of its own, and runs transformers' there, "
+                "which takes no policy. Add --engine torch."
             )
         if not gpu and (count := experts(base)):
             raise ValueError(

@@ -137,7 +137,7 @@ print("RESULT", json.dumps(out))
 
 def test_whoever_waits_for_the_board_or_the_workers_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
     # 240 calls wait at the board, of three groups, two of them dead, and it still takes a phase.
