@@ -20,6 +20,7 @@ from rayrec.config import AnyConfig
 from rayrec.errors import Stopped
 from rayrec.runs.run import Run
 from rayrec.training.board import Board, Status
+from rayrec.training.memory import HEAP
 
 _log = logging.getLogger(__name__)
 
@@ -277,6 +278,7 @@ class TrainGroup(Generic[P]):
                     max_failures=again, max_preemption_failures=again, controller_failure_limit=0
                 ),
                 callbacks=[_on_death(self.board)],
+                worker_runtime_env={"env_vars": HEAP},
             ),
         )
 

@@ -60,14 +60,14 @@ class Memory:
 
         A norm keeps its input in float32, what it gives and, where it is trained, its normed input. A layer keeps two
         norms, queries, keys, values and their mixture, and four numbers of each of the MLP; with activation
-        checkpointing its input alone, and one layer at a time all of this. At the end is one more norm.
+        checkpointing its input alone, and one layer at a time all of this and its gradients. The end has one more norm.
         """
         shape, size = self.shape, self.number
         norm = shape.hidden * (4 + size + (0 if self.config.model.lora_rank else size))
         layer = 2 * norm + 4 * size * shape.queries + self._dropped()
         mlp = 4 * size * shape.mlp
         if self.config.train.activation_checkpointing:
-            return layer + mlp + size * shape.hidden * shape.layers + norm
+            return 2 * (layer + mlp) + size * shape.hidden * shape.layers + norm
         return layer * shape.layers + norm + mlp * (shape.layers - 1)  # of the last MLP the prompt takes no part
 
     def _dropped(self) -> float:
