@@ -230,7 +230,7 @@ def connect(config: AnyConfig) -> bool:
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # it warns that another thread than the main one starts it
     debug = bool(os.environ.get("RAYREC_DEBUG"))
-    init = functools.partial(ray.init, log_to_driver=debug, logging_level="ERROR", configure_logging=True)
+    init = functools.partial(ray.init, log_to_driver=debug, logging_level=logging.ERROR, configure_logging=True)
     if address is None:
         _start(config, functools.partial(init, address="local", include_dashboard=False))
     else:
