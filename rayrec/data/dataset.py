@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from rayrec import fields
-from rayrec.data import synthetic, windows
+from rayrec.data import log, synthetic, windows
 from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.core import k_core
@@ -19,7 +19,7 @@ from rayrec.data.mapped import ascending, slices, take
 from rayrec.data.schema import places
 from rayrec.data.settings import DataConfig
 from rayrec.data.sources import SOURCES, detect
-from rayrec.data.sources.reading import Raw, Truth
+from rayrec.data.sources.reading import Log, Raw, Truth
 from rayrec.data.touched import Touched
 
 
@@ -40,6 +40,7 @@ class Dataset:
     counts: dict[str, int]
     content_hash: str
     source: str
+    told: dict[str, str]  #: what the plan tells about the columns of the files, by name
     truth: Truth | None = None
     adherence: pa.Table | None = None  #: rows with several liked titles among their candidates, if there are ratings
 
@@ -97,8 +98,19 @@ def _sample(table: pa.Table, rows: int, seed: int, salt: int) -> pa.Table:
     return take(table, np.sort(np.random.default_rng((seed, salt)).choice(len(table), rows, replace=False)))
 
 
-def _reject(raw: Raw, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:
-    """Return the rejected rows and their counts by reason, or stop at them."""
+def _checked(raw: Raw, config: DataConfig) -> tuple[Raw, pa.Table, dict[str, int], dict[str, str]]:
+    """Return the raw data with its interactions as a table, the rows set aside, counts, and what the plan tells.
+
+    ValueError: there are bad rows, and they are to stop the run; or a setting is for other data.
+    """
+    dropped, told = {}, dict[str, str]()
+    if isinstance(raw.interactions, Log):
+        table, dropped, told = log.check(raw.interactions, raw.rejects, config.duplicates, config.liked_from)
+        raw = replace(raw, interactions=table)
+    elif config.liked_from is not None:
+        raise ValueError(f"--liked-from {config.liked_from:g} reads the ratings of files, found none. Leave it out.")
+    kept = raw.interactions if raw.interactions is not None else raw.windows
+    assert kept is not None, "a source returns interactions or windows"
     rejected = raw.rejects.table()
     if len(rejected) and config.bad_rows == "stop":
         first = rejected.slice(0, 1).to_pylist()[0]
@@ -109,11 +121,11 @@ def _reject(raw: Raw, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:
         )
     reasons = Counter(rejected["reason"].to_pylist())
     in_items = rejected["file"].to_pylist().count(raw.item_file)
-    kept = raw.interactions if raw.interactions is not None else raw.windows
-    assert kept is not None, "a source returns interactions or windows"
-    counts = {"item_rows_read": len(raw.items) + in_items, "rows_read": len(kept) + len(rejected) - in_items}
-    counts["rows_rejected"] = len(rejected)
-    return rejected, counts | {f"rejected: {reason}": count for reason, count in sorted(reasons.items())}
+    counts = {"item_rows_read": len(raw.items) + in_items}
+    counts["rows_read"] = len(kept) + len(rejected) - in_items + dropped.get("duplicate_rows_dropped", 0)
+    counts |= {"rows_rejected": len(rejected)} | dropped
+    counts |= {f"rejected: {reason}": count for reason, count in sorted(reasons.items())}
+    return raw, rejected, counts, told | raw.rejects.told
 
 
 def _check_settings(config: DataConfig) -> None:
@@ -130,17 +142,17 @@ def _cored(raw: Raw, k: int, source: str) -> Raw:
     """The k-core of the interactions, and its items."""
     if not k:
         return raw
-    if raw.interactions is None:
+    if not isinstance(every := raw.interactions, pa.Table):
         raise ValueError(f"--k-core {k}: {source} data is cut into rows already. Leave --k-core out.")
-    kept = k_core(raw.interactions, k)
+    kept = k_core(every, k)
     items = raw.items.filter(pl.col("title").is_in(kept["title"].unique().to_pylist()))
-    counts = {"interactions_outside_core": len(raw.interactions) - len(kept)}
+    counts = {"interactions_outside_core": len(every) - len(kept)}
     counts |= {"items_outside_core": len(raw.items) - len(items)}
     return replace(raw, interactions=kept, items=items, counts=raw.counts | counts, truth=None)
 
 
 def _cut(raw: Raw, config: DataConfig, source: str) -> windows.Windows:
-    if raw.interactions is None:
+    if not isinstance(raw.interactions, pa.Table):
         if config.split != "auto":
             raise ValueError(f"--split {config.split}: {source} data is split already. Leave --split out.")
         found = raw.windows if raw.windows is not None else pl.DataFrame()
@@ -173,7 +185,7 @@ def load(config: DataConfig) -> Dataset:
         raw = SOURCES[source].read(folder) if folder else synthetic.generate(config.history)
     except (pl.exceptions.PolarsError, pa.ArrowException) as error:
         raise ValueError(f"{folder}: a column has a type that does not fit: {error}. Correct the file.") from error
-    rejected, counts = _reject(raw, config)
+    raw, rejected, counts, told = _checked(raw, config)
     raw = _cored(raw, config.k_core, source)
     catalogue = Catalogue.from_items(raw.items["title"].to_list(), raw.items["genres"].to_list())
     counts["duplicate_titles"] = len(raw.items) - len(catalogue)
@@ -197,4 +209,4 @@ def load(config: DataConfig) -> Dataset:
     counts |= {"valid": len(valid), "test": len(test)}
     digest = content_hash(catalogue.to_table(), train, valid, test, *([] if adherence is None else [adherence]))
     train = numbered(train)
-    return Dataset(catalogue, train, valid, test, rejected, counts, digest, source, raw.truth, adherence)
+    return Dataset(catalogue, train, valid, test, rejected, counts, digest, source, told, raw.truth, adherence)

@@ -41,6 +41,12 @@ class DataConfig:
     bad_rows: Literal["stop", "drop"] = "stop"
     """`stop` refuses a file with bad rows; `drop` sets them aside in rejected.parquet and counts them. A test row that
     is a training row too is a bad one."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Rows that are equal in user, item, rating and time: the first is kept (`drop`), or all (`keep`); they are
+    counted."""
+    liked_from: float | None = None
+    """Least rating, as the files have it, that counts as liked. Default: 4 of 5 stars, 8 of 10, 1 of 0/1 and -1/1; rows
+    of other scales are unrated without it."""
     test_rows: Annotated[int, at_least(1)] = 1000
     """Test examples that are evaluated, drawn with the seed."""
     valid_rows: Annotated[int, at_least(1)] = 256

@@ -58,6 +58,8 @@ def run(config: BaselinesConfig) -> Path | None:
     storage = Storage(config.output.runs or "runs")
     root = storage.root / (config.output.name or f"{data.source}-baselines-seed{config.data.seed}")
     terminal.log("data", ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in data.counts.items()))
+    for name, text in data.told.items():
+        terminal.log(name, text)
     signals.check()
     if config.output.dry_run:
         storage.download_file(root / "config.json")

@@ -72,6 +72,7 @@ def describe(
             **data.counts,
             "titles_changed_by_tokenizer": tokens.changed_titles,
         },
+        "lines": data.told,
         "phases": rows,
         "model": {"name": model.model, "parameters": shape.parameters, "lora_rank": model.lora_rank},
         "resources": resources,

@@ -158,14 +158,15 @@ def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
     rated = not np.isnan(ratings).all()
     objective = make_objective(config.loss)
     scored = any(COLUMNS[name].needs_ratings for name in objective.reads)
+    none = "has none" + (f" ({data.told['ratings']})" if "ratings" in data.told else "")
     if not rated and (low is not None or scored):
         what = f"--objective {config.loss.objective}" if low is None else f"--min-rating {low:g}"
         raise ValueError(
-            f"{what} reads ratings, but the source {data.source} has none. Take data with ratings (movielens, recbole, "
+            f"{what} reads ratings, but the source {data.source} {none}. Take data with ratings (movielens, recbole, "
             "steam-hours), or another objective and no --min-rating."
         )
     if config.data.ratings and not rated:
-        raise ValueError(f"--ratings: the source {data.source} has none. Take data with ratings, or leave this out.")
+        raise ValueError(f"--ratings: the source {data.source} {none}. Take data with ratings, or leave this out.")
     rows = _retargeted(config, data, rated)
     ratings = rows["target_rating"].to_numpy()
     rows = rows if low is None else take(rows, np.flatnonzero(ratings >= low))

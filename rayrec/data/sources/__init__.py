@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from rayrec.data.sources import amazon, lastfm, movielens, recbole, sprec, steam, tables
+from rayrec.data.sources import amazon, files, lastfm, movielens, recbole, sprec, steam, tables
 from rayrec.data.sources.reading import Raw
 
 
@@ -16,12 +16,14 @@ class Source(NamedTuple):
 
     def missing(self, folder: Path) -> list[str]:
         """Return the files that ``folder`` lacks."""
-        return [pattern for pattern in self.files if not any(folder.glob(pattern))]
+        return [pattern for pattern in self.files if not files.find(folder, pattern)]
 
 
 SOURCES = {
     "sprec": Source(("train.json", "valid.json", "test.json", "id2name.json"), sprec.read),
     "movielens": Source(("ratings.csv", "movies.csv"), movielens.read),
+    "movielens-dat": Source(("ratings.dat", "movies.dat"), movielens.read_dat),
+    "movielens-100k": Source(("u.data", "u.item"), movielens.read_100k),
     "recbole": Source(("*.inter", "*.item"), recbole.read),
     "lastfm": Source(("train.jsonl", "valid.jsonl", "test.jsonl", "id2name.txt"), lastfm.read),
     "amazon": Source(("sequential_data.txt", "items.jsonl"), amazon.read),

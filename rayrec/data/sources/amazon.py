@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from rayrec.data.sources import files
 from rayrec.data.sources.reading import Raw, Rejects, interactions, item_frame, read_jsonl, read_lines
 
 
@@ -24,8 +25,8 @@ def read(folder: Path) -> Raw:
     Categories below the first (which all items share) are the genres.
     """
     rejects = Rejects()
-    known = _items(folder / "items.jsonl", rejects)
-    path = folder / "sequential_data.txt"
+    known = _items(files.one(folder, "items.jsonl"), rejects)
+    path = files.one(folder, "sequential_data.txt")
     lines = read_lines(path)
     frame = pl.DataFrame(lines, {"row": pl.Int64, "line": pl.String}, orient="row")
     ids = pl.col("line").str.extract_all(r"\S+")

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from rayrec.data.sources import files
 from rayrec.data.sources.reading import Raw, Rejects, item_frame, read_jsonl, read_lines, window_frame
 
 WINDOW = 10
@@ -38,11 +39,11 @@ def read(folder: Path) -> Raw:
     Rows name no user: a row that does not continue the row before begins a new one, named by split and number.
     """
     rejects = Rejects()
-    known = _items(folder / "id2name.txt", rejects)
+    known = _items(files.one(folder, "id2name.txt"), rejects)
     titles = dict(known.select("item", "title").iter_rows())
     windows = []
     for split in ("train", "valid", "test"):
-        path, user, expected = folder / f"{split}.jsonl", -1, None
+        path, user, expected = files.one(folder, f"{split}.jsonl"), -1, None
         for row, value, line in read_jsonl(path, rejects):
             names = _titles(value, titles)
             if isinstance(names, str):

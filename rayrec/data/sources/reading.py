@@ -1,12 +1,14 @@
 """Shared by all sources: reading files with good errors, setting bad rows aside, and the tables they return."""
 
+import ast
 import csv
+import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
@@ -15,12 +17,10 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from rayrec.data import schema
+from rayrec.data.sources import files, genres
 
-#: Ratings are stars: METHODS calls an item liked above 3 and good from 4.
-RATINGS = (0.0, 5.0)
-
-#: Rows whose columns are converted at once: intermediate columns take a hundred bytes a row.
-_SLICE = 1 << 17
+#: What may separate the columns of a table, likeliest first.
+SEPARATORS = (",", "\t", ";", "|")
 
 #: A row that was set aside: its file, its row there (from 1, a header included), the reason, and its text.
 REJECTED = schema.make("file text, row int64, reason text, text text")
@@ -32,10 +32,22 @@ class Truth(Protocol):
     def probabilities(self, history_titles: Sequence[str], user: str) -> np.ndarray: ...
 
 
+class Log(NamedTuple):
+    """Interactions as read: ``frame`` (row, user, item, timestamp, optional rating) of ``file``, not checked yet.
+
+    ``catalogue`` (item, title) holds the items that they may name.
+    """
+
+    frame: pl.DataFrame
+    catalogue: pl.DataFrame
+    file: str
+
+
 class Rejects:
-    """Collects bad rows."""
+    """Collects bad rows, and by name of a column or so what the plan tells about it."""
 
     def __init__(self) -> None:
+        self.told: dict[str, str] = {}
         self._rows: list[tuple[str, int, str, str]] = []
         self._frames: list[pl.DataFrame] = []
 
@@ -64,38 +76,28 @@ class Rejects:
 class Raw:
     """The result of a source: items, and either interactions or ready windows.
 
-    ``items`` has columns item, title, genres, read from ``item_file``; ``interactions`` is by ``schema.INTERACTIONS``;
-    ``windows`` has columns split, user, timestamp, history (titles), target, in file order. ``genres`` are the data's
-    own selected genres.
+    ``items`` has columns item, title, genres, read from ``item_file``; ``interactions`` is a log as read, or by
+    ``schema.INTERACTIONS``; ``windows`` has columns split, user, timestamp, history (titles), target, in file order.
+    ``genres`` are the data's own selected genres.
     """
 
     items: pl.DataFrame
     item_file: str
     rejects: Rejects
-    interactions: pa.Table | None = None
+    interactions: Log | pa.Table | None = None
     windows: pl.DataFrame | None = None
     genres: list[str] | None = None
     counts: dict[str, int] = field(default_factory=Counter)
     truth: Truth | None = None
 
 
-def read_text(path: Path) -> str:
-    """Return a UTF-8 file's text, without a byte order mark; ValueError names the row that is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        row = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}: row {row} is not UTF-8. Convert the file, say with `iconv -t utf-8`.") from error
+def read_lines(path: Path, latin: bool = False) -> list[tuple[int, str]]:
+    r"""Return (row, line) pairs but blank ones, rows from 1; ``latin`` as :func:`~rayrec.data.sources.files.text`.
 
-
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    r"""Return (row, line) pairs, rows from 1; only ``\n`` and ``\r\n`` end a line, for titles may hold other breaks."""
-    lines = read_text(path).split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return [(row, line.removesuffix("\r")) for row, line in enumerate(lines, 1)]
+    Only ``\n`` and ``\r\n`` end a line, for titles may hold other breaks.
+    """
+    lines = enumerate(files.text(path, latin).split("\n"), 1)
+    return [(row, line.removesuffix("\r")) for row, line in lines if line.strip(" \t\r")]
 
 
 def _is_utf8(value: Any) -> bool:
@@ -109,7 +111,7 @@ def _is_utf8(value: Any) -> bool:
 
 def read_json(path: Path, kind: type) -> Any:
     """Return one JSON value of type ``kind``; ValueError names the row where it is no JSON."""
-    text = read_text(path)
+    text = files.text(path)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -124,11 +126,24 @@ def read_json(path: Path, kind: type) -> Any:
     return value
 
 
+def _object(line: str) -> Any:
+    """The value of a line of JSON, or of a Python literal as older data sets have them. ValueError: it is neither."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        if "'" not in line:
+            raise
+        try:
+            return ast.literal_eval(line)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise error from None
+
+
 def read_jsonl(path: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Yield (row, object, line) of a JSON-lines file; other lines are set aside."""
+    """Yield (row, object, line) of a file of JSON lines, or of Python literals; other lines are set aside."""
     for row, line in read_lines(path):
         try:
-            value = json.loads(line)
+            value = _object(line)
         except json.JSONDecodeError as error:
             rejects.add(path.name, row, f"not JSON: {error.msg}", line)
             continue
@@ -138,12 +153,12 @@ def read_jsonl(path: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, An
         yield row, value, line
 
 
-def _check_quotes(path: Path, separator: str) -> None:
+def _check_quotes(path: Path, separator: str, opened: Callable[[], BinaryIO]) -> None:
     """Arrow reads an unclosed quote to the end of the file in silence; the standard library can be strict about it."""
-    with path.open("rb") as raw:
+    with opened() as raw:
         if not any(b'"' in block for block in iter(lambda: raw.read(1 << 20), b"")):
             return
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
         try:
             for _ in reader:
@@ -153,54 +168,89 @@ def _check_quotes(path: Path, separator: str) -> None:
             raise ValueError(f"{where}: {error}. Close the quote.") from error
 
 
-def read_csv(path: Path, rejects: Rejects, separator: str = ",", quoted: bool = True) -> pl.DataFrame:
+def read_csv(
+    path: Path,
+    rejects: Rejects,
+    separator: str | None = ",",
+    quoted: bool = True,
+    names: Sequence[str] = (),
+    latin: bool = False,
+) -> pl.DataFrame:
     """Return a delimited file as text columns, with the column ``row``; rows of another width are set aside.
+
+    Without ``separator`` it is the one of the header; ``names`` are the columns of a file without a header; ``latin``
+    takes Latin-1 where the file is not UTF-8. Blank rows are passed over.
 
     Raises ValueError: no header, a repeated column, a quote that is not closed, or bytes that are not UTF-8.
     """
+    opened = files.opener(path)
     try:
-        return _read_csv(path, rejects, separator, quoted)
+        return _read_csv(path, rejects, separator, quoted, names, opened)
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid):
-        read_text(path)  # names the row that is not UTF-8
-        raise
+        text = files.text(path, latin)  # names the row that is not UTF-8
+        if not latin:
+            raise
+        return _read_csv(path, rejects, separator, quoted, names, lambda: io.BytesIO(text.encode()))
 
 
-def _read_csv(path: Path, rejects: Rejects, separator: str, quoted: bool) -> pl.DataFrame:
+def _header(opened: Callable[[], BinaryIO], separator: str | None, quoted: bool) -> tuple[list[str], str]:
+    """The names of the columns, and what separates them."""
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file, delimiter=separator, quoting=quoting), [])
-    if not "".join(header).strip() and not read_text(path).strip():
+    with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline="") as file:
+        if separator is None:
+            line = file.readline()
+            separator = max(SEPARATORS, key=line.count)
+            return next(csv.reader([line], delimiter=separator, quoting=quoting), []), separator
+        return next(csv.reader(file, delimiter=separator, quoting=quoting), []), separator
+
+
+def _read_csv(
+    path: Path,
+    rejects: Rejects,
+    separator: str | None,
+    quoted: bool,
+    names: Sequence[str],
+    opened: Callable[[], BinaryIO],
+) -> pl.DataFrame:
+    header, separator = _header(opened, separator, quoted) if not names else ([*names], separator or ",")
+    if not "".join(header).strip() and not files.text(path).strip():
         raise ValueError(f"{path}: the file is empty, wanted a header and rows.")
     if len(set(header)) < len(header):
         raise ValueError(f"{path}: a column name is repeated in {header}. Rename one.")
     if quoted:
-        _check_quotes(path, separator)
+        _check_quotes(path, separator, opened)
     skipped: list[int] = []
 
     def set_aside(bad: pyarrow.csv.InvalidRow) -> str:
         skipped.append(bad.number)
-        rejects.add(path.name, bad.number, f"{bad.actual_columns} columns instead of {bad.expected_columns}", bad.text)
+        if bad.text.strip():
+            reason = f"{bad.actual_columns} columns instead of {bad.expected_columns}"
+            rejects.add(path.name, bad.number, reason, bad.text)
         return "skip"
 
-    table = pyarrow.csv.read_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # with threads the row numbers are lost
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter=separator,
-            quote_char='"' if quoted else False,
-            newlines_in_values=quoted,
-            ignore_empty_lines=False,
-            invalid_row_handler=set_aside,
-        ),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
-        ),
-    )
-    rows = np.delete(np.arange(2, 2 + len(table) + len(skipped)), np.array(skipped, int) - 2)
+    with opened() as file:
+        table = pyarrow.csv.read_csv(
+            file,
+            # with threads the row numbers are lost
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=names or None),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=separator,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
+                ignore_empty_lines=False,
+                invalid_row_handler=set_aside,
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+            ),
+        )
+    first = 1 if names else 2
+    rows = np.delete(np.arange(first, first + len(table) + len(skipped)), np.array(skipped, int) - first)
     frame = pl.DataFrame(pl.from_arrow(table, rechunk=False)).with_columns(pl.Series("row", rows, pl.Int64))
     del table
     pa.default_memory_pool().release_unused()
-    return frame
+    blank = pl.all_horizontal(pl.col(header) == "")
+    return frame.remove(blank) if frame.select(blank.any()).item() else frame
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
@@ -240,16 +290,27 @@ def item_frame(rows: Sequence[tuple[int, str, str, list[str]]], file: str, rejec
     return items(_frame(rows, schema.make("row int64, item text?, title text?, genres texts?")), file, rejects)
 
 
-def _reason(*cases: tuple[pl.Expr, str]) -> pl.Expr:
+def first_case(*cases: tuple[pl.Expr, str]) -> pl.Expr:
     """The first case that holds, else null."""
     return pl.coalesce(pl.when(case).then(pl.lit(text)) for case, text in cases)
 
 
-def items(frame: pl.DataFrame, file: str, rejects: Rejects) -> pl.DataFrame:
-    """Return item, title and genres of the good rows of ``frame`` (row, item, title, genres as a list)."""
-    genres = pl.col("genres").cast(pl.List(pl.String)).fill_null([])
-    frame = frame.with_columns(pl.col("item", "title").cast(pl.String), genres)
-    reason = _reason(
+def items(frame: pl.DataFrame, file: str, rejects: Rejects, spaces: bool = False) -> pl.DataFrame:
+    """Return item, title and genres of the good rows of ``frame`` (row, item, title, optional genres).
+
+    Genres may have any form of :func:`rayrec.data.sources.genres.lists`, which reads ``spaces``. Titles that Unicode
+    calls equal (NFC) are written as the first of them.
+    """
+    if "genres" not in frame.columns:
+        frame = frame.with_columns(pl.lit([], pl.List(pl.String)).alias("genres"))
+    found, told = genres.lists(frame["genres"], spaces)
+    if told:
+        rejects.told["genres"] = told
+    frame = frame.with_columns(pl.col("item", "title").cast(pl.String), found)
+    same = pl.col("title").str.normalize("NFC")
+    if frame.select(same.n_unique() < pl.col("title").n_unique()).item():
+        frame = frame.with_columns(pl.col("title").first().over(same))
+    reason = first_case(
         (pl.col("item").fill_null("") == "", "no item id"),
         (pl.col("title").fill_null("").str.strip_chars() == "", "empty title"),
         (~pl.col("item").is_first_distinct(), "item id appears before"),
@@ -257,36 +318,9 @@ def items(frame: pl.DataFrame, file: str, rejects: Rejects) -> pl.DataFrame:
     return rejects.sift(frame, file, reason, ["item", "title"]).select("item", "title", "genres")
 
 
-def interactions(frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, rejects: Rejects) -> pa.Table:
-    """Return the good rows of ``frame`` (row, user, item, timestamp, optional rating) by ``schema.INTERACTIONS``.
+def interactions(frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, rejects: Rejects) -> Log:
+    """Return the rows of ``frame`` (row, user, item, timestamp, optional rating) as ``Raw.interactions``.
 
-    Rows are in order of time, equal times in file order. Fractions of a second order the rows and are then cut off.
+    They are checked together with the settings (:mod:`rayrec.data.log`), when ``rejects`` takes the bad ones.
     """
-    parts = [_checked(part, catalogue, file, rejects) for part in [*frame.iter_slices(_SLICE)] or [frame]]
-    good = pl.concat(parts).sort("timestamp", "seconds", maintain_order=True).drop("seconds")
-    return schema.check(good.to_arrow(), schema.INTERACTIONS, file)
-
-
-def _checked(frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, rejects: Rejects) -> pl.DataFrame:
-    """The good rows of some: user, title, rating, timestamp (whole seconds), seconds."""
-    show = [name for name in ("user", "item", "rating", "timestamp") if name in frame.columns]
-    rating = pl.col("rating").cast(pl.Float64, strict=False) if "rating" in show else pl.lit(0.0)
-    if frame.schema["timestamp"].is_temporal():
-        frame = frame.with_columns(pl.col("timestamp").dt.epoch("s"))
-    seconds = pl.col("timestamp").cast(pl.Float64, strict=False)
-    whole = pl.coalesce(pl.col("timestamp").cast(pl.Int64, strict=False), seconds.floor().cast(pl.Int64, strict=False))
-    frame = (
-        frame.with_columns(pl.col("user", "item").cast(pl.String))
-        .join(catalogue.select("item", "title"), on="item", how="left", maintain_order="left")
-        .with_columns(whole.alias("whole"), seconds.alias("seconds"), rating.alias("stars"))
-    )
-    reason = _reason(
-        (pl.col("user").fill_null("") == "", "no user id"),
-        (pl.col("title").is_null(), "unknown item id"),
-        (pl.col("stars").is_null() | pl.col("stars").is_nan(), "rating is not a number"),
-        (~pl.col("stars").is_between(*RATINGS), f"rating is not in {RATINGS[0]:g} to {RATINGS[1]:g}"),
-        (pl.col("whole").is_null(), "timestamp is not a number of seconds"),
-    )
-    stars = (pl.col("stars") if "rating" in show else pl.lit(None)).cast(pl.Float32).alias("rating")
-    good = rejects.sift(frame, file, reason, show)
-    return good.select("user", "title", stars, pl.col("whole").alias("timestamp"), "seconds")
+    return Log(frame, catalogue, file)

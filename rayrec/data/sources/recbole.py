@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from rayrec.data.sources import files
 from rayrec.data.sources.reading import Raw, Rejects, interactions, items, read_csv, rename
 
 TITLES = ("movie_title", "title", "item_name", "name")
@@ -11,11 +12,9 @@ GENRES = ("class", "genre", "genres", "categories")
 
 
 def _read(folder: Path, ending: str, rejects: Rejects) -> tuple[pl.DataFrame, Path]:
-    files = sorted(folder.glob(f"*.{ending}"))
-    if len(files) > 1:
-        raise ValueError(f"{folder}: found {[f.name for f in files]}, wanted one *.{ending}. Move the others away.")
-    frame = read_csv(files[0], rejects, separator="\t", quoted=False)
-    return frame.rename(lambda name: name.partition(":")[0]), files[0]
+    path = files.one(folder, f"*.{ending}")
+    frame = read_csv(path, rejects, separator="\t", quoted=False)
+    return frame.rename(lambda name: name.partition(":")[0]), path
 
 
 def read(folder: Path) -> Raw:
@@ -31,8 +30,7 @@ def read(folder: Path) -> Raw:
         dated &= pl.col("title") != ""
         title_year = pl.when(dated).then(pl.format("{} ({})", "title", "year")).otherwise("title")
         films = films.with_columns(title_year.alias("title"))
-    genres = pl.col("genres").str.split(" ") if "genres" in films.columns else pl.lit([], pl.List(pl.String))
-    known, item_file = items(films.with_columns(genres.alias("genres")), path.name, rejects), path.name
+    known, item_file = items(films, path.name, rejects, spaces=True), path.name
     frame, path = _read(folder, "inter", rejects)
     names = {"user_id": "user", "item_id": "item", "rating": "rating", "timestamp": "timestamp"}
     plays = rename(frame, names, path, optional=("rating",))

@@ -1,12 +1,14 @@
 """SPRec's rows: train/valid/test.json ({instruction, input, output}), id2name, name2genre and genre_dict."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from rayrec.data.sources import files
 from rayrec.data.sources.reading import Raw, Rejects, item_frame, read_json, window_frame
 
 BETWEEN = '", "'
@@ -43,10 +45,10 @@ def split_titles(text: str, known: Container[str]) -> list[str]:
 
 
 def _items(folder: Path, rejects: Rejects) -> pl.DataFrame:
-    genre_file = folder / "name2genre.json"
-    genres = read_json(genre_file, dict) if genre_file.exists() else {}
+    found = files.find(folder, "name2genre.json")
+    genres = read_json(found[0], dict) if found else {}
     rows = []
-    for row, (item, title) in enumerate(read_json(folder / "id2name.json", dict).items(), 1):
+    for row, (item, title) in enumerate(read_json(files.one(folder, "id2name.json"), dict).items(), 1):
         names = genres.get(title, []) if isinstance(title, str) else None
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             rows.append((row, item, title, names))
@@ -65,27 +67,37 @@ def _parse(row: Any, known: Container[str]) -> tuple[list[str], str] | str:
     return history, target
 
 
+def _known(title: str, known: Container[str], composed: Mapping[str, str]) -> str:
+    """The title of the catalogue that ``title`` is when repaired or composed (NFC), else ``title``."""
+    if title in known:
+        return title
+    if (fixed := repair(title)) in known:
+        return fixed
+    return composed.get(unicodedata.normalize("NFC", title), title)
+
+
 def read(folder: Path) -> Raw:
     """Read ready windows; each row is its own user (the data names none) and its time is its number in its file.
 
     A title outside the catalogue is repaired where the repaired one is in it, else kept as it is.
     """
     rejects, counts = Rejects(), Counter()
-    catalogue, selected_file = _items(folder, rejects), folder / "genre_dict.json"
+    catalogue, genre_file = _items(folder, rejects), files.find(folder, "genre_dict.json")
     known, windows = set(catalogue["title"]), []
+    composed = {unicodedata.normalize("NFC", title): title for title in known}
     for split in ("train", "valid", "test"):
         file = f"{split}.json"
-        for number, row in enumerate(read_json(folder / file, list), 1):
+        for number, row in enumerate(read_json(files.one(folder, file), list), 1):
             parsed = _parse(row, known)
             if isinstance(parsed, str):
                 rejects.add(file, number, parsed, str(row))
                 continue
             found = [*parsed[0], parsed[1]]
-            titles = [fixed if title not in known and (fixed := repair(title)) in known else title for title in found]
+            titles = [_known(title, known, composed) for title in found]
             changed = sum(a != b for a, b in zip(found, titles, strict=True))
             counts["repaired_titles"] += changed
             counts[f"repaired_rows_{split}"] += changed > 0
             windows.append((split, f"{split}-{number:06d}", number, titles[:-1], titles[-1]))
-    selected = list(read_json(selected_file, dict)) if selected_file.exists() else None
+    selected = list(read_json(genre_file[0], dict)) if genre_file else None
     frame = window_frame(windows)
     return Raw(catalogue, "id2name.json", rejects, windows=frame, genres=selected, counts=counts)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from rayrec.data.sources import files
 from rayrec.data.sources.reading import Raw, Rejects, interactions, items, read_csv, rename
 
 
@@ -19,9 +20,9 @@ def stars() -> pl.Expr:
 def read(folder: Path) -> Raw:
     """Read plays; the data has no times, so an interaction's time is its row in the file."""
     rejects = Rejects()
-    games, plays = folder / "item_info.dat", folder / "game_play.dat"
+    games, plays = files.one(folder, "item_info.dat"), files.one(folder, "game_play.dat")
     frame = rename(read_csv(games, rejects, "\t", quoted=False), {"Game_ID": "item", "Game Name": "title"}, games)
-    known = items(frame.with_columns(pl.lit([], pl.List(pl.String)).alias("genres")), games.name, rejects)
+    known = items(frame, games.name, rejects)
     names = {"User_ID": "user", "Game_ID": "item", "Hours": "hours"}
     frame = rename(read_csv(plays, rejects, "\t", quoted=False), names, plays)
     number = pl.col("hours").cast(pl.Float64, strict=False)

@@ -9,23 +9,19 @@ from pathlib import Path
 
 import polars as pl
 
-from rayrec.data.sources import reading
+from rayrec.data.sources import files, reading
 from rayrec.data.sources.reading import Raw, Rejects
 
 
 def _read(folder: Path, ending: str, read: Callable[[Path], pl.DataFrame], rejects: Rejects) -> Raw:
-    path = folder / f"items.{ending}"
+    path = files.one(folder, f"items.{ending}")
     names = {name: name for name in ("item", "title", "genres")}
     frame = reading.rename(read(path), names, path, optional=("genres",))
-    if "genres" not in frame.columns:
-        frame = frame.with_columns(pl.lit([], pl.List(pl.String)).alias("genres"))
-    elif frame.schema["genres"] == pl.String:
-        frame = frame.with_columns(pl.col("genres").str.split("|"))
-    known = reading.items(frame, path.name, rejects)
-    path = folder / f"interactions.{ending}"
+    known, item_file = reading.items(frame, path.name, rejects), path.name
+    path = files.one(folder, f"interactions.{ending}")
     names = {name: name for name in ("user", "item", "rating", "timestamp")}
     plays = reading.rename(read(path), names, path, optional=("rating",))
-    return Raw(known, f"items.{ending}", rejects, interactions=reading.interactions(plays, known, path.name, rejects))
+    return Raw(known, item_file, rejects, interactions=reading.interactions(plays, known, path.name, rejects))
 
 
 def read_parquet(folder: Path) -> Raw:
@@ -36,4 +32,4 @@ def read_parquet(folder: Path) -> Raw:
 def read_csv(folder: Path) -> Raw:
     """Read interactions.csv and items.csv: a header, commas, double quotes around fields that need them."""
     rejects = Rejects()
-    return _read(folder, "csv", lambda path: reading.read_csv(path, rejects), rejects)
+    return _read(folder, "csv", lambda path: reading.read_csv(path, rejects, None), rejects)

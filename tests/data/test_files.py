@@ -1,0 +1,154 @@
+"""Files as people have them: line ends, packing, encodings and genres."""
+
+import bz2
+import csv
+import gzip
+import io
+import subprocess
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayrec.data import load
+from rayrec.data.settings import DataConfig
+from rayrec.data.sources import genres
+
+ITEMS = [("item", "title", "genres"), (1, "Amélie", "x|y"), (2, 'B "b", b', ""), (3, "C\n2", "x"), (4, "D", "y")]
+PLAYS = [("user", "item", "rating", "timestamp"), *(("u", 1 + n % 4, n % 5 + 0.5, n + 1) for n in range(8))]
+
+
+def written(rows, eol="\n", separator=","):
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=separator, lineterminator=eol, quoting=csv.QUOTE_ALL).writerows(rows)
+    return text.getvalue().encode()
+
+
+def put(folder, items=None, plays=None, names=("items.csv", "interactions.csv")):
+    folder.mkdir(exist_ok=True)
+    for name, data in zip(names, (items or written(ITEMS), plays or written(PLAYS)), strict=True):
+        (folder / name).write_bytes(data)
+    return DataConfig(data=str(folder), history=2)
+
+
+@pytest.fixture
+def wanted(tmp_path):
+    return load(put(tmp_path / "plain")).content_hash
+
+
+def blank(data, line=b""):
+    """A blank line after every second row, and two at the end."""
+    lines = data.split(b"\n")
+    lines[3:3] = [line]
+    return b"\n".join([*lines, line, b""])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: written(rows, "\r\n"),
+        lambda rows: written(rows, "\r"),
+        lambda rows: written(rows, "\r\r\n"),
+        lambda rows: blank(written(rows)) if rows is PLAYS else written(rows) + b"\n\n",
+        lambda rows: blank(written(rows), b"  ") if rows is PLAYS else written(rows) + b",,\n",
+        lambda rows: b"\xef\xbb\xbf" + written(rows),
+        lambda rows: written(rows).decode().encode("utf-16"),
+        lambda rows: written(rows, "\r\n").decode().encode("utf-16"),
+        lambda rows: written(rows, separator=";"),
+        lambda rows: written(rows, separator="\t"),
+        lambda rows: gzip.compress(written(rows)),
+        lambda rows: bz2.compress(written(rows)),
+        lambda rows: pa.compress(written(rows), "zstd", asbytes=True),
+        lambda rows: gzip.compress(written(rows, "\r")),
+    ],
+    ids=[
+        *("crlf", "cr", "crcrlf", "blank", "spaces", "mark", "utf16", "utf16-crlf", "semicolon", "tab"),
+        *("gzip", "bz2", "zstd", "gzip-cr"),
+    ],
+)
+def test_tables_are_read_whatever_their_bytes(tmp_path, wanted, change):
+    found = load(put(tmp_path / "other", change(ITEMS), change(PLAYS)))
+    assert found.content_hash == wanted
+    assert found.counts["rows_rejected"] == 0
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst", "bz2"])
+def test_packed_files_have_their_names(tmp_path, wanted, ending):
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "zst": lambda data: pa.compress(data, "zstd", asbytes=True)}[
+        ending
+    ]
+    names = (f"items.csv.{ending}", f"interactions.csv.{ending}")
+    config = put(tmp_path / "packed", pack(written(ITEMS)), pack(written(PLAYS)), names)
+    assert load(config).content_hash == wanted
+    (tmp_path / "packed" / "items.csv").write_bytes(written(ITEMS))  # unpacked beside its packed copy
+    assert load(config).content_hash == wanted
+
+
+def test_what_is_cut_off_or_an_archive_is_refused(tmp_path):
+    config = put(tmp_path / "cut", gzip.compress(written(ITEMS))[:-9])
+    with pytest.raises(ValueError, match=r"items.csv: cannot be read: .*Is the file cut off"):
+        load(config)
+    with pytest.raises(ValueError, match=r"items.csv: is a zip archive. Unpack it: `unzip"):
+        load(put(tmp_path / "zip", b"PK\x03\x04 and so on"))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_remedy_for_other_encodings_works_as_typed(tmp_path, wanted, encoding, packed):
+    rows = [*ITEMS[:4], (4, "D’" if encoding == "cp1252" else "D", "y")]
+    data = written(rows).decode().encode(encoding)
+    config = put(tmp_path / "with space", gzip.compress(data) if packed else data)
+    with pytest.raises(ValueError, match=r"items.csv: row 2 is not UTF-8") as error:
+        load(config)
+    subprocess.run(["sh", "-c", str(error.value).split("`")[1]], check=True)
+    found = load(config)
+    assert found.catalogue.titles[3] == rows[4][1]
+    assert (found.content_hash == wanted) == (encoding == "latin-1")
+
+
+@pytest.mark.parametrize(
+    ("cells", "lists", "told"),
+    [
+        (["a|b", "a", "", None], [["a", "b"], ["a"], [], []], ""),
+        (["a | b", " a "], [["a", "b"], ["a"]], ""),
+        (["a, b", "c & d,", "e"], [["a", "b"], ["c & d"], ["e"]], "separated by ','"),
+        (["a; b, c", "d"], [["a", "b, c"], ["d"]], "separated by ';'"),
+        (["a|b, c", "d, e"], [["a", "b, c"], ["d, e"]], ""),
+        (["['a', 'b']", "[]", "['c, d']"], [["a", "b"], [], ["c, d"]], "written as lists"),
+        (['["a", "b"]', "null", '["c"]'], [["a", "b"], ["null"], ["c"]], "written as lists"),
+        (["['a' 'b']", "['c'\n 'd']"], [["a", "b"], ["c", "d"]], "written as lists"),
+        (["[{'id': 18, 'name': 'a'}, {'id': 1, 'name': 'b'}]"], [["a", "b"]], "written as lists"),
+        (['[{"id": 18, "name": "a"}]', "{'id': 1, 'name': 'b'}"], [["a"], ["b"]], "written as lists"),
+        (["'a', 'b & c'", "d"], [["a", "b & c"], ["d"]], "written as lists"),
+        (["(no genres listed)", "a|b"], [[], ["a", "b"]], ""),
+        (["[brackets] a|b"], [["[brackets] a", "b"]], ""),
+        ([["a ", "b"], None, []], [["a", "b"], [], []], ""),
+        ([[{"id": 1, "name": "a"}, {"id": 2, "name": "b"}], [], None], [["a", "b"], [], []], ""),
+        ([[["All", "a"], ["b"]]], [["All", "a", "b"]], ""),
+    ],
+)
+def test_genres_in_every_form(cells, lists, told):
+    found, form = genres.lists(pl.Series(cells))
+    assert (found.to_list(), form) == (lists, told)
+
+
+def test_genres_between_spaces():
+    assert genres.lists(pl.Series(["Drama War", "Sci-Fi"]), spaces=True)[0].to_list() == [["Drama", "War"], ["Sci-Fi"]]
+    assert genres.lists(pl.Series(["Drama, War film"]), spaces=True)[0].to_list() == [["Drama", "War film"]]
+    assert genres.lists(pl.Series(["'Beauty', 'Hair Care'"]), spaces=True)[0].to_list() == [["Beauty", "Hair Care"]]
+
+
+def test_one_genre_form_is_as_good_as_another(tmp_path, wanted):
+    lists = [[name for name in row[2].split("|") if name] for row in ITEMS[1:]]
+    structs = [[{"id": len(name), "name": name} for name in names] for names in lists]
+    for number, form in enumerate((lists, structs, [str(names) for names in lists], [", ".join(n) for n in lists])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        columns = {"item": [row[0] for row in ITEMS[1:]], "title": [row[1] for row in ITEMS[1:]], "genres": form}
+        pq.write_table(pa.table(columns), folder / "items.parquet")
+        plays = dict(zip(PLAYS[0], map(list, zip(*PLAYS[1:], strict=True)), strict=True))
+        pq.write_table(pa.table(plays), folder / "interactions.parquet")
+        made = load(DataConfig(data=str(folder), history=2))
+        assert made.content_hash == wanted
+        assert ("genres" in made.told) == (number > 1)
