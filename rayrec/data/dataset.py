@@ -29,7 +29,7 @@ class Dataset:
 
     ``train`` also has a column ``number``, the place of the row. ``rejected`` holds the bad rows
     (``reading.REJECTED``), ``counts`` account for every row, ``content_hash`` is the sha256 of catalogue and examples
-    whatever their path, ``truth`` the distribution behind synthetic data.
+    whatever their path and the ids of items, ``truth`` the distribution behind synthetic data.
     """
 
     catalogue: Catalogue
@@ -187,7 +187,7 @@ def load(config: DataConfig) -> Dataset:
         raise ValueError(f"{folder}: a column has a type that does not fit: {error}. Correct the file.") from error
     raw, rejected, counts, told = _checked(raw, config)
     raw = _cored(raw, config.k_core, source)
-    catalogue = Catalogue.from_items(raw.items["title"].to_list(), raw.items["genres"].to_list())
+    catalogue = Catalogue.from_items(*(raw.items[name].to_list() for name in ("title", "genres", "item")))
     counts["duplicate_titles"] = len(raw.items) - len(catalogue)
     cut = _cut(raw, config, source)
     seen = dict(zip(*(a.to_pylist() for a in cut.training_titles.value_counts().flatten()), strict=True))
@@ -207,6 +207,8 @@ def load(config: DataConfig) -> Dataset:
         adherence = adherence_rows(later, touched, catalogue, config.seed, config.test_rows)
         adherence = adherence if len(adherence) else None
     counts |= {"valid": len(valid), "test": len(test)}
-    digest = content_hash(catalogue.to_table(), train, valid, test, *([] if adherence is None else [adherence]))
+    digest = content_hash(
+        catalogue.to_table().drop_columns("ids"), train, valid, test, *([] if adherence is None else [adherence])
+    )
     train = numbered(train)
     return Dataset(catalogue, train, valid, test, rejected, counts, digest, source, told, raw.truth, adherence)

@@ -26,8 +26,9 @@ def make(columns: str) -> pa.Schema:
 #: What users did. ``timestamp`` is in seconds since the epoch, or the position in a source without times.
 INTERACTIONS = make("user text, title text, rating float?, timestamp int64")
 
-#: ``item`` is the row number (ties are broken by it), ``popularity`` counts the training split only.
-CATALOGUE = make("item int32, title text, genres texts, popularity int64")
+#: ``item`` is the row number (ties are broken by it), ``ids`` the data's own names of the item, ``popularity`` counts
+#: the training split only.
+CATALOGUE = make("item int32, title text, ids texts, genres texts, popularity int64")
 
 #: One window: the last history titles, oldest first, and the title that came next. A target may be outside the
 #: catalogue. ``candidates`` are the titles to choose from, null where prompts list none. The driver appends to training
@@ -72,6 +73,10 @@ TOKENS = make(
 PREDICTIONS = make(
     "example_id text, policy text, decode text, target text, texts texts, ids lists?, logprobs floats, titles texts"
 )
+
+#: The same as a run keeps them: with the user that the example is of, and the data's own names of ``titles``, empty
+#: where it has none.
+IDENTIFIED = pa.schema([*PREDICTIONS, *make("user text, items texts")])
 
 
 def extended(schema: pa.Schema, table: pa.Table, columns: Iterable[str]) -> pa.Schema:

@@ -124,7 +124,8 @@ class _Models:
                 place: prediction_table(self.rows, name, place, titles, logprobs, titles)
                 for place, (titles, logprobs) in made.items()
             }
-            pq.write_table(pa.concat_tables(tables.values()), folder / "predictions.parquet")
+            named = (self.data.catalogue.identified(table, self.rows) for table in tables.values())
+            pq.write_table(pa.concat_tables(named), folder / "predictions.parquet")
             records = [
                 {"kind": "baseline", "model": NAMES[name], "phase": phase, "iteration": 0, "decode": place}
                 | {**report, **found}

@@ -168,7 +168,8 @@ class GenerateLane(Lane):
                 record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
                 record |= {"alpha": alpha} if decode == "d3" else {}
                 records += self._scored(record, tables[-1])
-            pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet", row_group_size=SLICE)
+            named = pa.concat_tables(data.catalogue.identified(table, examples) for table in tables)
+            pq.write_table(named, folder / "predictions.parquet", row_group_size=SLICE)
             return {"records": records}
 
         return self.phase(planned, make, _records, policy, oracle)
@@ -190,7 +191,8 @@ class GenerateLane(Lane):
                 return prediction_table(some, "popular", "popular", none, none, choose(some, data.catalogue, k))
 
             predictions = each(examples, listed)
-            pq.write_table(predictions, folder / "predictions.parquet", row_group_size=SLICE)
+            named = data.catalogue.identified(predictions, examples)
+            pq.write_table(named, folder / "predictions.parquet", row_group_size=SLICE)
             record = {"kind": "baseline", "model": "Popular", "phase": "00/baseline", "iteration": 0}
             return {"records": self._scored(record, predictions)}
 

@@ -59,3 +59,22 @@ def test_what_is_no_catalogue_is_refused():
         Catalogue.from_table(good.take([1, 0]))
     with pytest.raises(ValueError, match="popularity"):
         Catalogue.from_table(good.drop_columns(["popularity"]))
+
+
+def test_ids_of_the_data_are_kept_and_named_in_predictions():
+    catalogue = Catalogue.from_items(["A", "B", "A"], [[], [], []], ["7", "x", "9"]).with_training(np.ones(2), [])
+    assert catalogue.ids == [["7", "9"], ["x"]]
+    table = catalogue.to_table()
+    assert Catalogue.from_table(table).ids == catalogue.ids
+    assert Catalogue.from_table(table.drop_columns("ids")).ids == [[], []]
+    row = {"example_id": "e", "policy": "p", "decode": "beams", "target": "A", "texts": [], "logprobs": []}
+    made = pa.Table.from_pylist([row | {"titles": ["B", "A"]}, row | {"titles": []}], schema=schema.PREDICTIONS)
+    examples = pa.table({"user": ["u1", "u2"]})
+    named = catalogue.identified(made, examples)
+    assert named.schema == schema.IDENTIFIED
+    assert named.select(["user", "items"]).to_pylist() == [
+        {"user": "u1", "items": ["x", "7"]},
+        {"user": "u2", "items": []},
+    ]
+    unnamed = Catalogue.from_items(["A", "B"], [[], []]).identified(made, examples)
+    assert unnamed["items"].to_pylist() == [["", ""], []]
