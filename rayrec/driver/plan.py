@@ -72,13 +72,12 @@ def describe(
             **data.counts,
             "titles_changed_by_tokenizer": tokens.changed_titles,
         },
-        "lines": data.told,
         "phases": rows,
         "model": {"name": model.model, "parameters": shape.parameters, "lora_rank": model.lora_rank},
         "resources": resources,
         "disk_bytes": per_policy * sum(p.makes_policy for p in plan),
         "memory": memory,
-        "lines": {"memory": _told(memory)},
+        "lines": {**data.told, "memory": _told(memory)},
     }
 
 
