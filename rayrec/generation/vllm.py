@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayrec.generation.engine import Engine, Part, Scored, Setup, modes_of, weights_folder
-from rayrec.models.weights import tensors
+from rayrec.models.weights import has_own_head, tensors
 from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class VllmEngine(Engine):
         from vllm import LLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from rayrec.models.folder import cache_size
+        from rayrec.models.folder import cache_size, local_folder
 
         self.died = (EngineDeadError,)
         if not gpu:
@@ -86,6 +86,8 @@ class VllmEngine(Engine):
             disable_log_stats=True,
             worker_extension_cls=f"{__name__}.{Extension.__name__}",
             seed=0,
+            # vLLM ties a head where the settings say so, also one that the files hold apart.
+            **({"hf_overrides": {"tie_word_embeddings": False}} if has_own_head(local_folder(setup.base)) else {}),
             **(cards if gpu else here),
         )
         # Else vLLM may wait for ever for a dead engine process, and an engine process may outlive its actor.
