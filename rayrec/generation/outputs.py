@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -29,6 +30,11 @@ class Outputs:
 
     def __init__(self, shared: Shared, pool: Callable[[], Any]):
         self.shared, self._pool, self._done = shared, pool, Counter[str]()
+
+    @cached_property
+    def _titles(self) -> dict[tuple[int, ...], str]:
+        """The title that tokens stand for: their text is another one where the tokenizer rewrites it."""
+        return {tuple(self.shared.template.answer_ids(title)): title for title in self.shared.data.catalogue.titles}
 
     def parts_of(self, rows: pa.Table) -> int:
         """Return the number of parts of some rows."""
@@ -83,8 +89,13 @@ class Outputs:
         def answered() -> Iterator[tuple[int, pa.Table]]:
             for j, answers in self._pool().ask(len(open_), lambda j: part_of(open_[j]), urgent):
                 i, given = open_[j], asked.pop(open_[j])
-                texts = given if choices else [[answer.text for answer in one] for one in answers]
-                ids = None if choices else [[template.ended(answer.ids) for answer in one] for one in answers]
+                texts, ids = given, None
+                if not choices:
+                    ids = [[template.ended(answer.ids) for answer in one] for one in answers]
+                    texts = [
+                        [self._titles.get(tuple(own), answer.text) for own, answer in zip(some, one, strict=True)]
+                        for some, one in zip(ids, answers, strict=True)
+                    ]
                 logprobs = [[answer.logprob for answer in one] for one in answers]
                 some = rows.slice(i * size, size)
                 table = prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts), ids)
