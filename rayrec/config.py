@@ -278,6 +278,20 @@ def result_hash(config: AnyConfig, hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def changed(config: AnyConfig) -> list[dict[str, str]]:
+    """What preset, method and command set: flag, value and default of each deciding setting that is not its default."""
+    default = deciding(type(config)())
+    found = {name: value for name, value in deciding(config).items() if value != default[name]}
+
+    def shown(value: Any) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
+
+    return [
+        {"setting": flag(name.partition(".")[2]), "here": shown(value), "default": shown(default[name])}
+        for name, value in found.items()
+    ]
+
+
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Lines that name each deciding setting in which two ``config.json`` records differ."""
     old, new = deciding(found["config"]), deciding(wanted["config"])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from rayrec.config import Config, result_hash
+from rayrec.config import Config, changed, result_hash
 from rayrec.data import load
 from rayrec.driver import checks, plan
 from rayrec.methods import METHODS, PRESETS, parse
@@ -156,6 +156,27 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         assert (train.iterations, train.rows_per_iteration) == wanted
     config = parse("", ["--preset", "toy", "--method", "S-DPO", "--num-negatives", "5"])
     assert (config.train.num_negatives, config.train.rows_per_iteration) == (5, 2 * 128)
+
+
+def test_what_preset_method_and_command_set_is_listed() -> None:
+    args = ["--method", "S-DPO", "--model", "some/model", "--top-k", "5"]
+    found = {row["setting"]: (row["here"], row["default"]) for row in changed(checks.resolve(parse("", args)))}
+    wanted = {"--objective": ("sdpo", "dpo"), "--beta": ("1.0", "–"), "--num-negatives": ("3", "1")}
+    wanted |= {"--lr": ("1e-05", "2e-05"), "--warmup": ("0.05", "–"), "--schedule": ("cosine", "linear")}
+    wanted |= {"--top-k": ("5", "1 5 10"), "--sft": ("False", "True"), "--lora-rank": ("16", "–")}
+    assert found.items() >= wanted.items() and not {"--first-lr", "--first-schedule"} & found.keys()
+    assert changed(Config()) == []
+
+
+def test_the_document_says_what_presets_and_methods_set() -> None:
+    """The flags of docs/methods.md, `Published and set`, alone give the configuration of the method or preset."""
+    text = (ROOT / "docs" / "methods.md").read_text()
+    part = text[text.index("## Published and set") : text.index("## Objectives")]
+    rows = re.findall(r"^\| `--(method|preset) ([\w-]+)` \| `(.*?)` \|", part, re.MULTILINE)
+    assert len(rows) >= 9
+    for kind, name, flags in rows:
+        more = ["--model", "some/model"] if kind == "method" else []
+        assert parse("", [*flags.split(), *more]) == parse("", [f"--{kind}", name, *more]), name
 
 
 def test_negatives_are_the_protocols_own_unless_they_are_named() -> None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from rayrec import signals
 from rayrec.cluster import connect, reserve
-from rayrec.config import Config, to_dict
+from rayrec.config import Config, changed, to_dict
 from rayrec.data import preferences
 from rayrec.driver import plan
 from rayrec.driver.prepare import Prepared, keep_base, prepare
@@ -115,7 +115,7 @@ def run(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = 
                 storage.download_file(ready.root / "config.json")
                 check_claim(ready.root, ready.config, ready.hashes)
                 estimated = estimate(ready) if estimate and ready.config.placement.cluster else {}
-                terminal.print_plan(ready.shown | estimated)
+                terminal.print_plan(ready.shown | estimated | {"settings": changed(ready.config)})
                 return None
             work = opened.enter_context(open_run(storage, ready.root, ready.config, ready.hashes))
             if ready.config.model.model == "tiny":

@@ -112,6 +112,11 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     }
     console.print(Text("Plan", style="bold"))
     console.print(_facts({name: plain(value) for name, value in lines.items() if value}))
+    if plan.get("settings"):
+        table = _grid("Set by preset, method and command", "setting", "here", "default", left=3)
+        for one in plan["settings"]:
+            table.add_row(*map(plain, one.values()))
+        console.print(table)
     phases = plan.get("phases") or ()
     keys = ("rows", "epochs", "batches", "tokens", "seconds")
     keys = [key for key in keys if any(row.get(key) is not None for row in phases)]

@@ -387,6 +387,16 @@ def test_methods_of_a_table_differ_in_what_it_is_about(tmp_path: Path) -> None:
     assert (train.lr, train.prefer_batch, train.prefer_epochs) == (1e-5, 128, 3)
 
 
+def test_the_document_says_what_tables_hold_fixed() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    part = text[text.index("## Published and set") : text.index("## Objectives")]
+    for preset in job.SETTINGS:
+        flags = [f"--{setting}" for setting in job.SETTINGS[preset].split(", ")]
+        adapters = [f"--{setting}" for setting in job.PUBLISHED.get(preset, "").split(", ") if setting]
+        cell = f"`{' '.join(flags)}`" + (f"; with adapters `{' '.join(adapters)}`" if adapters else "")
+        assert f"| `jobs/compare.py --preset {preset}` | {cell} |" in part
+
+
 def test_figures_5_and_6_are_the_papers(tmp_path: Path) -> None:
     """SPRec section 5.4: 1,024 rows, the mean of the last three iterations; K beams of the policy and S-DPO's loss."""
     made, rows, rest = settled(tmp_path, preset="figure6")
