@@ -189,6 +189,7 @@ def work(rank: int, config: Any, base: str, rows: Any, template: Any, folder: Pa
     import torch
 
     from rayrec.data import preferences
+    from rayrec.models.logprobs import pack
     from rayrec.objectives.settings import make_objective
     from rayrec.runs.storage import Storage
     from rayrec.training.batches import Tokenise
@@ -207,8 +208,8 @@ def work(rank: int, config: Any, base: str, rows: Any, template: Any, folder: Pa
     worker = Worker(setup | {"objective": make_objective(config.loss)}, rank, world)
     weights = sum(p.nbytes for p in worker.lm.parameters())
     # Memory that torch keeps after its first pass in a process is no part of the model.
-    worker.seen = torch.zeros(2, dtype=torch.float64)
-    worker.lm(worker._pack(table.slice(0, 1).to_pylist())).sum().backward()
+    (row,) = table.slice(0, 1).to_pylist()
+    worker.lm(pack([(row["prompt"], row["answers"])])).sum().backward()
     worker.lm.zero_grad()
     ctypes.CDLL(None).malloc_trim(0)
     peaks = [0]

@@ -108,6 +108,7 @@ def work(worked: Worked, folder: str, results: Any) -> None:
     import pyarrow as pa
     import torch
 
+    from rayrec.models.logprobs import pack
     from rayrec.objectives.settings import make_objective
     from rayrec.runs.storage import Storage
     from rayrec.training.board import Phase
@@ -130,9 +131,8 @@ def work(worked: Worked, folder: str, results: Any) -> None:
     worker.report = lambda **facts: None
     held = sum(p.nbytes for p in worker.lm.parameters()) + sum(t.nbytes for t in worker.initial.values())
     # Memory that torch keeps after its first pass in a process is no part of the model.
-    worker.seen = torch.zeros(2, dtype=torch.float64)
-    row = table.slice(0, 1).to_pylist()[0]
-    worker.lm(worker._pack([row | {"prompt": row["prompt"][:9], "answers": row["answers"][:1]}])).sum().backward()
+    prompt, titles = examples[0]
+    worker.lm(pack([(prompt[:9], titles[:1])])).sum().backward()
     worker.lm.zero_grad()
     ctypes.CDLL(None).malloc_trim(0)
     before, dropout = reset_peak(), config.model.lora_dropout if worked.kind == "sft" else 0.0
