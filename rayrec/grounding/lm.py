@@ -19,10 +19,11 @@ class LanguageModelEmbedder:
 
         if not (Path(path) / "config.json").is_file():
             raise ValueError(f"Found no config.json in {path}, wanted the folder of a Hugging Face language model.")
-        options = {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
+        options = {"use_safetensors": True, "dtype": torch.float32}
         try:
             # The decoder below the head: its last_hidden_state is after the final norm, and no logits are computed.
-            self._decoder: Any = AutoModelForCausalLM.from_pretrained(path, **options).eval().base_model
+            model: Any = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **options)
+            self._decoder: Any = model.eval().base_model
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as a Hugging Face language model: {error}") from error
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
