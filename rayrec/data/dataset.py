@@ -142,7 +142,8 @@ def _cored(raw: Raw, k: int, source: str) -> Raw:
     """The k-core of the interactions, and its items."""
     if not k:
         return raw
-    if not isinstance(every := raw.interactions, pa.Table):
+    every = raw.interactions
+    if every is None or isinstance(every, Log):
         raise ValueError(f"--k-core {k}: {source} data is cut into rows already. Leave --k-core out.")
     kept = k_core(every, k)
     items = raw.items.filter(pl.col("title").is_in(kept["title"].unique().to_pylist()))

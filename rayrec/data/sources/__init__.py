@@ -4,7 +4,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from rayrec.data.sources import amazon, files, lastfm, movielens, recbole, sprec, steam, tables
+from rayrec.data.sources import (
+    amazon,
+    amazon_reviews,
+    files,
+    goodreads,
+    hetrec,
+    lastfm,
+    minionerec,
+    movielens,
+    recbole,
+    sprec,
+    steam,
+    steam_reviews,
+    tables,
+    yelp,
+)
 from rayrec.data.sources.reading import Raw
 
 
@@ -27,6 +42,12 @@ SOURCES = {
     "recbole": Source(("*.inter", "*.item"), recbole.read),
     "lastfm": Source(("train.jsonl", "valid.jsonl", "test.jsonl", "id2name.txt"), lastfm.read),
     "amazon": Source(("sequential_data.txt", "items.jsonl"), amazon.read),
+    "amazon-reviews": Source(("meta_*.json*",), amazon_reviews.read),
+    "goodreads": Source(("goodreads_books*.json*", "goodreads_[ir]*.json*"), goodreads.read),
+    "yelp": Source(("yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"), yelp.read),
+    "hetrec": Source(("user_artists.dat", "artists.dat"), hetrec.read),
+    "minionerec": Source(("train/*.csv", "valid/*.csv", "test/*.csv", "info/*.txt"), minionerec.read),
+    "steam-reviews": Source(("steam_reviews.json*", "steam_games.json*"), steam_reviews.read),
     "steam-hours": Source(("game_play.dat", "item_info.dat"), steam.read),
     "parquet": Source(("interactions.parquet", "items.parquet"), tables.read_parquet),
     "csv": Source(("interactions.csv", "items.csv"), tables.read_csv),

@@ -5,7 +5,8 @@ from pathlib import Path
 import polars as pl
 
 from rayrec.data.sources import files
-from rayrec.data.sources.reading import Raw, Rejects, interactions, item_frame, read_jsonl, read_lines
+from rayrec.data.sources.objects import read_jsonl
+from rayrec.data.sources.reading import Raw, Rejects, interactions, item_frame, read_lines
 
 
 def _items(path: Path, rejects: Rejects) -> pl.DataFrame:

@@ -24,7 +24,7 @@ def find(folder: Path, pattern: str) -> list[Path]:
     found: dict[str, Path] = {}
     for ending in PACKED:
         for path in sorted(folder.glob(pattern + ending)):
-            found.setdefault(str(path).removesuffix(ending), path)
+            found.setdefault(str(path.with_suffix("") if path.suffix in PACKED else path), path)
     parts = folder / pattern.removesuffix(".parquet")
     if pattern.endswith(".parquet") and parts.is_dir() and any(parts.rglob("*.parquet")):
         found.setdefault(str(parts), parts)

@@ -57,7 +57,8 @@ def _names(value: Any) -> list[str]:
 def _literal(text: str) -> list[str] | None:
     """The names of a cell that is a list in JSON or Python, or quoted names with commas between; else None."""
     text = text.strip()
-    if re.fullmatch(r"""'.+'|".+\"""", text) and re.search(r"""['"]\s*,\s*['"]""", text):
+    several = re.fullmatch(r"""'.+'|".+\"""", text) and re.search(r"""['"]\s*,\s*['"]""", text)
+    if several or re.fullmatch(r"""'[^']+'|"[^"]+\"""", text):
         text = f"[{text}]"
     if text[:1] not in ("[", "{", "("):
         return None

@@ -6,7 +6,8 @@ from typing import Any
 import polars as pl
 
 from rayrec.data.sources import files
-from rayrec.data.sources.reading import Raw, Rejects, item_frame, read_jsonl, read_lines, window_frame
+from rayrec.data.sources.objects import read_jsonl
+from rayrec.data.sources.reading import Raw, Rejects, item_frame, read_lines, window_frame
 
 WINDOW = 10
 

@@ -1,14 +1,12 @@
 """Shared by all sources: reading files with good errors, setting bad rows aside, and the tables they return."""
 
-import ast
 import csv
 import io
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
@@ -98,59 +96,6 @@ def read_lines(path: Path, latin: bool = False) -> list[tuple[int, str]]:
     """
     lines = enumerate(files.text(path, latin).split("\n"), 1)
     return [(row, line.removesuffix("\r")) for row, line in lines if line.strip(" \t\r")]
-
-
-def _is_utf8(value: Any) -> bool:
-    """JSON can spell half a surrogate pair, which no UTF-8 table can hold."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def read_json(path: Path, kind: type) -> Any:
-    """Return one JSON value of type ``kind``; ValueError names the row where it is no JSON."""
-    text = files.text(path)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}: row {error.lineno} is not JSON: {error.msg}"
-        raise ValueError(f"{where}. Is the file cut off? Fetch it again.") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"{path}: found a JSON {type(value).__name__}, wanted a {kind.__name__}.")
-    if "\\u" in text and not _is_utf8(value):
-        raise ValueError(
-            f"{path}: holds half a surrogate pair (\\ud800 to \\udfff), which is no text. Correct that title."
-        )
-    return value
-
-
-def _object(line: str) -> Any:
-    """The value of a line of JSON, or of a Python literal as older data sets have them. ValueError: it is neither."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        if "'" not in line:
-            raise
-        try:
-            return ast.literal_eval(line)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise error from None
-
-
-def read_jsonl(path: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Yield (row, object, line) of a file of JSON lines, or of Python literals; other lines are set aside."""
-    for row, line in read_lines(path):
-        try:
-            value = _object(line)
-        except json.JSONDecodeError as error:
-            rejects.add(path.name, row, f"not JSON: {error.msg}", line)
-            continue
-        if not isinstance(value, dict) or ("\\u" in line and not _is_utf8(value)):
-            rejects.add(path.name, row, "not a JSON object of UTF-8 text", line)
-            continue
-        yield row, value, line
 
 
 def _check_quotes(path: Path, separator: str, opened: Callable[[], BinaryIO]) -> None:

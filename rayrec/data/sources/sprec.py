@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 
 from rayrec.data.sources import files
-from rayrec.data.sources.reading import Raw, Rejects, item_frame, read_json, window_frame
+from rayrec.data.sources.objects import read_json
+from rayrec.data.sources.reading import Raw, Rejects, item_frame, window_frame
 
 BETWEEN = '", "'
 

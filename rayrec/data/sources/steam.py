@@ -14,7 +14,8 @@ def stars() -> pl.Expr:
     The rank is taken over all plays of the game, so the rating of a training row knows how long later players played.
     """
     rank = pl.col("hours").rank("average").over("item")
-    return pl.min_horizontal(pl.lit(5.0), 1 + (5 * (rank - 0.5) / pl.len().over("item")).floor())
+    found = pl.min_horizontal(pl.lit(5.0), 1 + (5 * (rank - 0.5) / pl.col("hours").count().over("item")).floor())
+    return pl.when(pl.col("hours").is_not_null()).then(found)
 
 
 def read(folder: Path) -> Raw:
