@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,12 +179,23 @@ def numbered(rows: pa.Table) -> pa.Table:
     return rows.append_column("number", pa.array(ascending(len(rows))))
 
 
+def _raw(source: str, folder: Path | None, config: DataConfig) -> Raw:
+    named = folder is not None and SOURCES[source].named
+    if config.columns and not named:
+        raise ValueError(
+            f"--columns is read for own tables, and --source is {source}, which has its names. Leave it out."
+        )
+    if folder is None:
+        return synthetic.generate(config.history)
+    return SOURCES[source].read(folder, config.columns) if named else SOURCES[source].read(folder)
+
+
 def load(config: DataConfig) -> Dataset:
     """Read, check, window and split the data of ``config``. ValueError: anything is not as wanted."""
     _check_settings(config)
     source, folder = detect(config.source, config.data)
     try:
-        raw = SOURCES[source].read(folder) if folder else synthetic.generate(config.history)
+        raw = _raw(source, folder, config)
     except (pl.exceptions.PolarsError, pa.ArrowException) as error:
         raise ValueError(f"{folder}: a column has a type that does not fit: {error}. Correct the file.") from error
     raw, rejected, counts, told = _checked(raw, config)

@@ -17,6 +17,9 @@ class DataConfig:
     """Format of --data; `auto` looks at the files, and without --data takes `synthetic`."""
     data: str | None = None
     """Folder or file of interaction logs."""
+    columns: tuple[str, ...] = ()
+    """Columns of own tables (`csv`, `parquet`) that have other names, such as `user=customer item=asin timestamp=when`;
+    obvious names are found, and told in the plan."""
     history: Annotated[int, at_least(1)] = 10
     """Most titles in a prompt."""
     min_history: int | None = None

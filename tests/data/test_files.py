@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import subprocess
+from dataclasses import replace
 
 import polars as pl
 import pyarrow as pa
@@ -152,3 +153,49 @@ def test_one_genre_form_is_as_good_as_another(tmp_path, wanted):
         made = load(DataConfig(data=str(folder), history=2))
         assert made.content_hash == wanted
         assert ("genres" in made.told) == (number > 1)
+
+
+def renamed(rows, names):
+    return [tuple(names), *rows[1:]]
+
+
+def test_columns_with_other_names(tmp_path, wanted):
+    plays = renamed(PLAYS, ("reviewerID", "Movie ID", "Stars", "unix_time"))
+    obvious = load(put(tmp_path / "a", written(renamed(ITEMS, ("movieId", "name", "Genre"))), written(plays)))
+    assert obvious.content_hash == wanted
+    assert "user=reviewerID" in obvious.told["columns"] and "timestamp=unix_time" in obvious.told["columns"]
+    config = put(
+        tmp_path / "b", written(renamed(ITEMS, ("k", "t", "g"))), written(renamed(PLAYS, ("w", "k", "r", "at")))
+    )
+    with pytest.raises(
+        ValueError, match=r"\['item', 'title'\] are missing; .*\['user', 'item', 'timestamp'\] are missing"
+    ):
+        load(config)
+    columns = ("user=w", "item=k", "title=t", "genres=g", "rating=r", "timestamp=at")
+    assert load(replace(config, columns=columns)).content_hash == wanted
+    for bad, message in (
+        (("who=w",), "wanted NAME=COLUMN"),
+        ((*columns[:5], "timestamp=when"), "no file has a column 'when'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(replace(config, columns=bad))
+    with pytest.raises(ValueError, match="--columns is read for own tables"):
+        load(DataConfig(columns=columns))
+
+
+def test_parquet_in_parts_and_hive_partitions(tmp_path, wanted):
+    columns = {name: [row[i] for row in ITEMS[1:]] for i, name in enumerate(ITEMS[0])}
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    plays = pa.table({name: [row[i] for row in PLAYS[1:]] for i, name in enumerate(PLAYS[0])})
+    parts = tmp_path / "interactions.parquet"
+    parts.mkdir()
+    (parts / "_SUCCESS").write_bytes(b"")
+    for number in range(2):
+        pq.write_table(plays.slice(4 * number, 4), parts / f"part-{number}.parquet")
+    assert load(DataConfig(data=str(tmp_path), history=2)).content_hash == wanted
+    parts.rename(tmp_path / "other")
+    for number in range(2):
+        folder = tmp_path / "interactions" / f"year={2000 + number}"
+        folder.mkdir(parents=True)
+        pq.write_table(plays.slice(4 * number, 4), folder / "x.parquet")
+    assert load(DataConfig(data=str(tmp_path), history=2)).content_hash == wanted

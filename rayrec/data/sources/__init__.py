@@ -24,10 +24,14 @@ from rayrec.data.sources.reading import Raw
 
 
 class Source(NamedTuple):
-    """The files (or patterns) that make a folder this source's, and its reader."""
+    """The files (or patterns) that make a folder this source's, and its reader.
+
+    Where ``named``, the reader takes --columns too.
+    """
 
     files: tuple[str, ...]
-    read: Callable[[Path], Raw]
+    read: Callable[..., Raw]
+    named: bool = False
 
     def missing(self, folder: Path) -> list[str]:
         """Return the files that ``folder`` lacks."""
@@ -49,8 +53,8 @@ SOURCES = {
     "minionerec": Source(("train/*.csv", "valid/*.csv", "test/*.csv", "info/*.txt"), minionerec.read),
     "steam-reviews": Source(("steam_reviews.json*", "steam_games.json*"), steam_reviews.read),
     "steam-hours": Source(("game_play.dat", "item_info.dat"), steam.read),
-    "parquet": Source(("interactions.parquet", "items.parquet"), tables.read_parquet),
-    "csv": Source(("interactions.csv", "items.csv"), tables.read_csv),
+    "parquet": Source(("interactions.parquet", "items.parquet"), tables.read_parquet, True),
+    "csv": Source(("interactions.csv", "items.csv"), tables.read_csv, True),
 }
 
 
