@@ -64,13 +64,15 @@ def beam_search(
     return_best: int | None = None,
     batch: int | None = None,
     prior: Prior | None = None,
+    allowed_PI: Tensor | None = None,
 ) -> list[list[tuple[int, float]]]:
     """Return the best ``width`` items of each prompt, best first, with log P(title + EOS | prompt) in nats.
 
     Items are distinct, ties are in the order of items, and probabilities are over the full vocabulary. A width of the
     catalogue's size ranks exhaustively. ``return_best`` cuts the lists and saves the work on titles that cannot enter
     them. ``batch`` prompts are computed together, by default 16 on a CPU, where padding costs most, and 64 elsewhere;
-    it changes rounding only. A ``prior`` changes the scores as its class describes.
+    it changes rounding only. A ``prior`` changes the scores as its class describes. ``allowed_PI`` (bool, [prompts, I])
+    names the items that each list may hold, by default all.
 
     Raises:
         ValueError: a width below 1, or a model or prompt that the packed pass cannot compute exactly.
@@ -83,7 +85,8 @@ def beam_search(
     for rows in batches(prompts, batch):
         cache = PromptCache(model, [prompts[i] for i in rows], trie.longest, spare=4 * width)
         edges = _EdgePrior(prior, trie, rows) if prior else None
-        found.update(zip(rows, _search(cache, trie, width, best, edges), strict=True))
+        open_BE = None if allowed_PI is None else trie.reach(allowed_PI[rows].to(model.device).float()) > 0
+        found.update(zip(rows, _search(cache, trie, width, best, edges, open_BE), strict=True))
     return [found[i][:best] for i in range(len(prompts))]
 
 
@@ -98,18 +101,18 @@ class _EdgePrior:
 
 
 def _search(
-    cache: PromptCache, trie: Trie, width: int, best: int, prior: _EdgePrior | None
+    cache: PromptCache, trie: Trie, width: int, best: int, prior: _EdgePrior | None, open_BE: Tensor | None
 ) -> list[list[tuple[int, float]]]:
     start = torch.zeros_like(cache.lengths)[:, None]
     beams = _Beams(start.float(), start, start, start, start[:, :, None][:, :, :0], start.float())
-    beams = _extend(beams, cache.logits_B1V, trie, width, prior)
+    beams = _extend(beams, cache.logits_B1V, trie, width, prior, open_BE)
     while live := int((beams.next_BW >= 0).sum(1).max()):
         own_BW1 = torch.full_like(beams.next_BW, cache.root)[:, :, None]
         own_BW1[:, :live, 0] = torch.arange(cache.columns, cache.columns + live, device=start.device)
         beams.path_BWS = torch.cat([beams.path_BWS, own_BW1.where(beams.next_BW[:, :, None] >= 0, cache.root)], 2)
         position_BN = cache.lengths[:, None] + beams.depth_BW[:, :live] - 1
         logits_BNV = cache.forward(beams.token_BW[:, :live], position_BN, beams.path_BWS[:, :live])
-        beams = _extend(beams, logits_BNV, trie, width, prior)
+        beams = _extend(beams, logits_BNV, trie, width, prior, open_BE)
     _complete(cache, beams, trie, best, prior.alpha if prior else 1.0)
     return [
         sorted(((~n, s) for n, s in zip(*row, strict=True) if s > -torch.inf), key=lambda x: (-x[1], x[0]))
@@ -117,7 +120,9 @@ def _search(
     ]
 
 
-def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, prior: _EdgePrior | None) -> _Beams:
+def _extend(
+    beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, prior: _EdgePrior | None, open_BE: Tensor | None
+) -> _Beams:
     """Return the best ``width`` of the live beams' children and the stopped beams, live ones first."""
     B, N, _ = logits_BNV.shape
     next_N = beams.next_BW[:, :N].flatten()
@@ -133,6 +138,8 @@ def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, prior: _E
         prior_E = prior.score_BE[prompt_E, edge_E]
         logp_E = prior.alpha * logp_E + prior_E - beams.prior_BW[:, :N].flatten()[beam_E]
 
+    if open_BE is not None:
+        logp_E = logp_E.masked_fill(~open_BE[prompt_E, edge_E], -torch.inf)
     most = int(count_N.view(B, N).sum(1).max())
     score_BC = logits_BNV.new_full((B, most + beams.score_BW.shape[1]), -torch.inf)  # children, then stopped beams
     score_BC[prompt_E, torch.arange(len(beam_E), device=beam_E.device) - first_B[prompt_E]] = (

@@ -25,7 +25,7 @@ TOY += ["--pretrain-steps", "40", "--test-rows", "128"]
 
 
 #: Files that compare their runs with the undisturbed one, or share its first trainings.
-_TOGETHER = ("test_evaluate", "test_methods", "test_nodes", "test_runs")
+_TOGETHER = ("test_evaluate", "test_methods", "test_nodes", "test_recommend", "test_runs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

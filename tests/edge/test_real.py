@@ -29,7 +29,18 @@ def test_two_steps_of_every_phase(tmp_path: Path) -> None:
     if fetched.returncode:
         warnings.warn(f"no real model is tested: {fetched.stdout[-500:]} {fetched.stderr[-500:]}", stacklevel=1)
         return
-    command = [sys.executable, "jobs/sprec.py", "--preset", "real", "--dtype", "float32", "--model", str(MODEL), "--data", str(DATA)]
+    command = [
+        sys.executable,
+        "jobs/sprec.py",
+        "--preset",
+        "real",
+        "--dtype",
+        "float32",
+        "--model",
+        str(MODEL),
+        "--data",
+        str(DATA),
+    ]
     command += [*SMALL.split(), "--runs", str(tmp_path), "--name", "real"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

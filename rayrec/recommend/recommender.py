@@ -1,0 +1,222 @@
+"""Top-k lists for histories, by the constrained beams of a policy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rayrec.recommend import places
+
+#: One list element per row. ``row`` is the place of the history, ``logprob`` log P(title + EOS | prompt) in nats, null
+#: in the ``fallback`` for an empty history: the most popular titles.
+LISTS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("item", pa.int32(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("logprob", pa.float32()),
+        pa.field("fallback", pa.bool_(), nullable=False),
+    ]
+)
+#: Prompts of one call of the beam search, and answers of one packed pass.
+_PART, _PACKED = 64, 8
+
+
+class Recommender:
+    """A policy and a catalogue, held in memory; make it with :meth:`open`."""
+
+    def __init__(self, model: Any, template: Any, catalogue: Any, policy: str, history: int, width: int):
+        from rayrec.decoding import Trie
+
+        self.model, self.template, self.catalogue = model, template, catalogue
+        self.policy, self.history, self.width = policy, history, width
+        self._answers = [template.answer_ids(title) for title in catalogue.titles]
+        self._trie = Trie.build(self._answers)
+
+    @classmethod
+    def open(
+        cls,
+        policy: str | Path,
+        catalogue: str | Path | None = None,
+        *,
+        template: str = "auto",
+        device: str = "auto",
+        dtype: str = "",
+        history: int = 10,
+        width: int = 10,
+    ) -> Recommender:
+        """Open a policy.
+
+        Args:
+            policy: a run's folder (its best policy on validation rows), a policy's folder in a run, or a Hugging Face
+                folder or hub id.
+            catalogue: Parquet or CSV with a column `title`, `genres` and `popularity` if there are any; by default the
+                run's own.
+            template: prompt form, ``history``: titles of a prompt, ``width``: of the beams, ``dtype``: precision; in a
+                run those of the run.
+            device: `cpu`, `cuda`, or `auto`.
+
+        Raises:
+            ValueError: the policy or the catalogue cannot be opened, or the run's policies choose from candidates.
+        """
+        import torch
+
+        from rayrec.models.policy import check_model, load_policy, load_tokenizer
+        from rayrec.prompts import make_template, resolve_template
+
+        place = places.find(str(policy))
+        if place.settings:
+            data, model = place.settings["data"], place.settings["model"]
+            if data["protocol"] == "candidates" or data["ask"] != "title" or data["ratings"] or model["item_vectors"]:
+                raise ValueError(
+                    f"{policy}: found a policy that chooses from candidates, reads ratings or item vectors; wanted one "
+                    "that answers a history of titles. Tune one with the default --protocol, without --ratings."
+                )
+            history, width = data["history"], place.settings["evaluate"]["beam_width"]
+            template, dtype = _known_template(model), dtype or place.settings["train"]["dtype"]
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        adapter = (Path(place.model) / "adapter_config.json").exists()
+        if not adapter:
+            check_model(place.model)
+        lm = load_policy(place.model, dtype or "float32", device)
+        lm = lm.merge_and_unload() if adapter else lm
+        tokenizer = load_tokenizer(place.model)
+        form = make_template(resolve_template(template, place.model, tokenizer), tokenizer)
+        return cls(lm.eval(), form, _catalogue(catalogue, place), place.name, history, width)
+
+    @property
+    def version(self) -> str:
+        """Hash of the catalogue's titles, 12 hexadecimal digits."""
+        return hashlib.sha256("\n".join(self.catalogue.titles).encode()).hexdigest()[:12]
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_history: bool = True,
+        allow: Collection[str] | None = None,
+        exclude: Collection[str] = (),
+    ) -> pa.Table:
+        """Return the best ``k`` titles for every history (oldest title first), as :data:`LISTS`.
+
+        A list is shorter where fewer titles are allowed.
+
+        Args:
+            exclude_history: leave the history's own titles out of its list.
+            allow: titles that lists may hold, by default all of the catalogue.
+            exclude: titles that lists may not hold.
+
+        Raises:
+            ValueError: k below 1, or titles that the catalogue does not have.
+        """
+        allowed_I = self._allowed(k, allow, exclude)
+        columns: dict[str, list] = {name: [] for name in LISTS.names}
+        for row, found in enumerate(self._lists(histories, k, exclude_history, allowed_I)):
+            for rank, (item, logprob) in enumerate(found, 1):
+                values = row, rank, item, self.catalogue.titles[item], logprob, logprob is None
+                for name, value in zip(LISTS.names, values, strict=True):
+                    columns[name].append(value)
+        return pa.table(columns, schema=LISTS)
+
+    def score(self, histories: Sequence[Sequence[str]], titles: Sequence[str]) -> list[list[float]]:
+        """Return log P(title + EOS | history) in nats of every title after every history."""
+        import torch
+
+        from rayrec.models.logprobs import PackedLM, pack
+
+        if not titles:
+            return [[] for _ in histories]
+        lm, answers, found = PackedLM(self.model), [self.template.answer_ids(title) for title in titles], []
+        with torch.inference_mode():
+            for start in range(0, len(histories), _PACKED):
+                some = [(self._prompt(history), answers) for history in histories[start : start + _PACKED]]
+                found += lm(pack(some).to(self.model.device)).tolist()
+        return found
+
+    def _prompt(self, history: Sequence[str]) -> list[int]:
+        return self.template.prompt_ids(list(history)[-self.history :])
+
+    def _allowed(self, k: int, allow: Collection[str] | None, exclude: Collection[str]) -> Any:
+        import torch
+
+        if k < 1:
+            raise ValueError(f"Found k = {k}, wanted at least 1.")
+        if unknown := [title for title in (*(allow or ()), *exclude) if title not in self.catalogue.index]:
+            raise ValueError(
+                f"{len(unknown)} titles to allow or exclude are not in the catalogue, the first is {unknown[0]!r}. "
+                "Take titles of the catalogue."
+            )
+        allowed_I = torch.full((len(self.catalogue),), allow is None)
+        allowed_I[self._items(allow or ())] = True
+        allowed_I[self._items(exclude)] = False
+        return allowed_I
+
+    def _items(self, titles: Iterable[str]) -> list[int]:
+        return [self.catalogue.index[title] for title in titles if title in self.catalogue.index]
+
+    def _lists(
+        self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool, allowed_I: Any
+    ) -> Iterator[list[tuple[int, float | None]]]:
+        """Yield the items of every list with their log-probabilities, None in a fallback."""
+        from rayrec.decoding import beam_search
+
+        for start in range(0, len(histories), _PART):
+            some = histories[start : start + _PART]
+            allowed_PI = allowed_I.repeat(len(some), 1)
+            for row, history in enumerate(some) if exclude_history else ():
+                allowed_PI[row, self._items(history)] = False
+            asked = [row for row, history in enumerate(some) if len(history)]
+            prompts = [self._prompt(some[row]) for row in asked]
+            limits = None if bool(allowed_PI.all()) else allowed_PI[asked]
+            width = max(k, self.width)
+            found = (
+                beam_search(self.model, prompts, self._trie, width, return_best=k, allowed_PI=limits) if asked else []
+            )
+            by_row: dict[int, list[tuple[int, float | None]]] = {
+                row: [*one] for row, one in zip(asked, found, strict=True)
+            }
+            for row in range(len(some)):
+                yield by_row[row] if row in by_row else [(item, None) for item in self._popular(allowed_PI[row], k)]
+
+    def _popular(self, allowed_I: Any, k: int) -> list[int]:
+        order = (-self.catalogue.popularity).argsort(kind="stable").tolist()
+        return [item for item in order if allowed_I[item]][:k]
+
+
+def _known_template(model: dict[str, Any]) -> str:
+    return "compact" if model["template"] == "auto" and model["model"] == "tiny" else model["template"]
+
+
+def _catalogue(path: str | Path | None, place: places.Place) -> Any:
+    """The run's catalogue, or that of a file."""
+    import numpy as np
+    import polars as pl
+    import pyarrow.parquet as pq
+
+    from rayrec.data.catalogue import Catalogue
+
+    if path is None:
+        if place.run is None:
+            raise ValueError(f"{place.name}: a policy outside of a run has no catalogue. Name a file with titles.")
+        return Catalogue.from_table(pq.read_table(place.run / "catalogue.parquet"))
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"catalogue {path}: no such file. Name a Parquet or CSV file with a column `title`.")
+    table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
+    if "title" not in table.columns:
+        raise ValueError(f"catalogue {path}: found columns {table.columns}, wanted `title`. Rename the column.")
+    titles = table["title"].to_list()
+    if None in titles or len(set(titles)) < len(titles):
+        raise ValueError(f"catalogue {path}: a title is empty or comes twice. Remove that row.")
+    made = Catalogue.from_items(titles, [()] * len(titles))
+    counts = (
+        table["popularity"].cast(pl.Int64).to_numpy() if "popularity" in table.columns else np.zeros(len(titles), int)
+    )
+    return made.with_training(counts, [])

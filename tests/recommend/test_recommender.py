@@ -1,0 +1,86 @@
+"""Lists of a policy: the catalogue's best titles, without those that are not allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayrec.models.settings import ModelConfig
+from rayrec.models.tiny import make_tiny
+from rayrec.recommend import Recommender
+
+TITLES = [f"{a} {b}" for a in ("Red", "Blue", "Old", "Lost") for b in ("River", "House", "Road", "Winter (1999)")]
+HISTORIES = [TITLES[:3], TITLES[5:6], TITLES[2:9]]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    make_tiny(TITLES, ModelConfig(tiny_hidden=64, tiny_layers=1, tiny_vocab=300), folder / "model", 0)
+    rows = "".join(f"{title},{number}\n" for number, title in enumerate(TITLES))
+    (folder / "titles.csv").write_text("title,popularity\n" + rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recommender(policy: Path) -> Recommender:
+    return Recommender.open(policy / "model", policy / "titles.csv", template="compact", device="cpu", width=16)
+
+
+def lists(table) -> list[list[str]]:
+    found: dict[int, list[str]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row["row"], []).append(row["title"])
+        assert row["rank"] == len(found[row["row"]])
+    return list(found.values())
+
+
+def test_lists_are_the_best_titles_by_exact_scores(recommender: Recommender) -> None:
+    scores = recommender.score(HISTORIES, TITLES)
+    whole = recommender.recommend(HISTORIES, 16, exclude_history=False)
+    for row, one in enumerate(lists(whole)):
+        assert one == sorted(TITLES, key=lambda title: -scores[row][TITLES.index(title)])
+    first = whole.slice(0, 1).to_pylist()[0]
+    assert first["logprob"] == pytest.approx(max(scores[0]), abs=1e-5) and not first["fallback"]
+    assert TITLES[first["item"]] == first["title"]
+
+
+def test_what_is_not_allowed_is_in_no_list(recommender: Recommender) -> None:
+    scores = recommender.score(HISTORIES, TITLES)
+    allow, exclude = TITLES[::2], TITLES[4:5]
+    found = lists(recommender.recommend(HISTORIES, 3, allow=allow, exclude=exclude))
+    for row, one in enumerate(found):
+        wanted = [title for title in allow if title not in HISTORIES[row] and title not in exclude]
+        assert one == sorted(wanted, key=lambda title: -scores[row][TITLES.index(title)])[:3]
+    assert lists(recommender.recommend(HISTORIES[:1], 5, allow=TITLES[:4])) == [[TITLES[3]]]
+
+
+def test_an_empty_history_gets_popular_titles_and_says_so(recommender: Recommender) -> None:
+    found = recommender.recommend([[], HISTORIES[0], []], 2, exclude=[TITLES[-1]]).to_pylist()
+    assert [row["title"] for row in found[:2]] == [TITLES[-2], TITLES[-3]] == [row["title"] for row in found[4:]]
+    assert [row["fallback"] for row in found] == [True, True, False, False, True, True]
+    assert [row["logprob"] is None for row in found] == [True, True, False, False, True, True]
+
+
+def test_a_history_is_cut_to_what_the_policy_read(policy: Path, recommender: Recommender) -> None:
+    short = Recommender.open(policy / "model", policy / "titles.csv", template="compact", device="cpu", history=2)
+    assert short.score([TITLES[:9]], TITLES) == recommender.score([TITLES[7:9]], TITLES)
+
+
+def test_wrong_questions_are_refused(policy: Path, recommender: Recommender, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="k = 0, wanted at least 1"):
+        recommender.recommend(HISTORIES, 0)
+    with pytest.raises(ValueError, match="1 titles to allow or exclude are not in the catalogue, the first is 'Nope'"):
+        recommender.recommend(HISTORIES, 2, allow=["Nope"])
+    with pytest.raises(ValueError, match="outside of a run has no catalogue"):
+        Recommender.open(policy / "model")
+    with pytest.raises(ValueError, match="no such file"):
+        Recommender.open(policy / "model", "nowhere.csv")
+    (tmp_path / "twice.csv").write_text("title\nA\nA\n")
+    with pytest.raises(ValueError, match="a title is empty or comes twice"):
+        Recommender.open(policy / "model", tmp_path / "twice.csv")
+    (tmp_path / "names.csv").write_text("name\nA\n")
+    with pytest.raises(ValueError, match=r"found columns \['name'\], wanted `title`"):
+        Recommender.open(policy / "model", tmp_path / "names.csv")
+    assert recommender.recommend([], 3).num_rows == 0
