@@ -1,0 +1,313 @@
+"""Lists for all users: Ray Data spreads parts of the users over actors, and finished parts are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+
+from rayrec import fields, signals
+from rayrec.cluster import connect
+from rayrec.config import Config, PlacementConfig
+from rayrec.fields import POSITIVE
+from rayrec.recommend import histories, places
+from rayrec.recommend.recommender import Recommender
+from rayrec.report import terminal
+from rayrec.runs.manifest import read_json, sha256, write_json
+
+#: Users of a part: answered by one actor, and made again whole after a death.
+PART = 512
+_lists = {"item": pa.int32(), "title": pa.string(), "logprob": pa.float32()}
+#: One row per user, in the order of the histories. ``logprob`` is null where ``fallback`` gives popular titles.
+RECOMMENDATIONS = pa.schema(
+    [
+        pa.field("user", pa.string(), nullable=False),
+        *(pa.field(name, pa.list_(kind), nullable=False) for name, kind in _lists.items()),
+        pa.field("fallback", pa.bool_(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("policy", pa.string(), nullable=False),
+        pa.field("catalogue", pa.string(), nullable=False),
+        pa.field("created", pa.timestamp("s", "UTC"), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class RecommendConfig:
+    """Settings of jobs/recommend.py."""
+
+    policy: str
+    """A run's folder (its best policy on validation rows), a policy of a run, or a Hugging Face folder or hub id."""
+    data: str | None = None
+    """Folder of interactions, as in jobs/sprec.py; every user's last titles are the history."""
+    source: str = "auto"
+    histories: str | None = None
+    """Parquet or JSONL file with `user` and `history` (titles, oldest first) instead of --data."""
+    users: str = "all"
+    """`all`, or a file with one user per line."""
+    out: str = "recommendations.parquet"
+    """File that is written, .parquet or .jsonl."""
+    catalogue: str | None = None
+    """Parquet or CSV file with a column `title`; default: the run's own."""
+    template: Literal["auto", "chat", "instruct", "compact"] = "auto"
+    """Prompt form of a policy outside of a run."""
+    top_k: Annotated[int, POSITIVE] = 10
+    exclude_history: bool = True
+    """Lists hold no title of their user's history."""
+    placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
+
+
+class _Actor:
+    """Ray Data's actor: a policy in memory, and parts that it answers and writes."""
+
+    def __init__(self, settings: dict[str, Any], folder: str, created: int, threads: int):
+        import torch
+
+        torch.set_num_threads(threads)
+        self.folder, self.created, self.settings = Path(folder), created, settings
+        self.recommender = _open(settings)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for part in batch["part"].tolist():
+            self._write(int(part))
+        return batch
+
+    def _write(self, part: int) -> None:
+        with pq.ParquetFile(self.folder / "histories.parquet") as file:
+            rows = file.read_row_group(part).to_pylist()
+        asked = [row for row in rows if row["error"] is None]
+        table = self.recommender.recommend(
+            [row["history"] for row in asked], self.settings["top_k"], exclude_history=self.settings["exclude_history"]
+        )
+        made: list[dict[str, Any]] = [{"item": [], "title": [], "logprob": [], "fallback": False} for _ in asked]
+        for one in table.to_pylist():
+            for name in _lists:
+                made[one["row"]][name].append(one[name])
+            made[one["row"]]["fallback"] = one["fallback"]
+        answers = iter(made)
+        about = {"policy": self.recommender.policy, "catalogue": self.recommender.version, "created": self.created}
+        nothing = {"item": [], "title": [], "logprob": [], "fallback": False}
+        found = [
+            {"user": row["user"], "error": row["error"], **about, **(nothing if row["error"] else next(answers))}
+            for row in rows
+        ]
+        target = self.folder / f"{part:09d}.parquet"
+        pq.write_table(pa.Table.from_pylist(found, schema=RECOMMENDATIONS), f"{target}.partial")
+        os.replace(f"{target}.partial", target)
+
+
+def run(config: RecommendConfig) -> dict[str, Any]:
+    """Write the lists of all users; the same call goes on after the parts that are there. Returns the summary.
+
+    Raises:
+        ValueError: settings, policy or users that do not fit, before an actor starts.
+    """
+    terminal.show_log()
+    fields.check(config.placement)
+    out, begun = Path(config.out).expanduser().absolute(), time.time()
+    _check(config, out)
+    folder = out.with_name(out.name + ".parts")
+    created = _claim(config, folder)
+    if not (folder / "histories.parquet").exists():
+        _write_histories(config, folder)
+    signals.check()
+    parts = pq.read_metadata(folder / "histories.parquet").num_row_groups
+    left = [part for part in range(parts) if not (folder / f"{part:09d}.parquet").exists()]
+    if left:
+        _answer(config, folder, created, parts, left)
+    summary = _join(folder, parts, out) | {"seconds": time.time() - begun}
+    shutil.rmtree(folder)
+    rate = summary["users"] / summary["seconds"]
+    terminal.log("summary", ", ".join(f"{k.replace('_', ' ')} {_number(v)}" for k, v in summary.items()))
+    terminal.log("written", f"{out}, {rate:.1f} users/s")
+    return summary
+
+
+def _check(config: RecommendConfig, out: Path) -> None:
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise ValueError(f"--out {config.out}: found the ending {out.suffix!r}, wanted .parquet or .jsonl.")
+    if config.data and config.histories:
+        raise ValueError("--data and --histories both name users. Give one of them.")
+    if out.exists():
+        raise ValueError(f"--out {config.out}: the file exists. Remove it, or name another.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _open(settings: dict[str, Any]) -> Recommender:
+    return Recommender.open(
+        settings["policy"], settings["catalogue"], template=settings["template"], device=settings["device"]
+    )
+
+
+def _settings(config: RecommendConfig) -> dict[str, Any]:
+    """Everything that decides the lists."""
+    found = {name: value for name, value in asdict(config).items() if name not in ("placement", "out")}
+    return found | {"device": {"gpu": "cuda"}.get(config.placement.device, config.placement.device)}
+
+
+def _claim(config: RecommendConfig, folder: Path) -> int:
+    """Return when these recommendations were begun, in seconds since the epoch; a stopped job keeps its time."""
+    place = places.find(config.policy)
+    weights = {file.name: sha256(file) for file in sorted(Path(place.model).glob("*.safetensors"))}
+    key = {"settings": _settings(config), "policy": place.name, "weights": weights}
+    key["files"] = {name: sha256(Path(name).expanduser()) for name in (config.histories, config.catalogue) if name}
+    if (folder / "key.json").exists():
+        found = read_json(folder / "key.json")
+        if found["key"] != key:
+            raise ValueError(
+                f"{folder}: found parts of other settings, policy or users. Remove the folder, or name another --out."
+            )
+        return found["created"]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "key.json", {"key": key, "created": (created := int(time.time()))})
+    return created
+
+
+def _write_histories(config: RecommendConfig, folder: Path) -> None:
+    place = places.find(config.policy)
+    length = place.settings["data"]["history"] if place.settings else 10
+    if config.histories:
+        tables: Iterable[pa.Table] = histories.from_file(config.histories)
+    else:
+        tables = histories.from_logs(config.source, config.data, length)
+    if config.users != "all":
+        tables = _chosen(tables, config.users)
+    path, count = folder / "histories.parquet.partial", 0
+    with pq.ParquetWriter(path, histories.HISTORIES) as file:
+        for some in _sized(tables):
+            file.write_table(some, row_group_size=PART)
+            count += len(some)
+    if not count:
+        raise ValueError("No user is left: --users names none that the data has. Take --users all.")
+    path.rename(folder / "histories.parquet")
+
+
+def _chosen(tables: Iterable[pa.Table], users: str) -> Iterator[pa.Table]:
+    """Keep the users of a file; one that the data does not have gets a row with an empty history."""
+    path = Path(users).expanduser()
+    if not path.is_file():
+        raise ValueError(f"--users {users}: no such file. Name a file with one user per line, or take `all`.")
+    wanted = dict.fromkeys(line for line in path.read_text("utf-8").splitlines() if line)
+    for table in tables:
+        keep = [user in wanted for user in table["user"].to_pylist()]
+        yield table.filter(pa.array(keep))
+        for user in table["user"].to_pylist():
+            wanted.pop(user, None)
+    unknown = [{"user": user, "history": [], "error": None} for user in wanted]
+    yield pa.Table.from_pylist(unknown, schema=histories.HISTORIES)
+
+
+def _sized(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of :data:`PART`, the last one shorter."""
+    held = histories.HISTORIES.empty_table()
+    for table in tables:
+        held = pa.concat_tables([held, table])
+        while len(held) >= PART:
+            yield held.slice(0, PART)
+            held = held.slice(PART).combine_chunks()
+    if len(held):
+        yield held
+
+
+def _answer(config: RecommendConfig, folder: Path, created: int, parts: int, left: list[int]) -> None:
+    """Let the actors answer the parts that are ``left``."""
+    _open(_settings(config))  # whatever is wrong with policy or catalogue is said before an actor starts
+    signals.check()
+    placement = config.placement
+    cluster = Config(placement=placement)
+    gpu = connect.has_gpu(cluster)
+    connect.connect(cluster)
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    threads = placement.threads or max(1, (os.cpu_count() or 1) // placement.generators)
+    resources: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": 1}
+    if placement.generate_resource:
+        resources["resources"] = {placement.generate_resource: 1}
+    settings = _settings(config) | {"device": "cuda" if gpu else "cpu"}
+    rows = ray.data.from_items([{"part": part} for part in left], override_num_blocks=len(left))
+    made: Any = rows.map_batches(
+        _Actor,
+        fn_constructor_args=(settings, str(folder), created, threads),
+        batch_size=1,
+        concurrency=placement.generators,
+        **resources,
+    )
+    with terminal.LaneProgress(["generators"]) as progress:
+        progress.start("generators", "recommend", parts, "parts")
+        done = parts - len(left)
+
+        def follow() -> None:
+            nonlocal done
+            for _ in made.iter_rows():
+                done += 1
+                progress.update("recommend", done)
+
+        _with_signals(follow)
+        progress.finish("recommend")
+    connect.leave()
+
+
+def _with_signals(work: Callable[[], None]) -> None:
+    """Do ``work`` in a thread, so that a signal ends the wait."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    future = ThreadPoolExecutor(1).submit(work)
+    signals.wait_for([future])
+    future.result()
+
+
+def _join(folder: Path, parts: int, out: Path) -> dict[str, Any]:
+    """Write all parts, in order, to ``out``; returns the summary."""
+    counts, summary = np.zeros(0, np.int64), {"users": 0, "fallbacks": 0, "errors": 0}
+    partial = out.with_name(out.name + ".partial")
+    write, close = _writer(partial, out.suffix)
+    for part in range(parts):
+        table = pq.read_table(folder / f"{part:09d}.parquet")
+        write(table)
+        items = table["item"].combine_chunks().flatten().to_numpy()
+        counts = np.pad(counts, (0, max(0, int(items.max(initial=-1)) + 1 - len(counts))))
+        counts += np.bincount(items, minlength=len(counts))
+        summary["users"] += len(table)
+        summary["fallbacks"] += int(np.sum(table["fallback"].to_numpy()))
+        summary["errors"] += len(table) - table["error"].null_count
+    close()
+    os.replace(partial, out)
+    total = max(1, int(counts.sum()))
+    shown = int((counts > 0).sum())
+    return summary | {
+        "titles_shown": shown,
+        "DivRatio": shown / total,
+        "ORRatio": float(np.sort(counts)[-3:].sum() / total),
+    }
+
+
+def _writer(path: Path, ending: str) -> tuple[Callable[[pa.Table], None], Callable[[], None]]:
+    if ending == ".parquet":
+        parquet = pq.ParquetWriter(path, RECOMMENDATIONS)
+        return parquet.write_table, parquet.close
+    text = path.open("w", encoding="utf-8")
+
+    def write(table: pa.Table) -> None:
+        for row in table.to_pylist():
+            output = {"recommendedItems": row["title"], "scores": row["logprob"]}
+            about = {"policy": row["policy"], "catalogue": row["catalogue"], "fallback": row["fallback"]}
+            line = {"input": {"userId": row["user"]}, "output": output | about, "error": row["error"]}
+            text.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    return write, text.close
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,104 @@
+"""Users and their histories: from interaction logs, or from a file of histories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayrec.data import synthetic
+from rayrec.data.sources import SOURCES, detect
+
+#: ``history``: titles, oldest first; null where ``error`` says why there is none.
+HISTORIES = pa.schema(
+    [
+        pa.field("user", pa.string(), nullable=False),
+        pa.field("history", pa.list_(pa.field("item", pa.string(), nullable=False))),
+        pa.field("error", pa.string()),
+    ]
+)
+#: Rows that are read at once.
+_READ = 4096
+
+
+def from_logs(source: str, data: str | None, length: int) -> Iterator[pa.Table]:
+    """Yield every user's last ``length`` titles, users in the order of their names.
+
+    Raises:
+        ValueError: the data cannot be read, or has ready rows and no users.
+    """
+    name, folder = detect(source, data)
+    raw = synthetic.generate(length) if folder is None else SOURCES[name].read(folder)
+    if raw.interactions is None:
+        raise ValueError(
+            f"--data {data}: the source {name} has ready rows and no interactions of users. Give --histories FILE."
+        )
+    log: Any = pl.from_arrow(raw.interactions.select(["user", "title", "timestamp"]))
+    log = log.sort("user", "timestamp", maintain_order=True)
+    users = log.group_by("user", maintain_order=True).agg(pl.col("title").tail(length).alias("history"))
+    for some in users.iter_slices(_READ):
+        yield _table(some.to_dicts())
+
+
+def from_file(path: str) -> Iterator[pa.Table]:
+    """Yield the rows of a Parquet or JSONL file with `user` and `history`; a bad row is one with an ``error``.
+
+    Raises:
+        ValueError: there is no such file, or it is of another format.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"--histories {path}: no such file. Name a Parquet or JSONL file with `user` and `history`.")
+    if file.suffix == ".jsonl":
+        return _of_lines(file)
+    try:
+        columns = set(pq.read_schema(file).names)
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"--histories {path}: found neither Parquet nor a name that ends in .jsonl ({error}). Convert the file."
+        ) from error
+    if missing := {"user", "history"} - columns:
+        raise ValueError(f"--histories {path}: found columns {sorted(columns)}, wanted {sorted(missing)}. Rename them.")
+    return _of_parquet(file)
+
+
+def _of_lines(file: Path) -> Iterator[pa.Table]:
+    rows: list[Any] = []
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line))
+            except (json.JSONDecodeError, RecursionError) as error:
+                rows.append(f"no JSON: {error}")
+            if len(rows) == _READ:
+                yield _table(rows)
+                rows = []
+    yield _table(rows)
+
+
+def _of_parquet(file: Path) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file) as opened:
+        for batch in opened.iter_batches(_READ, columns=["user", "history"]):
+            yield _table(batch.to_pylist())
+
+
+def _table(rows: Iterable[Any]) -> pa.Table:
+    return pa.Table.from_pylist([_row(row) for row in rows], schema=HISTORIES)
+
+
+def _row(row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        return {"user": "", "history": None, "error": row if isinstance(row, str) else "wanted an object"}
+    user, history = row.get("user"), row.get("history")
+    if not isinstance(user, str | int) or isinstance(user, bool):
+        return {"user": "", "history": None, "error": f"user is {user!r:.80}, wanted a text or a number"}
+    if history is not None and not (isinstance(history, list) and all(isinstance(title, str) for title in history)):
+        return {"user": str(user), "history": None, "error": f"history is {history!r:.80}, wanted a list of titles"}
+    return {"user": str(user), "history": history or [], "error": None}

@@ -1,0 +1,74 @@
+"""Users and their histories, from logs and from files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayrec.recommend import batch, histories
+
+
+def rows(tables) -> list[dict]:
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def test_logs_give_every_users_last_titles_oldest_first(tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_text(
+        "user,item,timestamp\nb,1,5\na,2,9\na,1,3\na,3,4\nb,2,5\n"  # equal times keep the order of the file
+    )
+    (tmp_path / "items.csv").write_text("item,title\n1,One\n2,Two\n3,Three\n")
+    found = rows(histories.from_logs("auto", str(tmp_path), 3))
+    assert [(row["user"], row["history"], row["error"]) for row in found] == [
+        ("a", ["One", "Three", "Two"], None),
+        ("b", ["One", "Two"], None),
+    ]
+
+
+def test_ready_rows_have_no_users(real_data: Path | None) -> None:
+    if real_data is not None:
+        with pytest.raises(ValueError, match=r"ready rows and no interactions of users\. Give --histories FILE"):
+            next(histories.from_logs("auto", str(real_data / "lastfm"), 10))
+
+
+def test_a_bad_row_of_a_file_has_an_error(tmp_path: Path) -> None:
+    lines = [json.dumps({"user": "a", "history": ["One"]}), "", "{", json.dumps({"user": 7, "history": None})]
+    lines += [json.dumps({"history": ["One"]}), json.dumps({"user": "c", "history": [1]}), "[]", "\udcff"]
+    lines += [json.dumps({"user": True, "history": []}), "[" * 100_000]
+    (tmp_path / "users.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    found = rows(histories.from_file(str(tmp_path / "users.jsonl")))
+    good = [(row["user"], row["history"]) for row in found if row["error"] is None]
+    assert good == [("a", ["One"]), ("7", [])]
+    said = [row["error"] for row in found if row["error"] is not None]
+    assert len(said) == 7 and all(row["history"] is None for row in found if row["error"])
+    assert said[1] == "user is None, wanted a text or a number" and "history is [1], wanted a list" in said[2]
+
+    table = pa.table({"user": ["a", None], "history": [["One"], ["Two"]], "more": [1, 2]})
+    pq.write_table(table, tmp_path / "users.parquet")
+    assert [row["error"] is None for row in rows(histories.from_file(str(tmp_path / "users.parquet")))] == [True, False]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.jsonl: no such file\. Name a Parquet or JSONL file"):
+        histories.from_file("nowhere.jsonl")
+    (tmp_path / "users.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"found neither Parquet nor a name that ends in \.jsonl"):
+        histories.from_file(str(tmp_path / "users.txt"))
+    pq.write_table(pa.table({"user": ["a"]}), tmp_path / "half.parquet")
+    with pytest.raises(ValueError, match=r"found columns \['user'\], wanted \['history'\]"):
+        histories.from_file(str(tmp_path / "half.parquet"))
+
+
+def test_parts_have_equal_sizes_and_chosen_users_all_stand_there(tmp_path: Path) -> None:
+    made = [{"user": str(i), "history": ["One"], "error": None} for i in range(1300)]
+    tables = [pa.Table.from_pylist(made[i : i + 700], schema=histories.HISTORIES) for i in (0, 700)]
+    assert [len(table) for table in batch._sized(tables)] == [512, 512, 276]
+    assert [row["user"] for row in rows(batch._sized(tables))] == [row["user"] for row in made]
+    (tmp_path / "users.txt").write_text("999\n3\nnobody\n")
+    chosen = rows(batch._chosen(tables, str(tmp_path / "users.txt")))
+    assert [(row["user"], row["history"]) for row in chosen] == [("3", ["One"]), ("999", ["One"]), ("nobody", [])]
+    with pytest.raises(ValueError, match="--users nowhere: no such file"):
+        rows(batch._chosen(tables, "nowhere"))
