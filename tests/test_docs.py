@@ -28,6 +28,7 @@ import tyro
 from rayrec.config import BaselinesConfig, Config
 from rayrec.driver import baselines, checks
 from rayrec.methods import parse
+from rayrec.recommend.batch import RecommendConfig
 from tests.faults.__main__ import kinds_of, options
 from tests.faults.kinds import KINDS
 
@@ -147,6 +148,8 @@ def python(words: list[str]) -> None:
         config = tyro.cli(BaselinesConfig, args=args)
         importlib.import_module("baselines").check_read(config)
         baselines.check(config)
+    elif program == "jobs/recommend.py":
+        tyro.cli(RecommendConfig, args=args)
     elif program == "jobs/bench.py":
         importlib.import_module("bench").options().parse_args(args)
     elif program == "tests.faults":
@@ -194,7 +197,7 @@ def known_flags() -> set[str]:
     from ray.scripts.scripts import start
 
     found = {"--preset", "--method", "--policy", "--help", *(name for p in start.params for name in p.opts)}
-    for config in (Config(), BaselinesConfig()):
+    for config in (Config(), BaselinesConfig(), RecommendConfig("")):
         for part in fields(config):
             group = getattr(config, part.name)
             for name in [one.name for one in fields(group)] if hasattr(group, "__dataclass_fields__") else [part.name]:
