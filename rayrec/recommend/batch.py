@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,16 +30,17 @@ from rayrec.runs.manifest import read_json, sha256, write_json
 #: Users of a part: answered by one actor, and made again whole after a death.
 PART = 512
 _lists = {"item": pa.int32(), "title": pa.string(), "logprob": pa.float32()}
-#: One row per user, in the order of the histories. ``logprob`` is null where ``fallback`` gives popular titles.
+#: One row per user, in the order of the histories, in types that Parquet gives back. ``logprob`` is null where
+#: ``fallback`` gives popular titles.
 RECOMMENDATIONS = pa.schema(
     [
         pa.field("user", pa.string(), nullable=False),
-        *(pa.field(name, pa.list_(kind), nullable=False) for name, kind in _lists.items()),
+        *(pa.field(name, pa.list_(pa.field("element", kind)), nullable=False) for name, kind in _lists.items()),
         pa.field("fallback", pa.bool_(), nullable=False),
         pa.field("error", pa.string()),
         pa.field("policy", pa.string(), nullable=False),
         pa.field("catalogue", pa.string(), nullable=False),
-        pa.field("created", pa.timestamp("s", "UTC"), nullable=False),
+        pa.field("created", pa.timestamp("ms", "UTC"), nullable=False),
     ]
 )
 
@@ -74,7 +77,8 @@ class _Actor:
         import torch
 
         torch.set_num_threads(threads)
-        self.folder, self.created, self.settings = Path(folder), created, settings
+        self.folder, self.settings = Path(folder), settings
+        self.created = datetime.fromtimestamp(created, UTC)
         self.recommender = _open(settings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -231,6 +235,7 @@ def _answer(config: RecommendConfig, folder: Path, created: int, parts: int, lef
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     threads = placement.threads or max(1, (os.cpu_count() or 1) // placement.generators)
     resources: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": 1}
     if placement.generate_resource:

@@ -50,7 +50,7 @@ def write_tokens(phase: Phase, template: Template, storage: Storage, patience: f
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     remove_tokens(phase, storage)
     parts = [{"part": i} for i in range(pq.read_metadata(phase.rows).num_row_groups)]
     write: Any = _WriteTokens(phase, template, storage)
