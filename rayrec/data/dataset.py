@@ -110,7 +110,7 @@ def _checked(raw: Raw, config: DataConfig) -> tuple[Raw, pa.Table, dict[str, int
         raw = replace(raw, interactions=table)
     elif config.liked_from is not None:
         raise ValueError(f"--liked-from {config.liked_from:g} reads the ratings of files, found none. Leave it out.")
-    kept = raw.interactions if raw.interactions is not None else raw.windows
+    kept: Any = raw.interactions if raw.interactions is not None else raw.windows
     assert kept is not None, "a source returns interactions or windows"
     rejected = raw.rejects.table()
     if len(rejected) and config.bad_rows == "stop":
@@ -190,14 +190,31 @@ def _raw(source: str, folder: Path | None, config: DataConfig) -> Raw:
     return SOURCES[source].read(folder, config.columns) if named else SOURCES[source].read(folder)
 
 
+def _read(config: DataConfig) -> tuple[str, Raw]:
+    """The source's name and what it reads."""
+    source, folder = detect(config.source, config.data)
+    try:
+        return source, _raw(source, folder, config)
+    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+        raise ValueError(f"{folder}: a column has a type that does not fit: {error}. Correct the file.") from error
+
+
+def interactions(config: DataConfig) -> tuple[pa.Table, pa.Table]:
+    """Read and check the interactions (schema.INTERACTIONS) of ``config``, and the bad rows beside them.
+
+    ValueError: anything is not as wanted, or the source has ready rows and no interactions of users.
+    """
+    source, raw = _read(config)
+    raw, rejected, _, _ = _checked(raw, config)
+    if not isinstance(raw.interactions, pa.Table):
+        raise ValueError(f"--data {config.data}: the source {source} has ready rows and no interactions of users.")
+    return raw.interactions, rejected
+
+
 def load(config: DataConfig) -> Dataset:
     """Read, check, window and split the data of ``config``. ValueError: anything is not as wanted."""
     _check_settings(config)
-    source, folder = detect(config.source, config.data)
-    try:
-        raw = _raw(source, folder, config)
-    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
-        raise ValueError(f"{folder}: a column has a type that does not fit: {error}. Correct the file.") from error
+    source, raw = _read(config)
     raw, rejected, counts, told = _checked(raw, config)
     raw = _cored(raw, config.k_core, source)
     catalogue = Catalogue.from_items(*(raw.items[name].to_list() for name in ("title", "genres", "item")))

@@ -57,11 +57,11 @@ def _convert(file: Path, folder: Path) -> None:
             f"({str(error).strip().splitlines()[0]})"
         ) from error
     # The loaded model counts as quantised and refuses to be saved; the same weights in a plain one do not.
-    settings = read.config
+    settings: Any = read.config
     del settings.quantization_config
     settings.dtype = torch.bfloat16
     with torch.device("meta"):
-        model = type(read)(settings)
+        model: Any = type(read)(settings)
     model.load_state_dict(read.state_dict(), assign=True)
     model.tie_weights()
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec.data import synthetic
-from rayrec.data.sources import SOURCES, detect
+from rayrec.data.dataset import interactions
+from rayrec.data.settings import DataConfig
+
+_log = logging.getLogger(__name__)
 
 #: ``history``: titles, oldest first; null where ``error`` says why there is none.
 HISTORIES = pa.schema(
@@ -27,18 +30,15 @@ _READ = 4096
 
 
 def from_logs(source: str, data: str | None, length: int) -> Iterator[pa.Table]:
-    """Yield every user's last ``length`` titles, users in the order of their names.
+    """Yield every user's last ``length`` titles, users in the order of their names; bad rows are counted and left out.
 
     Raises:
-        ValueError: the data cannot be read, or has ready rows and no users.
+        ValueError: the data cannot be read, or has ready rows and no users; ``--histories`` is for those.
     """
-    name, folder = detect(source, data)
-    raw = synthetic.generate(length) if folder is None else SOURCES[name].read(folder)
-    if raw.interactions is None:
-        raise ValueError(
-            f"--data {data}: the source {name} has ready rows and no interactions of users. Give --histories FILE."
-        )
-    log: Any = pl.from_arrow(raw.interactions.select(["user", "title", "timestamp"]))
+    rows, rejected = interactions(DataConfig(source=source, data=data, bad_rows="drop"))
+    if len(rejected):
+        _log.warning("%d bad rows of the data are left out.", len(rejected))
+    log: Any = pl.from_arrow(rows.select(["user", "title", "timestamp"]))
     log = log.sort("user", "timestamp", maintain_order=True)
     users = log.group_by("user", maintain_order=True).agg(pl.col("title").tail(length).alias("history"))
     for some in users.iter_slices(_READ):
