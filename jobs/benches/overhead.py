@@ -41,14 +41,15 @@ class NoOp:
     """A generator without an engine."""
 
     def ready(self) -> dict:
-        return {"pid": os.getpid()}
+        return {"pid": os.getpid(), "memory": 0}
 
     def answer(self, part: Any) -> tuple[list[list[Any]], dict]:
         from rayrec.generation.engine import Answer
 
         now = time.time()
         made = [[Answer([7] * 8, "A title of some length (1999)", -1.5)] for _ in part.prompts]
-        return made, {"start": now, "end": now, "generator_pid": os.getpid(), "tokens": 0}
+        facts = {"start": now, "end": now, "generator_pid": os.getpid(), "tokens": 0, "memory": 0, "proofs": []}
+        return made, facts
 
 
 class Silent:

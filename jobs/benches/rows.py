@@ -136,7 +136,8 @@ def ours(rows: int, processes: int, scratch: Path) -> dict[str, Any]:
     shared = Shared(config, data, work, template, 1, 1, lambda *_: None, Quiet())
     pool = pool_of([ray.remote(NoOp).options(num_cpus=0).remote() for _ in range(processes)], processes, scratch)
     # A group that ends every phase at once.
-    trained: Any = SimpleNamespace(run=lambda phase, progress: {"facts": {}, "steps": [{"step": 0, "loss": 0.0}]})
+    done = {"facts": {}, "steps": [{"step": 0, "loss": 0.0}], "proof": {}}
+    trained: Any = SimpleNamespace(run=lambda phase, progress: done)
     policy = Policy("00/sft", scratch)
     generators = GenerateLane(shared, lambda: pool, TitleEmbedder(titles))
     trainers = TrainLane(shared, lambda: trained, policy)

@@ -169,7 +169,7 @@ CASES = {
     "garbage parquet": (["--data", "{root}/garbage"], ["items.parquet", "not readable Parquet", "Write it again"]),
     "missing column": (
         ["--data", "{root}/no_time"],
-        ["found columns ['user', 'item', 'rating']", "['timestamp'] are missing", "Add them"],
+        ["found columns ['user', 'item', 'rating']", "['timestamp'] are missing", "Say which column is which"],
     ),
     "empty catalogue": (["--data", "{root}/no_items"], ["catalogue is empty", "found no item", "item file has rows"]),
     "no user long enough": (
