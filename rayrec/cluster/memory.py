@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from pathlib import Path
 
 import psutil
@@ -42,6 +43,11 @@ def out_of_memory(error: BaseException) -> str:
 def held() -> int:
     """The bytes of memory that this process holds."""
     return psutil.Process().memory_info().rss
+
+
+def peak() -> int:
+    """The most bytes of memory that this process has held."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def gigabytes(count: float) -> str:

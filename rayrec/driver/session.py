@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from rayrec import signals
 from rayrec.cluster import connect, reserve
+from rayrec.cluster.memory import gigabytes
 from rayrec.config import Config, changed, to_dict
 from rayrec.data import preferences
 from rayrec.driver import plan
@@ -37,7 +38,7 @@ from rayrec.report.build import build_report
 from rayrec.report.lists import user_lists
 from rayrec.report.record import read_samples
 from rayrec.report.rows import best_policy
-from rayrec.report.timeline import by_iteration, placed, spans
+from rayrec.report.timeline import by_iteration, peaks, placed, spans
 from rayrec.report.trackers import Tracker
 from rayrec.runs import cache
 from rayrec.runs.lease import kill_children
@@ -244,12 +245,16 @@ class Session:
         lanes = placed(events)
         for lane, nodes in lanes.items() if len({*itertools.chain(*lanes.values())}) > 1 else ():
             terminal.log("placement", f"{lane} on {', '.join(nodes)}")
-        times = by_iteration(spans(events))
+        phases = spans(events)
+        times = by_iteration(phases)
         rows = [r for r in read_records(self.work.root) if r["kind"] in ("evaluation", "baseline")]
         for row in rows:
             seconds, overlap = times.get(row["iteration"], (None, None))
             row |= {"seconds": seconds, "overlap": overlap} if row["kind"] == "evaluation" else {}
         terminal.print_iteration_table(rows)
+        most = ", ".join(f"{lane} {gigabytes(count)}" for lane, count in peaks(events).items())
+        seconds = terminal.span(max((one.end for one in phases), default=0.0))
+        terminal.log("resources", seconds + (f", most memory of a process: {most}" if most else ""))
         try:
             if lists := user_lists(self.work.root, rows):
                 terminal.print_lists(lists)

@@ -7,7 +7,7 @@ import os
 import time
 from functools import cached_property
 
-from rayrec.cluster.memory import held
+from rayrec.cluster.memory import held, peak
 from rayrec.generation.constrained import Constrained
 from rayrec.generation.engine import Answer, EngineDied, Part, Setup
 
@@ -44,7 +44,8 @@ class Generator:
             raise EngineDied(f"{type(error).__name__}: {error}") from None
         answers = [[Answer(ids, self.template.text(ids), logprob) for ids, logprob in one] for one in found]
         facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid()}
-        facts |= {"memory": held(), "tokens": sum(len(answer.ids) for one in answers for answer in one)}
+        facts |= {"memory": held(), "peak_memory": peak()}
+        facts |= {"tokens": sum(len(answer.ids) for one in answers for answer in one)}
         return answers, facts | {"proofs": engine.take_proofs()}
 
     def _answer(self, part: Part) -> list:

@@ -104,6 +104,15 @@ def placed(events: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {lane: list(nodes) for lane, nodes in sorted(found.items())}
 
 
+def peaks(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return {lane: most bytes of memory that one of its processes has held}."""
+    found: dict[str, int] = {}
+    for event in events:
+        if most := event["args"].get("peak_memory"):
+            found[event["pid"]] = max(most, found.get(event["pid"], 0))
+    return dict(sorted(found.items(), reverse=True))
+
+
 def by_iteration(phases: Sequence[Span]) -> dict[int, tuple[float, float]]:
     """Return {iteration: (wall seconds, mean number of lanes at work, for any iteration)} of its phases `NN/...`."""
     groups: dict[int, list[Span]] = {}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from rayrec.cluster.memory import peak
 from rayrec.config import Config
 from rayrec.data import schema
 from rayrec.errors import Stopped
@@ -152,7 +153,7 @@ class Worker:
         examples, tokens = map(int, self.seen)
         seconds = time.time() - begun
         facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
-        facts |= {"tokens_per_s": tokens / seconds, "worker_pid": os.getpid()}
+        facts |= {"tokens_per_s": tokens / seconds, "worker_pid": os.getpid(), "peak_memory": peak()}
         return {"steps": steps, "facts": facts | self.resumed, "proof": proof}
 
     def _rows(self, phase: Phase, shard: Shard, begun: int) -> Iterator[list[dict]]:
