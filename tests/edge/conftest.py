@@ -24,17 +24,6 @@ TOY = ["--preset", "toy", "--rows-per-iteration", "192", "--batch", "8", "--pref
 TOY += ["--pretrain-steps", "40", "--test-rows", "128"]
 
 
-#: Files that compare their runs with the undisturbed one, or share its first trainings.
-_TOGETHER = ("test_evaluate", "test_methods", "test_nodes", "test_recommend", "test_runs")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and so those of the files that share a run."""
-    for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("overlapped" if name in _TOGETHER else name))
-
-
 class Command:
     """``python jobs/sprec.py`` with arguments, its output in a file of ``logs`` or ``runs``.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
+import pytest
 
 from rayrec.runs.lease import machine, start_time
 from tests.edge.conftest import ROOT, alive, descendants, gone, read_trace, title
@@ -67,6 +68,7 @@ def test_models_are_trained_ranked_and_kept(tmp_path: Path) -> None:
     assert refused.returncode == 1 and f"is being written by process {os.getpid()}" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_silent_worker_is_told_and_ends_the_job(tmp_path: Path) -> None:
     folder, log = tmp_path / "b", tmp_path / "log"
     args = ["--runs", str(tmp_path), "--name", "b", "--models", "sasrec", "--train-workers", "2"]

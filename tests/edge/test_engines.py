@@ -112,7 +112,9 @@ def test_an_engine_answers_with_the_loaded_policys_log_probabilities(engine: str
 def test_a_broken_hand_off_stops_the_run_and_a_sound_one_is_in_the_trace(tmp_path: Path) -> None:
     flags = {"pretrain-steps": 2, "first-rows": 32, "rows-per-iteration": 32, "iterations": 1, "test-rows": 32}
     flags |= {"valid-rows": 32, "negatives": "random", "decode": "greedy", "method": "SPRec", "runs": tmp_path}
-    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    # Shared first trainings would be taken from the other run.
+    words = ["--no-share"]
+    words += [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'jobs'}"}
     ended = {}
     for engine in ("stale", "torch"):

@@ -48,6 +48,7 @@ def ray_logs(node: subprocess.Popen) -> Path:
     return Path(f"/proc/{node.pid}/root{session}/logs")
 
 
+@pytest.mark.slow
 def test_a_sequential_run_that_loses_a_node_is_bit_identical(
     nodes: Nodes, runs: Path, overlapped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

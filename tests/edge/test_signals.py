@@ -61,6 +61,7 @@ def undisturbed(runs: Path) -> Path:
     return Command(runs, "no signal", *ARGS).wait()
 
 
+@pytest.mark.slow
 def test_signals_change_nothing(runs: Path, undisturbed: Path) -> None:
     command = Command(runs, "signals", *ARGS)
     command.until_inside("01/sft")
