@@ -66,19 +66,6 @@ def attached(model: Any) -> ItemVectors | None:
     return getattr(lm, "item_vectors", None)
 
 
-def parameter_groups(model: Any, parameters: Sequence[nn.Parameter]) -> list[dict[str, list[nn.Parameter]]]:
-    """Return the trained parameters of a model with item tokens, those of the vectors' network in the second group."""
-    found = attached(model)
-    own = {id(parameter) for parameter in found.map.parameters()} if found else set()
-    return [{"params": [p for p in parameters if (id(p) in own) == second]} for second in (False, True)]
-
-
-def set_rates(groups: Sequence[dict[str, Any]], rate: float, text_only: bool) -> None:
-    """Set the learning rate of a step; a text-only one freezes the second group, which Adam's momentum would move."""
-    for number, group in enumerate(groups):
-        group["lr"] = 0.0 if text_only and number == 1 else rate
-
-
 def _embed(words: nn.Embedding, items: ItemVectors, ids: Tensor) -> Tensor:
     """The input embeddings of words and items."""
     is_item = ids >= items.vocabulary

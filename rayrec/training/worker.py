@@ -139,7 +139,6 @@ class Worker:
         self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
         done = checkpoint.records_of(checkpoint.folder_of(phase.out), phase.key, self.storage)
         self.resumed = {"resumed_at": len(done)} if done else {}
-        self.text_only = False
         engine = self._engine(phase)
         try:
             train = self._prefer if phase.kind == "prefer" else self._sft
@@ -174,8 +173,6 @@ class Worker:
         """A fresh DeepSpeed engine: optimiser state and schedule belong to one phase."""
         import deepspeed
 
-        from rayrec.models import item_vectors
-
         train = self.config.train
         trainable: Any = [p for p in self.lm.parameters() if p.requires_grad]
         bucket = min(memory.BUCKET, sum(getattr(p, "ds_numel", p.numel()) for p in trainable))
@@ -198,8 +195,7 @@ class Worker:
             "optimizer": optimiser.settings(phase.lr, train.weight_decay),
             "steps_per_print": 10**9,
         }
-        parameters: Any = item_vectors.parameter_groups(self.lm.model, trainable) if phase.items else trainable
-        engine, *_ = deepspeed.initialize(model=self.lm, model_parameters=parameters, config=settings)
+        engine, *_ = deepspeed.initialize(model=self.lm, model_parameters=trainable, config=settings)
         outer: Any = engine.optimizer
         if hasattr(outer, "fp32_groups"):  # bfloat16 at stage 0: DeepSpeed's empty step before the first is none
             outer.optimizer.state.clear()
@@ -222,7 +218,7 @@ class Worker:
     def _curriculum(self, phase: Phase, begun: int, steps: Iterable[list[dict]]) -> Iterator[list[dict]]:
         """Show item vectors in the prompts of a step with a probability that grows with the step, else text (LLaRA).
 
-        In a text-only step the vectors' network stays as it is.
+        In a text-only step the vectors' network gets no gradient, and Adam applies its momentum.
         """
         from rayrec.models.item_vectors import attached
 
@@ -230,7 +226,6 @@ class Worker:
         for number, rows in enumerate(steps, begun):
             draw = seed_of(self.config.data.seed, phase.name, "curriculum", number) / 2**63
             shown = draw < (number + 1) / phase.steps
-            self.text_only = not shown
             yield rows if shown else [{**row, "prompt": items.hide(row["prompt"])} for row in rows]
 
     def _prefer(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
@@ -336,12 +331,11 @@ class Worker:
         import torch
         import torch.distributed as dist
 
-        from rayrec.models import item_vectors
-
         total = torch.tensor(float(sum(map(count, rows))), dtype=torch.float64)
         dist.all_reduce(total)
         rate = phase.lr * _schedule(phase.schedule, number, phase.steps, phase.warmup)
-        item_vectors.set_rates(engine.optimizer.param_groups, rate, self.text_only)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
         sums: dict[str, Any] = {}
         losses: list[tuple[list[dict], Any]] = []
         micros = self._micro(rows)

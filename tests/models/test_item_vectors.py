@@ -45,26 +45,6 @@ def logits(model: Any, ids: list[int]) -> torch.Tensor:
     return model(input_ids=torch.tensor([ids])).logits
 
 
-def test_text_only_steps_leave_the_vectors_network_as_it_is(base: Path) -> None:
-    """Its gradient is 0 there, and Adam's momentum would move it; the learned vector and the rest go on."""
-    model = with_items(base)
-    items, trained = item_vectors.attached(model), list(model.parameters())
-    assert items is not None
-    groups: Any = item_vectors.parameter_groups(model, trained)
-    assert sum(len(group["params"]) for group in groups) == len(trained) and len(groups[1]["params"]) == 4
-    optimiser = torch.optim.AdamW(groups, lr=1e-3)
-    for text_only in (False, False, True, True, False):
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        ids = items.hide(IDS) if text_only else IDS
-        optimiser.zero_grad()
-        model(input_ids=torch.tensor([ids])).logits.log_softmax(-1)[..., 7].sum().backward()
-        item_vectors.set_rates(optimiser.param_groups, 1e-3, text_only)
-        optimiser.step()
-        moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-        assert any("item_vectors.map" in name for name in moved) is not text_only
-        assert any(name.endswith("item_vectors.none") for name in moved) and len(moved) > 5
-
-
 def test_words_are_what_they_were(base: Path) -> None:
     plain, model = policy.load_base(base), policy.load_base(base)
     item_vectors.attach(model, VECTORS)
