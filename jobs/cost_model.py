@@ -176,7 +176,7 @@ class Work:
 
     @property
     def memory(self) -> Memory:
-        """What a training worker holds."""
+        """The memory of a training worker."""
         return Memory(self.shape, self.config, self.device is not DEVICES["cpu"])
 
     def _rate(self, share: float, alone: bool = False) -> float:

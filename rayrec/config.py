@@ -279,7 +279,7 @@ def result_hash(config: AnyConfig, hashes: Mapping[str, str]) -> str:
 
 
 def changed(config: AnyConfig) -> list[dict[str, str]]:
-    """What preset, method and command set: flag, value and default of each deciding setting that is not its default."""
+    """Flag, value and default of each deciding setting that preset, method or command changed."""
     default = deciding(type(config)())
     found = {name: value for name, value in deciding(config).items() if value != default[name]}
 

@@ -1,4 +1,4 @@
-"""What a training worker holds, as the plan tells it ("ours") and measured ("theirs"), in MB.
+"""The memory of a training worker, as the plan states it ("ours") and measured ("theirs"), in MB.
 
 Measured is the growth of the peak RSS in a phase of one step, of a process of its own whose allocator is set as that of
 a run's workers, and the weights before it. Prompts of 170 to 200 tokens, titles of 8 to 12. The tiny model computes 64

@@ -27,7 +27,7 @@ class Constrained:
         self._loaded: dict[bool, tuple[str, str]] = {}
         self._sequential = dict[str, Any]()
         self.proofs = list[dict[str, Any]]()
-        """What was stated after each load since :meth:`take_proofs`."""
+        """The statements after each load since :meth:`take_proofs`."""
 
     def load(self, version: str, folder: str) -> None:
         """Name the policy that answers from now on."""
@@ -89,7 +89,7 @@ class Constrained:
             )
 
     def _plain_statement(self) -> dict[str, Any]:
-        """What transformers states about the policy, in a model that is freed again."""
+        """The statement of transformers about the policy, in a model that is freed again."""
         from rayrec.models import policy, proof
 
         assert self.setup.probe is not None

@@ -51,7 +51,7 @@ class Part:
     threads: int = 0
     """CPU threads, a function of the phase; 0: those of every part, ``Setup.threads``."""
     stated: dict[str, Any] | None = None
-    """What the trainer stated about the policy (:mod:`rayrec.models.proof`); None where this run did not train it."""
+    """The trainer's statement about the policy (:mod:`rayrec.models.proof`); None where this run did not train it."""
 
 
 class Answer(NamedTuple):
@@ -79,7 +79,7 @@ class Setup:
     modes: frozenset[str] = frozenset()
     """All modes of the run (:func:`modes_of`); an actor does not know the samplers that a user's script adds."""
     probe: Probe | None = None
-    """What every engine scores after a load; without it nothing is stated or compared."""
+    """The answer that every engine scores after a load; without one nothing is compared."""
 
 
 class Engine(Protocol):

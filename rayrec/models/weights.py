@@ -136,7 +136,7 @@ def check_numbers(folder: str | Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing what it misses in a folder, which is told in an error instead."""
+    """Keep transformers from printing what it misses in a folder, which an error names instead."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What a training worker holds in memory, by the shape of its model, and how many rows it may compute at once.
+"""The memory of a training worker, by the shape of its model, and how many rows it may compute at once.
 
 Nothing here is measured while a run goes on: settings and rows alone decide the size of a pass, so a phase that is
 resumed computes the same numbers.
