@@ -120,6 +120,8 @@ def run(config: RecommendConfig) -> dict[str, Any]:
     fields.check(config.placement)
     out, begun = Path(config.out).expanduser().absolute(), time.time()
     _check(config, out)
+    _open(_settings(config))  # whatever is wrong with policy or catalogue is said before anything is written
+    signals.check()
     folder = out.with_name(out.name + ".parts")
     created = _claim(config, folder)
     if not (folder / "histories.parquet").exists():
@@ -142,6 +144,9 @@ def _check(config: RecommendConfig, out: Path) -> None:
         raise ValueError(f"--out {config.out}: found the ending {out.suffix!r}, wanted .parquet or .jsonl.")
     if config.data and config.histories:
         raise ValueError("--data and --histories both name users. Give one of them.")
+    for flag, name in (("--histories", config.histories), ("--catalogue", config.catalogue)):
+        if name and not Path(name).expanduser().is_file():
+            raise ValueError(f"{flag} {name}: no such file. Name one that exists.")
     if out.exists():
         raise ValueError(f"--out {config.out}: the file exists. Remove it, or name another.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -225,8 +230,6 @@ def _sized(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _answer(config: RecommendConfig, folder: Path, created: int, parts: int, left: list[int]) -> None:
     """Let the actors answer the parts that are ``left``."""
-    _open(_settings(config))  # whatever is wrong with policy or catalogue is said before an actor starts
-    signals.check()
     placement = config.placement
     cluster = Config(placement=placement)
     gpu = connect.has_gpu(cluster)

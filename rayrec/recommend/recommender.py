@@ -204,7 +204,9 @@ def _catalogue(path: str | Path | None, place: places.Place) -> Any:
 
     if path is None:
         if place.run is None:
-            raise ValueError(f"{place.name}: a policy outside of a run has no catalogue. Name a file with titles.")
+            raise ValueError(
+                f"{place.name}: a policy outside of a run has no catalogue. Name a file of titles with --catalogue."
+            )
         return Catalogue.from_table(pq.read_table(place.run / "catalogue.parquet"))
     file = Path(path).expanduser()
     if not file.is_file():
