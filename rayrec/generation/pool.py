@@ -251,9 +251,7 @@ class GeneratorPool:
         slot.held = facts["memory"]
         begun, end, number = facts.pop("start"), facts.pop("end"), task.part.number
         for one in facts.pop("proofs"):
-            self.trace.add(
-                one.pop("version"), "proof", "generators", slot.name, one.pop("start"), one.pop("end"), **one
-            )
+            self.trace.add("proof", "proof", "generators", slot.name, one.pop("start"), one.pop("end"), **one)
         self.trace.add(task.part.phase, "part", "generators", slot.name, begun, end, part=number, **facts)
         task.job.answers.put((task.index, answers))
 

@@ -130,7 +130,7 @@ def test_a_broken_hand_off_stops_the_run_and_a_sound_one_is_in_the_trace(tmp_pat
     assert line.startswith("error: 01/prefer: the generator (Stale) does not hold the trainer's weights: "), line
     events = read_json(tmp_path / "torch" / "trace.json")["traceEvents"]
     trained = {one["name"]: one["args"]["proof"] for one in events if "proof" in one["args"]}
-    proven = {one["name"]: one["args"] for one in events if one["cat"] == "proof"}
+    proven = {one["args"]["version"]: one["args"] for one in events if one["cat"] == "proof"}
     assert trained.keys() >= {"00/sft", "01/sft", "01/prefer"} and proven.keys() == {"00/sft", "01/prefer"}
     for version, one in proven.items():
         assert one["wanted"] == trained[version] and one["compared"] == ["logprob", "whole"]
