@@ -35,6 +35,7 @@ def fields(*setting: str, facts: tuple[str, ...]) -> set[str]:
     return {*FIELDS, *setting, *(f"{side}_{fact}" for side in ("ours", "theirs") for fact in facts)}
 
 
+@pytest.mark.slow
 def test_preference_steps_end_with_the_loss_of_trl(tmp_path: Path) -> None:
     records = bench(tmp_path, "preference", "--against", "trl")
     assert [record["against"] for record in records] == ["trl"]
@@ -46,6 +47,7 @@ def test_preference_steps_end_with_the_loss_of_trl(tmp_path: Path) -> None:
         assert record["ours_tokens_per_user"] < record["theirs_tokens_per_user"]
 
 
+@pytest.mark.slow
 def test_constrained_beams_are_titles(tmp_path: Path) -> None:
     (record,) = bench(tmp_path, "decode")
     facts = ("invalid", "trie_seconds", "trie_bytes")
@@ -90,6 +92,7 @@ Path(sys.argv[1], "found.json").write_text(json.dumps([[*key, one] for key, one 
 """
 
 
+@pytest.mark.slow
 def test_the_pool_and_the_driver_lose_no_row(tmp_path: Path) -> None:
     command = [sys.executable, "-c", IN_ONE_CLUSTER, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)

@@ -166,6 +166,7 @@ def test_a_worker_that_dies_in_the_reference_changes_nothing(runs: Path) -> None
     assert contents(folder) == contents(Command(runs, "undisturbed reference", *args).wait())
 
 
+@pytest.mark.slow
 def test_generation_goes_on_with_the_parts_that_are_left(
     runs: Path, overlapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
