@@ -175,7 +175,7 @@ def test_adapters_end_alike_under_stages_and_workers(trained: Path) -> None:
 
 
 def test_item_vectors_end_alike_under_stages_and_workers(trained: Path) -> None:
-    """Dropout of adapters is drawn by every worker, so worlds are compared by what the vectors' network has learnt."""
+    """The vectors' network has learnt the same."""
     for world in (1, 2):
         found = [
             load_file(trained / f"out{world}" / f"llara-{stage}-lora" / "policy" / "item_vectors.safetensors")
