@@ -161,6 +161,9 @@ def _open(settings: dict[str, Any]) -> Recommender:
 def _settings(config: RecommendConfig) -> dict[str, Any]:
     """Everything that decides the lists."""
     found = {name: value for name, value in asdict(config).items() if name not in ("placement", "out")}
+    for name in ("policy", "catalogue"):  # actors open them from other folders
+        if found[name] and (path := Path(found[name]).expanduser()).exists():
+            found[name] = str(path.absolute())
     return found | {"device": {"gpu": "cuda"}.get(config.placement.device, config.placement.device)}
 
 

@@ -44,7 +44,7 @@ class Phase:
     """Hash of the settings and rows that decide its numbers, whatever the number of workers: a checkpoint of another
     key is not used."""
     schedule: str = "linear"
-    """What the learning rate does after the warm-up: `linear` and `cosine` decay, or `constant`."""
+    """The learning rate after the warm-up: `linear` or `cosine` decay, or `constant`."""
 
 
 class Status(NamedTuple):

@@ -29,7 +29,7 @@ class Pace(NamedTuple):
     warmup: float | None
     """Steps until then, below 1 their share of all steps, rounded up; None: 20, and at most half of the steps."""
     schedule: str
-    """What follows."""
+    """The decay after it: `linear`, `cosine` or `constant`."""
 
     def steps(self, of: int) -> int:
         """Return the steps of the warm-up in a phase of ``of`` steps."""

@@ -1,4 +1,4 @@
-"""What the passes compute exactly is accepted, and a model that they do not is refused."""
+"""A model that the passes compute exactly is accepted, any other is refused."""
 
 from pathlib import Path
 from typing import Any

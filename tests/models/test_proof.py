@@ -1,4 +1,4 @@
-"""What two processes state about the same weights is equal, and of other weights it is not."""
+"""Two processes state the same about equal weights, and something else about others."""
 
 from __future__ import annotations
 
