@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rayrec.generation.engine import Part, Scored, Setup, move, weights_folder
+from rayrec.generation.engine import Part, Scored, Setup, move, set_threads, weights_folder
 
 #: Prompts of one packed pass over given answers.
 _PACKED = 8
@@ -35,10 +35,9 @@ class Constrained:
 
     def answer(self, part: Part) -> list[list[Scored]]:
         """Return answers to each prompt, best first, scored ones in the order of ``part.choices``."""
-        import torch
 
         # A load is stated with the same bits whichever part it is for.
-        torch.set_num_threads(self.setup.threads)
+        set_threads(self.setup.threads)
         inner = part.mode in self.engine.modes
         if self._loaded.get(inner) != self._policy:
             if inner:
@@ -49,7 +48,7 @@ class Constrained:
             self._loaded[inner] = self._policy
         if inner:
             return self.engine.answer(part)
-        torch.set_num_threads(part.threads or self.setup.threads)
+        set_threads(part.threads or self.setup.threads)
         return self._score(part) if part.mode == "score" else self._beams(part)
 
     def take_proofs(self) -> list[dict[str, Any]]:

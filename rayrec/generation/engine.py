@@ -142,6 +142,13 @@ class EngineDied(Exception):
     """An engine is dead although its actor lives."""
 
 
+def set_threads(threads: int) -> None:
+    """Set the CPU threads of this process's products; vLLM's start replaces ``torch.set_num_threads`` by a warning."""
+    from torch import _C
+
+    _C.set_num_threads(threads)
+
+
 def modes_of(config: Config) -> set[str]:
     """Return the modes that the phases of a resolved plan ask for."""
     from rayrec.negatives import NEGATIVES, mixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rayrec.generation.engine import Engine, Part, Scored, Setup, move
+from rayrec.generation.engine import Engine, Part, Scored, Setup, move, set_threads
 
 if TYPE_CHECKING:
     from rayrec.models.proof import Probe
@@ -18,12 +18,11 @@ class TorchEngine(Engine):
     opens_plainly = True
 
     def __init__(self, setup: Setup):
-        import torch
 
         from rayrec.models import policy
 
         self.threads = setup.threads
-        torch.set_num_threads(self.threads)
+        set_threads(self.threads)
         model = setup.config.model
         self.device = "cuda" if setup.gpu else "cpu"
         self.template, self.max_new = setup.template, model.max_new_tokens or model.max_length
@@ -43,11 +42,10 @@ class TorchEngine(Engine):
             policy.load_weights(self.model, folder)
 
     def answer(self, part: Part) -> list[list[Scored]]:
-        import torch
 
         from rayrec.decoding import generate
 
-        torch.set_num_threads(part.threads or self.threads)
+        set_threads(part.threads or self.threads)
         mode: Any = {"free_beams": "beam"}.get(part.mode, part.mode)
         lengths = {"max_new_tokens": self.max_new, "mode": mode, "n": part.n, "seed": part.seed}
         made = generate(self.model, part.prompts, self.template.eos_id, **lengths)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayrec.generation.engine import Engine, Part, Scored, Setup, modes_of, weights_folder
+from rayrec.generation.engine import Engine, Part, Scored, Setup, modes_of, set_threads, weights_folder
 from rayrec.models.weights import has_own_head, tensors
 from rayrec.seeds import seed_of
 
@@ -53,7 +53,7 @@ class VllmEngine(Engine):
         self.died = (EngineDeadError,)
         if not gpu:
             torch._dynamo.config.disable = True  # it may have been imported before the variable was set
-        torch.set_num_threads(threads)
+        set_threads(threads)
         config = setup.config
         model, train, placement = config.model, config.train, config.placement
         self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens or model.max_length
@@ -325,4 +325,4 @@ class Extension:
         import torch
 
         torch.manual_seed(seed)
-        torch.set_num_threads(threads)
+        set_threads(threads)

@@ -64,7 +64,11 @@ ask("1", "greedy", 1)
 again = {m: ask("2", m, n) for m, n in (("greedy", 1), ("sample", 3), ("free_beams", 4))}
 out["repeats"] = first == again
 before = ask("1", "greedy", 1)
-ask("1", "greedy", 1, threads=2)
+used = []
+for mode, n, threads in (("greedy", 1, 2), ("beams", 4, 3), ("greedy", 1, 0)):
+    ask("1", mode, n, threads=threads)
+    used.append(torch.get_num_threads())
+out["used"] = used
 out["threads"] = ask("1", "greedy", 1) == before
 out["proofs"] = [one["compared"] for one in proofs]
 out["seconds"] = sorted(one["end"] - one["start"] for one in proofs)[len(proofs) // 2]
@@ -98,6 +102,7 @@ def test_an_engine_answers_with_the_loaded_policys_log_probabilities(engine: str
     assert all(error < 1e-4 and 10 <= count <= 40 for error, count in out["free_beams"])
     assert out["repeats"], "the same part gave other answers after other traffic"
     assert out["reloaded"], "two policies gave the same answers"
+    assert out["used"] == [2, 3, 1]
     assert out["threads"], "the threads of another part changed the answers"
     # Every load is compared with the trainer's statement, of the engine and of the beams' model, at little cost.
     assert len(out["proofs"]) >= 10 and all(one == ["logprob", "whole"] for one in out["proofs"])
