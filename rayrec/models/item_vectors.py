@@ -78,6 +78,11 @@ def owns(name: str) -> bool:
     return "item_vectors." in name
 
 
+def maps(name: str) -> bool:
+    """Whether a parameter of this name belongs to the network that maps the items' vectors."""
+    return "item_vectors.map." in name
+
+
 def write(model: Any, state: dict[str, Tensor], folder: Path) -> None:
     """Write :data:`FILE`: the items' vectors, and those parameters of ``state`` that :func:`owns`."""
     tensors = {name.rpartition("item_vectors.")[2]: tensor for name, tensor in state.items() if owns(name)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from rayrec.runs.manifest import CHECKPOINT, empty
 from rayrec.runs.storage import Storage
 from rayrec.training.optimiser import MOMENTS
 
+#: Gathers parameters that ZeRO-3 has split.
+Whole = Callable[[], AbstractContextManager]
+#: Parameters and their names.
+Named = Iterable[tuple[str, Any]]
 _TENSORS, _RECORDS = "state.safetensors", "records.parquet"
 
 
@@ -77,7 +81,9 @@ def save(folder: Path, key: str, records: list[dict], engine: Any, rank: int, st
     from safetensors.torch import save_file
 
     state = {}
-    for name, tensor in _state(engine):  # every rank gathers the tensors, one after the other; rank 0 keeps them
+    for name, tensor in _state(
+        engine, _trainable(engine)
+    ):  # every rank gathers the tensors, one after the other; rank 0 keeps them
         if not rank:
             state[name] = tensor.cpu().contiguous()
 
@@ -92,15 +98,30 @@ def save(folder: Path, key: str, records: list[dict], engine: Any, rank: int, st
         empty(folder, but=entry.name)
 
 
-def restore(folder: Path, steps: int, engine: Any, whole: Callable[[], AbstractContextManager]) -> None:
+def restore(folder: Path, steps: int, engine: Any, whole: Whole) -> None:
     """Load the checkpoint after ``steps`` steps into a fresh engine; every rank must call it."""
-    import torch
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
     from safetensors.torch import load_file
 
-    state = load_file(folder / str(steps) / _TENSORS)
     _make_moments(engine, steps)
-    parameters = list(_trainable(engine))
+    _load(load_file(folder / str(steps) / _TENSORS), list(_trainable(engine)), engine, whole)
+
+
+@contextmanager
+def frozen(engine: Any, chosen: Callable[[str], bool], whole: Whole) -> Iterator[None]:
+    """Keep the ``chosen`` parameters and their moments through an optimiser step; every rank must call it."""
+    if not getattr(engine.optimizer, "optimizer", engine.optimizer).state:
+        _make_moments(engine, 0)
+    parameters = [(name, parameter) for name, parameter in _trainable(engine) if chosen(name)]
+    state = {name: tensor.clone() for name, tensor in _state(engine, parameters)}
+    yield
+    _load(state, parameters, engine, whole)
+
+
+def _load(state: dict[str, Any], parameters: Named, engine: Any, whole: Whole) -> None:
+    """Load parameters and their moments, whole tensors of these names."""
+    import torch
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
     with whole(), torch.no_grad():
         for name, parameter in parameters:
             parameter.copy_(state[name])
@@ -118,11 +139,11 @@ def restore(folder: Path, steps: int, engine: Any, whole: Callable[[], AbstractC
                 moments[moment].copy_(state[f"{name}.{moment}"])
 
 
-def _state(engine: Any) -> Iterator[tuple[str, Any]]:
-    """Names and whole tensors of the parameters and their moments."""
+def _state(engine: Any, parameters: Named) -> Iterator[tuple[str, Any]]:
+    """Names and whole tensors of parameters and their moments."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    for name, parameter in _trainable(engine):
+    for name, parameter in parameters:
         if _is_split(parameter):
             yield name, safe_get_full_fp32_param(parameter)
             yield from ((f"{name}.{one}", safe_get_full_optimizer_state(parameter, one)) for one in MOMENTS)

@@ -210,23 +210,30 @@ class Worker:
         def count(row: dict) -> float:
             return len(row["answers"][0]) if row["weight"] else 0
 
-        steps = read(len(done))
-        if phase.items:
-            steps = self._curriculum(phase, len(done), steps)
-        return self._steps(engine, phase, done, steps, loss, count)
+        if not phase.items:
+            return self._steps(engine, phase, done, read(len(done)), loss, count)
+        steps = self._curriculum(phase, len(done), read(len(done)))
+        return self._steps(engine, phase, done, steps, loss, count, around=partial(self._frozen, engine, phase))
+
+    def _shows_items(self, phase: Phase, number: int) -> bool:
+        """Whether a step shows item vectors, with a probability that grows with the step, or text alone (LLaRA)."""
+        draw = seed_of(self.config.data.seed, phase.name, "curriculum", number) / 2**63
+        return draw < (number + 1) / phase.steps
 
     def _curriculum(self, phase: Phase, begun: int, steps: Iterable[list[dict]]) -> Iterator[list[dict]]:
-        """Show item vectors in the prompts of a step with a probability that grows with the step, else text (LLaRA).
-
-        In a text-only step the vectors' network gets no gradient, and Adam applies its momentum.
-        """
+        """Yield the rows of each step with or without item vectors in their prompts."""
         from rayrec.models.item_vectors import attached
 
         items: Any = attached(self.lm.model)
         for number, rows in enumerate(steps, begun):
-            draw = seed_of(self.config.data.seed, phase.name, "curriculum", number) / 2**63
-            shown = draw < (number + 1) / phase.steps
+            shown = self._shows_items(phase, number)
             yield rows if shown else [{**row, "prompt": items.hide(row["prompt"])} for row in rows]
+
+    def _frozen(self, engine: Any, phase: Phase, number: int) -> AbstractContextManager:
+        """Keep the vectors' network as it is in a text-only step, where Adam's momentum would move it."""
+        from rayrec.models.item_vectors import maps
+
+        return nullcontext() if self._shows_items(phase, number) else checkpoint.frozen(engine, maps, self._whole)
 
     def _prefer(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
         """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
@@ -266,8 +273,12 @@ class Worker:
         loss: Loss,
         count: Callable,
         before: Callable[[list[dict]], None] = lambda rows: None,
+        around: Callable[[int], AbstractContextManager] = lambda number: nullcontext(),
     ) -> list[dict]:
-        """Do the steps after those that are ``done``, each after ``before(rows)``; return the records of all."""
+        """Do the steps after those that are ``done``, each after ``before(rows)``; return the records of all.
+
+        Each is done within ``around(number)``.
+        """
         import torch
 
         folder = checkpoint.folder_of(phase.out)
@@ -281,7 +292,8 @@ class Worker:
                 torch.manual_seed(seed_of(self.config.data.seed, phase.name, len(records), self.rank))
             before(rows)
             engine.train()
-            records.append(self._step(engine, phase, len(records), rows, loss, count))
+            with around(len(records)):
+                records.append(self._step(engine, phase, len(records), rows, loss, count))
             if len(records) < phase.steps and self.clock.due(len(records), self.late):
                 with self.clock.saving():
                     checkpoint.save(folder, phase.key, records, engine, self.rank, self.storage)

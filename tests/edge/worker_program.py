@@ -30,7 +30,7 @@ from rayrec.training.board import Phase
 #: Kind of phase and objective, by the name of the case.
 CASES: dict[str, tuple[Literal["sft", "prefer"], str]]
 CASES = {"sft": ("sft", "dpo"), "sdpo": ("prefer", "sdpo"), "kto": ("prefer", "kto")}
-#: The same, of policies that read item vectors.
+#: The same, of policies that read item vectors; text alone is shown in the first step, and in the second.
 ITEMS: dict[str, tuple[Literal["sft", "prefer"], str]] = {"llara": ("sft", "dpo")}
 #: A loss that divides by ratings.
 BROKEN: dict[str, tuple[Literal["sft", "prefer"], str]] = {"recpo": ("prefer", "recpo")}
@@ -89,7 +89,7 @@ WHOLE = [
     Case("sft", 0),
     Case("sft", 1, lora=4),
     *(Case("sft", stage, dtype="bfloat16") for stage in (0, 2)),
-    *(Case("llara", stage, lora=4) for stage in (1, 2, 3)),
+    *(Case(name, stage, lora=4) for name in ITEMS for stage in (1, 2, 3)),
 ]
 
 
@@ -151,8 +151,30 @@ def main(root: Path, rank: int, world: int) -> None:
 
     torch.set_num_threads(1)
     from rayrec.models.folder import vocabulary
+    from rayrec.models.item_vectors import maps
     from rayrec.models.policy import load_tokenizer
+    from rayrec.training import checkpoint
     from rayrec.training.worker import Worker
+
+    class Watched(Worker):
+        """Checks that a step which shows text alone changes nothing of the vectors' network."""
+
+        @contextlib.contextmanager
+        def _frozen(self, engine: Any, phase: Phase, number: int) -> Iterator[None]:
+            with super()._frozen(engine, phase, number):
+                before = self._network(engine)
+                yield
+            after = self._network(engine)
+            same = [torch.equal(after[name], tensor) for name, tensor in before.items()]
+            assert same == [not self._shows_items(phase, number)] * len(same), (phase.name, number, same)
+
+        def _network(self, engine: Any) -> dict[str, Any]:
+            """Its weights, and their moments where there are some."""
+            found = [(name, p) for name, p in engine.module.named_parameters() if maps(name)]
+            if getattr(engine.optimizer, "optimizer", engine.optimizer).state:
+                return {name: tensor.clone() for name, tensor in checkpoint._state(engine, found)}
+            with self._whole():
+                return {name: parameter.detach().clone() for name, parameter in found}
 
     base = str(root / "base")
     table = pq.read_table(root / "rows.parquet")
@@ -163,7 +185,7 @@ def main(root: Path, rank: int, world: int) -> None:
         kind, objective = (CASES | ITEMS | BROKEN)[case.name]
         items = str(root / "oracle") if case.name in ITEMS else ""
         setup = {"config": settings(objective, *case[1:5]), "base": base, "gpu": False, "storage": Storage("")}
-        worker = Worker(setup | {"objective": make_objective(setup["config"].loss)}, rank, world)
+        worker = Watched(setup | {"objective": make_objective(setup["config"].loss)}, rank, world)
         worker.report = report
         # Without it where stages are compared: ZeRO-3 draws it by peft's layers, the others by our own.
         dropout = 0.1 if case.lora and case.name in CASES and kind == "sft" else 0.0
