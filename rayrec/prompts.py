@@ -167,6 +167,15 @@ class Template:
         known = [*self._cache.values(), [self.eos_id], self.separator, *itertools.chain(*self.frames)]
         return max(token for ids in known for token in ids)
 
+    @property
+    def known(self) -> int:
+        """Number of texts whose tokens are kept."""
+        return len(self._cache)
+
+    def forget(self) -> None:
+        """Drop the tokens of all texts so far; they are made again when they are asked for."""
+        self._cache.clear()
+
     def _shown(self, titles: Sequence[str]) -> list[list[int]]:
         """Titles as prompts have them: the text, and where items have tokens the item's."""
         if not self._no_item:

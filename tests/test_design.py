@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "rayrec").rglob("*.py"))
 HEAVY = {"ray", "deepspeed", "vllm"}
 #: The rooms that may import those, inside functions.
-EDGE = {"cluster", "training", "generation", "recommend"}
+EDGE = {"cluster", "training", "generation", "recommend", "serving"}
 
 
 def table() -> tuple[list[str], list[set[str]]]:

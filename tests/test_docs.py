@@ -29,6 +29,7 @@ from rayrec.config import BaselinesConfig, Config
 from rayrec.driver import baselines, checks
 from rayrec.methods import parse
 from rayrec.recommend.batch import RecommendConfig
+from rayrec.serving.settings import ServeConfig
 from tests.faults.__main__ import kinds_of, options
 from tests.faults.kinds import KINDS
 
@@ -43,7 +44,7 @@ NOT_RUN = {
 #: Languages of other blocks: Python, output and file trees, and the import table of docs/design.md.
 OTHER_BLOCKS = ("python", "text", "imports")
 #: Commands of other tools, whose flags are their own; the files that they name must exist.
-TOOLS = ("docker", "kubectl", "sed", "sbatch", "tail", "cd", "export", "source", "python3.11", ".venv/bin/pip")
+TOOLS = ("curl", "docker", "kubectl", "sed", "sbatch", "tail", "cd", "export", "source", "python3.11", ".venv/bin/pip")
 #: Flags in prose that belong to none of our commands.
 FOREIGN_FLAGS = {"--logdir", "--metrics-export-port"}
 
@@ -150,6 +151,8 @@ def python(words: list[str]) -> None:
         baselines.check(config)
     elif program == "jobs/recommend.py":
         tyro.cli(RecommendConfig, args=args)
+    elif program == "jobs/serve.py":
+        tyro.cli(ServeConfig, args=args)
     elif program == "jobs/bench.py":
         importlib.import_module("bench").options().parse_args(args)
     elif program == "tests.faults":
@@ -197,7 +200,7 @@ def known_flags() -> set[str]:
     from ray.scripts.scripts import start
 
     found = {"--preset", "--method", "--policy", "--help", *(name for p in start.params for name in p.opts)}
-    for config in (Config(), BaselinesConfig(), RecommendConfig("")):
+    for config in (Config(), BaselinesConfig(), RecommendConfig(""), ServeConfig("")):
         for part in fields(config):
             group = getattr(config, part.name)
             for name in [one.name for one in fields(group)] if hasattr(group, "__dataclass_fields__") else [part.name]:

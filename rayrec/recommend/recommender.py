@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ LISTS = pa.schema(
 )
 #: Prompts of one call of the beam search, and answers of one packed pass.
 _PART, _PACKED = 64, 8
+#: Texts beside the catalogue's titles whose tokens are kept: histories may hold any text.
+_TEXTS = 100_000
 
 
 class Recommender:
@@ -66,31 +70,30 @@ class Recommender:
         """
         import torch
 
-        from rayrec.models.policy import check_model, load_policy, load_tokenizer
-        from rayrec.prompts import make_template, resolve_template
+        from rayrec.models.policy import load_policy
 
         place = places.find(str(policy))
+        items, form = _checked(place, catalogue, template)
         if place.settings:
-            data, model = place.settings["data"], place.settings["model"]
-            if data["protocol"] == "candidates" or data["ask"] != "title" or data["ratings"] or model["item_vectors"]:
-                raise ValueError(
-                    f"{policy}: found a policy that chooses from candidates, reads ratings or item vectors; wanted one "
-                    "that answers a history of titles. Tune one with the default --protocol, without --ratings."
-                )
-            history, width = data["history"], place.settings["evaluate"]["beam_width"]
-            template, dtype = _known_template(model), dtype or place.settings["train"]["dtype"]
+            history, width = place.settings["data"]["history"], place.settings["evaluate"]["beam_width"]
+            dtype = dtype or place.settings["train"]["dtype"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        adapter = (Path(place.model) / "adapter_config.json").exists()
-        if not adapter:
-            check_model(place.model)
         lm = load_policy(place.model, dtype or "float32", device)
-        lm = lm.merge_and_unload() if adapter else lm
-        tokenizer = load_tokenizer(place.model)
-        form = make_template(resolve_template(template, place.model, tokenizer), tokenizer)
-        return cls(lm.eval(), form, _catalogue(catalogue, place), place.name, history, width)
+        lm = lm.merge_and_unload() if _is_adapter(place) else lm
+        return cls(lm.eval(), form, items, place.name, history, width)
 
-    @property
+    @staticmethod
+    def check(policy: str | Path, catalogue: str | Path | None = None, *, template: str = "auto") -> None:
+        """Raise what :meth:`open` would raise, without reading a weight."""
+        _checked(places.find(str(policy)), catalogue, template)
+
+    def with_catalogue(self, catalogue: str | Path) -> Recommender:
+        """Return a recommender of the same policy in memory for the titles of a file. ValueError: as :meth:`open`."""
+        items = read_catalogue(catalogue)
+        return Recommender(self.model, copy.copy(self.template), items, self.policy, self.history, self.width)
+
+    @cached_property
     def version(self) -> str:
         """Hash of the catalogue's titles, 12 hexadecimal digits."""
         return hashlib.sha256("\n".join(self.catalogue.titles).encode()).hexdigest()[:12]
@@ -144,46 +147,60 @@ class Recommender:
         return self.template.prompt_ids(list(history)[-self.history :])
 
     def _allowed(self, k: int, allow: Collection[str] | None, exclude: Collection[str]) -> Any:
-        import torch
-
         if k < 1:
             raise ValueError(f"Found k = {k}, wanted at least 1.")
+        return self.allowed(allow, exclude)
+
+    def allowed(self, allow: Collection[str] | None, exclude: Collection[str]) -> Any:
+        """Return which items lists may hold, bool [I]; ValueError: titles that the catalogue does not have."""
+        import torch
+
         if unknown := [title for title in (*(allow or ()), *exclude) if title not in self.catalogue.index]:
             raise ValueError(
                 f"{len(unknown)} titles to allow or exclude are not in the catalogue, the first is {unknown[0]!r}. "
                 "Take titles of the catalogue."
             )
         allowed_I = torch.full((len(self.catalogue),), allow is None)
-        allowed_I[self._items(allow or ())] = True
-        allowed_I[self._items(exclude)] = False
+        allowed_I[self.items(allow or ())] = True
+        allowed_I[self.items(exclude)] = False
         return allowed_I
 
-    def _items(self, titles: Iterable[str]) -> list[int]:
+    def items(self, titles: Iterable[str]) -> list[int]:
+        """Return the numbers of those titles that the catalogue has."""
         return [self.catalogue.index[title] for title in titles if title in self.catalogue.index]
 
     def _lists(
         self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool, allowed_I: Any
     ) -> Iterator[list[tuple[int, float | None]]]:
         """Yield the items of every list with their log-probabilities, None in a fallback."""
-        from rayrec.decoding import beam_search
-
         for start in range(0, len(histories), _PART):
             some = histories[start : start + _PART]
             allowed_PI = allowed_I.repeat(len(some), 1)
             for row, history in enumerate(some) if exclude_history else ():
-                allowed_PI[row, self._items(history)] = False
-            asked = [row for row, history in enumerate(some) if len(history)]
-            prompts = [self._prompt(some[row]) for row in asked]
-            limits = None if bool(allowed_PI.all()) else allowed_PI[asked]
-            width = max(k, self.width)
-            found = (
-                beam_search(self.model, prompts, self._trie, width, return_best=k, allowed_PI=limits) if asked else []
-            )
-            by_row: dict[int, list[tuple[int, float | None]]] = {
-                row: [*one] for row, one in zip(asked, found, strict=True)
-            }
-            for row in range(len(some)):
-                yield by_row[row] if row in by_row else [(item, None) for item in self._popular(allowed_PI[row], k)]
+                allowed_PI[row, self.items(history)] = False
+            yield from self.ranked(some, k, allowed_PI)
+
+    def ranked(
+        self, histories: Sequence[Sequence[str]], k: int, allowed_PI: Any
+    ) -> list[list[tuple[int, float | None]]]:
+        """Return the best ``k`` items of each history with their log-probabilities, None in a fallback.
+
+        ``allowed_PI`` (bool, [histories, I]) names the items that each list may hold. The beams are as wide as the
+        policy's, or ``k`` where that is more, so up to that width a list does not depend on k.
+        """
+        from rayrec.decoding import beam_search
+
+        if self.template.known > len(self.catalogue) + _TEXTS:
+            self.template.forget()
+        asked = [row for row, history in enumerate(histories) if len(history)]
+        prompts = [self._prompt(histories[row]) for row in asked]
+        limits, width = None if bool(allowed_PI.all()) else allowed_PI[asked], max(k, self.width)
+        found = beam_search(self.model, prompts, self._trie, width, return_best=k, allowed_PI=limits) if asked else []
+        by_row: dict[int, list[tuple[int, float | None]]] = {row: [*one] for row, one in zip(asked, found, strict=True)}
+        return [
+            by_row[row] if row in by_row else [(item, None) for item in self._popular(allowed_PI[row], k)]
+            for row in range(len(histories))
+        ]
 
     def _popular(self, allowed_I: Any, k: int) -> list[int]:
         order = (-self.catalogue.popularity).argsort(kind="stable").tolist()
@@ -194,31 +211,63 @@ def _known_template(model: dict[str, Any]) -> str:
     return "compact" if model["template"] == "auto" and model["model"] == "tiny" else model["template"]
 
 
-def _catalogue(path: str | Path | None, place: places.Place) -> Any:
-    """The run's catalogue, or that of a file."""
-    import numpy as np
-    import polars as pl
+def _is_adapter(place: places.Place) -> bool:
+    return (Path(place.model) / "adapter_config.json").exists()
+
+
+def _checked(place: places.Place, path: str | Path | None, template: str) -> tuple[Any, Any]:
+    """The catalogue and the prompt form of a policy that can answer histories of titles."""
     import pyarrow.parquet as pq
 
     from rayrec.data.catalogue import Catalogue
+    from rayrec.models.policy import check_model, load_tokenizer
+    from rayrec.prompts import make_template, resolve_template
 
-    if path is None:
-        if place.run is None:
+    if place.settings:
+        data, model = place.settings["data"], place.settings["model"]
+        if data["protocol"] == "candidates" or data["ask"] != "title" or data["ratings"] or model["item_vectors"]:
             raise ValueError(
-                f"{place.name}: a policy outside of a run has no catalogue. Name a file of titles with --catalogue."
+                f"{place.name}: found a policy that chooses from candidates, reads ratings or item vectors; wanted one "
+                "that answers a history of titles. Tune one with the default --protocol, without --ratings."
             )
-        return Catalogue.from_table(pq.read_table(place.run / "catalogue.parquet"))
+        template = _known_template(model)
+    if not _is_adapter(place):
+        check_model(place.model)
+    tokenizer = load_tokenizer(place.model)
+    form = make_template(resolve_template(template, place.model, tokenizer), tokenizer)
+    if path is not None:
+        return read_catalogue(path), form
+    if place.run is None:
+        raise ValueError(
+            f"{place.name}: a policy outside of a run has no catalogue. Name a file of titles with --catalogue."
+        )
+    return Catalogue.from_table(pq.read_table(place.run / "catalogue.parquet")), form
+
+
+def read_catalogue(path: str | Path) -> Any:
+    """Return the catalogue of a Parquet or CSV file; ValueError: it is missing, or has other columns or rows."""
+    import numpy as np
+    import polars as pl
+
+    from rayrec.data.catalogue import Catalogue
+
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"catalogue {path}: no such file. Name a Parquet or CSV file with a column `title`.")
-    table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
-    if "title" not in table.columns:
-        raise ValueError(f"catalogue {path}: found columns {table.columns}, wanted `title`. Rename the column.")
-    titles = table["title"].to_list()
+    try:
+        table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
+        if "title" not in table.columns:
+            raise ValueError(f"catalogue {path}: found columns {table.columns}, wanted `title`. Rename the column.")
+        titles = table["title"].cast(pl.String).to_list()
+        counts = np.zeros(len(titles), np.int64)
+        if "popularity" in table.columns:
+            counts = table["popularity"].cast(pl.Int64).fill_null(0).to_numpy()
+    except pl.exceptions.PolarsError as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"catalogue {path}: not readable ({why}). Write Parquet, or CSV in UTF-8, with texts in `title` and whole "
+            "numbers in `popularity`."
+        ) from error
     if None in titles or len(set(titles)) < len(titles):
         raise ValueError(f"catalogue {path}: a title is empty or comes twice. Remove that row.")
-    made = Catalogue.from_items(titles, [()] * len(titles))
-    counts = (
-        table["popularity"].cast(pl.Int64).to_numpy() if "popularity" in table.columns else np.zeros(len(titles), int)
-    )
-    return made.with_training(counts, [])
+    return Catalogue.from_items(titles, [()] * len(titles)).with_training(counts, [])

@@ -1,6 +1,7 @@
 """The files in cluster/ against what reads them: KubeRay's schemas, Ray's own checks, our command line.
 
 `kuberay-v1.json.gz` holds the schemas of KubeRay's custom resources RayCluster and RayJob, version v1 (Apache-2.0).
+That of RayService is made of its Go type: a text for Ray Serve, which Ray checks, and the settings of a RayCluster.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ import yaml
 
 from rayrec.driver.checks import resolve
 from rayrec.methods import parse
+from rayrec.models.settings import ModelConfig
+from rayrec.models.tiny import make_tiny
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 SCHEMAS = json.loads(gzip.decompress((Path(__file__).parent / "kuberay-v1.json.gz").read_bytes()))
+_SERVICE = {"serveConfigV2": {"type": "string"}, "rayClusterConfig": SCHEMAS["RayCluster"]["properties"]["spec"]}
+_ANY = {name: {"type": "string"} for name in ("apiVersion", "kind")} | {"metadata": {"type": "object"}}
+SCHEMAS["RayService"] = {"type": "object", "properties": _ANY | {"spec": {"type": "object", "properties": _SERVICE}}}
 
 
 def strict(schema: Any) -> Any:
@@ -53,7 +59,7 @@ def checked(found: dict) -> None:
     jsonschema.validate(found, schema)
 
 
-@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml", "rayservice.yaml"])
 def test_manifests_fit_kuberays_schemas(name: str) -> None:
     found = manifest(name)
     assert found["apiVersion"] == "ray.io/v1"
@@ -68,19 +74,25 @@ def test_a_misspelt_field_is_refused() -> None:
 
 
 def specs() -> list[dict]:
-    return [manifest("raycluster.yaml")["spec"], manifest("rayjob.yaml")["spec"]["rayClusterSpec"]]
+    found = [manifest(name)["spec"] for name in ("raycluster.yaml", "rayjob.yaml", "rayservice.yaml")]
+    return [found[0], found[1]["rayClusterSpec"], found[2]["rayClusterConfig"]]
 
 
-@pytest.mark.parametrize("spec", specs(), ids=["raycluster", "rayjob"])
+#: Names of the three.
+KINDS = ["raycluster", "rayjob", "rayservice"]
+
+
+@pytest.mark.parametrize("spec", specs(), ids=KINDS)
 def test_tokens_are_asked_for_and_nothing_is_open_to_the_world(spec: dict) -> None:
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP" and "ingressOptions" not in spec["headGroupSpec"]
-    # KubeRay's submitter is a pod of its own, which asks the dashboard of a RayJob: there the token keeps others out.
+    # KubeRay's submitter and its operator are other pods, which ask the dashboard of a RayJob and a RayService: there
+    # the token keeps others out.
     host = spec["headGroupSpec"]["rayStartParams"]["dashboard-host"]
-    assert host == ("0.0.0.0" if spec == specs()[1] else "127.0.0.1")
+    assert host == ("127.0.0.1" if spec == specs()[0] else "0.0.0.0")
 
 
-@pytest.mark.parametrize("spec", specs(), ids=["raycluster", "rayjob"])
+@pytest.mark.parametrize("spec", specs(), ids=KINDS)
 def test_every_node_sees_the_shared_folder(spec: dict) -> None:
     storage, copying = yaml.safe_load_all((CLUSTER / "storage.yaml").read_text())
     claim, (user,) = storage["metadata"]["name"], re.findall(r"--uid (\d+)", (CLUSTER / "Dockerfile").read_text())
@@ -94,8 +106,8 @@ def test_every_node_sees_the_shared_folder(spec: dict) -> None:
 
 
 def test_versions_are_the_packages() -> None:
-    (pinned,) = re.findall(r'"ray\[.*\]==([\d.]+)"', (CLUSTER.parent / "pyproject.toml").read_text())
-    assert {spec["rayVersion"] for spec in specs()} == {pinned}
+    pinned = re.findall(r'"ray\[.*?\]==([\d.]+)"', (CLUSTER.parent / "pyproject.toml").read_text())
+    assert {spec["rayVersion"] for spec in specs()} == {*pinned} and len({*pinned}) == 1
 
 
 def test_the_job_is_a_command_that_we_understand() -> None:
@@ -109,6 +121,38 @@ def test_the_job_is_a_command_that_we_understand() -> None:
     )
     assert config.placement.train_workers + config.placement.generators * config.placement.tensor_parallel <= cards
     assert config.output.runs is not None and config.output.runs.startswith("/shared/")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own modules
+def test_the_service_is_an_application_of_ours_that_wants_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from rayrec.serving.deploy import TOKEN, build
+
+    spec = manifest("rayservice.yaml")["spec"]
+    found = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    (application,) = found.applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    args = application.args
+    assert args["policy"].startswith("/shared/") and args["state"].startswith("/shared/")
+    groups = [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]
+    for (container,) in [group["template"]["spec"]["containers"] for group in groups]:
+        assert TOKEN in {one["name"] for one in container["env"]}
+        assert found.http_options.port in {one["containerPort"] for one in container["ports"]}
+    monkeypatch.delenv(TOKEN, raising=False)
+    with pytest.raises(ValueError, match=TOKEN):
+        build(args)
+    with pytest.raises(ValueError, match=r"found \['polici'\]"):
+        build({"polici": 1, **args})
+
+    make_tiny(["Heat", "Alien"], ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), tmp_path / "policy", 0)
+    (tmp_path / "titles.csv").write_text("title\nHeat\nAlien\n")
+    monkeypatch.setenv(TOKEN, "word")
+    here = {"policy": str(tmp_path / "policy"), "state": str(tmp_path / "state"), "template": "compact"}
+    made = build(args | here | {"catalogue": str(tmp_path / "titles.csv")})
+    assert made._bound_deployment.name == "Front" and (tmp_path / "state" / "versions" / "000001.json").exists()
 
 
 def test_ray_up_takes_the_cluster_file(tmp_path: Path) -> None:

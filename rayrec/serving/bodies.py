@@ -1,0 +1,124 @@
+"""What requests and answers hold, with their limits; the OpenAPI page is made of these classes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: Bytes of a request, and of one that brings a catalogue.
+BODY, CATALOGUE_BODY = 1 << 20, 64 << 20
+#: Most titles of a history, of a list, and of those to allow or to exclude; characters of a title or a user.
+HISTORY, K, TITLES, LENGTH = 1000, 100, 10_000, 500
+
+Title = Annotated[str, Field(min_length=1, max_length=LENGTH)]
+Path = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class Refusal(Exception):
+    """An answer of a status of 400 or more; ``retry`` is in seconds."""
+
+    def __init__(self, status: int, error: str, retry: int | None = None):
+        super().__init__(error)
+        self.status, self.error, self.retry = status, error, retry
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Ask(_Body):
+    """A request for a list. It has either a history or a user."""
+
+    history: Annotated[list[Title], Field(max_length=HISTORY)] | None = None
+    """Titles, oldest first; empty: the most popular titles."""
+    user: Annotated[str, Field(min_length=1, max_length=LENGTH)] | int | None = None
+    """One of the service's table of histories; others get the most popular titles."""
+    k: Annotated[int, Field(ge=1, le=K)] = 10
+    allow: Annotated[list[Title], Field(min_length=1, max_length=TITLES)] | None = None
+    """Titles that the list may hold, by default all of the catalogue that this version allows."""
+    exclude: Annotated[list[Title], Field(max_length=TITLES)] = []
+    exclude_history: bool = True
+    policy: Path | None = None
+    """The policy that is to answer: the one that is served, or the one before it."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Ask:
+        if (self.history is None) == (self.user is None):
+            raise ValueError("wanted either `history` or `user`")
+        return self
+
+
+class Item(_Body):
+    item: int
+    """Number in the catalogue."""
+    title: str
+    rank: int
+    logprob: float | None
+    """log P(title + EOS | prompt) in nats; null in a fallback."""
+
+
+class Answer(_Body):
+    """A list, best title first, and the version that made it."""
+
+    items: list[Item]
+    policy: str
+    catalogue: str
+    version: int
+    fallback: bool
+    """Whether these are the most popular titles, since there is no history."""
+
+
+class Row(_Body):
+    title: Title
+    popularity: Annotated[int, Field(ge=0, le=1 << 60)] = 0
+
+
+class NewCatalogue(_Body):
+    """Another catalogue, by its rows or by a Parquet or CSV file that the service can read."""
+
+    rows: Annotated[list[Row], Field(min_length=1)] | None = None
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> NewCatalogue:
+        if (self.rows is None) == (self.file is None):
+            raise ValueError("wanted either `rows` or `file`")
+        return self
+
+
+class NewPolicy(_Body):
+    """Another policy: a run's folder, a policy of a run, or a Hugging Face folder or hub id."""
+
+    policy: Path
+    template: Annotated[str, Field(pattern="^(auto|chat|instruct|compact)$")] = "auto"
+
+
+class Eligible(_Body):
+    """Which titles of the catalogue lists may hold from now on; by default all."""
+
+    allow: list[Title] | None = None
+    exclude: list[Title] = []
+
+
+class Rollback(_Body):
+    """Back to a former version, by default the one before."""
+
+    to: Annotated[int, Field(ge=1, le=1 << 60)] | None = None
+
+
+class Changed(_Body):
+    """The version that is served now."""
+
+    version: int
+    policy: str
+    catalogue: str
+    items: int
+    eligible: int
+
+
+def reasons(errors: Any) -> str:
+    """Return pydantic's errors as one line, without the values of the request."""
+    found = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}"[:300] for one in errors]
+    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
