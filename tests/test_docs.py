@@ -30,6 +30,7 @@ from rayrec.driver import baselines, checks
 from rayrec.methods import parse
 from rayrec.recommend.batch import RecommendConfig
 from rayrec.serving.settings import ServeConfig
+from rayrec.watch.__main__ import WatchConfig
 from tests.faults.__main__ import kinds_of, options
 from tests.faults.kinds import KINDS
 
@@ -153,6 +154,8 @@ def python(words: list[str]) -> None:
         tyro.cli(RecommendConfig, args=args)
     elif program == "jobs/serve.py":
         tyro.cli(ServeConfig, args=args)
+    elif program == "rayrec.watch":
+        tyro.cli(WatchConfig, args=args)
     elif program == "jobs/bench.py":
         importlib.import_module("bench").options().parse_args(args)
     elif program == "tests.faults":
@@ -200,7 +203,7 @@ def known_flags() -> set[str]:
     from ray.scripts.scripts import start
 
     found = {"--preset", "--method", "--policy", "--help", *(name for p in start.params for name in p.opts)}
-    for config in (Config(), BaselinesConfig(), RecommendConfig(""), ServeConfig("")):
+    for config in (Config(), BaselinesConfig(), RecommendConfig(""), ServeConfig(""), WatchConfig((), "")):
         for part in fields(config):
             group = getattr(config, part.name)
             for name in [one.name for one in fields(group)] if hasattr(group, "__dataclass_fields__") else [part.name]:
