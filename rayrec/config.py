@@ -56,6 +56,8 @@ class TrainConfig:
     """Write log π of titles that no policy wrote into the negatives table too: a pass of the generators more."""
     equal_target: Literal["next", "drop"] = "next"
     """A negative equal to the target: replaced (`next` beam, else random), or its pair dropped (`drop`)."""
+    allow_random_negatives: bool = False
+    """Go on where more than half of the rows of a negatives phase lost the policy's own answer."""
     ground: bool = False
     """Replace self-play text by its nearest catalogue title."""
     sft: bool = True
@@ -253,6 +255,7 @@ NOT_DECIDING = {
     "placement": "where a run is computed",
     "output": "what is kept, and where",
     "json": "a file that results are copied to",
+    "train.allow_random_negatives": "whether a run goes on, not what it computes",
     "data.data": "a path; its contents are hashed",
     "evaluate.embedder_path": "a path; its contents are hashed",
     "sequential.embedder_path": "a path; its contents are hashed",

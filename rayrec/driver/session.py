@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from rayrec.generation.pool import GeneratorPool
 from rayrec.lanes import BASE, Lane, Once, Policy, Shared
 from rayrec.models.proof import Probe
 from rayrec.objectives.settings import make_objective
-from rayrec.report import terminal
+from rayrec.report import doubts, terminal
 from rayrec.report.build import build_report
 from rayrec.report.lists import user_lists
 from rayrec.report.record import read_samples
@@ -51,6 +52,8 @@ from rayrec.training.board import Phase
 from rayrec.training.group import TrainGroup
 from rayrec.training.lane import TrainLane
 from rayrec.training.worker import work as train
+
+_log = logging.getLogger(__name__)
 
 
 def command(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = None) -> None:
@@ -218,12 +221,27 @@ class Session:
         self_play(self.config, trainers, generators, draw, first)
 
     def _finished(self, phase: str, new: bool) -> None:
-        """Rebuild metrics.jsonl, send the new numbers to the trackers, remove weights that nothing needs any more."""
+        """Rebuild metrics.jsonl, send the new numbers to the trackers, remove weights that nothing needs any more.
+
+        Raises:
+            ValueError: most of a negatives phase is not the policy's own, and a phase that is left reads it.
+        """
         with self._lock:
+            metrics = read_json(self.work.folder(phase) / "metrics.json")
             if new:
                 self.work.lease.record_processes()
-                self.tracker.phase(read_json(self.work.folder(phase) / "metrics.json"))
+                self.tracker.phase(metrics)
             self._prune(self.work.write_metrics(p.name for p in self.phases))
+            left = any(phase in p.needs and not self.work.done(p.name) for p in self.phases)
+        for doubt in doubts.found([metrics]):
+            lost = doubt.kind == "negatives" and doubt.share > doubts.LOST
+            if lost and left and not self.config.train.allow_random_negatives:
+                raise ValueError(
+                    f"{doubt}. Wanted at least half from the policy. Train it longer first (--first-rows, "
+                    "--first-epochs, another --name), or add --allow-random-negatives, which goes on with these."
+                )
+            if new:
+                _log.warning("%s", doubt)
 
     def _prune(self, records: list[dict]) -> None:
         keep = self.config.output.keep
@@ -252,6 +270,8 @@ class Session:
             seconds, overlap = times.get(row["iteration"], (None, None))
             row |= {"seconds": seconds, "overlap": overlap} if row["kind"] == "evaluation" else {}
         terminal.print_iteration_table(rows)
+        for doubt in doubts.of_run(self.work.root):
+            terminal.log("mind", str(doubt))
         most = ", ".join(f"{lane} {gigabytes(count)}" for lane, count in peaks(events).items())
         seconds = terminal.span(max((one.end for one in phases), default=0.0))
         terminal.log("resources", seconds + (f", most memory of a process: {most}" if most else ""))

@@ -29,6 +29,7 @@ from rayrec.negatives import NEGATIVES, Sampler, mixture
 from rayrec.negatives.draw import Draw
 from rayrec.negatives.scored import unscored, with_scores
 from rayrec.negatives.statistics import Statistics
+from rayrec.report import doubts
 from rayrec.runs.manifest import read_json
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class GenerateLane(Lane):
                 )
                 return self._predictions(outputs, rows, decode)
 
-            tables, records = [], []
+            tables, records, answers = [], [], []
             for decode in cast("tuple[Mode, ...]", settings.decode):  # `auto` is resolved
                 alpha = settings.d3_alpha
                 if decode == "d3" and alpha is None:
@@ -168,9 +169,12 @@ class GenerateLane(Lane):
                 record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
                 record |= {"alpha": alpha} if decode == "d3" else {}
                 records += self._scored(record, tables[-1])
+                if decode in doubts.WRITTEN:
+                    titles = data.catalogue.titles
+                    answers.append(doubts.count_answers(name, decode, tables[-1], titles, self._chooses))
             named = pa.concat_tables(data.catalogue.identified(table, examples) for table in tables)
             pq.write_table(named, folder / "predictions.parquet", row_group_size=SLICE)
-            return {"records": records}
+            return {"records": records, "answers": answers}
 
         return self.phase(planned, make, _records, policy, oracle)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayrec.report.doubts import Doubt, found
 from rayrec.report.lists import UserLists, user_lists
 from rayrec.report.timeline import Span, spans
 from rayrec.runs.manifest import read_json
@@ -29,6 +30,7 @@ class Record:
     lists: UserLists | None  #: lists of a few users before and after
     unread: list[str]  #: why samples or lists are left out
     to_do: list[str]  #: phases that are not finished
+    doubts: list[Doubt]  #: what a reader of the numbers must know
 
     def of(self, *kinds: str) -> list[dict[str, Any]]:
         """The metric rows of some kinds, in the order of the run."""
@@ -48,7 +50,7 @@ def read_run(folder: Path) -> Record:
     except (AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'trace.json'}: {error} {_AGAIN}") from error
     metrics = {phase: read_json(folder / phase / "metrics.json", _AGAIN) for phase in done}
-    steps = {phase: found["steps"] for phase, found in metrics.items() if found.get("steps")}
+    steps = {phase: one["steps"] for phase, one in metrics.items() if one.get("steps")}
     samples, unread = {}, []
     for iteration in (phase.split("/")[0] for phase in done if phase.endswith("/prefer")):
         path = folder / iteration / "samples.json"
@@ -57,14 +59,16 @@ def read_run(folder: Path) -> Record:
                 samples[iteration] = read_samples(path)
             except ValueError as error:
                 unread.append(str(error))
-    recorded = any(found.get("records") for found in metrics.values())
+    recorded = any(one.get("records") for one in metrics.values())
     rows = _lines(folder / "metrics.jsonl") if recorded or (folder / "metrics.jsonl").exists() else []
     attempts, lists = len(trace.get("attempts") or []), None
     try:
         lists = user_lists(folder, rows)
     except ValueError as error:
         unread.append(str(error))
-    return Record(folder, config, plan, rows, steps, phases, attempts, samples, lists, unread, to_do)
+    return Record(
+        folder, config, plan, rows, steps, phases, attempts, samples, lists, unread, to_do, found(metrics.values())
+    )
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
