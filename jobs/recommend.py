@@ -1,28 +1,9 @@
 """Recommend: the lists of all users by a tuned policy, in one file.
 
-    python jobs/recommend.py --policy runs/NAME --data DIR --top-k 20 --out lists.parquet
-    python jobs/recommend.py --policy runs/NAME --histories users.jsonl --out lists.jsonl --generators 2
-
-The same command again goes on after the parts that are finished.
+``python jobs/recommend.py --help`` shows how; rayrec/commands/recommend.py has it.
 """
 
-from __future__ import annotations
-
-import tyro
-
-from rayrec import signals
-
-
-def main() -> None:
-    signals.catch()
-    from rayrec.recommend.batch import RecommendConfig, run
-
-    config = tyro.cli(RecommendConfig, description=__doc__)
-    from rayrec.driver.session import ending  # heavy, and not needed for --help
-
-    with ending():
-        run(config)
-
+from rayrec.commands.recommend import main
 
 if __name__ == "__main__":
     main()

@@ -7,22 +7,11 @@
 The same command again goes on where the run stopped. The algorithm is `self_play` in rayrec/selfplay.py.
 """
 
-from __future__ import annotations
-
-from rayrec import signals
+from rayrec.commands import sprec
 
 
 def main() -> None:
-    signals.catch()
-    from rayrec.generation import ENGINES
-    from rayrec.methods import parse  # now, so that rows which a script added to the tables count
-
-    config = parse(__doc__ or "", engines=ENGINES)
-    from cost_model import of_plan  # heavy, and not needed for --help
-
-    from rayrec.driver.session import command
-
-    command(config, of_plan)
+    sprec.main()  # defaults, then --preset, --method and flags; the plan, the loop, the table, report.html
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -104,16 +105,18 @@ class EvaluateConfig:
     """How policies answer and how the answers become top-k lists."""
 
     decode: tuple[Literal["auto", "greedy", "beams", "free_beams", "d3", "score"], ...] = ("greedy",)
-    """How lists are made: `greedy` writes one title that is grounded; `beams` takes the best titles of the
-    catalogue-constrained beam search; `free_beams` takes the engine's own beam search where it wrote titles; `d3` gives
-    the `beams` also the scores of a SASRec; `auto` is the exact one that was fastest on all measured hardware: `beams`,
-    or among candidates `score`; the plan names it. With --protocol candidates `greedy` is the candidate that the text
-    names, and `score` ranks the candidates by their probability."""
+    """How lists are made, in one way or several. `greedy` writes one title that is grounded; `beams` takes the best
+    titles of the catalogue-constrained beam search; `free_beams` takes the engine's own beam search where it wrote
+    titles; `d3` gives the `beams` also the scores of a SASRec; `auto` is the exact one that was fastest on all measured
+    hardware: `beams`, or among candidates `score`; the plan names it. With --protocol candidates `greedy` is the
+    candidate that the text names, and `score` ranks the candidates by their probability."""
     d3_alpha: float | None = None
     """Weight of the language model in `d3`, SASRec has the rest; default: the one of 0.1, 0.3, 0.5, 0.7, 0.9 with the
     best NDCG on the validation rows, logged with every result."""
     beam_width: Annotated[int, POSITIVE] = 10
+    """Beams of a search."""
     top_k: Annotated[tuple[int, ...], POSITIVE] = (1, 5, 10)
+    """Lengths k of the lists that are measured."""
     embedder: Annotated[str, _EMBEDDER] = "title"
     """Grounding: `title` is exact match, then character n-gram TF-IDF; `sentence` a sentence embedder; `lm` the last
     hidden state of a language model (BIGRec)."""
@@ -137,14 +140,17 @@ class PlacementConfig:
     """Where a run is computed. May change between the starts of one run."""
 
     train_workers: Annotated[int, POSITIVE] = 1
+    """Training processes."""
     max_train_workers: int | None = None
     """Elastic training, also written `--train-workers 2:8`: as many workers as there is room for, of the numbers from
     --train-workers to this that divide every batch. After a loss fewer go on, before a phase more may join; results
     agree to rounding."""
     generators: Annotated[int, POSITIVE] = 1
+    """Processes that write negatives and evaluations."""
     tensor_parallel: Annotated[int, POSITIVE] = 1
     """GPUs of one generator."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto` takes GPUs where the machine or the cluster has any."""
     placement: Literal["apart", "shared"] = "apart"
     """`shared` lets one GPU alternate between training and generation (vLLM sleep and wake)."""
     sequential: bool = False
@@ -180,7 +186,7 @@ class OutputConfig:
     runs: str | None = None
     """Folder of all runs. Default: runs, and in a submitted job ~/rayrec-runs."""
     name: str | None = None
-    """Name of the run folder; default: source, model, method and seed."""
+    """Name of the run folder. Default: data, model, method, learning rate and K where they are no default, and seed."""
     on_existing: Literal["resume", "fail", "overwrite"] = "resume"
     keep: str = "2"
     """Policies that stay, a number or `all`; the last and the best on validation always do."""
@@ -249,6 +255,11 @@ class BaselinesConfig:
 
 
 AnyConfig = Config | BaselinesConfig
+#: Deciding settings by which a finished run can be extended, with the reason.
+EXTENDING = {
+    "train.iterations": "more iterations are more phases; those that are there do not read it",
+    "evaluate.top_k": "lists of other lengths are made from the answers that are there",
+}
 
 #: Settings that decide no number of a run, with the reason; whole groups by their name.
 NOT_DECIDING = {
@@ -275,9 +286,48 @@ def deciding(config: AnyConfig | dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in NOT_DECIDING}
 
 
+def fixed(config: AnyConfig | dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """:func:`deciding` without what a run can be extended by (:data:`EXTENDING`).
+
+    Where D3 tunes its weight, on lists of the longest length, the lengths stay.
+    """
+    settings = deciding(config)
+    tuned = "d3" in settings.get("evaluate.decode", ()) and settings["evaluate.d3_alpha"] is None
+    return {name: v for name, v in settings.items() if name not in EXTENDING or (tuned and name == "evaluate.top_k")}
+
+
+def read_config(path: str | Path) -> Config:
+    """Return the settings of a run by its ``config.json``, or by its folder.
+
+    Raises:
+        ValueError: there is no such file, or it is not of a run of rayrec sprec at this revision.
+    """
+    file = Path(path).expanduser()
+    file = file / "config.json" if file.is_dir() else file
+    remedy = "Name the config.json of a run of rayrec sprec."
+    try:
+        groups = json.loads(file.read_text("utf-8"))["config"]
+        parts = {part.name: type(part.default_factory()) for part in dataclasses.fields(Config)}  # pyright: ignore
+        if groups.keys() != parts.keys():
+            raise ValueError(f"found the groups {sorted(groups)}, wanted {sorted(parts)}")
+        made = {}
+        for name, kind in parts.items():
+            if unknown := groups[name].keys() - {one.name for one in dataclasses.fields(kind)}:
+                raise ValueError(f"{', '.join(map(flag, sorted(unknown)))} are settings of another revision")
+            values = {one: tuple(value) if isinstance(value, list) else value for one, value in groups[name].items()}
+            made[name] = kind(**values)
+    except OSError as error:
+        raise ValueError(f"--config {path}: cannot be read ({error.strerror}). {remedy}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"--config {path}: {error}. {remedy}") from error
+    once = OutputConfig()
+    output = dataclasses.replace(made["output"], dry_run=once.dry_run, on_existing=once.on_existing)
+    return Config(**made | {"output": output})
+
+
 def result_hash(config: AnyConfig, hashes: Mapping[str, str]) -> str:
     """Hash of the settings that decide numbers, and of ``hashes`` of contents that they name."""
-    text = json.dumps([deciding(config), dict(hashes)], sort_keys=True)
+    text = json.dumps([fixed(config), dict(hashes)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -297,7 +347,7 @@ def changed(config: AnyConfig) -> list[dict[str, str]]:
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Lines that name each deciding setting in which two ``config.json`` records differ."""
-    old, new = deciding(found["config"]), deciding(wanted["config"])
+    old, new = fixed(found["config"]), fixed(wanted["config"])
     lines = []
     for name in sorted(old | new):
         if old.get(name) != new.get(name):

@@ -5,9 +5,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import tyro
-
-from rayrec.config import Config
+from rayrec import flags
+from rayrec.config import Config, read_config
 from rayrec.fields import flag, giving
 from rayrec.models.fitting import HIDDEN, PUBLISHED
 
@@ -24,10 +23,11 @@ PRESETS = {
         model={"pretrain_steps": 1000},
         train={"iterations": 2, "first_rows": 2048, "rows_per_iteration": 512, "lr": 1e-4},
     ),
+    # A model of so few steps may write nothing but the end of an answer.
     "toy": _preset(
         data={"test_rows": 200, "valid_rows": 64},
         model={"pretrain_steps": 60, "tiny_layers": 2, "tiny_hidden": 64, "tiny_vocab": 1024},
-        train={"iterations": 2, "first_rows": 256, "rows_per_iteration": 128},
+        train={"iterations": 2, "first_rows": 256, "rows_per_iteration": 128, "allow_random_negatives": True},
     ),
     # Three minutes on two cores.
     "demo": _preset(
@@ -202,11 +202,27 @@ def _ranges(args: Sequence[str]) -> list[str]:
     return made
 
 
-def parse(description: str, args: list[str] | None = None, engines: Iterable[str] = ()) -> Config:
-    """Read the command line; ``--preset`` and then ``--method`` choose the defaults of all other flags.
+#: The settings that ``--help`` shows, by their purpose.
+FIRST = {
+    "Data": ("data", "seed"),
+    "Model": ("model",),
+    "Training": ("iterations", "rows_per_iteration", "lr"),
+    "Evaluation": ("decode", "top_k"),
+    "Machine": ("train_workers", "generators", "device"),
+    "Output": ("runs", "name", "dry_run"),
+}
+
+
+def parse(
+    description: str, args: list[str] | None = None, engines: Iterable[str] = (), prog: str | None = None
+) -> Config:
+    """Read the command line; ``--config`` or ``--preset`` and then ``--method`` choose the defaults of all other flags.
 
     ``engines``: the names that ``--engine`` takes beside `auto`; without them it takes any. Beside ``--method``,
     ``--iterations`` and ``--rows-per-iteration`` say what self-play would do: methods that tune once see as many rows.
+
+    Raises:
+        ValueError: the file of ``--config`` is no run's config.json, or stands beside ``--preset``.
     """
     import sys
 
@@ -214,8 +230,13 @@ def parse(description: str, args: list[str] | None = None, engines: Iterable[str
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=sorted(PRESETS))
     first.add_argument("--method", choices=sorted(METHODS))
+    first.add_argument("--config")
     chosen, rest = first.parse_known_args(args)
     default = PRESETS[chosen.preset] if chosen.preset else Config()
+    if chosen.config:
+        if chosen.preset:
+            raise ValueError(f"--config and --preset {chosen.preset} both set all defaults. Leave one of them out.")
+        default = read_config(chosen.config)
     if chosen.method:
         budget = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         budget.add_argument("--iterations", type=int)
@@ -226,9 +247,11 @@ def parse(description: str, args: list[str] | None = None, engines: Iterable[str
         named.add_argument("--model", default=default.model.model)
         model = named.parse_known_args(rest)[0].model
         default = with_method(dataclasses.replace(default, train=train), chosen.method, model)
-    note = f"{description}\nPresets: --preset {{{','.join(PRESETS)}}} sets the defaults of all flags below, and\n"
-    note += f"--method {{{','.join(METHODS)}}} those of a published method.\n"
-    note += "The number of rows, the first SFT of preference methods and the protocol (but for TALLRec and LLaRA) stay "
-    note += "those of the run."
+    own = {
+        "--preset NAME": f"{', '.join(PRESETS)}: sets the defaults of all flags below",
+        "--method NAME": f"{', '.join(METHODS)}: a paper's settings; the number of rows, the first SFT of preference "
+        "methods and the protocol (but for TALLRec and LLaRA) stay those of the run",
+        "--config FILE": "a run's config.json, whose settings are the defaults of all flags",
+    }
     with giving(engines=["auto", *engines] if engines else []):
-        return tyro.cli(Config, args=rest, default=default, description=note)
+        return flags.read(Config, rest, default=default, description=description, prog=prog, first=FIRST, own=own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import os
 import re
 import resource
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from rayrec.config import NOT_DECIDING, Config, changed, result_hash
+from rayrec.config import EXTENDING, NOT_DECIDING, Config, changed, result_hash, to_dict
 from rayrec.data import load
 from rayrec.driver import checks, plan
 from rayrec.methods import METHODS, PRESETS, parse
@@ -28,7 +29,8 @@ FILES = sorted((ROOT / "rayrec").rglob("*.py"))
 #: A flag that goes, comes or changes its name breaks somebody's script: change this list on purpose.
 FLAGS = """
 --source --data --history --min-history --k-core --split --targets --protocol --ask --ratings --no-ratings --bad-rows
---duplicates --liked-from --columns
+--duplicates --liked-from --columns --since --until
+--long-prompts
 --test-rows --valid-rows --seed
 --model --template --item-vectors --no-item-vectors --lora-rank --lora-alpha --lora-dropout --max-length
 --max-new-tokens --tiny-hidden --tiny-layers
@@ -48,7 +50,7 @@ FLAGS = """
 --checkpoint-steps --checkpoint-seconds
 --train-resource --generate-resource --wait-for-resources --max-deaths --wait-seconds
 --runs --name --on-existing --keep --share --no-share --track --dry-run --no-dry-run
---help --preset --method
+--help --help-all --preset --method --config
 """
 
 
@@ -64,7 +66,7 @@ def test_help_takes_less_than_two_seconds_and_lists_the_flags() -> None:
     for _ in range(4):  # on a machine whose cores others use, a try takes up to twice as long
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
-            [sys.executable, "jobs/sprec.py", "--help"],
+            [sys.executable, "jobs/sprec.py", "--help-all"],
             cwd=ROOT,
             env=os.environ | {"COLUMNS": "200"},
             capture_output=True,
@@ -80,8 +82,7 @@ def test_help_takes_less_than_two_seconds_and_lists_the_flags() -> None:
     rows = [line.strip("│ ") for line in done.stdout.decode().splitlines()]
     heads = [row.split("  ")[0] for row in rows if row.startswith("-")]
     shown = {flag for head in heads for flag in re.findall(r"(?<![\w`])--[a-z][a-z0-9-]*", head)}
-    assert shown | {"--preset", "--method"} == set(FLAGS.split())
-    assert "--preset {" in done.stdout.decode()
+    assert shown | {"--help", "--help-all"} == set(FLAGS.split())
 
 
 def test_presets_parse_and_hold_together() -> None:
@@ -274,7 +275,8 @@ def test_the_hash_is_of_what_decides_numbers(group: str, name: str) -> None:
     kind = typing.get_type_hints(type(part))[name]
     changed = dataclasses.replace(part, **{name: other(kind, getattr(part, name))})
     assert changed != part
-    decides = group in ("data", "model", "train", "loss", "evaluate") and f"{group}.{name}" not in NOT_DECIDING
+    decides = group in ("data", "model", "train", "loss", "evaluate")
+    decides = decides and f"{group}.{name}" not in NOT_DECIDING.keys() | EXTENDING
     again = dataclasses.replace(config, **{group: changed})
     assert (result_hash(again, {"data": "content"}) != result_hash(config, {"data": "content"})) == decides
     assert result_hash(config, {"data": "content"}) != result_hash(config, {"data": "other content"})
@@ -313,3 +315,51 @@ def test_a_range_of_training_workers(words: list[str]) -> None:
     assert config.worker_counts == (2, 4, 8)  # what divides every batch
     assert parse("", ["--train-workers", "2"]).worker_counts == (2,)
     assert parse("", ["--runs", "2:8"]).output.runs == "2:8"
+
+
+def test_a_runs_configuration_gives_the_defaults(tmp_path: Path) -> None:
+    config = parse("", ["--preset", "toy", "--top-k", "3", "--negatives", "random", "--name", "x", "--dry-run"])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"config": to_dict(config)}))
+    again = parse("", ["--config", str(file)])
+    assert again == dataclasses.replace(config, output=dataclasses.replace(config.output, dry_run=False))
+    assert parse("", ["--config", str(tmp_path), "--lr", "0.5", "--iterations", "9"]).train == dataclasses.replace(
+        config.train, lr=0.5, iterations=9
+    )
+    assert parse("", ["--config", str(file), "--method", "SPRec-RN"]).train.negatives == ("random",)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read"),
+        ("no JSON", "Expecting value"),
+        ("{}", "'config'"),
+        ('{"config": {"data": {}}}', "found the groups"),
+        ("extra", "--colour are settings of another revision"),
+    ],
+)
+def test_another_file_is_no_configuration(tmp_path: Path, content: str | None, says: str) -> None:
+    file = tmp_path / "config.json"
+    if content == "extra":
+        groups = to_dict(Config())
+        content = json.dumps({"config": groups | {"data": groups["data"] | {"colour": "red"}}})
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=rf"^--config .*{re.escape(says)}.* Name the config.json of a run"):
+        parse("", ["--config", str(file)])
+
+
+def test_a_configuration_and_a_preset_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--config and --preset toy both set"):
+        parse("", ["--config", str(tmp_path), "--preset", "toy"])
+
+
+def test_where_d3_tunes_its_weight_the_list_lengths_decide() -> None:
+    def hashed(*args: str) -> str:
+        return result_hash(parse("", list(args)), {"data": "content"})
+
+    assert hashed("--top-k", "5") == hashed("--top-k", "7", "--iterations", "9")
+    assert hashed("--decode", "d3", "--top-k", "5") != hashed("--decode", "d3", "--top-k", "7")
+    fixed = ("--decode", "d3", "--d3-alpha", "0.5")
+    assert hashed(*fixed, "--top-k", "5") == hashed(*fixed, "--top-k", "7")

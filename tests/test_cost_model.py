@@ -10,12 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from jobs.cost_model import DEVICES, Work, _ends, estimate
-from jobs.cost_model import parse as parse_cluster
 from rayrec.config import Config, TrainConfig
 from rayrec.data import load, preferences
 from rayrec.driver import checks, plan
 from rayrec.driver.checks import Lengths
+from rayrec.driver.cost_model import DEVICES, Work, _ends, estimate
+from rayrec.driver.cost_model import parse as parse_cluster
 from rayrec.driver.prepare import prepare
 from rayrec.generation.engine import weights_folder
 from rayrec.lanes import Planned

@@ -25,6 +25,10 @@ from typing import Any, NamedTuple
 import pytest
 import tyro
 
+from rayrec import flags
+from rayrec.commands import baselines as commands_baselines
+from rayrec.commands import compare, evaluate
+from rayrec.commands.__main__ import names as command_names
 from rayrec.config import BaselinesConfig, Config
 from rayrec.driver import baselines, checks
 from rayrec.methods import parse
@@ -46,6 +50,8 @@ NOT_RUN = {
 OTHER_BLOCKS = ("python", "text", "imports")
 #: Commands of other tools, whose flags are their own; the files that they name must exist.
 TOOLS = ("curl", "docker", "kubectl", "sed", "sbatch", "tail", "cd", "export", "source", "python3.11", ".venv/bin/pip")
+#: The settings of commands that are read as they are.
+KINDS_OF = {"recommend": RecommendConfig, "serve": ServeConfig, "watch": WatchConfig}
 #: Flags in prose that belong to none of our commands.
 FOREIGN_FLAGS = {"--logdir", "--metrics-export-port"}
 
@@ -119,6 +125,8 @@ def understand(words: list[str]) -> None:
         python(words[1:])
     elif words[0] == "make":
         assert made(*words[1:])
+    elif words[0] == "rayrec":
+        rayrec(words[1:])
     elif words[0] == "ray":
         ray(words[1:])
     else:
@@ -133,27 +141,11 @@ def understand(words: list[str]) -> None:
 def python(words: list[str]) -> None:
     """Parse the flags of a job, or of a module that is run as one."""
     program, args = (words[1], words[2:]) if words[0] == "-m" else (words[0].removeprefix("/opt/rayrec/"), words[1:])
-    if {"-h", "--help"} & set(args):
+    command = re.fullmatch(r"jobs/(\w+)\.py", program)
+    if {"-h", "--help", "--help-all"} & set(args):
         assert (ROOT / program).exists(), program
-    elif program == "jobs/sprec.py":
-        checks.resolve(parse("", args))
-    elif program == "jobs/evaluate.py":
-        job = importlib.import_module("evaluate")
-        job.check_words(args)
-        job.check_untrained(parse("", ["--method", "zero-shot", *("--model" if a == "--policy" else a for a in args)]))
-    elif program == "jobs/compare.py":
-        job = importlib.import_module("compare")
-        given, rest = job.options().parse_known_args(args)
-        rest, methods = job.settle(given, rest)
-        job.check(given, job.rows_of(given, methods), rest)
-    elif program == "jobs/baselines.py":
-        config = tyro.cli(BaselinesConfig, args=args)
-        importlib.import_module("baselines").check_read(config)
-        baselines.check(config)
-    elif program == "jobs/recommend.py":
-        tyro.cli(RecommendConfig, args=args)
-    elif program == "jobs/serve.py":
-        tyro.cli(ServeConfig, args=args)
+    elif command and command[1] in command_names():
+        rayrec([command[1], *args])
     elif program == "rayrec.watch":
         tyro.cli(WatchConfig, args=args)
     elif program == "jobs/bench.py":
@@ -162,6 +154,31 @@ def python(words: list[str]) -> None:
         options().parse_args(args)
     else:
         assert program in ("rayrec.report", "pytest"), words
+
+
+def rayrec(words: list[str]) -> None:
+    """Parse a command of the console script."""
+    name, *args = words
+    if {"-h", "--help", "--help-all"} & set(args):
+        return
+    if name == "sprec":
+        checks.resolve(parse("", args))
+    elif name == "evaluate":
+        evaluate.check_words(args)
+        given = ("--model" if arg == "--policy" else arg for arg in args)
+        evaluate.check_untrained(parse("", ["--method", "zero-shot", *given]))
+    elif name == "compare":
+        given, rest = compare.options().parse_known_args(args)
+        rest, methods = compare.settle(given, rest)
+        compare.check(given, compare.rows_of(given, methods), rest)
+    elif name == "baselines":
+        config = commands_baselines.read(args)
+        commands_baselines.check_read(config)
+        baselines.check(config)
+    elif name in KINDS_OF:
+        flags.read(KINDS_OF[name], args)
+    else:
+        assert name == "report" and len(args) == 1, words
 
 
 def ray(words: list[str]) -> None:
@@ -202,13 +219,14 @@ def known_flags() -> set[str]:
     """The flags of our commands, and those of `ray start`."""
     from ray.scripts.scripts import start
 
-    found = {"--preset", "--method", "--policy", "--help", *(name for p in start.params for name in p.opts)}
+    found = {"--preset", "--method", "--config", "--policy", "--help", "--help-all"}
+    found |= {name for p in start.params for name in p.opts}
     for config in (Config(), BaselinesConfig(), RecommendConfig(""), ServeConfig(""), WatchConfig((), "")):
         for part in fields(config):
             group = getattr(config, part.name)
             for name in [one.name for one in fields(group)] if hasattr(group, "__dataclass_fields__") else [part.name]:
                 found |= {f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}"}
-    for parser in (options(), importlib.import_module("compare").options(), importlib.import_module("bench").options()):
+    for parser in (options(), compare.options(), importlib.import_module("bench").options()):
         found |= {name for action in parser._actions for name in action.option_strings}
     return found
 

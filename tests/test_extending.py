@@ -35,7 +35,7 @@ SMALL = {
 MINE = dict.fromkeys(["source", "objective", "negatives", "engine"], "mine")
 HELP = """
 import runpy, sys
-sys.argv = ["job", "--help"]
+sys.argv = ["job", "--help-all"]
 try:
     runpy.run_path("tests/extending_job.py", run_name="__main__")
 except SystemExit:

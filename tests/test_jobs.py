@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import tyro
 
+from rayrec.commands.baselines import check_read, read
 from rayrec.config import BaselinesConfig
 from rayrec.models.policy import add_lora, load_base, load_tokenizer, save, trainable_state
 from rayrec.models.settings import ModelConfig
@@ -97,11 +96,9 @@ def test_of_adapters_the_merged_weights_are_evaluated(tmp_path: Path) -> None:
         "--track mlflow",
     ],
 )
-def test_baselines_refuse_what_they_do_not_read(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "jobs")
-    check_read = importlib.import_module("baselines").check_read
+def test_baselines_refuse_what_they_do_not_read(args: str) -> None:
     with pytest.raises(ValueError, match=f"^{args.split()[0]}: these models are trained and ranked without it. Leave"):
-        check_read(tyro.cli(BaselinesConfig, args=args.split()))
+        check_read(read(args.split()))
     check_read(BaselinesConfig())
 
 

@@ -93,8 +93,7 @@ def measure(
 
 def estimated(args: list[str]) -> dict[str, Any]:
     """The dry run's estimate for as many cores as this machine has."""
-    from cost_model import of_plan
-
+    from rayrec.driver.cost_model import of_plan
     from rayrec.driver.prepare import prepare
     from rayrec.methods import parse
 
@@ -146,9 +145,8 @@ def prepared(args: list[str], folder: Path) -> Any:
 
 def estimated_worker(what: str, args: list[str]) -> dict[str, Any]:
     """MB of the worker, or of what two send in the phase, by the cost model."""
-    from cost_model import DEVICES, Work
-
     from rayrec.driver.checks import check_lengths
+    from rayrec.driver.cost_model import DEVICES, Work
     from rayrec.models.shape import Shape
 
     with tempfile.TemporaryDirectory() as folder:

@@ -164,6 +164,13 @@ def has_gpu(config: AnyConfig) -> bool:
     return gpu
 
 
+def device_name(gpu: bool) -> str:
+    """`cpu`; with ``gpu`` the name of this machine's GPU, or `gpu` where only others have one."""
+    import torch
+
+    return (torch.cuda.get_device_name() if torch.cuda.is_available() else "gpu") if gpu else "cpu"
+
+
 def runs_at_once(config: AnyConfig) -> int:
     """For how many runs like this one the cluster has room, by its totals; 1 where there is none to join."""
     address = find_address(config)

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from rayrec import fields
-from rayrec.data import log, synthetic, windows
+from rayrec.data import log, period, synthetic, windows
 from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.core import k_core
@@ -139,6 +139,17 @@ def _check_settings(config: DataConfig) -> None:
         )
 
 
+def _between(raw: Raw, config: DataConfig, source: str) -> Raw:
+    """The interactions between ``--since`` and ``--until``."""
+    if config.since is None and config.until is None:
+        return raw
+    if not isinstance(raw.interactions, pa.Table):
+        flag = "--since" if config.since is not None else "--until"
+        raise ValueError(f"{flag}: {source} data is cut into rows already. Leave it out.")
+    kept, counts = period.between(raw.interactions, config.since, config.until)
+    return replace(raw, interactions=kept, counts=raw.counts | counts, truth=None)
+
+
 def _cored(raw: Raw, k: int, source: str) -> Raw:
     """The k-core of the interactions, and its items."""
     if not k:
@@ -208,7 +219,9 @@ def interactions(config: DataConfig) -> tuple[pa.Table, pa.Table]:
     raw, rejected, _, _ = _checked(raw, config)
     if not isinstance(raw.interactions, pa.Table):
         raise ValueError(f"--data {config.data}: the source {source} has ready rows and no interactions of users.")
-    return raw.interactions, rejected
+    kept = _between(raw, config, source).interactions
+    assert isinstance(kept, pa.Table)
+    return kept, rejected
 
 
 def load(config: DataConfig) -> Dataset:
@@ -216,7 +229,7 @@ def load(config: DataConfig) -> Dataset:
     _check_settings(config)
     source, raw = _read(config)
     raw, rejected, counts, told = _checked(raw, config)
-    raw = _cored(raw, config.k_core, source)
+    raw = _cored(_between(raw, config, source), config.k_core, source)
     catalogue = Catalogue.from_items(*(raw.items[name].to_list() for name in ("title", "genres", "item")))
     counts["duplicate_titles"] = len(raw.items) - len(catalogue)
     cut = _cut(raw, config, source)

@@ -50,6 +50,13 @@ class DataConfig:
     liked_from: float | None = None
     """Least rating, as the files have it, that counts as liked. Default: 4 of 5 stars, 8 of 10, 1 of 0/1 and -1/1; rows
     of other scales are unrated without it."""
+    long_prompts: Literal["trim", "drop", "stop"] = "trim"
+    """Rows whose prompt and answer are longer than --max-length: their oldest titles are left out, at least
+    --min-history or one stay (`trim`), the rows are left out (`drop`), or the run stops. They are counted."""
+    since: str | None = None
+    """First moment of the interactions that are read: a date, an ISO time (UTC) or seconds since the epoch."""
+    until: str | None = None
+    """Moment from which on no interaction is read."""
     test_rows: Annotated[int, at_least(1)] = 1000
     """Test examples that are evaluated, drawn with the seed."""
     valid_rows: Annotated[int, at_least(1)] = 256

@@ -66,7 +66,7 @@ def run(config: BaselinesConfig) -> Path | None:
         check_claim(root, config, hashes)
         return None
     phases = [f"00/{model}" for model in config.sequential.models]
-    with open_run(storage, root, config, hashes) as work:
+    with open_run(storage, root, config, hashes, connect.device_name(gpu)) as work:
         plan.write_inputs(root, data)
         work.upload("catalogue.parquet", "examples", "rejected.parquet")
         left = [phase for phase in phases if not work.done(phase)]

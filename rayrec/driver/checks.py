@@ -219,19 +219,22 @@ def check_data(config: Config, data: Dataset) -> None:
 
 
 class Lengths(NamedTuple):
-    """Mean tokens of a prompt and of an answer, most tokens of an answer, and titles that the tokenizer changes."""
+    """Mean tokens of a prompt and of an answer, most tokens of an answer, titles that the tokenizer changes, and
+    prompts that are too long as the data has them."""
 
     prompt: int
     answer: int
     longest: int
     changed_titles: int
+    long: int = 0
 
 
-def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any) -> Lengths:
+def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any, may_be_long: bool = False) -> Lengths:
     """Measure prompts and answers in tokens and refuse what the model cannot see.
 
     Raises:
-        ValueError: a prompt with its answer is longer than ``--max-length``, or a title than ``--max-new-tokens``.
+        ValueError: a prompt with its answer is longer than ``--max-length`` and not ``may_be_long``, or a title than
+            ``--max-new-tokens``.
     """
     read = (data.train, tuning, *data.evaluated.values())
     if config.data.ask == "liking":
@@ -257,15 +260,20 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
         )
     prompts = np.fromiter((len(prompt) for some in parts for prompt in template.prompts(some)), np.int32)
     room = config.model.max_length - longest
-    if int(prompts.max()) > room:
+    long = int((prompts > room).sum())
+    if long and not may_be_long:
+        how = config.data.long_prompts
+        kept = f", with {config.data.min_history or 1} titles left" if how == "trim" else ""
+        titled = "" if config.model.max_new_tokens else f", as the title {longest_title!r:.80} has them"
+        other = "" if how == "drop" else ", or leave these rows out with --long-prompts drop"
         raise ValueError(
-            f"{int((prompts > room).sum())} of {len(prompts)} prompts are longer than {room} tokens (the longest has "
-            f"{prompts.max()}): --max-length {config.model.max_length} less {longest} for the answer. "
-            f"Shorten --history, or raise --max-length up to the model's context."
+            f"{long} of {len(prompts)} prompts are longer than {room} tokens (the longest has {prompts.max()}{kept}): "
+            f"--max-length {config.model.max_length} less {longest} for the answer{titled}. "
+            f"Shorten --history, or raise --max-length up to the model's context{other}."
         )
     changed = len(template.lossy(data.catalogue.titles))
     mean = round(float(np.mean(list(answers.values()))))
-    return Lengths(round(float(prompts.mean())), mean, longest, changed)
+    return Lengths(round(float(prompts.mean())), mean, longest, changed, long)
 
 
 def check_vocabulary(template: Any, base: str) -> None:

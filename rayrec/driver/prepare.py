@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rayrec import signals
 from rayrec.cluster import connect
-from rayrec.config import Config, deciding
+from rayrec.config import Config, fixed
 from rayrec.data import Dataset, load
 from rayrec.data.ahead import Ahead, retarget
 from rayrec.data.candidates import with_candidates
@@ -24,11 +24,13 @@ from rayrec.data.likings import liking_rows
 from rayrec.data.mapped import take
 from rayrec.data.reweight import by_genre
 from rayrec.data.touched import Touched
-from rayrec.driver import checks, plan
+from rayrec.driver import asked, checks, long_prompts, plan
+from rayrec.driver.names import run_folder
 from rayrec.generation import ENGINES, resolve_engine
 from rayrec.grounding import EMBEDDERS, Embedder
 from rayrec.grounding.kept import KeptEmbedder
 from rayrec.lanes import Planned
+from rayrec.models import card, hub
 from rayrec.models.folder import folder_hash
 from rayrec.models.gguf import folder_of
 from rayrec.models.shape import Shape
@@ -62,8 +64,12 @@ class Prepared:
     hashes: dict[str, str]
     """Of the contents of data, model and embedder (:func:`~rayrec.config.result_hash`)."""
     template: Template
+    asked: dict[str, Any]
+    """How the run's policies are asked (:func:`rayrec.driver.asked.how_asked`)."""
     embedder: Embedder
     gpu: bool
+    device: str
+    """`cpu`, `gpu`, or the name of this machine's GPU."""
     threads: int
     """CPU threads of a process that works beside others; ``all_threads`` of a trainer that works alone."""
     all_threads: int
@@ -97,17 +103,22 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     checks.check_data(config, data)
     tuning = rows_to_tune(config, data)
     embedder, of_embedder = make_embedder(config, data)
-    base, template = make_base(config, data, scratch)
+    base, template, form = make_base(config, data, scratch)
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else folder_hash(str(base))
     hashes = {"data": data.content_hash, "model": of_model, "embedder": of_embedder}
-    lengths_key = {"lengths": deciding(config), "hashes": hashes}
+    lengths_key = {"lengths": fixed(config), "hashes": hashes}
     known = cache.find(run_folder(config).parent / cache.SHARED / "lengths", lengths_key)
     if not known and placement.cluster is None:  # a run that goes on has been checked
         check_base(str(base), config.train.attention, bool(config.model.lora_rank))
     engine.check_model(config, on_gpus, str(base))
     signals.check()
-    tokens = checks.Lengths(**known) if known else checks.check_lengths(config, data, tuning, template)
+    trims = config.data.long_prompts != "stop" and config.data.ask != "liking"  # whose prompts have one candidate each
+    tokens = checks.Lengths(**known) if known else checks.check_lengths(config, data, tuning, template, trims)
+    if tokens.long:
+        data, tuning = long_prompts.fit(config, data, tuning, template, tokens.longest)
+        again = tokens if known else checks.check_lengths(config, data, tuning, template)
+        tokens = again._replace(long=tokens.long)
     checks.check_vocabulary(template, str(base))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, data)
@@ -123,9 +134,11 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         "engine": config.evaluate.engine,
         "decode": " ".join(config.evaluate.decode),
     }
-    root = run_folder(config)
+    root = run_folder(config, of_model)
     shape = Shape.of(str(base))
     shown = plan.describe(config, data, phases, tokens, shape, **resources)
+    if (former := card.asked(config.model.model)) is not None:
+        shown["lines"] = {"policy": asked.told(former, data.catalogue), **shown["lines"]}
     return Prepared(
         config=config,
         data=data,
@@ -138,8 +151,10 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         lengths_key=lengths_key,
         hashes=hashes,
         template=template,
+        asked=asked.how_asked(config, template, form, data.catalogue),
         embedder=embedder,
         gpu=gpu,
+        device=connect.device_name(gpu),
         threads=threads,
         all_threads=placement.threads or max(1, cores // workers),
         shown=shown | {"folder": Storage(config.output.runs or "runs").name(root), "rows_to_tune": len(tuning)},
@@ -227,6 +242,7 @@ def whole_model(model: str) -> str:
 
     folder = Path(model).expanduser()
     path = str(folder) if folder.is_dir() else model
+    hub.settle(path)
     check_model(path)
     try:
         return str(local_folder(path))
@@ -237,11 +253,14 @@ def whole_model(model: str) -> str:
         ) from error
 
 
-def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Template]:
-    """The base model's folder or hub id, and the prompt template bound to its tokenizer.
+def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Template, str]:
+    """The base model's folder or hub id, and the prompt template bound to its tokenizer, with its name.
+
+    A policy of another run is asked as in that run.
 
     Raises:
-        ValueError: the model cannot be had or opened, or sees fewer tokens than ``--max-length``.
+        ValueError: the model cannot be had or opened, sees fewer tokens than ``--max-length``, or is a policy that was
+            tuned for other prompts.
     """
     from rayrec.models.folder import context_length, vocabulary
     from rayrec.models.policy import check_model, load_tokenizer
@@ -259,14 +278,19 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
             f"model {config.model.model}: no such folder. Name a Hugging Face folder or hub id, or `tiny`."
         )
     name = str(base)
+    hub.settle(name)
     check_model(name, whole=config.placement.cluster is None)
     context_length(config.model, name)
     tokenizer = load_tokenizer(name)
-    form = resolve_template(config.model.template, config.model.model, tokenizer)
+    former, form = card.asked(name), config.model.template
+    if former is not None:
+        asked.check_asked(config, former)
+        form = former["template"]
+    form = resolve_template(form, config.model.model, tokenizer)
     items = Items(data.catalogue.titles, vocabulary(name)) if config.model.item_vectors else None
-    chooses, asked = config.data.protocol == "candidates", (config.data.ratings, config.data.ask, config.data.seed)
-    template = make_template(form, tokenizer, chooses, *asked, items)
-    return base, template
+    chooses, asking = config.data.protocol == "candidates", (config.data.ratings, config.data.ask, config.data.seed)
+    template = make_template(form, tokenizer, chooses, *asking, items)
+    return base, template, form
 
 
 def keep_base(work: Run, base: Path) -> Path:
@@ -275,13 +299,3 @@ def keep_base(work: Run, base: Path) -> Path:
         shutil.copytree(base, work.begin("00/base"), dirs_exist_ok=True)
         work.finish("00/base", {"records": []})
     return work.folder("00/base")
-
-
-def run_folder(config: Config) -> Path:
-    """``RUNS/NAME``; without --name it says source, model, method and seed."""
-    train = config.train
-    negatives = "+".join(train.negatives).replace(":", "")
-    method = f"{config.loss.objective}-{negatives}" if train.prefer else "sft"
-    model = Path(config.model.model).name
-    name = config.output.name or f"{config.data.source}-{model}-{method}-seed{config.data.seed}"
-    return Storage(config.output.runs or "runs").root / name

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from rayrec.cluster import connect, reserve
 from rayrec.cluster.memory import gigabytes
 from rayrec.config import Config, changed, to_dict
 from rayrec.data import preferences
-from rayrec.driver import plan
+from rayrec.driver import cost_model, plan
 from rayrec.driver.prepare import Prepared, keep_base, prepare
 from rayrec.errors import Stopped
 from rayrec.generation import ENGINES
@@ -41,7 +41,8 @@ from rayrec.report.record import read_samples
 from rayrec.report.rows import best_policy
 from rayrec.report.timeline import by_iteration, peaks, placed, spans
 from rayrec.report.trackers import Tracker
-from rayrec.runs import cache
+from rayrec.runs import cache, former
+from rayrec.runs.about import about
 from rayrec.runs.lease import kill_children
 from rayrec.runs.manifest import read_json, write_json
 from rayrec.runs.run import Run, check_claim, open_run, versions
@@ -54,12 +55,6 @@ from rayrec.training.lane import TrainLane
 from rayrec.training.worker import work as train
 
 _log = logging.getLogger(__name__)
-
-
-def command(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = None) -> None:
-    """:func:`run` as the work of a process."""
-    with ending():
-        run(config, estimate)
 
 
 _GO_ON = "The same command goes on at the first unfinished phase."
@@ -98,10 +93,8 @@ def ending() -> Iterator[None]:
     os._exit(code)
 
 
-def run(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = None) -> Path | None:
+def run(config: Config) -> Path | None:
     """Do a whole run, or what is left of it; returns its folder, or None after ``--dry-run``.
-
-    ``estimate`` adds to the plan what the run would take on ``--cluster``.
 
     After an error that was raised amid phases Ray is left as it is: ``ray.shutdown()`` ends it.
 
@@ -113,15 +106,17 @@ def run(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = 
     with ExitStack() as opened:
         with tempfile.TemporaryDirectory(prefix="rayrec-", ignore_cleanup_errors=True) as scratch:
             ready = prepare(config, Path(scratch))
+            shown = ready.shown | {"lines": ready.shown["lines"] | cost_model.time_here(ready)}
+            ready = dataclasses.replace(ready, shown=shown)
             signals.check()
             storage = Storage(ready.config.output.runs or "runs")
             if ready.config.output.dry_run:
                 storage.download_file(ready.root / "config.json")
                 check_claim(ready.root, ready.config, ready.hashes)
-                estimated = estimate(ready) if estimate and ready.config.placement.cluster else {}
+                estimated = cost_model.of_plan(ready) if ready.config.placement.cluster else {}
                 terminal.print_plan(ready.shown | estimated | {"settings": changed(ready.config)})
                 return None
-            work = opened.enter_context(open_run(storage, ready.root, ready.config, ready.hashes))
+            work = opened.enter_context(open_run(storage, ready.root, ready.config, ready.hashes, ready.device))
             if ready.config.model.model == "tiny":
                 ready = dataclasses.replace(ready, base=keep_base(work, ready.base))
         _do(ready, work)
@@ -130,7 +125,9 @@ def run(config: Config, estimate: Callable[[Prepared], dict[str, Any]] | None = 
 
 def _do(ready: Prepared, work: Run) -> None:
     """Print the plan of an opened run, write its inputs, and do what is left."""
-    work.forget_unusable((phase.name, phase.needs) for phase in ready.phases)
+    names = {kind: [phase.name for phase in ready.phases if phase.kind == kind] for kind in ("evaluate", "baseline")}
+    relisted = former.relist(work, names["evaluate"], names["baseline"], ready.config.evaluate.top_k)
+    work.forget_unusable((p.name, () if p.name in relisted else p.needs) for p in ready.phases)
     done = {phase.name: work.done(phase.name) for phase in ready.phases}
     shown = ready.shown | {"done": [p for p in done if done[p]], "to_do": [p for p in done if not done[p]]}
     write_json(work.root / "plan.json", shown)
@@ -138,15 +135,15 @@ def _do(ready: Prepared, work: Run) -> None:
     plan.write_inputs(work.root, ready.data)
     work.upload("plan.json", "catalogue.parquet", "examples", "rejected.parquet")
     terminal.print_plan(shown)
-    Session(ready, work).run()
+    Session(ready, work, relisted | {*names["baseline"]}).run()
 
 
 class Session:
-    """One attempt at a run: lanes, actors and their end."""
+    """One attempt at a run: lanes, actors and their end. Phases that are ``alone`` need no actor."""
 
-    def __init__(self, ready: Prepared, work: Run):
+    def __init__(self, ready: Prepared, work: Run, alone: Collection[str] = ()):
         self.ready, self.work, self.config, self.data = ready, work, ready.config, ready.data
-        self.phases, self._lock = ready.phases, threading.Lock()
+        self.phases, self._alone, self._lock = ready.phases, alone, threading.Lock()
         config, base, titles = ready.config, str(ready.base), tuple(ready.data.catalogue.titles)
         engine = ENGINES[config.evaluate.engine]
         asked = frozenset(modes_of(config))
@@ -154,7 +151,7 @@ class Session:
         setup = Setup(config, work.storage, base, ready.template, titles, ready.gpu, engine, threads, asked, probe)
         self.reserved = reserve.Reserved()
         # The objective itself and not its name: a class of the user's script is known only to the driver.
-        training = {"config": config, "base": base, "template": ready.template, "probe": probe}
+        training = {"config": config, "base": base, "template": ready.template, "probe": probe, "asked": ready.asked}
         training["objective"] = make_objective(config.loss)
         patience = config.placement.wait_seconds
         tokens = partial(write_tokens, template=ready.template, storage=work.storage, patience=patience)
@@ -165,12 +162,14 @@ class Session:
     def run(self) -> None:
         """Do what is left of the run, print its tables and write its report."""
         left = [phase.name for phase in self.phases if not self.work.done(phase.name)]
-        self.work.trace.attempt(left=left, sequential=self.config.placement.sequential, versions=versions())
+        self.work.trace.attempt(
+            left=left, sequential=self.config.placement.sequential, versions=versions(), **about(self.ready.device)
+        )
         lanes: tuple[TrainLane, GenerateLane] | None = None
         finished = False
         with terminal.LaneProgress() as progress:
             try:
-                if left:
+                if {*left} - {*self._alone}:
                     alone = connect.connect(self.config)
                     trains = any(phase.makes_policy and phase.name in left for phase in self.phases)
                     self.reserved = reserve.reserve(self.config, self.ready.gpu, trains, alone=alone)

@@ -22,14 +22,16 @@ from rayrec.decoding.beam import ALPHAS
 from rayrec.generation.outputs import Outputs, candidates, prediction_table
 from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists
-from rayrec.lanes import Lane, Planned, Policy, Shared
+from rayrec.lanes import BASE, Lane, Planned, Policy, Shared
 from rayrec.metrics import BEST, evaluate, evaluate_splits
+from rayrec.models import card
 from rayrec.models.popular import popular_choices, popular_lists
 from rayrec.negatives import NEGATIVES, Sampler, mixture
 from rayrec.negatives.draw import Draw
 from rayrec.negatives.scored import unscored, with_scores
 from rayrec.negatives.statistics import Statistics
 from rayrec.report import doubts
+from rayrec.runs import former
 from rayrec.runs.manifest import read_json
 
 if TYPE_CHECKING:
@@ -148,6 +150,8 @@ class GenerateLane(Lane):
                 width = 1 if decode == "greedy" else settings.beam_width
                 guide = None if alpha is None else (str(sasrec), alpha)
                 kind = decode if alpha is None else f"{decode}-{alpha:g}"
+                if rows is examples and (kept := former.answers(folder, decode, rows)) is not None:
+                    return self._predictions(kept, rows, decode)
                 if data_config.ask == "liking":
                     liked = self._outputs.likings(f"{name}/{kind}", current, rows, threads)
                     return self._predictions(liked, rows, decode)
@@ -164,7 +168,11 @@ class GenerateLane(Lane):
                     alpha = max(ALPHAS, key=lambda one: self._ndcg(predict(data.valid, "d3", one), data.valid))
                 tables.append(predict(examples, decode, alpha if decode == "d3" else None))
                 record = {"kind": "evaluation", "phase": name, "iteration": t, "policy": current.version}
-                record |= {} if t or is_bigrec else {"model": "first SFT"}
+                if current.version == BASE:
+                    tuned = card.asked(model.model)
+                    record |= {"model": f"tuned, {tuned['policy']}"} if tuned else {}
+                elif not (t or is_bigrec):
+                    record["model"] = "first SFT"
                 grounded = decode == "greedy" and not self._chooses
                 record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
                 record |= {"alpha": alpha} if decode == "d3" else {}

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
 from rayrec.models import item_vectors, weights
+from rayrec.models.card import write as write_card
 from rayrec.models.folder import vocabulary
 
 ADAPTER, FULL = "adapter_model.safetensors", "model.safetensors"
@@ -136,6 +137,7 @@ def load_policy(
         base = base or json.loads(settings.read_text("utf-8"))["base_model_name_or_path"]
         model = PeftModel.from_pretrained(load_base(str(base), dtype, device), str(folder))
     else:  # peft would take pickled weights, or ask the hub
+        weights.check_kept(Path(folder))
         found = sorted(p.name for p in Path(folder).iterdir())
         raise ValueError(f"{folder}: found {found}, but no {ADAPTER}. Convert the adapter with save_pretrained.")
     item_vectors.load(model, folder)
@@ -252,6 +254,7 @@ def save(
     card: Mapping[str, Any],
     merged: bool = False,
     base: str | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a policy folder; equal weights give equal bytes.
 
@@ -260,6 +263,7 @@ def save(
         card: lines of README.md, one per entry.
         merged: also write ``merged/``, the whole model, for generators that take no adapter.
         base: ``base_model_name_or_path``; by default the place from which the base model was loaded.
+        how: how the policy is asked (:data:`rayrec.models.card.FILE`).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -274,11 +278,12 @@ def save(
             write_model(dict(_merge(state, model)), model.get_base_model(), tokenizer, folder / "merged")
     else:
         write_model({name: tensor.to(model.dtype) for name, tensor in state.items()}, model, None, folder)
-    for place in (folder, folder / "merged") if items else ():
-        if place.exists():
+    for place in (folder, folder / "merged"):
+        if items and place.exists():
             item_vectors.write(model, items, place)
+        if place.exists():
+            write_card(place, card, base, isinstance(model, PeftModel) and place == folder, how)
     tokenizer.save_pretrained(str(folder))
-    (folder / "README.md").write_text(_card(card, base, isinstance(model, PeftModel)), encoding="utf-8")
 
 
 def write_model(tensors: dict[str, Tensor], model: Any, tokenizer: Any, folder: Path) -> None:
@@ -370,11 +375,3 @@ def _own_names(model: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
     with weights.quiet():
         other = type(model).from_pretrained(None, config=model.config, state_dict=found, dtype=model.dtype)
     return dict(other.state_dict())
-
-
-def _card(card: Mapping[str, Any], base: str, adapter: bool) -> str:
-    head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", f"base_model: {json.dumps(str(base))}"]
-    head += ["pipeline_tag: text-generation", "tags:", "- recommendation", "- rayrec", "---", ""]
-    body = ["# Recommender policy", ""]
-    body += ["A language model that reads the titles of a user's history and writes the next one, tuned by rayrec.", ""]
-    return "\n".join(head + body + [f"- {key}: {value}" for key, value in card.items()]) + "\n"

@@ -9,6 +9,8 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
+from rayrec.models.card import REMOVED
+
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -23,6 +25,7 @@ def weight_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / WHOLE).exists():
         return [folder / WHOLE]
+    check_kept(folder)
     if not (folder / INDEX).exists():
         found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         raise ValueError(
@@ -33,6 +36,15 @@ def weight_files(folder: str | Path) -> list[Path]:
     if missing := [name for name in names if not (folder / name).exists()]:
         raise ValueError(f"{folder}: {INDEX} names {missing[:3]}, which are missing. Copy them there.")
     return [folder / name for name in names]
+
+
+def check_kept(folder: Path) -> None:
+    """Refuse a folder whose weights a run has removed. Raises ValueError: with how to keep them."""
+    if (folder / REMOVED).exists() and not list(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder}: the weights of this policy were removed; a run keeps those of its last two policies and of its "
+            "best one. Name one of these, or run again with --keep all and another --name."
+        )
 
 
 def tensors(folder: str | Path) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rayrec.models import card
 from rayrec.report.rows import best_policy, last_policy
 from rayrec.runs.manifest import read_json
 
@@ -20,6 +21,8 @@ class Place(NamedTuple):
     run: Path | None
     settings: dict[str, dict[str, Any]]
     """The run's configuration by groups; empty outside of a run."""
+    asked: dict[str, Any] | None
+    """How it is asked (:data:`rayrec.models.card.FILE`); None where nothing tells."""
 
 
 def find(policy: str) -> Place:
@@ -31,7 +34,7 @@ def find(policy: str) -> Place:
     path = Path(policy).expanduser()
     run = next((folder for folder in (path, *path.parents) if _is_run(folder)), None)
     if run is None:
-        return Place(policy, policy, None, {})
+        return Place(policy, policy, None, {}, card.asked(policy))
     if run == path:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
         best = best_policy(rows)
@@ -49,7 +52,19 @@ def find(policy: str) -> Place:
             f"{folder}: no weights are there; a run keeps those of its last policies alone. Name one that is kept, or "
             "run again with --keep all."
         )
-    return Place(f"{run.resolve().name}/{name}", str(whole), run, read_json(run / "config.json")["config"])
+    settings = read_json(run / "config.json")["config"]
+    asked = card.asked(whole) or _of_settings(settings)
+    return Place(f"{run.resolve().name}/{name}", str(whole), run, settings, asked)
+
+
+def _of_settings(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """How a run's policies are asked, where their folders do not say so."""
+    found = {name: settings[group][name] for name, group in card.ASKED.items()}
+    tiny = found["template"] == "auto" and settings["model"]["model"] == "tiny"
+    return found | {
+        "template": "compact" if tiny else found["template"],
+        "item_vectors": settings["model"]["item_vectors"],
+    }
 
 
 def _is_run(folder: Path) -> bool:

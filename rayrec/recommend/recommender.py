@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rayrec.models.card import catalogue_hash
 from rayrec.recommend import places
 
 #: One list element per row. ``row`` is the place of the history, ``logprob`` log P(title + EOS | prompt) in nats, null
@@ -51,7 +51,7 @@ class Recommender:
         template: str = "auto",
         device: str = "auto",
         dtype: str = "",
-        history: int = 10,
+        history: int | None = None,
         width: int = 10,
     ) -> Recommender:
         """Open a policy.
@@ -61,27 +61,28 @@ class Recommender:
                 folder or hub id.
             catalogue: Parquet or CSV with a column `title`, `genres` and `popularity` if there are any; by default the
                 run's own.
-            template: prompt form, ``history``: titles of a prompt, ``width``: of the beams, ``dtype``: precision; in a
-                run those of the run.
+            template: prompt form, ``history``: titles of a prompt, which a policy of rayrec knows itself, else 10;
+                ``width``: of the beams, ``dtype``: precision; in a run those of the run.
             device: `cpu`, `cuda`, or `auto`.
 
         Raises:
-            ValueError: the policy or the catalogue cannot be opened, or the run's policies choose from candidates.
+            ValueError: the policy or the catalogue cannot be opened, the policy chooses from candidates, or it was
+                tuned with another template or history than is given.
         """
         import torch
 
         from rayrec.models.policy import load_policy
 
         place = places.find(str(policy))
-        items, form = _checked(place, catalogue, template)
+        items, form = _checked(place, catalogue, template, history)
+        titles = int(place.asked["history"] if place.asked else history or 10)
         if place.settings:
-            history, width = place.settings["data"]["history"], place.settings["evaluate"]["beam_width"]
-            dtype = dtype or place.settings["train"]["dtype"]
+            width, dtype = place.settings["evaluate"]["beam_width"], dtype or place.settings["train"]["dtype"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         lm = load_policy(place.model, dtype or "float32", device)
         lm = lm.merge_and_unload() if _is_adapter(place) else lm
-        return cls(lm.eval(), form, items, place.name, history, width)
+        return cls(lm.eval(), form, items, place.name, titles, width)
 
     @staticmethod
     def check(policy: str | Path, catalogue: str | Path | None = None, *, template: str = "auto") -> None:
@@ -96,7 +97,7 @@ class Recommender:
     @cached_property
     def version(self) -> str:
         """Hash of the catalogue's titles, 12 hexadecimal digits."""
-        return hashlib.sha256("\n".join(self.catalogue.titles).encode()).hexdigest()[:12]
+        return catalogue_hash(self.catalogue.titles)
 
     def recommend(
         self,
@@ -207,15 +208,13 @@ class Recommender:
         return [item for item in order if allowed_I[item]][:k]
 
 
-def _known_template(model: dict[str, Any]) -> str:
-    return "compact" if model["template"] == "auto" and model["model"] == "tiny" else model["template"]
-
-
 def _is_adapter(place: places.Place) -> bool:
     return (Path(place.model) / "adapter_config.json").exists()
 
 
-def _checked(place: places.Place, path: str | Path | None, template: str) -> tuple[Any, Any]:
+def _checked(
+    place: places.Place, path: str | Path | None, template: str, history: int | None = None
+) -> tuple[Any, Any]:
     """The catalogue and the prompt form of a policy that can answer histories of titles."""
     import pyarrow.parquet as pq
 
@@ -223,14 +222,20 @@ def _checked(place: places.Place, path: str | Path | None, template: str) -> tup
     from rayrec.models.policy import check_model, load_tokenizer
     from rayrec.prompts import make_template, resolve_template
 
-    if place.settings:
-        data, model = place.settings["data"], place.settings["model"]
-        if data["protocol"] == "candidates" or data["ask"] != "title" or data["ratings"] or model["item_vectors"]:
+    if asked := place.asked:
+        plain = asked["protocol"] == "open" and asked["ask"] == "title"
+        if not plain or asked["ratings"] or asked["item_vectors"]:
             raise ValueError(
                 f"{place.name}: found a policy that chooses from candidates, reads ratings or item vectors; wanted one "
                 "that answers a history of titles. Tune one with the default --protocol, without --ratings."
             )
-        template = _known_template(model)
+        for name, given in (("template", template), ("history", history)):
+            if given not in (None, "auto", asked[name]):
+                raise ValueError(
+                    f"{name} {given}: {place.name} was tuned with {name} {asked[name]} and knows no other prompt. "
+                    "Leave it out."
+                )
+        template = asked["template"]
     if not _is_adapter(place):
         check_model(place.model)
     tokenizer = load_tokenizer(place.model)

@@ -1,4 +1,6 @@
-"""``python -m rayrec.report runs/NAME`` rebuilds the report of a run from its files."""
+"""``python -m rayrec.report runs/NAME`` rebuilds the report of a run from its files; so does `rayrec report`."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 from rayrec.report.build import build_report
 
 
-def main(folder: Path) -> None:
+def rebuild(folder: Path) -> None:
     """Rebuild report.html of a run from its files.
 
     Args:
@@ -18,7 +20,12 @@ def main(folder: Path) -> None:
         sys.exit(str(error))
 
 
-if __name__ == "__main__":
+def main(args: list[str] | None = None, prog: str = "python -m rayrec.report") -> None:
+    """Read a command line and rebuild the report that it names."""
     import tyro
 
-    tyro.cli(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(main), prog="python -m rayrec.report")
+    tyro.cli(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(rebuild), prog=prog, args=args)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,4 +18,5 @@ def render(template: str, **values: Any) -> str:
     )
     environment.globals |= {name: value for name, value in vars(rows).items() if callable(value)}
     environment.filters["label"] = rows.label
+    environment.filters["value_of"] = lambda name, values: values.get(name)
     return environment.get_template(template).render(values)

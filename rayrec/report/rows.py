@@ -50,12 +50,15 @@ def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def label(row: Row) -> str:
-    """Return the name of a row: the baseline's or the first policy's model, else iteration and policy."""
+    """Return the name of a row: the baseline's or the first policy's model, else iteration and policy.
+
+    A model that no run has tuned, as far as its files tell, is "not tuned here": others may have tuned it elsewhere.
+    """
     if row.get("kind") == "baseline":
         return str(row.get("model", "baseline"))
     policy = row.get("policy", "–")
     if row.get("iteration") == 0:
-        return f"{row.get('model', 'BIGRec')} ({policy})" if str(policy).endswith("/sft") else f"untuned ({policy})"
+        return f"{row.get('model', 'BIGRec' if str(policy).endswith('/sft') else 'not tuned here')} ({policy})"
     return f"iteration {row.get('iteration', '–')} ({policy})"
 
 

@@ -14,8 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rayrec.config import AnyConfig, differences, result_hash, to_dict
+from rayrec.config import AnyConfig, Config, differences, result_hash, to_dict
 from rayrec.errors import Stopped
+from rayrec.models.card import REMOVED
+from rayrec.runs.about import about
 from rayrec.runs.lease import Lease
 from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, empty, read_json, seal, write_json, write_text
 from rayrec.runs.storage import Storage
@@ -36,19 +38,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+_REMOVED = """The weights of this policy were removed: a run keeps those of its last two policies and of the best one on
+validation. --keep 5 keeps more, --keep all keeps every one; the metrics and tables of this policy are still there.
+"""
 #: Files that ``Run._claim`` leaves when it is killed.
 _PROBES = {".writable", "config.json.partial"}
 
 
-def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the content of ``config.json`` for a run of this configuration, with the versions of its first start.
+def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str], device: str = "cpu") -> dict[str, Any]:
+    """Return the content of ``config.json`` for a run of this configuration, with the facts of its first start.
 
-    Nothing is written. Raises ValueError: ``root`` is no run folder, exists although ``--on-existing fail``, or was
-    made by another configuration or other data.
+    Nothing is written. Raises ValueError: ``root`` is no run folder, exists although ``--on-existing fail``, was made
+    by another configuration or other data, or has finished iterations beyond those of this one.
     """
     record, existing = root / "config.json", config.output.on_existing
     wanted: dict[str, Any] = {"result_hash": result_hash(config, hashes), "config": to_dict(config)}
-    wanted |= {f"{name}_hash": one for name, one in hashes.items()} | {"versions": versions()}
+    wanted |= {f"{name}_hash": one for name, one in hashes.items()} | {"versions": versions(), "begun": about(device)}
     remedy = "Take another --name, or remove the whole run where it is kept."
     found = read_json(record, remedy) if record.exists() else {}
     found = found if "result_hash" in found else {}
@@ -62,6 +67,15 @@ def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dic
             f"{root} was made with other settings:\n  {lines}\n"
             "Take another --name, give the same settings, or start afresh with --on-existing overwrite."
         )
+    most = config.train.iterations if isinstance(config, Config) else 0
+    there = max((int(path.parts[-3]) for path in root.glob(f"[0-9]*/*/{MANIFEST}")), default=0)
+    if found and existing == "resume" and there > most:
+        raise ValueError(
+            f"--iterations {most}: {root} has finished phases of iteration {there}. Take --iterations {there} or more, "
+            "another --name, or start afresh with --on-existing overwrite."
+        )
+    if existing == "resume" and "begun" in found:
+        wanted["begun"] = found["begun"]
     if existing == "resume" and (former := found.get("versions", {})):
         here = wanted["versions"] | dict.fromkeys(former.keys() - wanted["versions"].keys(), "none")
         for package, now in sorted(here.items()):
@@ -72,7 +86,9 @@ def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> dic
 
 
 @contextmanager
-def open_run(storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str]) -> Iterator[Run]:
+def open_run(
+    storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str], device: str = "cpu"
+) -> Iterator[Run]:
     """Open the run folder ``root`` and hold its lease inside ``with``.
 
     Nothing is written before the processes of a killed driver have ended and no other driver lives, and this machine's
@@ -82,7 +98,7 @@ def open_run(storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[st
     lease = Lease(storage, root)
     lease.check()
     storage.download_run(root)
-    run = Run(storage, root, config, hashes, lease)
+    run = Run(storage, root, config, hashes, lease, device)
     with lease:
         lease.record_processes()
         yield run
@@ -93,11 +109,17 @@ class Run:
     """One run folder, opened for work. Raises ValueError: it cannot be written, or :func:`check_claim` refuses it."""
 
     def __init__(
-        self, storage: Storage, root: Path, config: AnyConfig, hashes: Mapping[str, str], lease: Lease | None = None
+        self,
+        storage: Storage,
+        root: Path,
+        config: AnyConfig,
+        hashes: Mapping[str, str],
+        lease: Lease | None = None,
+        device: str = "cpu",
     ):
         self.root, self.storage, self.lease = root, storage, lease or Lease(storage, root)
         self._checked, self._pruned, self._lock = dict[str, bool](), set[str](), threading.Lock()
-        self._claim(check_claim(root, config, hashes), config)
+        self._claim(check_claim(root, config, hashes, device), config)
         self.trace = Trace(root / "trace.json")
 
     def _claim(self, wanted: dict[str, Any], config: AnyConfig) -> None:
@@ -182,6 +204,9 @@ class Run:
         for name in names:  # also those of an earlier start, which may have died here
             self.storage.remove(folder / name)
             (folder / name).unlink(missing_ok=True)
+            if not (note := (folder / name).with_name(REMOVED)).exists():
+                write_text(note, _REMOVED)
+                self.storage.upload(note)
         self._pruned.add(phase)
 
     def forget_unusable(self, phases: Iterable[tuple[str, tuple[str, ...]]]) -> None:

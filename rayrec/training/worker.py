@@ -91,6 +91,7 @@ class Worker:
         self.objective: Objective = setup["objective"]
         self.storage: Storage = setup["storage"]
         self.probe: Probe | None = setup.get("probe")
+        self.asked: dict[str, Any] | None = setup.get("asked")
         self.base, self.rank, self.world = setup["base"], rank, world
         here = str(self.storage.download(self.base))
         model, train = self.config.model, self.config.train
@@ -455,7 +456,8 @@ class Worker:
                 state = policy.trainable_state(self.lm.model)
                 # Named as the user named it: the same policy has the same bytes in every run folder.
                 base, merged = self.config.model.model, self.device.type == "cpu"
-                policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=merged, base=base)
+                how = self.asked and {"policy": phase.name, **self.asked}
+                policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=merged, base=base, how=how)
                 self.storage.upload(Path(phase.out))
 
 

@@ -67,8 +67,9 @@ def watch(config: WatchConfig) -> list[str]:
     return wrong
 
 
-def main() -> None:
-    config = tyro.cli(WatchConfig, prog="python -m rayrec.watch")
+def main(args: list[str] | None = None, prog: str = "python -m rayrec.watch") -> None:
+    """Read a command line, measure, and exit with PASSED where a limit is not kept."""
+    config = tyro.cli(WatchConfig, prog=prog, args=args)
     try:
         wrong = watch(config)
     except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -13,7 +12,6 @@ from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 import tyro
 
+from rayrec.commands import baselines
+from rayrec.commands import compare as job
 from rayrec.compare import page
 from rayrec.compare.cells import Cell, account, finished_phases, read_cell, read_used
 from rayrec.compare.compare import compare, pareto
@@ -33,17 +33,6 @@ from rayrec.metrics import METRICS, Metric
 
 ROOT = Path(__file__).parents[2]
 
-
-def load_job(name: str) -> ModuleType:
-    """The module of a job, which is no package's."""
-    spec = importlib.util.spec_from_file_location(f"{name}_job", ROOT / "jobs" / f"{name}.py")
-    assert spec and spec.loader
-    made = sys.modules[f"{name}_job"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
-job, baselines = load_job("compare"), load_job("baselines")
 
 ITEMS = [f"Film {i}" for i in range(12)]
 
@@ -498,7 +487,7 @@ def test_a_baseline_gets_no_flag_that_it_refuses(tmp_path: Path) -> None:
     words = ["--generators", "3", "--sequential", "--checkpoint-steps", "5", "--train-workers", "2", "--no-share"]
     made, rows, rest = settled(tmp_path, *words, "--keep", "all", methods=["BIGRec", "Caser"])
     line = job.command(made, rows[1], 0, rest, tmp_path)
-    config = tyro.cli(BaselinesConfig, args=line[2:])
+    config = tyro.cli(BaselinesConfig, args=line[4:])
     assert config.placement.train_workers == 2
     baselines.check_read(config)
     assert "--generators" in job.command(made, rows[0], 0, rest, tmp_path)

@@ -1,13 +1,19 @@
 """The preparation of a run, before the first actor starts."""
 
+from __future__ import annotations
+
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayrec.driver import checks
+from rayrec.driver.names import model_name, run_folder
 from rayrec.driver.prepare import prepare
 from rayrec.methods import parse
+from rayrec.models import card
 from rayrec.prompts import Template
 from rayrec.runs import cache
 
@@ -33,3 +39,40 @@ def test_a_run_that_goes_on_does_not_tokenise_its_prompts_again(
     other = prepare(parse("", [*args, "--history", "8"]), tmp_path / "c")
     assert sum(counted) > len(other.tuning)  # other prompts have other lengths
     assert checks.Lengths(**cache.find(shared, first.lengths_key) or {}) == first.tokens
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ("", "synthetic-tiny-dpo-self_play-seed0"),
+        ("--method SPRec --seed 3", "synthetic-tiny-dpo-self_play-seed3"),
+        ("--method SPRec --iterations 7 --top-k 20", "synthetic-tiny-dpo-self_play-seed0"),
+        ("--method SPRec-noSFT --lr 1e-4", "synthetic-tiny-dpo-self_play-nosft-lr0.0001-seed0"),
+        ("--method S-DPO", "synthetic-tiny-sdpo-candidates-nosft-K3-seed0"),
+        ("--method SPRec-noDPO", "synthetic-tiny-sft-seed0"),
+        ("--method BIGRec", "synthetic-tiny-bigrec-seed0"),
+        ("--method RW --first-lr 1e-3", "synthetic-tiny-bigrec-reweighted-lr0.001-seed0"),
+        ("--method zero-shot", "synthetic-tiny-as-is-seed0"),
+        ("--method TALLRec", "synthetic-tiny-candidates-liking-bigrec-seed0"),
+        ("--data /a/ml-100k/ --method BIGRec", "ml-100k-tiny-bigrec-seed0"),
+        ("--data /a.csv --negatives self_play:0.5 random:0.5", "a.csv-tiny-dpo-self_play0.5+random0.5-seed0"),
+        ("--name mine", "mine"),
+    ],
+)  # fmt: skip
+def test_default_names_say_what_distinguishes_a_run(args: str, name: str) -> None:
+    config = checks.resolve(parse("", args.split()))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source="synthetic"))
+    assert run_folder(config).name == name
+
+
+def test_policies_of_different_runs_have_different_names(tmp_path: Path) -> None:
+    names = set()
+    for run in ("one", "two"):
+        for phase in ("01/prefer", "02/prefer"):
+            folder = tmp_path / run / phase / "policy" / "merged"
+            folder.mkdir(parents=True)
+            asked = {name: None for name in card.ASKED}
+            (folder / card.FILE).write_text(json.dumps(asked))
+            names.add(model_name(str(folder), "abcdef0123"))
+    assert names == {f"{run}-{t}-prefer-abcdef" for run in ("one", "two") for t in ("01", "02")}
+    assert model_name("org/name", "abcdef") == "name"

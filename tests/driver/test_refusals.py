@@ -190,8 +190,12 @@ CASES = {
         ["--max-length 40", "no room", "Raise --max-length"],
     ),
     "prompt too long": (
-        ["--model", "{root}/model", "--max-length", "100", "--max-new-tokens", "48"],
-        ["18 of 18 prompts are longer than 52 tokens", "--max-length 100", "Shorten --history"],
+        ["--model", "{root}/model", "--max-length", "100", "--max-new-tokens", "48", "--long-prompts", "stop"],
+        ["18 of 18 prompts are longer than 52 tokens", "--max-length 100", "Shorten --history", "--long-prompts drop"],
+    ),
+    "prompt too long with one title": (
+        ["--model", "{root}/model", "--max-length", "60", "--max-new-tokens", "48"],
+        ["18 of 18 prompts are longer than 12 tokens", "with 1 titles left", "--long-prompts drop"],
     ),
     "beyond the context": (
         ["--model", "{root}/model", "--max-length", "513"],
@@ -471,6 +475,34 @@ def test_the_plan_names_what_auto_decodes(root: Path, tmp_path: Path, capsys: py
     assert "decode score greedy" in dry_run(root, tmp_path, capsys, *given, "--protocol", "candidates")
 
 
+def test_long_prompts_lose_their_oldest_titles_or_their_rows(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    line = ["--runs", str(tmp_path / "runs"), "--data", str(root / "films"), "--model", str(root / "model")]
+    line += ["--max-new-tokens", "48"]
+    whole = prepare(parse("", line), tmp_path / "scratch")
+    lengths = {name: len(ids) for name, ids in zip(
+        whole.data.train["example_id"].to_pylist(), whole.template.prompts(whole.data.train), strict=True
+    )}  # fmt: skip
+    room = sorted(lengths.values())[len(lengths) // 2]
+    line += ["--max-length", str(room + 48)]
+    long = {name for name, length in lengths.items() if length > room}
+    assert 0 < len(long) < len(lengths)
+    trimmed = prepare(parse("", line), tmp_path / "scratch")
+    assert trimmed.data.counts["train_prompts_trimmed"] == len(long) and trimmed.tuning is trimmed.data.train
+    assert max(map(len, trimmed.template.prompts(trimmed.data.train))) <= room
+    for before, after in zip(whole.data.train.to_pylist(), trimmed.data.train.to_pylist(), strict=True):
+        kept = len(after["history"])
+        assert after["history"] == before["history"][-kept:] and kept >= 1
+        assert (kept < len(before["history"])) == (before["example_id"] in long)
+        assert {**after, "history": 0, "history_ratings": 0} == {**before, "history": 0, "history_ratings": 0}
+        one_more = before["history"][-kept - 1 :]
+        assert before["example_id"] not in long or len(whole.template.prompt_ids(one_more)) > room
+    dropped = prepare(parse("", [*line, "--long-prompts", "drop"]), tmp_path / "scratch")
+    assert {*dropped.data.train["example_id"].to_pylist()} == lengths.keys() - long
+    assert dropped.data.counts["train_prompts_dropped"] == len(long)
+    assert dropped.shown["counts"]["train_prompts_dropped"] == len(long)
+
+
 def test_titles_that_the_tokenizer_changes_are_told(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -640,8 +672,8 @@ def test_a_hub_id_that_cannot_be_fetched(root: Path, tmp_path: Path) -> None:
     done = command(*given, "--dry-run", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: model nobody/nothing: no such folder here, and the hub does not give")
-    assert "download it first" in last and not (tmp_path / "runs").exists()
+    assert last.startswith("error: model nobody/nothing: no such folder here, HF_HUB_OFFLINE is set")
+    assert "hf download nobody/nothing" in last and not (tmp_path / "runs").exists()
     assert done.stdout == "False\n"
 
 

@@ -75,6 +75,20 @@ def test_the_page_shows_the_run_and_fetches_nothing(finished: Path) -> None:
     assert f"± {max(abs(edge - hits) for edge in wilson(hits, 24)):.3f}" in page.text
 
 
+def test_the_metrics_of_a_choice_are_in_terminal_page_and_tensorboard(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    printed, page = (finished.parent / "tiny.txt").read_text(), Page(finished / "report.html")
+    sent = EventAccumulator(str(finished / "tensorboard"))
+    sent.Reload()
+    tags = sent.Tags()["scalars"]
+    for split, name in (("test", "ValidRatio"), ("test", "HR@1_liked"), ("test", "AvoidanceRate"),
+                        ("adherence", "AdherenceRate")):  # fmt: skip
+        assert any(name in row for row in records(finished)), name
+        assert name in printed and name in page.text, name
+        assert f"evaluation/{split}/score/{name.replace('@', '_at_')}" in tags, tags
+
+
 def test_ten_users_stand_before_and_after(finished: Path) -> None:
     found = read_run(finished).lists
     assert found and (found.title, found.first, found.last) == ("test, score, N = 24", "00/sft", "01/prefer")

@@ -90,7 +90,8 @@ def test_the_first_policy_is_bigrec_unless_the_row_says_otherwise() -> None:
     row = {"kind": "evaluation", "iteration": 0, "policy": "00/sft"}
     assert rows.label(row) == "BIGRec (00/sft)"
     assert rows.label(row | {"model": "first SFT"}) == "first SFT (00/sft)"
-    assert rows.label(row | {"policy": "00/base"}) == "untuned (00/base)"
+    assert rows.label(row | {"policy": "00/base"}) == "not tuned here (00/base)"
+    assert rows.label(row | {"policy": "base", "model": "tuned, 01/prefer"}) == "tuned, 01/prefer (base)"
 
 
 def test_k_is_five_where_computed_else_the_largest() -> None:

@@ -22,6 +22,8 @@ A SASRec, Popular and grounding are not counted.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -299,12 +301,32 @@ class Work:
         }
 
 
+def time_here(ready: Prepared) -> dict[str, str]:
+    """The plan's line about the time on this machine, of a real model that takes more than an hour."""
+    config, placement = ready.config, ready.config.placement
+    kind = next((name for name in DEVICES if name in ready.device), None)
+    if config.model.model == "tiny" or config.evaluate.endpoint or placement.cluster or kind is None:
+        return {}
+    taken = placement.train_workers + placement.generators * placement.tensor_parallel
+    cluster = f"1x{max(taken, os.cpu_count() or 1) if kind == 'cpu' else taken}x{kind}"
+    config = dataclasses.replace(config, placement=dataclasses.replace(placement, cluster=cluster))
+    found = estimate(config, ready.phases, ready.tokens, ready.shape, len(ready.data.valid))
+    if found["total"] < 3600:
+        return {}
+    phase, longest = max(found["seconds"].items(), key=lambda item: item[1])
+    text = (
+        f"about {span(found['total'])} from the start to the end here ({phase} {span(longest)}); fewer --first-rows, "
+    )
+    return {"time": text + "--rows-per-iteration, --test-rows and --iterations take less"}
+
+
 def of_plan(ready: Prepared) -> dict[str, Any]:
     """The additions to the plan of a run on ``--cluster``: ``estimate``, its ``lines``, and ``phases`` with seconds."""
     found = estimate(ready.config, ready.phases, ready.tokens, ready.shape, len(ready.data.valid))
     times = found.pop("seconds")
     phases = [row | {"seconds": times[row["phase"]]} for row in ready.shown["phases"]]
-    return {"estimate": found, "lines": lines(found), "phases": phases}
+    told = {name: text for name, text in ready.shown["lines"].items() if name != "memory"}  # of this machine
+    return {"estimate": found, "lines": told | lines(found), "phases": phases}
 
 
 def lines(found: Mapping[str, Any]) -> dict[str, str]:
