@@ -106,3 +106,12 @@ def test_the_pool_and_the_driver_lose_no_row(tmp_path: Path) -> None:
         ("ours", "written"): (2000, 2016),  # the last batch is filled
         ("ray_data", "written"): (2000, 2000),
     }
+
+
+@pytest.mark.slow
+def test_a_service_answers_all_its_clients(tmp_path: Path) -> None:
+    (record,) = bench(tmp_path, "serve")
+    assert set(record) == fields("clients", "titles", facts=("p50", "p99", "refused"))
+    assert record["failed"] is None and record["against"] == "single" and record["ratio"] > 0
+    for side in ("ours", "theirs"):
+        assert 0 < record[f"{side}_p50"] <= record[f"{side}_p99"] and record[f"{side}_refused"] == 0

@@ -49,22 +49,20 @@ class Gauges:
 
     def __init__(self, window: int):
         self.window, self.windows = window, dict[str, Window]()
-        self.registry = CollectorRegistry()
-        to = {"registry": self.registry}
-        self._requests = Total("rayrec_requests", "Requests by path and status.", ["path", "status"], **to)
+        self.registry = made = CollectorRegistry()
+        self._requests = Total("rayrec_requests", "Requests by path and status.", ["path", "status"], registry=made)
         self._latency = Histogram(
-            "rayrec_latency_seconds", "Seconds of answered requests.", ["policy"], buckets=_SECONDS, **to
+            "rayrec_latency_seconds", "Seconds of answered requests.", ["policy"], buckets=_SECONDS, registry=made
         )
-        self._sizes = Histogram("rayrec_batch_size", "Requests that were answered together.", buckets=_SIZES, **to)
-        self._fallbacks = Total("rayrec_fallbacks", "Lists of popular titles.", ["policy"], **to)
-        self._waiting = Gauge("rayrec_waiting", "Requests that wait or are being answered.", **to)
-        self._version = Gauge("rayrec_version", "Number of the version that is served.", **to)
-        names = {"div_ratio": "DivRatio", "or_ratio": "ORRatio"}
-        self._ratios = {
-            name: Gauge(f"rayrec_{name}", f"{title} of the last lists.", ["policy"], **to)
-            for name, title in names.items()
-        }
-        self._lists = Gauge("rayrec_window_lists", "Lists from which the ratios are.", ["policy"], **to)
+        self._sizes = Histogram(
+            "rayrec_batch_size", "Requests that were answered together.", buckets=_SIZES, registry=made
+        )
+        self._fallbacks = Total("rayrec_fallbacks", "Lists of popular titles.", ["policy"], registry=made)
+        self._waiting = Gauge("rayrec_waiting", "Requests that wait or are being answered.", registry=made)
+        self._version = Gauge("rayrec_version", "Number of the version that is served.", registry=made)
+        self._div_ratio = Gauge("rayrec_div_ratio", "DivRatio of the last lists.", ["policy"], registry=made)
+        self._or_ratio = Gauge("rayrec_or_ratio", "ORRatio of the last lists.", ["policy"], registry=made)
+        self._lists = Gauge("rayrec_window_lists", "Lists from which the ratios are.", ["policy"], registry=made)
 
     def requested(self, path: str, status: int) -> None:
         """Count an answered request."""
@@ -86,7 +84,7 @@ class Gauges:
         self._waiting.set(waiting)
         self._version.set(version)
         for policy, window in self.windows.items():
-            self._ratios["div_ratio"].labels(policy).set(window.div_ratio())
-            self._ratios["or_ratio"].labels(policy).set(window.or_ratio())
+            self._div_ratio.labels(policy).set(window.div_ratio())
+            self._or_ratio.labels(policy).set(window.or_ratio())
             self._lists.labels(policy).set(len(window))
         return generate_latest(self.registry)

@@ -150,11 +150,12 @@ class Service:
             except ValueError as error:
                 raise Refusal(422, str(error)) from error
             found = await self.replicas.prepare(version.number)
-            if wrong := [one for one in found if "error" in one] or not found:
-                if version.number not in known:
-                    self.versions.discard(version)
-                if not found:
-                    raise Refusal(503, "no replica is ready. Try again.", RETRY)
+            wrong = [one for one in found if "error" in one]
+            if (wrong or not found) and version.number not in known:
+                self.versions.discard(version)
+            if not found:
+                raise Refusal(503, "no replica is ready. Try again.", RETRY)
+            if wrong:
                 raise Refusal(wrong[0]["status"], wrong[0]["error"])
             self.served = self.versions.switch(version.number)
             return found[0]
