@@ -6,24 +6,18 @@ import importlib.util
 import multiprocessing
 import multiprocessing.connection
 import os
-import re
-import threading
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayrec.generation.engine import Engine, Part, Scored, Setup, modes_of, set_threads, weights_folder
-from rayrec.models.weights import has_own_head, tensors
+from rayrec.generation.vllm_models import RANKS, SMALLEST_HEAD, implements, lora_room, takes_adapters
+from rayrec.generation.vllm_worker import Extension, end_after
+from rayrec.models.weights import has_own_head
 from rayrec.seeds import seed_of
 
 if TYPE_CHECKING:
     from rayrec.config import Config
     from rayrec.models.proof import Probe
-
-#: Smallest head dimension of vLLM's attention on CPUs.
-SMALLEST_HEAD = 32
-#: vLLM's file that names its architectures.
-_REGISTRY = Path("model_executor/models/registry.py")
 
 
 class VllmEngine(Engine):
@@ -48,52 +42,70 @@ class VllmEngine(Engine):
         from vllm import LLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from rayrec.models.folder import cache_size, local_folder
-
         self.died = (EngineDeadError,)
         if not gpu:
             torch._dynamo.config.disable = True  # it may have been imported before the variable was set
         set_threads(threads)
-        config = setup.config
-        model, train, placement = config.model, config.train, config.placement
+        model = setup.config.model
         self.gpu, self.template, self.max_new = gpu, setup.template, model.max_new_tokens or model.max_length
         self.rank, self.threads = model.lora_rank or 0, threads
         self.lora = gpu and bool(self.rank)
         self.adapter: Any = None
-        # A full policy replaces every weight before the first answer, so those of the base are not read.
-        here = {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni", "load_format": "dummy"}
-        if not gpu:
-            # Room for a full batch of the longest sequences in whole blocks, at most 1 GiB but at least for two
-            # sequences: vLLM zeroes the whole cache at its start, which takes seconds.
-            longest = (model.max_length + 32) * cache_size(setup.base) * getattr(torch, train.dtype).itemsize
-            here |= {"max_num_seqs": 256, "kv_cache_memory_bytes": max(2 * longest, min(2**30, 256 * longest))}
-        alone = placement.placement == "apart" and setup.modes <= self.modes
-        cards = {
+        self.llm = LLM(**self.arguments(setup))
+        # Else vLLM may wait for ever for a dead engine process, and an engine process may outlive its actor.
+        if engines := multiprocessing.active_children():
+            end_after(engine.sentinel for engine in engines)
+            self.llm.collective_rpc("end_with_actor", args=(os.getpid(),))
+
+    def arguments(self, setup: Setup) -> dict[str, Any]:
+        """Return what vLLM is started with."""
+        from rayrec.models.folder import local_folder
+
+        model, train = setup.config.model, setup.config.train
+        found = {
+            "model": setup.base,
+            "dtype": train.precision,
+            "max_model_len": model.max_length,
+            "max_logprobs": 2 * max(10, setup.config.evaluate.beam_width, 2 * train.num_negatives),
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            "worker_extension_cls": f"{Extension.__module__}.{Extension.__name__}",
+            "seed": 0,
+        }
+        # vLLM ties a head where the settings say so, also one that the files hold apart.
+        found |= {"hf_overrides": {"tie_word_embeddings": False}} if has_own_head(local_folder(setup.base)) else {}
+        return found | (self._on_cards(setup) if self.gpu else self._on_cpu(setup))
+
+    def _on_cards(self, setup: Setup) -> dict[str, Any]:
+        placement = setup.config.placement
+        alone = placement.placement != "shared" and setup.modes <= self.modes
+        return {
             "tensor_parallel_size": placement.tensor_parallel,
             "distributed_executor_backend": "ray" if placement.tensor_parallel > 1 else "uni",
             "gpu_memory_utilization": 0.9 if alone else 0.45,
             "enable_sleep_mode": placement.placement == "shared",
             "enable_lora": self.lora,
             "load_format": "safetensors",  # vLLM's default unpickles *.bin files
-            **({"max_lora_rank": max(8, model.lora_rank or 0)} if self.lora else {}),
+            **({"max_lora_rank": lora_room(self.rank)} if self.lora else {}),
         }
-        self.llm = LLM(
-            model=setup.base,
-            dtype=train.dtype,
-            max_model_len=model.max_length,
-            max_logprobs=2 * max(10, config.evaluate.beam_width, 2 * train.num_negatives),
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            worker_extension_cls=f"{__name__}.{Extension.__name__}",
-            seed=0,
-            # vLLM ties a head where the settings say so, also one that the files hold apart.
-            **({"hf_overrides": {"tie_word_embeddings": False}} if has_own_head(local_folder(setup.base)) else {}),
-            **(cards if gpu else here),
-        )
-        # Else vLLM may wait for ever for a dead engine process, and an engine process may outlive its actor.
-        if engines := multiprocessing.active_children():
-            _end_after(engine.sentinel for engine in engines)
-            self.llm.collective_rpc("end_with_actor")
+
+    def _on_cpu(self, setup: Setup) -> dict[str, Any]:
+        import torch
+
+        from rayrec.models.folder import cache_size
+
+        model, train = setup.config.model, setup.config.train
+        # Room for a full batch of the longest sequences in whole blocks, at most 1 GiB but at least for two
+        # sequences: vLLM zeroes the whole cache at its start, which takes seconds.
+        longest = (model.max_length + 32) * cache_size(setup.base) * getattr(torch, train.precision).itemsize
+        return {
+            "enforce_eager": True,
+            "block_size": 32,
+            "distributed_executor_backend": "uni",
+            "load_format": "dummy",  # a full policy replaces every weight before the first answer
+            "max_num_seqs": 256,
+            "kv_cache_memory_bytes": max(2 * longest, min(2**30, 256 * longest)),
+        }
 
     def load(self, version: str, folder: str) -> None:
         """Take an adapter under a name and id of its own, or full weights in place of the old ones.
@@ -197,8 +209,17 @@ class VllmEngine(Engine):
         """Refuse to spread over GPUs what needs a second model.
 
         Raises:
-            ValueError: ``--tensor-parallel`` with modes that vLLM lacks.
+            ValueError: ``--tensor-parallel`` with modes that vLLM lacks; adapters that it does not take on GPUs.
         """
+        rank, dtype = config.model.lora_rank or 0, config.train.dtype
+        if gpu and rank > RANKS[-1]:
+            raise ValueError(
+                f"--lora-rank {rank}: vLLM takes adapters of rank {RANKS[-1]} at most. Lower it, or add --engine torch."
+            )
+        if gpu and rank and dtype == "float32":
+            raise ValueError(
+                "--dtype float32: vLLM's adapters on GPUs are of 16 bits. Take --dtype bfloat16, or add --engine torch."
+            )
         if (cards := config.placement.tensor_parallel) > 1 and not modes_of(config) <= cls.modes:
             raise ValueError(
                 f"--tensor-parallel {cards}: constrained beams, d3 and scores have a model of their own, on one GPU. "
@@ -210,11 +231,16 @@ class VllmEngine(Engine):
         """Refuse a model that vLLM would stop at in the first part, with a page of text.
 
         Raises:
-            ValueError: on a CPU, an architecture that vLLM has not itself, heads that are too small, or experts.
+            ValueError: on GPUs, an architecture without LoRA where there are adapters; on a CPU, one that vLLM has not
+                itself, heads that are too small, or experts.
         """
         from rayrec.models.folder import architecture, experts, head_size
 
-        if not gpu and (name := architecture(base)) and not _implements(name):
+        if gpu and config.model.lora_rank and (name := architecture(base)) and not takes_adapters(name):
+            raise ValueError(
+                f"--model {config.model.model}: vLLM has no LoRA for {name}. Add --engine torch, or --lora-rank 0."
+            )
+        if not gpu and (name := architecture(base)) and not implements(name):
             raise ValueError(
                 f"--model {config.model.model}: vLLM has no {name} of its own, and runs transformers' there, "
                 "which takes no policy. Add --engine torch."
@@ -229,100 +255,3 @@ class VllmEngine(Engine):
                 f"--model {config.model.model}: its attention has a head dimension of {found}, and vLLM on a CPU wants "
                 f"{SMALLEST_HEAD} or more. Add --engine torch."
             )
-
-
-def _implements(architecture: str) -> bool:
-    """Whether vLLM has an architecture itself; by its source, as its import takes half a minute."""
-    spec = importlib.util.find_spec("vllm")
-    registry = Path(spec.origin or "").parent / _REGISTRY if spec else Path()
-    if not registry.is_file():
-        return True  # another version; what it computes is compared at the first load
-    found = re.findall(rf'"{architecture}": \(\s*"(\w+)"', registry.read_text(encoding="utf-8"))
-    return any(module != "transformers" for module in found)
-
-
-def samples(model: Any) -> Iterator[Any]:
-    """Yield what a digest reads of the weights that one of vLLM's models computes with.
-
-    On a CPU a layer computes with a packed copy, which its product with unit vectors reads exactly.
-    """
-    import torch
-
-    from rayrec.models.proof import columns, sample
-
-    seen = set[int]()
-    for module in model.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            if id(weight) in seen:
-                continue
-            seen.add(id(weight))
-            words = getattr(module, "org_vocab_size", None)  # rows behind them are padding
-            if name == "weight" and hasattr(module, "cpu_linear"):
-                width = weight.shape[-1] if weight.numel() else _width(module)
-                some = columns(width)
-                unit = torch.zeros(len(some), width, dtype=weight.dtype)
-                unit[range(len(some)), some] = 1
-                yield module.cpu_linear(unit, weight, None).T[:words]
-            else:
-                yield sample(weight[:words])
-
-
-def _width(layer: Any) -> int:
-    """The inputs of a layer whose weight is packed away."""
-    return int(getattr(layer, "input_size_per_partition", None) or layer.input_size)
-
-
-def _end_after(sentinels: Iterable[int]) -> None:
-    """End this process as soon as one of the processes behind ``sentinels`` has ended."""
-    others = list(sentinels)
-
-    def watch() -> None:
-        multiprocessing.connection.wait(others)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="ends with others", daemon=True).start()
-
-
-class Extension:
-    """Methods that vLLM adds to its workers; the engine calls them by name, so that no code is pickled."""
-
-    model_runner: Any
-
-    def take_policy(self, folder: str) -> None:
-        """Replace every weight by that of a folder."""
-        self.model_runner.reload_weights(weights_iterator=tensors(folder))
-        # On a CPU every layer computes with a packed copy of its weight, and a reload renews only the copies of layers
-        # that the files name. They do not name a tied head, which would go on with the old weights.
-        for module in self.model_runner.get_model().modules():
-            if hasattr(module, "cpu_linear") and module.weight.numel():
-                module.quant_method.process_weights_after_loading(module)
-                if not hasattr(module, "bias"):  # a reload forgets parameters that are None
-                    module.register_parameter("bias", None)
-
-    def digests(self, adapter: int, rank: int) -> dict[str, list[float]]:
-        """The digest of the adapter of this number, with its scale, in the slot that is computed with; of 0 of the
-        whole model."""
-        from rayrec.models.proof import digest, sample
-
-        if not adapter:
-            return {"whole": digest(samples(self.model_runner.get_model()))}
-        manager = self.model_runner.lora_manager._adapter_manager
-        slot, seen = manager.lora_index_to_id.index(adapter), list[Any]()
-        for layer in {id(one): one for one in manager.modules.values()}.values():
-            if not isinstance(layer.lora_a_stacked, tuple):  # the embeddings and the head, which have no adapters
-                continue
-            seen += [a[slot, 0, :rank] for a in layer.lora_a_stacked]
-            seen += [b[slot, 0, :, :rank] for b in layer.lora_b_stacked]
-        return {"adapter": digest(map(sample, seen))}
-
-    def end_with_actor(self) -> None:
-        """End this process once the process that started it has ended."""
-        if actor := multiprocessing.parent_process():
-            _end_after([actor.sentinel])
-
-    def prepare_part(self, seed: int, threads: int) -> None:
-        """Seed the sampler, and set the number of threads."""
-        import torch
-
-        torch.manual_seed(seed)
-        set_threads(threads)

@@ -50,6 +50,8 @@ class FakeEngine(Engine):
 
     def sleep(self) -> None:
         self._first("slept")
+        if (self.folder / "stuck").exists():
+            raise ArithmeticError("memory that did not come back")
 
     def wake(self) -> None:
         self._first("woken")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.generation.vllm import Extension
+from rayrec.generation.vllm_worker import Extension
 
 
 def source(module: str) -> ast.Module:
@@ -46,6 +46,7 @@ EMBEDDING = "model_executor/layers/vocab_parallel_embedding"
 METHODS = [
     (*RUNNER, "reload_weights", ["weights_iterator"]),
     (*RUNNER, "get_model", []),
+    ("v1/worker/gpu_worker", "Worker", "reload_weights", []),
     (EMBEDDING, "UnquantizedEmbeddingMethod", "process_weights_after_loading", ["layer"]),
 ]
 

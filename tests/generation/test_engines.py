@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import warnings
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from rayrec.driver.checks import resolve
 from rayrec.generation import ENGINES, resolve_engine
 from rayrec.generation.actor import Generator
 from rayrec.generation.engine import EngineDied, Part, Setup, modes_of
+from rayrec.generation.vllm_models import RANKS, lora_room, takes_adapters
 from rayrec.lanes import BASE
 from rayrec.methods import parse
 from rayrec.models.policy import load_tokenizer
@@ -124,3 +127,47 @@ def test_vllm_refuses_models_before_the_start(tmp_path: Path) -> None:
     ENGINES["vllm"].check_model(config_of(), False, str(tmp_path / "llama"))
     with pytest.raises(ValueError, match=r"vLLM has no PhiForCausalLM of its own.*Add --engine torch\."):
         ENGINES["vllm"].check_model(config_of(), False, str(tmp_path / "phi"))
+
+
+def test_vllm_makes_room_for_every_rank_that_it_takes() -> None:
+    for rank, room in ((1, 8), (8, 8), (12, 16), (24, 32), (48, 64), (100, 128), (257, 320), (512, 512)):
+        assert lora_room(rank) == room
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None and spec.origin is not None
+    stated = (Path(spec.origin).parent / "config" / "lora.py").read_text()
+    ranks = re.search(r"MaxLoRARanks = Literal\[([\d, ]+)\]", stated)
+    assert ranks and tuple(map(int, ranks[1].split(","))) == RANKS
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--lora-rank", "513", "--dtype", "bfloat16"], r"--lora-rank 513: vLLM takes adapters of rank 512 at most"),
+        (["--lora-rank", "4", "--dtype", "float32"], r"--dtype float32: vLLM's adapters on GPUs are of 16 bits"),
+    ],
+)
+def test_vllm_refuses_adapters_that_its_kernels_do_not_take_on_gpus(args: list[str], message: str) -> None:
+    config = config_of("--engine", "vllm", *args)
+    with pytest.raises(ValueError, match=message):
+        resolve_engine(config, gpu=True)
+    resolve_engine(config, gpu=False)
+    resolve_engine(config_of("--engine", "torch", *args), gpu=True)
+    # vLLM's kernel says so itself.
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None and spec.origin is not None
+    kernel = (Path(spec.origin).parent / "lora/ops/triton_ops/lora_shrink_op.py").read_text()
+    assert "assert inputs.dtype in [torch.float16, torch.bfloat16]" in kernel
+
+
+def test_vllm_refuses_adapters_of_architectures_without(tmp_path: Path) -> None:
+    for name in ("GPT2LMHeadModel", "FalconForCausalLM", "BloomForCausalLM", "StableLmForCausalLM"):
+        assert not takes_adapters(name), name
+    for name in ("LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM", "MistralForCausalLM", "NotAModel"):
+        assert takes_adapters(name), name
+    shape = {"n_embd": 64, "n_head": 2, "n_layer": 1}
+    AutoConfig.for_model("gpt2", **shape, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"vLLM has no LoRA for GPT2LMHeadModel\. Add --engine torch, or --lora-rank 0"
+    ):
+        ENGINES["vllm"].check_model(config_of("--lora-rank", "4"), True, str(tmp_path))
+    ENGINES["vllm"].check_model(config_of(), True, str(tmp_path))
