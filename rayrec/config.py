@@ -94,10 +94,17 @@ class TrainConfig:
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     clip: Annotated[float, POSITIVE] = 1.0
     """Largest gradient norm."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of training and of generation."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of training and of generation. Default: on GPUs bfloat16 for models other than the tiny one, else
+    float32."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed ZeRO stage. Default: on GPUs 0 for adapters, of which there is nothing to save, and 2 for whole models;
+    on CPUs 1."""
+
+    @property
+    def precision(self) -> Literal["float32", "bfloat16"]:
+        """``dtype``; float32 until that is resolved."""
+        return self.dtype or "float32"
 
 
 @dataclass(frozen=True)
@@ -151,8 +158,9 @@ class PlacementConfig:
     """GPUs of one generator."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto` takes GPUs where the machine or the cluster has any."""
-    placement: Literal["apart", "shared"] = "apart"
-    """`shared` lets one GPU alternate between training and generation (vLLM sleep and wake)."""
+    placement: Literal["auto", "apart", "shared"] = "auto"
+    """`shared` lets each GPU of a trainer alternate between training and generation (vLLM sleep and wake); `auto` does
+    so where there is one GPU."""
     sequential: bool = False
     """One phase at a time; the numbers are those of the overlapped run."""
     threads: Annotated[int | None, POSITIVE] = None

@@ -51,7 +51,6 @@ PRESETS = {
             "first_warmup": 20.0,
             "warmup": 20.0,
             "dtype": "bfloat16",
-            "zero_stage": 2,
         },
         placement={"train_workers": 4, "generators": 4, "device": "gpu"},
     ),

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import os
 import secrets
 import signal
@@ -18,12 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 
 from rayrec import signals
-from rayrec.cluster import reserve
+from rayrec.cluster import devices, reserve
 from rayrec.config import AnyConfig, BaselinesConfig, Config
 from rayrec.errors import Stopped
 from rayrec.runs.lease import kill
@@ -150,13 +149,14 @@ def has_gpu(config: AnyConfig) -> bool:
     device, address = config.placement.device, find_address(config)
     found = _resources(address) if address else None
     if device == "gpu" and not torch.cuda.is_available() and address is None:
-        raise ValueError(
-            "--device gpu: this machine has no CUDA device. Join a cluster with --address, or --device cpu."
-        )
+        why = devices.unusable() or "this machine has no CUDA device"
+        raise ValueError(f"--device gpu: {why}. Join a cluster with --address, or take --device cpu.")
+    if device == "auto" and address is None and (why := devices.unusable()):
+        _log.warning("--device auto takes CPUs: %s.", why)
     there = torch.cuda.is_available() if found is None else found["GPU"] > 0
     gpu = device == "gpu" or (device == "auto" and there)
-    wanted, here = _wanted(config, True), torch.cuda.device_count()
-    if gpu and here < (cards := math.ceil(wanted["GPU"])) and address is None:
+    here, cards = torch.cuda.device_count(), reserve.cards(settle_placement(config, gpu))
+    if gpu and here < cards and address is None:
         raise ValueError(
             f"The plan takes {cards} GPUs, this machine has {here}. Lower --train-workers, "
             "--generators or --tensor-parallel, add --placement shared, or join a cluster with --address."
@@ -171,13 +171,35 @@ def device_name(gpu: bool) -> str:
     return (torch.cuda.get_device_name() if torch.cuda.is_available() else "gpu") if gpu else "cpu"
 
 
+def settle_placement(config: AnyConfig, gpu: bool) -> Any:
+    """The settings with ``--placement`` resolved: `auto` is `shared` where a trainer and a generator have one GPU."""
+    placement = config.placement
+    if placement.placement != "auto":
+        return config
+    kind: Literal["apart", "shared"] = "apart"
+    if gpu and isinstance(config, Config) and not placement.wait_for_resources:
+        alone = (placement.train_workers, placement.generators, placement.tensor_parallel) == (1, 1, 1)
+        kind = "shared" if alone and placement.max_train_workers is None and _gpus(config) == 1 else "apart"
+    return dataclasses.replace(config, placement=dataclasses.replace(placement, placement=kind))
+
+
+def _gpus(config: AnyConfig) -> float:
+    """The GPUs of the cluster that would be joined, or of this machine."""
+    import torch
+
+    address = find_address(config)
+    found = _resources(address) if address else None
+    return torch.cuda.device_count() if found is None else found["GPU"]
+
+
 def runs_at_once(config: AnyConfig) -> int:
     """For how many runs like this one the cluster has room, by its totals; 1 where there is none to join."""
     address = find_address(config)
     found = _resources(address) if address else None
     if found is None:
         return 1
-    wanted = _wanted(config, has_gpu(config))
+    gpu = has_gpu(config)
+    wanted = _wanted(settle_placement(config, gpu), gpu)
     return max(1, min(int(found[name] // amount) for name, amount in wanted.items()))
 
 
@@ -216,7 +238,8 @@ def _no_cluster(address: str, how: str) -> str:
 def _wanted(config: AnyConfig, gpu: bool) -> Counter[str]:
     """What trainers and generators take in all."""
     generators = reserve.generator_bundles(config, gpu) * config.placement.generators
-    return reserve.total([*reserve.trainer_bundles(config, gpu), *generators])
+    found = reserve.total([*reserve.trainer_bundles(config, gpu), *generators])
+    return found | (Counter[str](GPU=reserve.cards(config)) if gpu else Counter[str]())
 
 
 def connect(config: AnyConfig) -> bool:

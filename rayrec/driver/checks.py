@@ -23,8 +23,8 @@ from rayrec.objectives.settings import resolve as resolve_loss
 from rayrec.training.pair_columns import COLUMNS
 
 
-def resolve(config: Config) -> Config:
-    """Fill in the settings whose default depends on others.
+def resolve(config: Config, gpu: bool = False) -> Config:
+    """Fill in the settings whose default depends on others, and on whether the run is on GPUs.
 
     Raises:
         ValueError: a setting that is out of range or at odds with another.
@@ -39,6 +39,10 @@ def resolve(config: Config) -> Config:
     _check_together(config)
     if model.lora_rank is None:
         model = dataclasses.replace(model, lora_rank=0 if model.model == "tiny" else 16)
+    if train.dtype is None:
+        train = dataclasses.replace(train, dtype="bfloat16" if gpu and model.model != "tiny" else "float32")
+    if train.zero_stage is None:
+        train = dataclasses.replace(train, zero_stage=(0 if model.lora_rank else 2) if gpu else 1)
     if placement.placement == "shared":
         placement = dataclasses.replace(placement, sequential=True)
     exact = "score" if chooses else "beams"
@@ -46,7 +50,7 @@ def resolve(config: Config) -> Config:
     evaluate = dataclasses.replace(config.evaluate, decode=decode)
     loss = resolve_loss(config.loss)
     check_objective(loss, train.prefer_batch)
-    return dataclasses.replace(config, model=model, loss=loss, evaluate=evaluate, placement=placement)
+    return dataclasses.replace(config, model=model, train=train, loss=loss, evaluate=evaluate, placement=placement)
 
 
 def check_objective(loss: LossConfig, batch: int) -> None:
@@ -133,6 +137,16 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             "--placement shared lets one GPU alternate, "
             f"--tensor-parallel {config.placement.tensor_parallel} takes more. Leave one out."
+        )
+    if config.placement.placement == "shared" and (n := config.placement.generators) > workers:
+        raise ValueError(
+            f"--placement shared puts a generator beside a trainer, and there are {n} generators and {workers} "
+            f"trainers. Take --generators {workers}, or more --train-workers."
+        )
+    if config.placement.placement == "shared" and config.placement.max_train_workers is not None:
+        raise ValueError(
+            f"--placement shared pairs generators and trainers, and --train-workers {workers}:"
+            f"{config.placement.max_train_workers} changes their number. Take --train-workers {workers}."
         )
     if not train.sft and not train.prefer and train.iterations:
         raise ValueError(

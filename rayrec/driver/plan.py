@@ -58,7 +58,7 @@ def describe(
     train, model = config.train, config.model
     rank = model.lora_rank or 0
     whole = not rank or resources["device"] == "cpu"  # there a policy has its merged weights beside its adapters
-    per_policy = 4 * rank * shape.adapters + whole * shape.parameters * _BYTES[train.dtype]
+    per_policy = 4 * rank * shape.adapters + whole * shape.parameters * _BYTES[train.precision]
     memory = _memory(config, tokens, shape, resources["device"])
     rows = []
     for phase in plan:
@@ -103,7 +103,7 @@ def generator_bytes(config: Config, tokens: Lengths, shape: Shape, gpu: bool) ->
 
     On a GPU of one card of it, where vLLM's cache takes what is left.
     """
-    number, evaluate, width = _BYTES[config.train.dtype], config.evaluate, config.evaluate.beam_width
+    number, evaluate, width = _BYTES[config.train.precision], config.evaluate, config.evaluate.beam_width
     weights, searches = shape.parameters * number, {"beams", "free_beams", "d3", "score"} & set(evaluate.decode)
     if gpu:
         rows, answers = evaluate.part, width if searches else 1

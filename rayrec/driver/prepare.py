@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayrec import signals
-from rayrec.cluster import connect
+from rayrec.cluster import connect, devices
 from rayrec.config import Config, fixed
 from rayrec.data import Dataset, load
 from rayrec.data.ahead import Ahead, retarget
@@ -85,12 +84,14 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     """
     from rayrec.decoding.exact import check_base  # imports torch
 
-    config = checks.resolve(connect.settle_paths(config))
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=folder_of(config.model.model)))
+    config = connect.settle_paths(config)
+    checks.resolve(config)  # what is wrong by itself is told before devices are looked for
     connect.check_address(config)
     trackers.check(config.output.track)
     gpu = config.placement.cluster is None and connect.has_gpu(config)
     on_gpus = gpu or config.placement.cluster is not None  # an estimate for another cluster looks at no device here
+    config = checks.resolve(connect.settle_placement(config, gpu), on_gpus)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=folder_of(config.model.model)))
     config = resolve_engine(config, on_gpus)  # what `auto` means is recorded and hashed
     engine, placement = ENGINES[config.evaluate.engine], config.placement
     if config.train.attention == "flex" and not on_gpus:
@@ -122,7 +123,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     checks.check_vocabulary(template, str(base))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=tokens.longest))
     phases = plan.phases(config, data)
-    cores = os.cpu_count() or 1
+    cores = devices.cores()
     workers = config.worker_counts[-1]
     threads = placement.threads or max(1, cores // (workers + placement.generators))
     resources = {

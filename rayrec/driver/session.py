@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from rayrec import signals
-from rayrec.cluster import connect, reserve
+from rayrec.cluster import connect, devices, reserve
 from rayrec.cluster.memory import gigabytes
 from rayrec.config import Config, changed, to_dict
 from rayrec.data import preferences
@@ -155,7 +155,14 @@ class Session:
         training["objective"] = make_objective(config.loss)
         patience = config.placement.wait_seconds
         tokens = partial(write_tokens, template=ready.template, storage=work.storage, patience=patience)
-        self.group = Once(lambda: TrainGroup[Phase](config, train, training, work, ready.gpu, self.reserved, tokens))
+        self.shares = config.placement.placement == "shared"
+
+        def before(phase: Phase) -> None:
+            tokens(phase)
+            if self.shares:
+                self.pool().rest()
+
+        self.group = Once(lambda: TrainGroup[Phase](config, train, training, work, ready.gpu, self.reserved, before))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
         self.tracker = Tracker(work.root, config.output.track, to_dict(config))
 
@@ -174,7 +181,10 @@ class Session:
                     trains = any(phase.makes_policy and phase.name in left for phase in self.phases)
                     self.reserved = reserve.reserve(self.config, self.ready.gpu, trains, alone=alone)
                     self.work.lease.record_processes()
-                    # Both take seconds to come up, so both start now, beside the first phase.
+                    # Both take seconds to come up, so both start now, beside the first phase. A generator measures how
+                    # much of a GPU is free when it starts, so where they share it, trainers come when it sleeps.
+                    if self.shares:
+                        self.pool().rest()
                     if trains:
                         self.group()
                     self.pool()
@@ -200,7 +210,7 @@ class Session:
             template=ready.template,
             threads=ready.threads,
             all_threads=ready.all_threads,
-            last_threads=placement.threads or max(1, (os.cpu_count() or 1) // placement.generators),
+            last_threads=placement.threads or max(1, devices.cores() // placement.generators),
             on_finish=self._finished,
             progress=progress,
             check_held=self.work.lease.check_held,

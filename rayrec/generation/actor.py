@@ -7,6 +7,7 @@ import os
 import time
 from functools import cached_property
 
+from rayrec.cluster.devices import check_gpu
 from rayrec.cluster.memory import held, peak
 from rayrec.generation.constrained import Constrained
 from rayrec.generation.engine import Answer, EngineDied, Part, Setup
@@ -22,6 +23,8 @@ class Generator:
     @cached_property
     def engine(self) -> Constrained:
         """The engine, made by the first call: an error there is one of a call, and not the actor's death."""
+        if self.setup.gpu and not self.setup.engine.needs_endpoint:
+            check_gpu()
         return Constrained(dataclasses.replace(self.setup, base=str(self.storage.download(self.setup.base))))
 
     def ready(self) -> dict:

@@ -76,7 +76,7 @@ class Constrained:
             if inner and not self.engine.opens_plainly:
                 wanted = self._plain_statement()
         name = type(self.engine).__name__ if inner else "beams and scores"
-        apart = proof.difference(found, wanted, self.setup.config.train.dtype, probe) if wanted else ""
+        apart = proof.difference(found, wanted, self.setup.config.train.precision, probe) if wanted else ""
         one = {"version": self._policy[0], "holder": name, "found": found, "wanted": wanted, "wanted_of": whose}
         one |= {"compared": ["logprob", *proof.compared(found, wanted)] if wanted else []}
         self.proofs.append(one | {"start": begun, "end": time.time()})
@@ -92,7 +92,7 @@ class Constrained:
         from rayrec.models import policy, proof
 
         assert self.setup.probe is not None
-        dtype, base = self.setup.config.train.dtype, self.setup.base
+        dtype, base = self.setup.config.train.precision, self.setup.base
         model = policy.load_policy(weights_folder(self._policy[1]), dtype=dtype, base=base)
         return proof.model_statement(model, self.setup.probe)
 
@@ -110,6 +110,8 @@ class Constrained:
 
     def _load(self, path: str) -> None:
         """Load a finished policy, in place after the first."""
+        import torch
+
         from rayrec.decoding import Trie
         from rayrec.models import policy
 
@@ -119,10 +121,10 @@ class Constrained:
             return policy.load_weights(self.model, folder)
         self._is_adapter = is_adapter
         # The policy's own settings name its base as the user typed it, which may not resolve on this machine.
-        dtype, base = self.setup.config.train.dtype, self.setup.base
+        dtype, base = self.setup.config.train.precision, self.setup.base
         self.model = policy.load_policy(folder, dtype=dtype, device=self._device, base=base)
         self.ids = [self.setup.template.answer_ids(title) for title in self.setup.titles]
-        self.trie = Trie.build(self.ids)
+        self.trie = Trie.build(self.ids).to(torch.device(self._device))
 
     def _beams(self, part: Part) -> list[list[Scored]]:
         """Titles by log P(title + EOS | prompt), or with a guide by D3's scores."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from rayrec import signals
 from rayrec.cluster import connect
 from rayrec.cluster.memory import KernelKills, gigabytes, out_of_memory
 from rayrec.cluster.reserve import Reserved, generator_bundles
@@ -38,6 +39,8 @@ LESS_MEMORY = (
 )
 #: Seconds between two looks for silent actors; for new phases, while some actors are free.
 _CHECK, _POLL = 1.0, 0.05
+#: Seconds more that an engine on a GPU may take to come up.
+_START = 1800.0
 #: Seconds in which the bytes of an answer must arrive once it is ready.
 _FETCH = 30.0
 #: Answers of a phase that may wait here; until some are taken, no more of its parts start.
@@ -115,6 +118,7 @@ class GeneratorPool:
         self._free: deque[_Slot] = deque()
         self._pending: dict[Any, _Slot] = {}
         self._awake, self._closed, self._new_job = False, False, threading.Event()
+        self._resting = threading.Event()
         self._kills = KernelKills()
         self._lock, self._jobs = threading.Lock(), list[_Job]()
         self.error: BaseException | None = None
@@ -149,6 +153,18 @@ class GeneratorPool:
         finally:
             with self._lock:
                 self._jobs = [other for other in self._jobs if other is not job]
+
+    def rest(self) -> None:
+        """Wait until all engines are up and have left the GPUs (``--placement shared``): training then has them.
+
+        Raises:
+            BaseException: what the pool failed of.
+        """
+        while not self._resting.wait(0.1):
+            signals.check()
+            with self._lock:
+                if self.error is not None:
+                    raise self.error
 
     def close(self, orderly: bool) -> None:
         """End all actors, and wait for that if ``orderly``; parts that wait are dropped."""
@@ -188,8 +204,9 @@ class GeneratorPool:
 
     def _start(self, slot: _Slot) -> None:
         slot.actor, slot.task = self._actor(slot.index), None
-        # The actor may wait for a node that has yet to join.
-        self._expect(slot, slot.actor.ready.remote(), self.config.placement.wait_for_resources)
+        # The actor may wait for a node that has yet to join; on a GPU it fetches a model and captures graphs of it.
+        extra = self.config.placement.wait_for_resources + (_START if self._gpu else 0.0)
+        self._expect(slot, slot.actor.ready.remote(), extra)
 
     def _actor(self, index: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -206,6 +223,7 @@ class GeneratorPool:
 
     def _expect(self, slot: _Slot, answer: Any, extra_patience: float = 0.0) -> None:
         self._pending[answer], self._awake = slot, True
+        self._resting.clear()
         slot.watchdog.who = f"{slot.name} has been {slot.place}"
         slot.watchdog.patience = self.config.placement.wait_seconds + extra_patience
         slot.watchdog.beat()
@@ -279,10 +297,17 @@ class GeneratorPool:
     def _sleep_if_idle(self) -> None:
         """Leave the GPUs to training, where it shares them, once nothing is asked for."""
         idle = not self._pending and not any(job.todo for job in self._jobs)
-        if idle and self._awake and self.config.placement.placement == "shared":
-            self._awake = False
-            for slot in self._slots:
-                slot.actor.sleep.remote()
+        if not (idle and self._awake and self.config.placement.placement == "shared"):
+            return
+        self._awake, asleep = False, [(slot, slot.actor.sleep.remote()) for slot in self._slots]
+        for slot, answer in asleep:
+            try:
+                self._ray.get(answer, timeout=self.config.placement.wait_seconds)
+            except BaseException as error:
+                self._free.remove(slot)
+                self._on_error(slot, error)
+        if not self._pending:
+            self._resting.set()
 
     def _check_silent(self) -> None:
         """Warn of silent actors, and replace those that were silent for too long."""

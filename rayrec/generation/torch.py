@@ -19,17 +19,20 @@ class TorchEngine(Engine):
 
     def __init__(self, setup: Setup):
 
-        from rayrec.models import policy
+        from rayrec.models import adapters, policy
 
         self.threads = setup.threads
         set_threads(self.threads)
         model = setup.config.model
         self.device = "cuda" if setup.gpu else "cpu"
         self.template, self.max_new = setup.template, model.max_new_tokens or model.max_length
-        self.model: Any = policy.load_base(setup.base, dtype=setup.config.train.dtype, device=self.device)
+        self.model: Any = policy.load_base(setup.base, dtype=setup.config.train.precision, device=self.device)
         if model.lora_rank:
             self.model = policy.add_lora(self.model, model.lora_rank, model.lora_alpha, 0.0)
+        if setup.gpu:
+            adapters.lighten(self.model, fused=True)
         self.initial = policy.trainable_state(self.model)
+        policy.copy_weights(self.model, self.initial)
         self.model.eval()
 
     def load(self, version: str, folder: str) -> None:

@@ -33,7 +33,7 @@ class Packed:
     ``ids_RT``, ``positions_RT``; ``example_RT`` (−1 is padding) and ``segment_RT`` (0 prompt, a + 1 answer a) decide
     which tokens attend to which. Answer token n is predicted at flat place ``source_N`` of the row tensor, is
     ``target_N``, and is number ``offset_N`` of answer ``answer_N`` (b · A + a). ``lengths_BA`` counts tokens, EOS
-    included; 0 is an absent answer.
+    included; 0 is an absent answer, and ``longest`` the largest. ``read_U`` are the places of ``source_N``, each once.
     """
 
     ids_RT: Tensor
@@ -45,10 +45,14 @@ class Packed:
     answer_N: Tensor
     offset_N: Tensor
     lengths_BA: Tensor
+    read_U: Tensor
+    longest: int
 
     def to(self, device: torch.device | str) -> Packed:
-        """Return the batch on ``device``."""
-        return Packed(*(getattr(self, f.name).to(device) for f in fields(self)))
+        """Return the batch on ``device``; a GPU does not wait for it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        there: dict[str, Any] = {k: carried(v, device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return Packed(**there)
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Return the additive mask [R, 1, T, T]: 0 where a token may look, the lowest number elsewhere."""
@@ -71,11 +75,19 @@ class Packed:
         return create_block_mask(sees, rows, None, length, length, device=self.ids_RT.device)
 
 
-def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0) -> Packed:
+def carried(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the CPU on ``device``, through pinned memory to a GPU, whose work the copy waits for alone."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0, multiple: int = 1) -> Packed:
     """Lay out (prompt, answers) examples; K may differ. Answers end with EOS, prompts are not empty.
 
     Rows take whole examples up to ``token_budget`` tokens or, where that is longer, the longest example. Attention over
     a dense mask grows with the square of the row, so on the CPU rows no longer than the longest example are fastest.
+    Rows are padded to a ``multiple`` of tokens, by which the kernels of GPUs work.
 
     Raises:
         ValueError: there is no example, or a prompt or an answer is empty.
@@ -87,7 +99,7 @@ def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0) -> Packed:
     sizes = [len(prompt) + sum(len(answer) - 1 for answer in answers) for prompt, answers in rows]
     lines = _fill(sizes, max(token_budget, *sizes))
     A = max(len(answers) for _, answers in rows)
-    T = max(sum(sizes[b] for b in line) for line in lines)
+    T = -(-max(sum(sizes[b] for b in line) for line in lines) // multiple) * multiple
     table = {"ids": pad_id, "positions": 0, "example": -1, "segment": 0}
     table = {name: torch.full((len(lines), T), value) for name, value in table.items()}
     lengths_BA = torch.tensor([[*map(len, answers), *[0] * (A - len(answers))] for _, answers in rows])
@@ -115,8 +127,10 @@ def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0) -> Packed:
         for name, values in zip(table, columns, strict=True):
             table[name][r, : len(ids)] = torch.tensor(values)
     source_N, target_N, answer_N, offset_N = map(torch.tensor, loose)
+    read_U, longest = torch.tensor(sorted({*source})), max(max(map(len, answers), default=0) for _, answers in rows)
     ids_RT, positions_RT, example_RT, segment_RT = table.values()
-    return Packed(ids_RT, positions_RT, example_RT, segment_RT, source_N, target_N, answer_N, offset_N, lengths_BA)
+    loose_N = source_N, target_N, answer_N, offset_N
+    return Packed(ids_RT, positions_RT, example_RT, segment_RT, *loose_N, lengths_BA, read_U, longest)
 
 
 def _fill(sizes: Sequence[int], budget: int) -> list[list[int]]:
@@ -141,7 +155,7 @@ class PackedLM(nn.Module):
 
     def __init__(self, model: Any, activation_checkpointing: bool = False):
         super().__init__()
-        adapters.lighten(model)
+        adapters.lighten(model, fused=plain(model).device.type != "cpu")
         self.model = model
         # Recomputed in the backward pass, when the hooks of the forward pass are gone.
         self.narrows = not activation_checkpointing
@@ -150,11 +164,12 @@ class PackedLM(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Return log π(answer | prompt) as ``logprob_BA`` in float32 nats, summed over tokens; 0 for absent answers."""
+        adapters.copy(self.model)
         lm = plain(self.model)
         logprob_N = token_logprobs(Logits(lm), self.hidden(packed), packed.target_N)
         # Every token has its own cell, so the sum has one order and no answer can touch another.
         B, A = packed.lengths_BA.shape
-        cells = logprob_N.new_zeros(B * A, int(packed.lengths_BA.max()))
+        cells = logprob_N.new_zeros(B * A, packed.longest)
         return cells.index_put((packed.answer_N, packed.offset_N), logprob_N).sum(1).view(B, A)
 
     def hidden(self, packed: Packed) -> Tensor:
@@ -225,7 +240,7 @@ def _last_mlp_at(packed: Packed, lm: Any) -> Iterator[None]:
     if mlp is None:
         yield
         return
-    read_U, (R, T) = packed.source_N.unique(), packed.ids_RT.shape
+    read_U, (R, T) = packed.read_U, packed.ids_RT.shape
 
     def narrow(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (take_rows(args[0].flatten(0, 1), read_U)[None], *args[1:])

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
-from rayrec.models import item_vectors, weights
+from rayrec.models import adapters, item_vectors, weights
 from rayrec.models.card import write as write_card
 from rayrec.models.folder import vocabulary
 
@@ -38,11 +38,16 @@ def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: st
             code of its own.
     """
     _check_folder(Path(path))
-    return open_base(path, dtype).to(device).eval()
+    # cuDNN's attention, which torch prefers on new GPUs, makes a plan of some tenths of a second for every new shape.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return open_base(path, dtype, device=device).to(device).eval()
 
 
-def open_base(path: str | Path, dtype: torch.dtype | str, few: bool = False) -> Any:
-    """Open the model of a folder or hub id, or a ``few`` of its layers, one of each kind; raises as `load_base`."""
+def open_base(path: str | Path, dtype: torch.dtype | str, few: bool = False, device: str | torch.device = "cpu") -> Any:
+    """Open the model of a folder or hub id, or a ``few`` of its layers, one of each kind; raises as `load_base`.
+
+    Its weights are read to a GPU without a copy of the model in the machine's memory.
+    """
     settings = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     text = settings.get_text_config()
     if few:
@@ -52,7 +57,7 @@ def open_base(path: str | Path, dtype: torch.dtype | str, few: bool = False) -> 
     kinds = ["eager"] if getattr(text, "attn_logit_softcapping", None) else ["sdpa", "eager"]
     with weights.quiet():
         try:
-            model, report = _opened(path, settings, dtype, kinds)
+            model, report = _opened(path, settings, dtype, kinds, torch.device(device))
         except (OSError, RuntimeError) as error:
             if Path(path).is_dir():
                 weights.check_names(path)  # which says what is wrong, if tensors are
@@ -66,9 +71,13 @@ def open_base(path: str | Path, dtype: torch.dtype | str, few: bool = False) -> 
     return model
 
 
-def _opened(path: str | Path, settings: Any, dtype: torch.dtype | str, kinds: list[str]) -> tuple[Any, dict]:
+def _opened(
+    path: str | Path, settings: Any, dtype: torch.dtype | str, kinds: list[str], device: torch.device
+) -> tuple[Any, dict]:
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     given: dict[str, Any] = {"config": settings, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    if device.type != "cpu":
+        given["device_map"] = {"": device}
     try:
         made: Any = AutoModelForCausalLM.from_pretrained(
             str(path), trust_remote_code=False, attn_implementation=kinds[0], **given
@@ -77,7 +86,7 @@ def _opened(path: str | Path, settings: Any, dtype: torch.dtype | str, kinds: li
     except ValueError:  # the class does not have it
         if not kinds[1:]:
             raise
-    return _opened(path, settings, dtype, kinds[1:])
+    return _opened(path, settings, dtype, kinds[1:], device)
 
 
 def _check_folder(folder: Path) -> None:
@@ -141,6 +150,9 @@ def load_policy(
         found = sorted(p.name for p in Path(folder).iterdir())
         raise ValueError(f"{folder}: found {found}, but no {ADAPTER}. Convert the adapter with save_pretrained.")
     item_vectors.load(model, folder)
+    if torch.device(device).type != "cpu":
+        adapters.lighten(model, fused=True)
+        adapters.copy(model)
     return model.eval()
 
 
@@ -244,6 +256,7 @@ def copy_weights(model: Any, state: Mapping[str, Tensor]) -> None:
         for name, parameter in model.named_parameters():
             if name in state:
                 parameter.copy_(state[name])
+    adapters.copy(model)
 
 
 def save(

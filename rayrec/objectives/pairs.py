@@ -125,7 +125,7 @@ def pairs_of(
         table = torch.zeros(B, width)
         for b, one in enumerate(values):
             table[b, : len(one)] = torch.as_tensor(one)
-        return table.to(logprob_BA.device)
+        return table.to(logprob_BA.device, non_blocking=True)
 
     lengths_BA = padded([[len(answer) for answer in row["answers"]] for row in rows], A)
     scores_BA = padded([row["scores"] for row in rows], A)

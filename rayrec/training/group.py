@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 from rayrec.cluster import connect
+from rayrec.cluster.devices import choose_interface
 from rayrec.cluster.memory import KernelKills, gigabytes, out_of_memory
 from rayrec.cluster.reserve import Reserved, room_for_trainers, trainer_bundles, trainers_shortage
 from rayrec.cluster.watchdog import Watchdog
@@ -20,7 +21,7 @@ from rayrec.config import AnyConfig
 from rayrec.errors import Stopped
 from rayrec.runs.run import Run
 from rayrec.training.board import Board, Status
-from rayrec.training.memory import HEAP
+from rayrec.training.memory import HEAP, SEGMENTS
 
 _log = logging.getLogger(__name__)
 
@@ -260,7 +261,7 @@ class TrainGroup(Generic[P]):
 
     def _trainer(self, size: int) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
 
         bundle, *_ = trainer_bundles(self.config, self.gpu)
         # A group of fixed size is replaced by Ray Train, as often as run() allows. A group that does not start ends Ray
@@ -269,8 +270,13 @@ class TrainGroup(Generic[P]):
         return TorchTrainer(
             self._work,
             train_loop_config=self.setup,
-            scaling_config=ScalingConfig(num_workers=size, use_gpu=self.gpu, resources_per_worker=bundle),
-            torch_config=TorchConfig(backend=backends(self.gpu)),
+            scaling_config=ScalingConfig(
+                num_workers=size,
+                use_gpu=self.gpu,
+                resources_per_worker=bundle,
+                label_selector=self.reserved.nodes or None,
+            ),
+            torch_config=_torch_config(self.gpu),
             run_config=RunConfig(
                 name="train",
                 **self._run.storage.for_ray_train(self._run.root),
@@ -278,7 +284,7 @@ class TrainGroup(Generic[P]):
                     max_failures=again, max_preemption_failures=again, controller_failure_limit=0
                 ),
                 callbacks=[_on_death(self.board)],
-                worker_runtime_env={"env_vars": HEAP},
+                worker_runtime_env={"env_vars": HEAP | (SEGMENTS if self.gpu else {})},
             ),
         )
 
@@ -286,6 +292,24 @@ class TrainGroup(Generic[P]):
 def backends(gpu: bool) -> str:
     """The torch.distributed backends of a group: the sums of the losses lie on CPUs, which NCCL cannot add."""
     return "cpu:gloo,cuda:nccl" if gpu else "gloo"
+
+
+def _torch_config(gpu: bool) -> Any:
+    """Ray Train's settings of torch.distributed, with gloo on the interface of each node's address in Ray."""
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(choose_interface)
+            super().on_start(worker_group, backend_config)
+
+    class OwnConfig(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    return OwnConfig(backend=backends(gpu))
 
 
 def _lacked_room(error: BaseException) -> bool:

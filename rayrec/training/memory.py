@@ -23,7 +23,9 @@ GIB = 2**30
 #: Environment of a training worker. By themselves glibc's small free lists keep the edges of large blocks, so that a
 #: block does not fit again where an equal one was, and the heap grows to 1.7 times of what is held.
 HEAP = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
-#: What it grows to with this (jobs/bench.py memory).
+#: The same on a GPU: nearly every pass has another shape, and segments that grow serve them all.
+SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+#: What the heap of a CPU grows to with this (jobs/bench.py memory).
 HEAP_GROWTH = 1.25
 #: Weights that DeepSpeed gathers at once under ZeRO-3 (its own limit), and puts into one bucket (worker.py's).
 GATHERED, BUCKET = 10**9, 5 * 10**8
@@ -71,10 +73,13 @@ class Memory:
         return layer * shape.layers + norm + mlp * (shape.layers - 1)  # of the last MLP the prompt takes no part
 
     def _dropped(self) -> float:
-        """Bytes of the places that the dropout of a layer's adapters takes from one token, 8 for each of them."""
+        """Bytes of the places that the dropout of a layer's adapters takes from one token, 8 for each of them, or on a
+        GPU of the mask of all."""
         model = self.config.model
         inputs = 3 * self.shape.hidden + self.shape.queries + 2 * self.shape.hidden + self.shape.mlp
-        return 8 * model.lora_dropout * inputs if model.lora_rank else 0.0
+        if not model.lora_rank:
+            return 0.0
+        return (float(model.lora_dropout > 0) if self.gpu else 8 * model.lora_dropout) * inputs
 
     def pass_bytes(self, rows: int, longest: float, predicted: float) -> float:
         """Bytes of one pass: of activations, mask and logits, with what the heap of a CPU holds between them.
@@ -123,16 +128,16 @@ class Memory:
         Pass: weights, gradients, Adam's moments; from ZeRO-1 on and for bfloat16 a float32 copy of the weights, with
         ZeRO-0 and bfloat16 also of the gradients, from ZeRO-1 on also a bucket of gradients. Step, from ZeRO-1 on:
         weights, moments, and float32 copies of weights and gradients with two temporary ones, for all weights are
-        stepped through at once. ZeRO-3 keeps its bucket, and gathers weights. On a CPU also the trained weights of the
+        stepped through at once. ZeRO-3 keeps its bucket, and gathers weights. On a CPU also the adapters of the
         base; and as a policy is written, a copy of its weights, but nothing of the optimiser's work.
         """
         config, shape = self.config, self.shape
-        workers, stage, size = config.placement.train_workers, config.train.zero_stage, self.trained_bytes
+        workers, stage, size = config.placement.train_workers, config.train.zero_stage or 0, self.trained_bytes
         cut = [workers if stage >= one else 1 for one in (1, 2, 3)]
         adapters = self.trained * size if config.model.lora_rank else 0
         weights = (shape.parameters * self.number + adapters) / cut[2]
         weights += min(shape.parameters, GATHERED) * self.number if stage == 3 else 0
-        weights += 0 if self.gpu else self.trained * size
+        weights += 0 if self.gpu else adapters
         bucket = min(self.trained, BUCKET) * size if stage else 0
         copies = 1 if stage else 0 if size == 4 else 2  # in float32, of weights and of gradients
         state = self.trained * (STATE_BYTES + 4 * copies) / cut[0]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from rayrec.cluster.devices import check_gpu
 from rayrec.cluster.memory import peak
 from rayrec.config import Config
 from rayrec.data import schema
@@ -93,6 +94,8 @@ class Worker:
         self.probe: Probe | None = setup.get("probe")
         self.asked: dict[str, Any] | None = setup.get("asked")
         self.base, self.rank, self.world = setup["base"], rank, world
+        if setup["gpu"]:
+            check_gpu()
         here = str(self.storage.download(self.base))
         model, train = self.config.model, self.config.train
         self.device = torch.device("cuda", torch.cuda.current_device()) if setup["gpu"] else torch.device("cpu")
@@ -104,7 +107,9 @@ class Worker:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
         deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
         self.tokenizer = policy.load_tokenizer(here)
-        lm = policy.without_dropout(policy.load_base(here, getattr(torch, train.dtype), self.device))
+        lm = policy.without_dropout(policy.load_base(here, getattr(torch, train.precision), self.device))
+        # The tokens of a row on a GPU: whole blocks of FlexAttention, or of the mask that its other kernels want.
+        self.multiple = 1 if not setup["gpu"] else 128 if train.attention == "flex" else 16
         if train.attention == "flex":
             attend_by_flex(lm)
         self.hidden = int(lm.config.get_text_config().hidden_size)
@@ -112,7 +117,10 @@ class Worker:
         if model.lora_rank:
             lm = policy.add_lora(lm, model.lora_rank, model.lora_alpha, model.lora_dropout, self.config.data.seed)
         self.lm = PackedLM(lm, train.activation_checkpointing)
-        self.initial = policy.trainable_state(lm)  # the base is read once, however often a phase starts from it
+        # A phase that starts from the base finds its adapters here. A whole model is as it was read before the first
+        # phase, and read again after it: a copy would take as much memory in every worker.
+        self.initial = policy.trainable_state(lm) if model.lora_rank else None
+        self.fresh = True
 
     def run(self, phase: Phase, shard: Shard) -> dict:
         """Train one phase and save its policy on rank 0; returns its ``steps`` and the ``facts`` for the trace."""
@@ -130,10 +138,11 @@ class Worker:
         )
         self._tell(phase=phase.name, step=0, steps=phase.steps)
         with self._whole():
-            if from_base:
-                policy.copy_weights(self.lm.model, self.initial)
-            else:
+            if not from_base:
                 policy.load_weights(self.lm.model, phase.start)
+            elif not self.fresh:
+                policy.copy_weights(self.lm.model, self.initial or self._base_state())
+        self.fresh = False
         if phase.items:
             item_vectors.attach(self.lm.model, sequential.load(phase.items).table(), self.config.data.seed)
         policy.set_lora_dropout(self.lm.model, phase.dropout)
@@ -156,6 +165,12 @@ class Worker:
         facts |= {"tokens_per_s": tokens / seconds, "worker_pid": os.getpid(), "peak_memory": peak()}
         return {"steps": steps, "facts": facts | self.resumed, "proof": proof}
 
+    def _base_state(self) -> dict[str, Any]:
+        """The weights of the base, read again."""
+        from rayrec.models import policy
+
+        return policy.trainable_state(policy.load_base(self.storage.download(self.base), self.config.train.precision))
+
     def _rows(self, phase: Phase, shard: Shard, begun: int) -> Iterator[list[dict]]:
         """Yield the rows of each step from ``begun`` on as dicts, checked for their step and slots."""
         slots = self._slots(phase)
@@ -170,6 +185,13 @@ class Worker:
         rows = phase.batch // self.world
         return range(self.rank * rows, (self.rank + 1) * rows)
 
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped here: at stage 0 in float32 DeepSpeed reads the norm of each by itself, and
+        does not tell that of all."""
+        train = self.config.train
+        return train.zero_stage == 0 and (train.dtype == "float32" or bool(self.config.model.lora_rank))
+
     def _engine(self, phase: Phase) -> Any:
         """A fresh DeepSpeed engine: optimiser state and schedule belong to one phase."""
         import deepspeed
@@ -181,7 +203,9 @@ class Worker:
             # How many passes make a step differs from step to step: _step tells which is the last.
             "train_micro_batch_size_per_gpu": phase.batch // self.world,
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": train.clip,
+            "gradient_clipping": 0.0 if self.clips else train.clip,
+            # They would wait for the GPU before and after every pass.
+            "timers": {"throughput": {"enabled": False}},
             # Adapters stay in float32 over a bfloat16 base; DeepSpeed would round them.
             "bf16": {"enabled": train.dtype == "bfloat16" and not self.config.model.lora_rank},
             # DeepSpeed allocates whole buckets, 2 GB each by default, at every backward pass.
@@ -238,6 +262,7 @@ class Worker:
 
     def _prefer(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
         """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
+        from rayrec.models.logprobs import carried
         from rayrec.objectives import pairs_of, rewards
 
         objective, begun, first = self.objective, len(done), self._slots(phase).start
@@ -258,7 +283,7 @@ class Worker:
         def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
             ref_BA = reference(rows)
             if ref_BA is not None:
-                ref_BA = ref_BA[:, : logprob_BA.shape[1]].to(logprob_BA.device)
+                ref_BA = carried(ref_BA[:, : logprob_BA.shape[1]], logprob_BA.device)
             pairs = pairs_of(logprob_BA, rows, ref_BA, baseline, further)
             margin_B, accuracy_B = rewards(pairs, objective.scale)
             return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
@@ -307,19 +332,19 @@ class Worker:
         """
         import torch
 
-        slots = self._slots(phase)
-        table_SBA = torch.zeros(phase.steps - begun, len(slots), 0)
+        slots, made = self._slots(phase), list[tuple[int, list[int], Any]]()
         engine.eval()
         with torch.no_grad():
             for number, rows in enumerate(read(begun)):
                 for micro in self._micro(rows):
                     extra = [[row["neighbour"]] if row["neighbour"] else [] for row in micro]
-                    logprob_BA = engine(self._pack(micro, extra)).cpu()
-                    if (more := logprob_BA.shape[1] - table_SBA.shape[2]) > 0:
-                        table_SBA = torch.nn.functional.pad(table_SBA, (0, more))
                     places = [row["slot"] - slots.start for row in micro]
-                    table_SBA[number, places, : logprob_BA.shape[1]] = logprob_BA
+                    made.append((number, places, engine(self._pack(micro, extra))))
                 self._tell(phase=phase.name, step=begun, steps=phase.steps, reference=begun + number + 1)
+        widest = max((logprob_BA.shape[1] for *_, logprob_BA in made), default=0)
+        table_SBA = torch.zeros(phase.steps - begun, len(slots), widest)
+        for number, places, logprob_BA in made:  # read at the end, so that a GPU never waits
+            table_SBA[number, places, : logprob_BA.shape[1]] = logprob_BA.cpu()
         return table_SBA
 
     def _baseline(self, engine: Any, phase: Phase, rows: list[dict], reference: Callable[[list[dict]], Any]) -> float:
@@ -328,21 +353,28 @@ class Worker:
         import torch.distributed as dist
 
         engine.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums, made = torch.zeros(2, dtype=torch.float64), list[tuple[list[dict], Any]]()
         with torch.no_grad():
             for micro in self._micro(rows):
                 # A row without a neighbour goes along: with ZeRO-3 all workers pass the model equally often.
                 packed = self._pack([{**row, "answers": [row["neighbour"] or row["answers"][0]]} for row in micro])
-                for row, logprob, ref_A in zip(micro, engine(packed)[:, 0].cpu(), reference(micro), strict=True):
-                    if row["neighbour"]:
-                        sums += torch.tensor([logprob - ref_A[len(row["answers"])], 1.0])
+                made.append((micro, engine(packed)[:, 0]))
+        for micro, logprob_B in made:
+            for row, logprob, ref_A in zip(micro, logprob_B.cpu(), reference(micro), strict=True):
+                if row["neighbour"]:
+                    sums += torch.tensor([logprob - ref_A[len(row["answers"])], 1.0])
         dist.all_reduce(sums)
         return self.objective.reference_point(*sums.tolist())
 
     def _step(self, engine: Any, phase: Phase, number: int, rows: list[dict], loss: Loss, count: Callable) -> dict:
-        """One optimiser step on a global batch; every sum is over all workers, so their number does not matter."""
+        """One optimiser step on a global batch; every sum is over all workers, so their number does not matter.
+
+        A GPU is waited for once, at the end, where the sums are read.
+        """
         import torch
         import torch.distributed as dist
+
+        from rayrec.models.logprobs import carried
 
         total = torch.tensor(float(sum(map(count, rows))), dtype=torch.float64)
         dist.all_reduce(total)
@@ -351,23 +383,28 @@ class Worker:
             group["lr"] = rate
         sums: dict[str, Any] = {}
         losses: list[tuple[list[dict], Any]] = []
-        micros = self._micro(rows)
+        micros, norm = self._micro(rows), None
         for micro in micros:
-            engine.set_gradient_accumulation_boundary(micro is micros[-1])
+            engine.set_gradient_accumulation_boundary(last := micro is micros[-1])
             loss_B, logged = loss(engine(self._pack(micro)), micro)
-            weight_B = torch.tensor([row["weight"] for row in micro], device=loss_B.device)
+            weight_B = carried(torch.tensor([row["weight"] for row in micro]), loss_B.device)
             share = (weight_B * loss_B).sum() / float(total)
             losses.append((micro, loss_B.detach()))
             for name, value_B in {"loss": loss_B.detach(), **logged}.items():
-                part = (weight_B * value_B.detach()).sum().double().cpu() / float(total)
+                part = (weight_B * value_B.detach()).sum().double() / float(total)
                 sums[name] = sums.get(name, 0) + part
             # DeepSpeed averages over workers; the share is already of the global batch.
             engine.backward(share * self.world)
+            if last and self.clips:
+                trained = [p for p in self.lm.parameters() if p.grad is not None]
+                norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.clip)
             engine.step()
-        values = torch.stack([*sums.values(), torch.tensor(self.clock.late(self.rank), dtype=torch.float64)])
+        norm = engine.get_global_grad_norm() if norm is None else norm
+        norm = torch.as_tensor(0.0 if norm is None else norm).double().to(losses[-1][1].device)
+        *values, norm = torch.stack([*sums.values(), norm]).cpu()
+        values = torch.stack([*values, torch.tensor(self.clock.late(self.rank), dtype=torch.float64)])
         dist.all_reduce(values)
-        self.late = bool(values[-1])
-        norm = float(engine.get_global_grad_norm() or 0.0)
+        self.late, norm = bool(values[-1]), float(norm)
         if not math.isfinite(values[0]) or not math.isfinite(norm):
             raise FloatingPointError(
                 f"{phase.name}: step {number + 1} has loss {float(values[0])} and gradient norm {norm}; nothing of "
@@ -416,7 +453,7 @@ class Worker:
 
         more = extra or [[]] * len(rows)
         examples = [(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)]
-        packed = pack(examples, self.config.train.row_tokens)
+        packed = pack(examples, self.config.train.row_tokens, multiple=self.multiple)
         self.report(**self.told)
         self.seen[0] += sum(1 for row in rows if row["weight"])
         self.seen[1] += packed.ids_RT.numel()

@@ -54,9 +54,7 @@ def main(folder: Path) -> dict:
 
     pool, out = pool_of(), {}
     out["made"] = sorted(answers(pool, "01/negatives", 5).items())
-    deadline = time.monotonic() + 30  # the last actor that took a dead one's place comes up first
-    while not (folder / "slept").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    pool.rest()  # the last actor that took a dead one's place comes up first
     out["slept"] = (folder / "slept").exists()
     answers(pool, "01/evaluate", 2)
     out["woken"] = (folder / "woken").exists()
@@ -81,6 +79,15 @@ def main(folder: Path) -> dict:
         pool = pool_of()
         out[phase] = error(pool, phase, 1)
         pool.close(orderly=True)
+    pool = pool_of()
+    pool.rest()
+    (folder / "stuck").touch()
+    out["asked"] = error(pool, "01/evaluate", 1)
+    try:
+        pool.rest()
+    except Exception as found:
+        out["stuck"] = str(found)
+    pool.close(orderly=True)
     lost = ObjectLostError("00" * 28, "", ""), ObjectFreedError("00" * 28, "", "")
     gone = OutOfMemoryError(""), ActorUnschedulableError("")
     out["deaths"] = [is_death(one) for one in (*lost, *gone, ValueError(), ConnectionError())]

@@ -31,6 +31,8 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     assert "has been in 01/negatives part 2 for 1 s" in done.stdout.replace("for 2 s", "for 1 s")
     # The pool had nothing to do, and its GPUs are shared with training; then it had.
     assert out["slept"] and out["woken"]
+    # An engine that does not leave its GPU ends the run before training takes it.
+    assert out["asked"] == "" and "memory that did not come back" in out["stuck"]
     # A part that cannot be answered is no death, and fails later requests too.
     assert out["then"] == out["later"] and out["then"].startswith("RayTaskError(ArithmeticError)")
     # Answers that nobody takes delay their own phase alone; 64 wait, and one is at each of two generators.

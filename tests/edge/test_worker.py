@@ -167,11 +167,25 @@ def test_adapters_end_alike_under_stages_and_workers(trained: Path) -> None:
     found = [
         load_file(trained / f"out{world}" / f"sdpo-{stage}-lora" / "policy" / "adapter_model.safetensors")
         for world in (1, 2)
-        for stage in (1, 2, 3)
+        for stage in (0, 1, 2, 3)
     ]
     assert any(value.abs().max() > 1e-3 for name, value in found[0].items() if "lora_B" in name)
     for other in found[1:]:
         assert all((other[name] - value).abs().mean() < 1e-5 for name, value in found[0].items())
+
+
+def test_adapters_over_a_base_in_bfloat16_are_float32_and_end_alike(trained: Path) -> None:
+    found = {
+        (world, stage): load_file(weights_of(trained / f"out{world}" / f"sdpo-{stage}-lora-bf16"))
+        for world in (1, 2)
+        for stage in (0, 2)
+    }
+    start = found[1, 0]
+    assert {value.dtype for value in start.values()} == {torch.float32}
+    assert any(value.abs().max() > 1e-3 for name, value in start.items() if "lora_B" in name)
+    for other in found.values():  # log-probabilities are rounded as rows are laid out
+        apart = torch.cat([(other[name] - value).abs().flatten() for name, value in start.items()])
+        assert float(apart.mean()) < 0.02 * LR
 
 
 def test_item_vectors_end_alike_under_stages_and_workers(trained: Path) -> None:

@@ -78,6 +78,8 @@ CUT_OFF = [
     Case("kto", 1, timed=True),
     Case("sft", 1, lora=4),
     Case("sdpo", 2, lora=4),
+    Case("sdpo", 0, lora=4, dtype="bfloat16"),
+    Case("sdpo", 2, lora=4, dtype="bfloat16"),
     Case("sft", 0, dtype="bfloat16"),
     Case("sft", 2, dtype="bfloat16"),
     Case("llara", 1, lora=4),
@@ -85,7 +87,8 @@ CUT_OFF = [
 #: What is run to its end without a break.
 WHOLE = [
     *(Case(name, stage) for name in CASES for stage in (1, 2, 3)),
-    *(Case("sdpo", stage, lora=4) for stage in (1, 2, 3)),
+    *(Case("sdpo", stage, lora=4) for stage in (0, 1, 2, 3)),
+    *(Case("sdpo", stage, lora=4, dtype="bfloat16") for stage in (0, 2)),
     Case("sft", 0),
     Case("sft", 1, lora=4),
     *(Case("sft", stage, dtype="bfloat16") for stage in (0, 2)),
@@ -196,7 +199,8 @@ def main(root: Path, rank: int, world: int) -> None:
     if not (root / f"out{world}").exists():
         for case in WHOLE:
             beats: list[dict[str, Any]] = []
-            train(case, root / f"out{world}" / case.folder, lambda beats=beats, **facts: beats.append(facts))
+            done = train(case, root / f"out{world}" / case.folder, lambda beats=beats, **facts: beats.append(facts))
+            assert all(step["grad_norm"] > 0 for step in done["steps"]), (case, done)
             # A heartbeat for each of a step's micro-batches of two rows, and one behind it.
             micro = BATCH // world // 2
             assert len(beats) >= 1 + STEPS * (micro + 1), (case, beats)

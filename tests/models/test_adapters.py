@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rayrec.models import adapters
-from rayrec.models.adapters import AdaptedLinear
+from rayrec.models.adapters import AdaptedLinear, FusedLinear
 
 
 class Two(nn.Module):
@@ -53,15 +53,17 @@ def test_outputs_and_gradients_are_those_of_peft(dtype: torch.dtype) -> None:
         assert (one - other).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * other.abs().max()
 
 
-def test_gradients_of_dropout_are_those_of_the_same_places() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_of_dropout_are_those_of_the_same_places(fused: bool) -> None:
     lm = model(torch.float64, 0.3)
     for p in lm.parameters():
         p.data = p.data.double()
-    adapters.lighten(lm)
+    adapters.lighten(lm, fused)
     x = torch.randn(3, 24, dtype=torch.float64)
 
     def output() -> Tensor:
         torch.manual_seed(1)
+        adapters.copy(lm)
         return lm(x).square().sum()
 
     output().backward()
@@ -79,9 +81,11 @@ def test_gradients_of_dropout_are_those_of_the_same_places() -> None:
             assert slope == pytest.approx(float((grad * step).sum()), rel=1e-3)
 
 
-def test_what_is_computed_again_drops_the_same_places() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_is_computed_again_drops_the_same_places(fused: bool) -> None:
     lm, grads = model(torch.float32, 0.5), []
-    adapters.lighten(lm)
+    adapters.lighten(lm, fused)
+    adapters.copy(lm)
     x = torch.randn(30, 24)
     for again in (False, True):
         torch.manual_seed(3)
@@ -104,3 +108,32 @@ def test_dropout_takes_each_place_with_its_probability() -> None:
     thirds = [float(counts[i::3].sum()) / len(counts[i::3]) for i in range(3)]
     assert all(abs(mean - 5) < 0.2 for mean in thirds), thirds  # standard deviation 0.038
     assert float(counts.var()) == pytest.approx(4.75, rel=0.1)  # of a binomial distribution
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_form_for_gpus_has_the_outputs_and_gradients_of_peft(dtype: torch.dtype) -> None:
+    theirs, ours = model(dtype), model(dtype)
+    adapters.lighten(ours, fused=True)
+    adapters.copy(ours)
+    assert [type(m) for m in ours.modules()].count(FusedLinear) == 2
+    x = torch.randn(2, 5, 24, dtype=dtype)
+    # One layer: between two, a rounded number may be on the other side of relu's edge.
+    for one, other in zip(
+        *(passed(lm.get_submodule("base_model.model.first"), x) for lm in (theirs, ours)), strict=True
+    ):
+        assert (one - other).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * other.abs().max()
+
+
+def test_the_form_for_gpus_reads_new_weights_once_they_are_copied() -> None:
+    lm, x = model(torch.bfloat16), torch.randn(3, 24, dtype=torch.bfloat16)
+    adapters.lighten(lm, fused=True)
+    adapters.copy(lm)
+    before = lm(x)
+    for name, parameter in lm.named_parameters():
+        if "lora_" in name:
+            parameter.data += 1.0
+    assert torch.equal(lm(x), before)
+    adapters.copy(lm)
+    after = model(torch.bfloat16)
+    after.load_state_dict(lm.state_dict())
+    assert (lm(x) - after(x)).abs().max() <= 0.02 * after(x).abs().max() and not torch.equal(lm(x), before)
