@@ -71,13 +71,19 @@ def run(place: Place, names: list[str], limit: float = LIMIT) -> list[dict[str, 
     return lines
 
 
-def main(args: list[str] | None = None) -> int:
+def options() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS), help="some checks alone")
     parser.add_argument("--quick", action="store_true", help="fewer shapes, stages and widths")
     parser.add_argument("--json", type=Path, help="file for the same table, with all numbers")
-    given = parser.parse_args(args)
+    return parser
+
+
+def main(args: list[str] | None = None) -> int:
+    """Print the table; 1 if a line fails."""
+    given = options().parse_args(args)
     import torch
 
     from rayrec.cluster.devices import unusable

@@ -734,7 +734,7 @@ def test_no_check_changes_a_setting() -> None:
     loss = dataclasses.replace(config.loss, beta=0.1, smoothing="none")
     model, train = (
         dataclasses.replace(config.model, lora_rank=0),
-        dataclasses.replace(config.train, negatives=("self_play",)),
+        dataclasses.replace(config.train, negatives=("self_play",), dtype="float32", zero_stage=1),
     )
     filled = dataclasses.replace(config, model=model, train=train, loss=loss)
     assert checks.resolve(config) == filled == checks.resolve(filled)
