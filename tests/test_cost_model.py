@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import LlamaConfig
 
 from rayrec.config import Config, TrainConfig
 from rayrec.data import load, preferences
-from rayrec.driver import checks, plan
+from rayrec.driver import checks, cost_model, plan
 from rayrec.driver.checks import Lengths
 from rayrec.driver.cost_model import DEVICES, Work, _ends, estimate
 from rayrec.driver.cost_model import parse as parse_cluster
@@ -228,3 +229,23 @@ def test_a_dry_run_tells_what_a_cluster_would_take(folder: Path, tmp_path: Path)
     assert f"moved in an iteration: gradients {gradients:.1f} GiB, policies {policies:.1f} MiB, rows" in told
     assert "01/prefer 2,048 1 64" in told
     assert done.stdout.endswith("False\n") and not (tmp_path / "runs").exists()  # no Ray, and nothing written
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [("cpu", r"^about [\d.]+ h from .*\(\d\d/\w+ [\d.]+ h\)"), ("NVIDIA H100 80GB HBM3", ""), ("gpu", "")],
+)
+def test_hours_of_a_real_model_are_told(big: Shape, device: str, told: str) -> None:
+    config = checks.resolve(parse("", ["--preset", "real", "--model", "some/model", "--first-rows", "8192"]))
+    data = load(config.data)
+    found = cost_model.time_here(ready_of(config, data, big, device))
+    assert set(found) == ({"time"} if told else set())
+    assert not told or re.search(told, found["time"])
+    tiny = dataclasses.replace(config, model=dataclasses.replace(config.model, model="tiny"))
+    assert cost_model.time_here(ready_of(tiny, data, big, device)) == {}
+
+
+def ready_of(config: Config, data: Any, shape: Shape, device: str) -> Any:
+    """What a run knows of itself when it asks for its time."""
+    known = {"config": config, "phases": plan.phases(config, data), "tokens": TOKENS, "shape": shape}
+    return SimpleNamespace(**known, device=device, data=data)

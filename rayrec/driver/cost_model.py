@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,8 @@ class Device:
     """Further seconds per phase."""
     start: float = 60.0
     """Seconds until the processes are up and have read the model."""
+    cores: bool = False
+    """Whether it is a core, of which a process takes as many as it has threads."""
 
 
 #: Bytes per second that a node sends to others: 400 Gbit/s.
@@ -77,7 +80,7 @@ DEVICES = {
     "H200": Device(989e12, 67e12, 4.8e12, 141e9, 450e9),
     "A100": Device(312e12, 19.5e12, 2.04e12, 80e9, 300e9),
     "L40S": Device(362e12, 91.6e12, 0.864e12, 48e9, 32e9),
-    "cpu": Device(260e9, 260e9, 10e9, 12e9, 5e9, 1.0, 1.0, step=0.018, token=0.003, phase=1.3, start=24.0),
+    "cpu": Device(260e9, 260e9, 10e9, 12e9, 5e9, 1.0, 1.0, step=0.018, token=0.003, phase=1.3, start=24.0, cores=True),
 }
 #: n threads of one process compute as fast as n ** this cores.
 _THREADS = 0.5
@@ -102,10 +105,13 @@ def parse(cluster: str) -> tuple[int, int, str]:
     return int(found[1]), int(found[2]), kinds[found[3].lower()]
 
 
-def estimate(config: Config, phases: Sequence[Planned], tokens: Lengths, shape: Shape, valid: int) -> dict[str, Any]:
+def estimate(
+    config: Config, phases: Sequence[Planned], tokens: Lengths, shape: Shape, valid: int, device: Device | None = None
+) -> dict[str, Any]:
     """Seconds of every phase, of an iteration and of the run; bytes per device, and bytes moved in an iteration.
 
-    ``valid`` counts the validation rows. Where devices are cores, the processes share them out.
+    ``valid`` counts the validation rows, ``device`` replaces the figures of the cluster's kind. Where devices are
+    cores, the processes share them out.
 
     Raises:
         ValueError: the cluster has fewer devices than the plan takes.
@@ -121,7 +127,7 @@ def estimate(config: Config, phases: Sequence[Planned], tokens: Lengths, shape: 
             "--generators or --tensor-parallel."
         )
     cores = placement.threads or nodes * each // taken, placement.threads or nodes * each // placement.train_workers
-    work = Work(config, tokens, shape, valid, DEVICES[kind], each, cores)
+    work = Work(config, tokens, shape, valid, device or DEVICES[kind], each, cores)
     seconds = {phase.name: work.seconds(phase) for phase in phases}
     ends = _ends(phases, seconds, placement.sequential or shared, work.device.start)
     made = [(phase.name, ends[phase.name]) for phase in phases if phase.makes_policy]
@@ -179,12 +185,12 @@ class Work:
     @property
     def memory(self) -> Memory:
         """The memory of a training worker."""
-        return Memory(self.shape, self.config, self.device is not DEVICES["cpu"])
+        return Memory(self.shape, self.config, not self.device.cores)
 
     def _rate(self, share: float, alone: bool = False) -> float:
         """Operations per second of one process."""
         peak = self.device.bfloat16 if self._bytes == 2 else self.device.float32
-        cores = self.threads[alone] ** _THREADS if self.device is DEVICES["cpu"] else 1.0
+        cores = self.threads[alone] ** _THREADS if self.device.cores else 1.0
         return peak * share * cores
 
     def _forward(self, length: float, answers: float, unread: float = 0.0) -> float:
@@ -291,7 +297,7 @@ class Work:
         """Bytes that one iteration moves between processes, by what they are."""
         generators, rank = self.config.placement.generators, self.config.model.lora_rank
         asked = sum(phase.rows for phase in phases if not phase.makes_policy)
-        whole = not rank or self.device is DEVICES["cpu"]  # where adapters are merged for the generators
+        whole = not rank or self.device.cores  # where adapters are merged for the generators
         policy = self.shape.parameters * self._bytes if whole else self.memory.trained * 4
         trained = sum(p.rows * p.epochs * (4 * self._row(p.kind)[0] + _ROW) for p in phases if p.makes_policy)
         return {
@@ -299,6 +305,23 @@ class Work:
             "policies": policy * generators * sum(p.kind in ("negatives", "evaluate") for p in phases),
             "rows": trained + 4.0 * asked * (self.tokens.prompt + self.tokens.answer),
         }
+
+
+def _core(dtype: str) -> Device:
+    """A core of this machine by the speed of its matrix products, of which real models reach about a half."""
+    import torch
+
+    kind, before = getattr(torch, dtype), torch.get_num_threads()
+    torch.set_num_threads(1)
+    a, b = torch.ones(1024, 576, dtype=kind), torch.ones(576, 1536, dtype=kind)
+    took = []
+    for _ in range(8):
+        begun = time.perf_counter()
+        torch.mm(a, b)
+        took.append(time.perf_counter() - begun)
+    torch.set_num_threads(before)
+    speed = 2 * 1024 * 576 * 1536 / min(took)
+    return dataclasses.replace(DEVICES["cpu"], bfloat16=speed, float32=speed, train=0.5, generate=0.5)
 
 
 def time_here(ready: Prepared) -> dict[str, str]:
@@ -310,7 +333,8 @@ def time_here(ready: Prepared) -> dict[str, str]:
     taken = placement.train_workers + placement.generators * placement.tensor_parallel
     cluster = f"1x{max(taken, os.cpu_count() or 1) if kind == 'cpu' else taken}x{kind}"
     config = dataclasses.replace(config, placement=dataclasses.replace(placement, cluster=cluster))
-    found = estimate(config, ready.phases, ready.tokens, ready.shape, len(ready.data.valid))
+    device = _core(config.train.dtype) if kind == "cpu" else DEVICES[kind]
+    found = estimate(config, ready.phases, ready.tokens, ready.shape, len(ready.data.valid), device)
     if found["total"] < 3600:
         return {}
     phase, longest = max(found["seconds"].items(), key=lambda item: item[1])

@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from rayrec.driver.checks import resolve
 from rayrec.errors import Stopped
 from rayrec.methods import parse
+from rayrec.models.card import REMOVED
+from rayrec.models.weights import weight_files
 from rayrec.runs.manifest import CHECKPOINT, MANIFEST, damage, read_json, seal, write_json
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage, errno_of
@@ -133,6 +135,9 @@ def test_what_is_finished_is_there_on_any_machine(url: str, stand_on: Node) -> N
     with pytest.raises(ValueError, match="made with other settings"):
         open_run(url, "--lr", "0.5")
     second.prune("01/sft")
+    assert "--keep all" in (second.folder("01/sft") / "policy" / REMOVED).read_text()
+    with pytest.raises(ValueError, match=r"the weights of this policy were removed; .* run again with --keep all"):
+        weight_files(second.folder("01/sft") / "policy")
 
     stand_on("driver")  # the first machine learns what happened elsewhere
     assert not open_run(url).has_weights("01/sft") and not (first.root / "01/sft/policy/model.safetensors").exists()
