@@ -39,7 +39,7 @@ PRESETS = {
     # A real model of 135 million parameters on two cores: about twenty minutes.
     "real": _preset(
         data={"test_rows": 200, "valid_rows": 64},
-        train={"iterations": 1, "first_rows": 512, "rows_per_iteration": 128, "lr": 1e-4, "dtype": "bfloat16"},
+        train={"iterations": 1, "first_rows": 512, "rows_per_iteration": 128, "lr": 1e-4},
         evaluate={"decode": ("greedy", "beams")},
     ),
     # The released settings of SPRec on four cards.

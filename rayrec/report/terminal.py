@@ -201,6 +201,8 @@ class _Running:
     printed: float
     first: tuple[int, float] | None = None
     """Units that were done at the first update, where a phase may go on from a checkpoint, and when."""
+    shown: int = -1
+    """Units that the last line names."""
 
     def left(self, done: int, now: float) -> str:
         """The time left, by the pace since the first update; empty before there is one."""
@@ -212,6 +214,7 @@ class _Running:
 class LaneProgress:
     """One progress line per lane: a live bar in a terminal, elsewhere a plain line at most every ``every`` seconds.
 
+    Where nothing more is done, a line comes six times less often.
     ``start`` a phase in a lane, ``update`` it with the units done, ``finish`` it, from any thread. Where two phases
     share a lane, its bar shows the one that was updated last.
     """
@@ -268,7 +271,9 @@ class LaneProgress:
             about: dict[str, Any] = {"total": running.total, "description": str(plain(phase))}
             about["note"] = str(plain(" ".join(part for part in (running.unit, note, left) if part)))
             self._bars.update(self._tasks[running.lane], completed=done, **about)
-            if self._bars.disable and self._clock() - running.printed >= self._every:
+            every = self._every * (1 if done != running.shown else 6)
+            if self._bars.disable and self._clock() - running.printed >= every:
+                running.shown = done
                 text = f"{number(done)}/{number(running.total)} {running.unit}"
                 self._line(phase, ", ".join(part for part in (text, note, left) if part))
 

@@ -151,6 +151,17 @@ def test_a_log_gets_few_plain_lines() -> None:
     assert lines[-1].endswith("generators  done: 8 parts in 25.0 s")
 
 
+def test_a_step_that_takes_long_gets_few_lines() -> None:
+    now, page = 0.0, paper()
+    with terminal.LaneProgress(every=5.0, console=page, clock=lambda: now) as progress:
+        progress.start("trainers", "01/sft", 2)
+        for second in range(1, 126):  # heartbeats of a step that ends after 120 s
+            now = float(second)
+            progress.update("01/sft", second // 120)
+    # At 5, 35, 65 and 95 s, and once the step is done.
+    assert len(read(page).splitlines()) == 1 + 4 + 1
+
+
 def test_the_time_left_of_a_phase_that_goes_on_is_by_its_own_pace() -> None:
     now, page = 0.0, paper()
     with terminal.LaneProgress(every=1.0, console=page, clock=lambda: now) as progress:
