@@ -43,8 +43,8 @@ FLAGS = """
 --pass-memory --row-tokens --attention --activation-checkpointing --no-activation-checkpointing
 --prefer-epochs --warmup --schedule --weight-decay --clip --dtype --zero-stage
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
---decode --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma --engine --endpoint --served
---part
+--decode --normalise --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma
+--engine --endpoint --served --part
 --train-workers --max-train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential
 --threads --address --cluster
 --checkpoint-steps --checkpoint-seconds
@@ -208,6 +208,8 @@ def test_epochs_of_the_preference_step_are_planned() -> None:
         ("--objective sdpo --beta -1", "--objective sdpo: Found beta = -1"),
         ("--tau 1", "--objective dpo has no --tau; it has --beta"),
         ("--protocol candidates --num-negatives 20", "--negatives candidates has 19 wrong candidates"),
+        ("--normalise catalogue", "Add --decode beams"),
+        ("--normalise catalogue --method TALLRec", "take no --ask liking"),
         ("--objective kto --smoothing sasrec", "--objective kto cannot smooth labels"),
         ("--objective rosepo --smoothing none", "--objective rosepo reads smoothed labels"),
         ("--negatives semantic", "--negatives semantic compares titles by a sentence embedder"),

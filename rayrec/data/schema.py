@@ -69,9 +69,11 @@ TOKENS = make(
 
 #: The answers of a policy to one example: ``texts`` as generated, best first, their token ``ids``, EOS included (null
 #: where given answers were scored, or no policy was asked), their log-probabilities, and the ``titles`` of the top-k
-#: list that evaluation scores.
+#: list that evaluation scores. Null unless they were measured: ``kept``, the share of the policy's probability that it
+#: leaves to titles, by those of the row; ``target_logprob``, the target's, as the ``logprobs`` of the titles are.
 PREDICTIONS = make(
-    "example_id text, policy text, decode text, target text, texts texts, ids lists?, logprobs floats, titles texts"
+    "example_id text, policy text, decode text, target text, texts texts, ids lists?, logprobs floats, titles texts, "
+    "kept float?, target_logprob float?"
 )
 
 #: The same as a run keeps them: with the user that the example is of, and the data's own names of ``titles``, empty

@@ -1,7 +1,19 @@
 """Decoding on any Hugging Face causal LM: catalogue-constrained beams, and greedy, sampled and free-beam text."""
 
-from rayrec.decoding.beam import Prior, beam_search
+from rayrec.decoding.beam import Found, Prior, beam_search, measured_search
 from rayrec.decoding.generate import Generated, generate
-from rayrec.decoding.trie import Trie
+from rayrec.decoding.scores import score_answers, titles_of
+from rayrec.decoding.trie import Legal, Trie
 
-__all__ = ["Generated", "Prior", "Trie", "beam_search", "generate"]
+__all__ = [
+    "Found",
+    "Generated",
+    "Legal",
+    "Prior",
+    "Trie",
+    "beam_search",
+    "generate",
+    "measured_search",
+    "score_answers",
+    "titles_of",
+]

@@ -2,7 +2,9 @@
 
 The beams of a prompt share one row and one cache (see ``packed``). A step gathers the candidates of each beam from its
 trie node, never from the vocabulary. A beam whose title is unique stops: it keeps its place with the score so far,
-which is an upper bound; when the search ends, the scores of stopped beams are completed exactly.
+which is an upper bound; when the search ends, the scores of stopped beams are completed exactly. Where probabilities
+are normalised over the tokens that the trie allows, those behind that place have probability 1, and nothing is left to
+complete.
 Shapes: B prompts, W beams, N of them live, C candidate columns, S steps, V vocabulary; E counts ragged elements
 (candidates, or tokens of tails).
 """
@@ -10,36 +12,51 @@ Shapes: B prompts, W beams, N of them live, C candidate columns, S steps, V voca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayrec.decoding.packed import PromptCache, batches
-from rayrec.decoding.trie import Trie
+from rayrec.decoding.tails import Beams, complete, log_titles, tails
+from rayrec.decoding.trie import Trie, logsumexp_by, ragged
 from rayrec.topk import stable_topk
 
-#: Most logits of one pass over tails, if one column of tails has no more: 256 MiB of float32.
-TAIL_LOGITS = 1 << 26
+#: What the probabilities of tokens are shares of: of the vocabulary's, or of those that the catalogue allows.
+Normalise = Literal["vocabulary", "catalogue"]
 #: Weights of the language model from which D3 takes the best on the validation rows.
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-@dataclass
-class _Beams:
-    """W beams of B prompts, live ones first.
+class Found(NamedTuple):
+    """A title that a search found."""
 
-    ``next`` is the trie node, or ``~item`` once stopped; ``token`` is the last one read, ``depth`` counts those read,
-    ``path`` names their columns in the cache, as far as they were computed. ``prior`` is the prior's part of the score.
-    A place without a beam scores -inf.
-    """
+    item: int
+    score: float
+    kept: float
+    """Its log-probability over the vocabulary less that over the catalogue, in nats, at most 0: the log of what the
+    vocabulary's softmax leaves to titles, summed over its tokens. 0 unless it was measured."""
 
-    score_BW: Tensor
-    next_BW: Tensor
-    token_BW: Tensor
-    depth_BW: Tensor
-    path_BWS: Tensor
-    prior_BW: Tensor
+
+class Measured(NamedTuple):
+    """The answers to a prompt."""
+
+    found: list[Found]
+    """Best first."""
+    target: float | None
+    """The score of the title that was asked for, wherever it stands; None where none was."""
+
+
+class _Rule(NamedTuple):
+    """What a search asks of every step."""
+
+    width: int
+    best: int
+    catalogue: bool
+    """Whether probabilities are over the catalogue."""
+    measures: bool
+    """Whether ``kept`` is computed."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,6 @@ class Prior:
     alpha: float
 
 
-@torch.inference_mode()
 def beam_search(
     model: PreTrainedModel,
     prompts: list[list[int]],
@@ -65,29 +81,80 @@ def beam_search(
     batch: int | None = None,
     prior: Prior | None = None,
     allowed_PI: Tensor | None = None,
+    normalise: Normalise = "vocabulary",
 ) -> list[list[tuple[int, float]]]:
     """Return the best ``width`` items of each prompt, best first, with log P(title + EOS | prompt) in nats.
 
-    Items are distinct, ties are in the order of items, and probabilities are over the full vocabulary. A width of the
-    catalogue's size ranks exhaustively. ``return_best`` cuts the lists and saves the work on titles that cannot enter
-    them. ``batch`` prompts are computed together, by default 16 on a CPU, where padding costs most, and 64 elsewhere;
-    it changes rounding only. A ``prior`` changes the scores as its class describes. ``allowed_PI`` (bool, [prompts, I])
-    names the items that each list may hold, by default all.
+    Items are distinct, ties are in the order of items. Probabilities are over the full vocabulary, or where
+    ``normalise`` is `catalogue` over the tokens that continue some title, so that those of all titles sum to 1. A width
+    of the catalogue's size ranks exhaustively. ``return_best`` cuts the lists and saves the work on titles that cannot
+    enter them. ``batch`` prompts are computed together, by default 16 on a CPU, where padding costs most, and 64
+    elsewhere; it changes rounding only. A ``prior`` changes the scores as its class describes. ``allowed_PI`` (bool,
+    [prompts, I]) names the items that each list may hold, by default all; it changes no probability.
 
     Raises:
         ValueError: a width below 1, or a model or prompt that the packed pass cannot compute exactly.
     """
-    best = width if return_best is None else return_best
+    rule = _Rule(width, width if return_best is None else return_best, normalise == "catalogue", False)
+    found = _search_all(model, prompts, trie, rule, batch, prior, allowed_PI)
+    return [[(one.item, one.score) for one in some] for some, _ in found]
+
+
+def measured_search(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    trie: Trie,
+    width: int,
+    *,
+    prior: Prior | None = None,
+    normalise: Normalise = "vocabulary",
+    targets: list[int] | None = None,
+) -> list[Measured]:
+    """Return what :func:`beam_search` finds, with what is kept for each title, and the scores of ``targets``.
+
+    ``targets`` names an item for each prompt, or -1. A target that is not in a full list and scores more than its last
+    title was lost by the search.
+    """
+    rule = _Rule(width, width, normalise == "catalogue", True)
+    return _search_all(model, prompts, trie, rule, None, prior, None, targets)
+
+
+@torch.inference_mode()
+def _search_all(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    trie: Trie,
+    rule: _Rule,
+    batch: int | None,
+    prior: Prior | None,
+    allowed_PI: Tensor | None,
+    targets: list[int] | None = None,
+) -> list[Measured]:
     batch = (16 if model.device.type == "cpu" else 64) if batch is None else batch
-    if min(width, best, batch) < 1:
-        raise ValueError(f"width {width}, return_best {return_best} and batch {batch} must be at least 1.")
-    trie, found = trie.to(model.device), {}
+    if min(rule.width, rule.best, batch) < 1:
+        raise ValueError(f"width {rule.width}, return_best {rule.best} and batch {batch} must be at least 1.")
+    trie, made = trie.to(model.device), dict[int, Measured]()
     for rows in batches(prompts, batch):
-        cache = PromptCache(model, [prompts[i] for i in rows], trie.longest, spare=4 * width)
+        cache = PromptCache(model, [prompts[i] for i in rows], trie.longest, spare=4 * rule.width)
         edges = _EdgePrior(prior, trie, rows) if prior else None
         open_BE = None if allowed_PI is None else trie.reach(allowed_PI[rows].to(model.device).float()) > 0
-        found.update(zip(rows, _search(cache, trie, width, best, edges, open_BE), strict=True))
-    return [found[i][:best] for i in range(len(prompts))]
+        found = _search(cache, trie, rule, edges, open_BE)
+        scores = [None] * len(rows)
+        if targets is not None:
+            scores = _scores(cache, trie, rule, edges, [targets[i] for i in rows])
+        made |= {i: Measured(one[: rule.best], score) for i, one, score in zip(rows, found, scores, strict=True)}
+    return [made[i] for i in range(len(prompts))]
+
+
+def _scores(
+    cache: PromptCache, trie: Trie, rule: _Rule, prior: _EdgePrior | None, items: list[int]
+) -> list[float | None]:
+    """Return the score of an item of each prompt, as the search would have it; None for -1."""
+    item_B = torch.tensor(items, device=cache.lengths.device)
+    score_B = log_titles(cache, trie, item_B, rule.catalogue)
+    if prior:
+        score_B = prior.alpha * score_B + prior.item_BI.gather(1, item_B.clamp(min=0)[:, None])[:, 0]
+    return [None if item < 0 else score for item, score in zip(items, score_B.tolist(), strict=True)]
 
 
 class _EdgePrior:
@@ -97,41 +164,51 @@ class _EdgePrior:
         prob_BI = prior.logprob_PI[rows].double().exp().to(trie.next.device)
         prob_BE = trie.reach(prob_BI).clamp(min=torch.finfo(torch.float64).tiny, max=1.0)
         self.alpha = prior.alpha
+        self.item_BI = ((1 - prior.alpha) * prior.logprob_PI[rows].double()).float().to(trie.next.device)
         self.score_BE = ((1 - prior.alpha) * prob_BE.log()).float()
 
 
 def _search(
-    cache: PromptCache, trie: Trie, width: int, best: int, prior: _EdgePrior | None, open_BE: Tensor | None
-) -> list[list[tuple[int, float]]]:
+    cache: PromptCache, trie: Trie, rule: _Rule, prior: _EdgePrior | None, open_BE: Tensor | None
+) -> list[list[Found]]:
     start = torch.zeros_like(cache.lengths)[:, None]
-    beams = _Beams(start.float(), start, start, start, start[:, :, None][:, :, :0], start.float())
-    beams = _extend(beams, cache.logits_B1V, trie, width, prior, open_BE)
+    none, path_BWS = start.float(), start[:, :, None][:, :, :0]
+    beams = Beams(none, start, start, start, path_BWS, none, none)
+    beams = _extend(beams, cache.logits_B1V, trie, rule, prior, open_BE)
     while live := int((beams.next_BW >= 0).sum(1).max()):
         own_BW1 = torch.full_like(beams.next_BW, cache.root)[:, :, None]
         own_BW1[:, :live, 0] = torch.arange(cache.columns, cache.columns + live, device=start.device)
         beams.path_BWS = torch.cat([beams.path_BWS, own_BW1.where(beams.next_BW[:, :, None] >= 0, cache.root)], 2)
         position_BN = cache.lengths[:, None] + beams.depth_BW[:, :live] - 1
         logits_BNV = cache.forward(beams.token_BW[:, :live], position_BN, beams.path_BWS[:, :live])
-        beams = _extend(beams, logits_BNV, trie, width, prior, open_BE)
-    _complete(cache, beams, trie, best, prior.alpha if prior else 1.0)
+        beams = _extend(beams, logits_BNV, trie, rule, prior, open_BE)
+    if not rule.catalogue:
+        complete(cache, beams, trie, rule.best, prior.alpha if prior else 1.0)
+    elif rule.measures:
+        beams.kept_BW += tails(cache, beams, trie, torch.ones_like(beams.next_BW, dtype=torch.bool))
+    rows = zip(beams.next_BW.tolist(), beams.score_BW.tolist(), beams.kept_BW.tolist(), strict=True)
     return [
-        sorted(((~n, s) for n, s in zip(*row, strict=True) if s > -torch.inf), key=lambda x: (-x[1], x[0]))
-        for row in zip(beams.next_BW.tolist(), beams.score_BW.tolist(), strict=True)
+        sorted(
+            (Found(~n, s, kept if rule.measures else 0.0) for n, s, kept in zip(*row, strict=True) if s > -torch.inf),
+            key=lambda one: (-one.score, one.item),
+        )
+        for row in rows
     ]
 
 
 def _extend(
-    beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, prior: _EdgePrior | None, open_BE: Tensor | None
-) -> _Beams:
-    """Return the best ``width`` of the live beams' children and the stopped beams, live ones first."""
+    beams: Beams, logits_BNV: Tensor, trie: Trie, rule: _Rule, prior: _EdgePrior | None, open_BE: Tensor | None
+) -> Beams:
+    """Return the best ``rule.width`` of the live beams' children and the stopped beams, live ones first."""
     B, N, _ = logits_BNV.shape
     next_N = beams.next_BW[:, :N].flatten()
     node_N = next_N.clamp(min=0)
     count_N = (trie.pointers[node_N + 1] - trie.pointers[node_N]).where(next_N >= 0, 0)
-    beam_E, rank_E, first_N = _ragged(count_N)
+    beam_E, rank_E, first_N = ragged(count_N)
     edge_E = trie.pointers[node_N][beam_E] + rank_E
-    norm_N = logits_BNV.logsumexp(-1).flatten()
-    logp_E = (logits_BNV.flatten(0, 1)[beam_E, trie.tokens[edge_E]] - norm_N[beam_E]).clamp(max=0)
+    logit_E = logits_BNV.flatten(0, 1)[beam_E, trie.tokens[edge_E]]
+    norm_N, kept_N = _norms(logits_BNV, logit_E, beam_E, count_N, rule)
+    logp_E = (logit_E - norm_N[beam_E]).clamp(max=0)
     prompt_E, first_B = beam_E // N, first_N[::N]
     prior_E = torch.zeros_like(logp_E)
     if prior:
@@ -146,7 +223,7 @@ def _extend(
         beams.score_BW[:, :N].flatten()[beam_E] + logp_E
     ).clamp(max=0)
     score_BC[:, most:] = beams.score_BW.where(beams.next_BW < 0, -torch.inf)
-    pick_BW = stable_topk(score_BC, width)
+    pick_BW = stable_topk(score_BC, rule.width)
 
     score_BW, stays_BW = score_BC.gather(1, pick_BW), pick_BW >= most
     flat_BW = (first_B[:, None] + pick_BW).clamp(max=len(beam_E) - 1)
@@ -157,68 +234,23 @@ def _extend(
     token_BW = torch.where(stays_BW, beams.token_BW.gather(1, parent_BW), trie.tokens[edge_BW])
     depth_BW = beams.depth_BW.gather(1, parent_BW) + ~stays_BW
     prior_BW = torch.where(stays_BW, beams.prior_BW.gather(1, parent_BW), prior_E[flat_BW])
+    kept_BW = beams.kept_BW.gather(1, parent_BW) + kept_N[beam_E[flat_BW]].where(~stays_BW, 0.0)
 
     order_BW = (next_BW < 0).int().argsort(dim=1, stable=True)
-    score_BW, next_BW, token_BW, depth_BW, parent_BW, prior_BW = (
-        x.gather(1, order_BW) for x in (score_BW, next_BW, token_BW, depth_BW, parent_BW, prior_BW)
+    score_BW, next_BW, token_BW, depth_BW, parent_BW, prior_BW, kept_BW = (
+        x.gather(1, order_BW) for x in (score_BW, next_BW, token_BW, depth_BW, parent_BW, prior_BW, kept_BW)
     )
     path_BWS = beams.path_BWS.gather(1, parent_BW[:, :, None].expand(-1, -1, beams.path_BWS.shape[2]))
-    return _Beams(score_BW, next_BW, token_BW, depth_BW, path_BWS, prior_BW)
+    return Beams(score_BW, next_BW, token_BW, depth_BW, path_BWS, prior_BW, kept_BW)
 
 
-def _complete(cache: PromptCache, beams: _Beams, trie: Trie, best: int, alpha: float) -> None:
-    """Complete the scores of stopped beams; those that cannot be among the ``best`` score -inf.
-
-    A stopped beam's score bounds its exact one from above. So the ``best`` highest bounds are completed first, then
-    only the beams whose bound reaches the lowest exact score of these.
-    """
-    first_BW = torch.zeros_like(beams.score_BW, dtype=torch.bool)
-    first_BW.scatter_(1, stable_topk(beams.score_BW, best), True)
-    _add_tails(cache, beams, trie, first_BW, alpha)
-    floor_B1 = beams.score_BW.where(first_BW, torch.inf).amin(1, keepdim=True)
-    second_BW = ~first_BW & (beams.score_BW >= floor_B1)
-    _add_tails(cache, beams, trie, second_BW, alpha)
-    beams.score_BW.masked_fill_(~first_BW & ~second_BW, -torch.inf)
-
-
-def _add_tails(cache: PromptCache, beams: _Beams, trie: Trie, chosen_BW: Tensor, alpha: float) -> None:
-    """Add ``alpha`` log P of the rest of each chosen title: all tails of a prompt in one row, after their branches."""
-    B, W = beams.next_BW.shape
-    item_BW = ~beams.next_BW
-    tail_BW = trie.offsets[item_BW + 1] - trie.offsets[item_BW] - beams.depth_BW
-    tail_BW = tail_BW.where(chosen_BW & (beams.score_BW > -torch.inf), 0)
-    if not (longest := int(tail_BW.max())):
-        return
-    columns, room = cache.columns, max(1, TAIL_LOGITS // (B * cache.logits_B1V.shape[-1]))
-    parts = torch.unique_consecutive(tail_BW.cumsum(1).amax(0) // room, return_counts=True)[1].tolist()
-    for part_C in torch.arange(W, device=item_BW.device).split(parts):
-        beam_E, rank_E, first_C = _ragged(tail_BW[:, part_C].flatten())
-        if not len(beam_E):
-            continue
-        prompt_E = beam_E // len(part_C)
-        slot_E = torch.arange(len(beam_E), device=beam_E.device) - first_C[:: len(part_C)][prompt_E]
-        depth_E = beams.depth_BW[:, part_C].flatten()[beam_E] + rank_E
-        answer_E = trie.offsets[item_BW[:, part_C].flatten()[beam_E]] + depth_E
-        back_EL = torch.arange(longest, device=beam_E.device).expand(len(beam_E), -1)
-        own_EL = (columns + slot_E[:, None] - back_EL).where(back_EL <= rank_E[:, None], cache.root)
-        path_ES = torch.cat([beams.path_BWS[:, part_C].flatten(0, 1)[beam_E], own_EL], 1)
-
-        size = B, int(tail_BW[:, part_C].sum(1).max())
-        token_BN, position_BN = torch.zeros(2, *size, dtype=torch.long, device=beam_E.device)
-        path_BNS = torch.full((*size, path_ES.shape[1]), cache.root, device=beam_E.device)
-        token_BN[prompt_E, slot_E] = trie.answers[answer_E - 1]
-        position_BN[prompt_E, slot_E] = cache.lengths[prompt_E] + depth_E - 1
-        path_BNS[prompt_E, slot_E] = path_ES
-        logits_BNV = cache.forward(token_BN, position_BN, path_BNS)
-        logp_E = logits_BNV[prompt_E, slot_E, trie.answers[answer_E]] - logits_BNV.logsumexp(-1)[prompt_E, slot_E]
-        logp_CL = logp_E.new_zeros(B * len(part_C), longest)
-        logp_CL[beam_E, rank_E] = logp_E.clamp(max=0)
-        beams.score_BW[:, part_C] += alpha * logp_CL.sum(1).view(B, -1)
-        cache.rewind(columns)
-
-
-def _ragged(count_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return owner and rank within the owner of each of E = sum(count) elements, and each owner's first element."""
-    first_N = count_N.cumsum(0) - count_N
-    owner_E = torch.repeat_interleave(count_N)
-    return owner_E, torch.arange(len(owner_E), device=count_N.device) - first_N[owner_E], first_N
+def _norms(logits_BNV: Tensor, logit_E: Tensor, beam_E: Tensor, count_N: Tensor, rule: _Rule) -> tuple[Tensor, Tensor]:
+    """Return by which each of the B · N beams normalises its logits, and the log of what is kept for titles, 0 if it
+    is not measured."""
+    titles_N = logsumexp_by(logit_E, beam_E, count_N) if rule.catalogue or rule.measures else None
+    words_N = None if rule.catalogue and not rule.measures else logits_BNV.logsumexp(-1).flatten()
+    norm_N = titles_N if rule.catalogue else words_N
+    assert norm_N is not None
+    if titles_N is None or words_N is None:
+        return norm_N, torch.zeros_like(norm_N)
+    return norm_N, (titles_N - words_N).clamp(max=0)

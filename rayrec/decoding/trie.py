@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, fields
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ class Trie:
 
     The edges of node v are ``pointers[v]`` to ``pointers[v + 1] - 1``, in the order of their tokens. Edge e reads
     ``tokens[e]`` and leads to the node ``next[e]`` or, where only item i is left, to ``~i`` (negative). The whole
-    title is ``answers[offsets[i]:offsets[i + 1]]``. All arrays are int64.
+    title is ``answers[offsets[i]:offsets[i + 1]]``, and ``nodes`` has in the same places the node at which each of its
+    tokens is chosen, -1 behind the last edge. All arrays are int64.
     """
 
     pointers: Tensor
@@ -24,6 +25,7 @@ class Trie:
     next: Tensor
     answers: Tensor
     offsets: Tensor
+    nodes: Tensor
 
     @classmethod
     def build(cls, answers: list[list[int]]) -> Trie:
@@ -38,8 +40,10 @@ class Trie:
         offsets = np.concatenate([[0], lengths.cumsum()])
         flat = np.fromiter(chain.from_iterable(answers), np.int64, offsets[-1])
         items, group = np.arange(len(answers)), np.zeros(len(answers), np.int64)  # a group is a node of the level
+        at, above = np.full(len(flat), -1, np.int64), 0  # the node of each token, and the first node of the level
         nodes, counts, tokens, nexts = 1, [], [], []
         for depth in range(int(lengths.max())):
+            at[offsets[items] + depth] = above + group
             token = flat[offsets[items] + depth]
             order = np.lexsort((token, group))
             items, group, token = items[order], group[order], token[order]
@@ -50,7 +54,7 @@ class Trie:
             counts.append(np.bincount(group[begin]))
             tokens.append(token[begin])
             nexts.append(np.where(shared, nodes + shared.cumsum() - 1, ~items[begin]))
-            nodes += int(shared.sum())
+            above, nodes = nodes, nodes + int(shared.sum())
             keep = shared[edge]
             items, group = items[keep], (shared.cumsum() - 1)[edge[keep]]
             if not len(items):
@@ -61,7 +65,7 @@ class Trie:
                     "Merge equal titles and end every title with EOS."
                 )
         pointers = np.concatenate([[0], np.concatenate(counts).cumsum()])
-        arrays = (pointers, np.concatenate(tokens), np.concatenate(nexts), flat, offsets)
+        arrays = (pointers, np.concatenate(tokens), np.concatenate(nexts), flat, offsets, at)
         return cls(*map(torch.from_numpy, arrays))
 
     def __len__(self) -> int:
@@ -92,4 +96,83 @@ class Trie:
 
     def to(self, device: torch.device) -> Trie:
         """Return the same trie on ``device``."""
-        return Trie(*(a.to(device) for a in (self.pointers, self.tokens, self.next, self.answers, self.offsets)))
+        return Trie(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def legal(self, item_N: Tensor, offset_N: Tensor) -> Legal:
+        """Return the legal tokens at place ``offset`` of the title of ``item``, for each of N tokens; -1 is no item."""
+        place_N = self.offsets[item_N.clamp(min=0)] + offset_N
+        node_N = self.nodes[place_N.clamp(max=len(self.nodes) - 1)].where(item_N >= 0, -1)
+        begin_N = self.pointers[node_N.clamp(min=0)]
+        count_N = (self.pointers[node_N.clamp(min=0) + 1] - begin_N).where(node_N >= 0, 0)
+        owner_E, rank_E, _ = ragged(count_N)
+        edge_E = begin_N[owner_E] + rank_E
+        ends = [0, *accumulate(count_N.tolist())]
+        return Legal(node_N, count_N, owner_E, edge_E, self.tokens[edge_E], ends)
+
+
+@dataclass(frozen=True)
+class Legal:
+    """The legal tokens of N answer tokens: E edges of the trie, those of a token one after the other.
+
+    Answer token n is chosen at the node ``node_N``, among ``count_N`` edges; behind the last edge of its title nothing
+    is left to choose, and these are -1 and 0. Edge e is one of token ``owner_E``, is ``edge_E`` in the trie, and reads
+    ``token_E``. ``ends[n]`` edges come before those of token n; they stay with the host, so that a cut never waits for
+    a device.
+    """
+
+    node_N: Tensor
+    count_N: Tensor
+    owner_E: Tensor
+    edge_E: Tensor
+    token_E: Tensor
+    ends: list[int]
+
+    def to(self, device: torch.device | str) -> Legal:
+        """Return the same on ``device``."""
+        node_N, count_N, *edges = (
+            x.to(device) for x in (self.node_N, self.count_N, self.owner_E, self.edge_E, self.token_E)
+        )
+        return Legal(node_N, count_N, edges[0], edges[1], edges[2], self.ends)
+
+    def cut(self, begin: int, end: int) -> Legal:
+        """Return the part of the answer tokens ``begin`` to ``end`` - 1."""
+        edges = slice(self.ends[begin], self.ends[end])
+        ends = [count - edges.start for count in self.ends[begin : end + 1]]
+        parts = self.owner_E[edges] - begin, self.edge_E[edges], self.token_E[edges]
+        return Legal(self.node_N[begin:end], self.count_N[begin:end], *parts, ends)
+
+    def logsumexp(self, value_E: Tensor) -> Tensor:
+        """Return log Σ exp over the edges of each answer token, [N]; 0 where it has none."""
+        return logsumexp_by(value_E, self.owner_E, self.count_N)
+
+    def sum(self, value_E: Tensor) -> Tensor:
+        """Return the sum over the edges of each answer token, [N]."""
+        return value_E.new_zeros(self.count_N.shape).index_add(0, self.owner_E, value_E)
+
+    def largest(self, value_E: Tensor, k: int) -> Tensor:
+        """Return the ``k``-th largest value among the edges of each answer token, the smallest where it has fewer, [N].
+
+        0 where it has none.
+        """
+        if not len(value_E):
+            return value_E.new_zeros(self.count_N.shape)
+        down_E = value_E.argsort(descending=True, stable=True)
+        down_E = down_E[self.owner_E[down_E].argsort(stable=True)]
+        place_N = self.count_N.cumsum(0) - self.count_N + self.count_N.clamp(max=k) - 1
+        return value_E[down_E][place_N.clamp(min=0)].where(self.count_N > 0, 0.0)
+
+
+def logsumexp_by(value_E: Tensor, owner_E: Tensor, count_N: Tensor) -> Tensor:
+    """Return log Σ exp over the values of each owner, [N]; 0 for an owner of none."""
+    fixed_E = value_E.detach()
+    most_N = fixed_E.new_full(count_N.shape, -torch.inf).scatter_reduce(0, owner_E, fixed_E, "amax")
+    most_N = most_N.where(count_N > 0, 0.0)
+    sum_N = value_E.new_zeros(count_N.shape).index_add(0, owner_E, (value_E - most_N[owner_E]).exp())
+    return sum_N.where(count_N > 0, 1.0).log() + most_N
+
+
+def ragged(count_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return owner and rank within the owner of each of E = sum(count) elements, and each owner's first element."""
+    first_N = count_N.cumsum(0) - count_N
+    owner_E = torch.repeat_interleave(count_N)
+    return owner_E, torch.arange(len(owner_E), device=count_N.device) - first_N[owner_E], first_N

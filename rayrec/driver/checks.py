@@ -191,6 +191,13 @@ def _check_together(config: Config) -> None:
             "--ask liking has one question for each candidate, and no titles to prefer. Take --method TALLRec, which "
             "has --protocol candidates, --decode score and --iterations 0, and no --reweight."
         )
+    scored = train.score_negatives or any(NEGATIVES[name].decode == "score" for name in mixture.parse(train.negatives))
+    searched = scored or set(evaluate.decode) - {"greedy", "free_beams"}
+    if evaluate.normalise == "catalogue" and (config.data.ask == "liking" or not searched):
+        raise ValueError(
+            "--normalise catalogue is read where titles are searched or scored, and this plan does neither. Add "
+            f"--decode {'score' if chooses else 'beams'} and take no --ask liking, or leave --normalise out."
+        )
     if model.item_vectors and not train.first_rows:
         raise ValueError("--item-vectors has a network that the first SFT trains. Take --first-rows above 0.")
     longest = max(evaluate.top_k)

@@ -45,7 +45,7 @@ class Generator:
             found = self._answer(part)
         except engine.died as error:
             raise EngineDied(f"{type(error).__name__}: {error}") from None
-        answers = [[Answer(ids, self.template.text(ids), logprob) for ids, logprob in one] for one in found]
+        answers = [[Answer(ids, self.template.text(ids), *rest) for ids, *rest in one] for one in found]
         facts = {"start": begun, "end": time.time(), "generator_pid": os.getpid()}
         facts |= {"memory": held(), "peak_memory": peak()}
         facts |= {"tokens": sum(len(answer.ids) for one in answers for answer in one)}

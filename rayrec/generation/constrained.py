@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 from rayrec.generation.engine import Part, Scored, Setup, move, set_threads, weights_folder
-
-#: Prompts of one packed pass over given answers.
-_PACKED = 8
 
 
 class Constrained:
@@ -112,7 +110,7 @@ class Constrained:
         """Load a finished policy, in place after the first."""
         import torch
 
-        from rayrec.decoding import Trie
+        from rayrec.decoding import Trie, titles_of
         from rayrec.models import policy
 
         folder = weights_folder(path)
@@ -124,34 +122,36 @@ class Constrained:
         dtype, base = self.setup.config.train.precision, self.setup.base
         self.model = policy.load_policy(folder, dtype=dtype, device=self._device, base=base)
         self.ids = [self.setup.template.answer_ids(title) for title in self.setup.titles]
-        self.trie = Trie.build(self.ids).to(torch.device(self._device))
+        self.trie, self.items = Trie.build(self.ids).to(torch.device(self._device)), titles_of(self.ids)
 
     def _beams(self, part: Part) -> list[list[Scored]]:
         """Titles by log P(title + EOS | prompt), or with a guide by D3's scores."""
-        from rayrec.decoding import Prior, beam_search
+        from rayrec.decoding import Prior, measured_search
         from rayrec.models import sequential
 
-        prior = None
+        prior, normalise = None, self.setup.config.evaluate.normalise
         if guide := part.guide:
             if guide.folder not in self._sequential:
                 self._sequential[guide.folder] = sequential.load(guide.folder)
             scores_PI = sequential.scores(self._sequential[guide.folder], guide.histories)
             prior = Prior(scores_PI.log_softmax(-1), guide.alpha)
-        found = beam_search(self.model, part.prompts, self.trie, part.n, prior=prior)
-        return [[(self.ids[item], score) for item, score in one] for one in found]
+        targets = None if part.targets is None else [self.items.get(tuple(ids), -1) for ids in part.targets]
+        found = measured_search(
+            self.model, part.prompts, self.trie, part.n, prior=prior, normalise=normalise, targets=targets
+        )
+        made: list[list[Scored]] = [
+            [(self.ids[item], score, None if prior else kept) for item, score, kept in one] for one, _ in found
+        ]
+        for row, ids, (_, score) in zip(made, part.targets or (), found, strict=False):
+            row.append((ids, math.nan if score is None else score))
+        return made
 
     def _score(self, part: Part) -> list[list[Scored]]:
         """Log-probabilities of the choices of each prompt, in packed passes."""
-        import torch
+        from rayrec.decoding import score_answers
+        from rayrec.models.logprobs import PackedLM
 
-        from rayrec.models.logprobs import PackedLM, pack
-
-        lm, made = PackedLM(self.model), list[list[Scored]]()
-        examples = list(zip(part.prompts, part.choices or [], strict=True))
-        for start in range(0, len(examples), _PACKED):
-            some = examples[start : start + _PACKED]
-            with torch.inference_mode():
-                logprob_BA = lm(pack(some).to(torch.device(self._device))).tolist()
-            for (_, choices), logprobs in zip(some, logprob_BA, strict=True):
-                made.append(list(zip(choices, logprobs[: len(choices)], strict=True)))
-        return made
+        choices, normalise = part.choices or [], self.setup.config.evaluate.normalise
+        examples = list(zip(part.prompts, choices, strict=True))
+        found = score_answers(PackedLM(self.model), examples, self.trie, self.items, normalise)
+        return [[(ids, *scored) for ids, scored in zip(*one, strict=True)] for one in zip(choices, found, strict=True)]

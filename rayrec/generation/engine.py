@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from rayrec.runs.storage import Storage
 
 Mode = Literal["greedy", "sample", "beams", "free_beams", "d3", "score"]
-#: Token ids of one answer, EOS included where it was written, and their log-probability in nats.
-Scored = tuple[list[int], float]
+#: Token ids of one answer, EOS included where it was written, and their log-probability in nats; of a title whose beams
+#: or scores were asked for also ``Answer.kept``.
+Scored = tuple[list[int], float] | tuple[list[int], float, float | None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Part:
     """CPU threads, a function of the phase; 0: those of every part, ``Setup.threads``."""
     stated: dict[str, Any] | None = None
     """The trainer's statement about the policy (:mod:`rayrec.models.proof`); None where this run did not train it."""
+    targets: list[list[int]] | None = None
+    """In modes ``beams`` and ``d3``: a title for each prompt, whose score follows those of the beams, NaN where it is
+    not in the catalogue."""
 
 
 class Answer(NamedTuple):
@@ -60,6 +64,9 @@ class Answer(NamedTuple):
     ids: list[int]
     text: str
     logprob: float
+    kept: float | None = None
+    """Of a title in modes ``beams`` and ``score``: its log-probability over the vocabulary less that over the
+    catalogue, at most 0 (:class:`rayrec.decoding.Found`)."""
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,9 @@ class GenerateLane(Lane):
                 if data_config.ask == "liking":
                     liked = self._outputs.likings(f"{name}/{kind}", current, rows, threads)
                     return self._predictions(liked, rows, decode)
-                choices = candidates if decode == "score" else None
+                choices, searched = candidates if decode == "score" else None, decode in ("beams", "d3")
                 outputs = self._outputs.ask(
-                    f"{name}/{kind}", current, rows, decode, width, choices, guide=guide, threads=threads
+                    f"{name}/{kind}", current, rows, decode, width, choices, False, guide, threads, searched
                 )
                 return self._predictions(outputs, rows, decode)
 
@@ -176,6 +176,8 @@ class GenerateLane(Lane):
                 grounded = decode == "greedy" and not self._chooses
                 record |= {"decode": decode, "embedder": settings.embedder if grounded else None}
                 record |= {"alpha": alpha} if decode == "d3" else {}
+                of_titles = settings.normalise != "vocabulary" and decode in ("beams", "d3", "score")
+                record |= {"normalise": settings.normalise} if of_titles else {}
                 records += self._scored(record, tables[-1])
                 if decode in doubts.WRITTEN:
                     titles = data.catalogue.titles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,7 +14,7 @@ from rayrec.config import deciding
 from rayrec.data import content_hash, schema
 from rayrec.data.likings import NO, YES, one_by_one
 from rayrec.data.mapped import each, mapped, slices
-from rayrec.generation.engine import Guide, Part
+from rayrec.generation.engine import Answer, Guide, Part
 from rayrec.generation.parts import KeptParts
 from rayrec.lanes import BASE, Policy, Shared
 from rayrec.models.sequential import item_numbers
@@ -51,20 +52,25 @@ class Outputs:
         urgent: bool = False,
         guide: tuple[str, float] | None = None,
         threads: int = 0,
+        targets: bool = False,
     ) -> pa.Table:
         """Return the policy's answers to every row, or its scores of ``choices``: schema.PREDICTIONS without titles.
 
         ``guide``: folder of a SASRec, and the weight of the policy beside it (D3). ``threads`` of an engine on a CPU:
-        0 for those of a process beside others.
+        0 for those of a process beside others. ``targets``: beams come with the scores of the rows' targets.
         """
         template, size, catalogue = self.shared.template, self.shared.config.evaluate.part, self.shared.data.catalogue
         phase = "/".join(name.split("/")[:2])
-        kept, total = self._kept(phase, name, policy, rows, [decode, n, guide and guide[1]]), self.parts_of(rows)
+        kept, total = (
+            self._kept(phase, name, policy, rows, [decode, n, guide and guide[1], targets]),
+            self.parts_of(rows),
+        )
         made = kept.load()
         open_ = [i for i in range(total) if i not in made]
         if made:
             self._count(phase, len(made))
         asked: dict[int, list[list[str]]] = {}
+        over_titles = self.shared.config.evaluate.normalise == "catalogue"
         metrics = policy.folder.parent / METRICS
         stated = read_json(metrics).get("proof") if policy.version != BASE and metrics.exists() else None
 
@@ -84,11 +90,13 @@ class Outputs:
                 Guide(*guide, item_numbers(some["history"].to_pylist(), catalogue)) if guide else None,
                 threads,
                 stated,
+                [template.answer_ids(title) for title in some["target"].to_pylist()] if targets else None,
             )
 
         def answered() -> Iterator[tuple[int, pa.Table]]:
             for j, answers in self._pool().ask(len(open_), lambda j: part_of(open_[j]), urgent):
                 i, given = open_[j], asked.pop(open_[j])
+                last = [one.pop().logprob for one in answers] if targets else [math.nan] * len(answers)
                 texts, ids = given, None
                 if not choices:
                     ids = [[template.ended(answer.ids) for answer in one] for one in answers]
@@ -99,6 +107,8 @@ class Outputs:
                 logprobs = [[answer.logprob for answer in one] for one in answers]
                 some = rows.slice(i * size, size)
                 table = prediction_table(some, policy.version, decode, texts, logprobs, [[]] * len(texts), ids)
+                table = schema.with_column(table, "kept", [_kept(one, over_titles) for one in answers])
+                table = schema.with_column(table, "target_logprob", [None if math.isnan(x) else x for x in last])
                 kept.add(i, table)
                 self._count(phase, 1)
                 yield i, table
@@ -131,6 +141,21 @@ class Outputs:
         self._done[name] += parts
         self.shared.run.trace.progress(name, parts=self._done[name])
         self.shared.progress.update(name, self._done[name])
+
+
+def _kept(answers: Sequence[Answer], over_titles: bool) -> float | None:
+    """Return Σ π / Σ π_C over titles, for the probabilities π over the vocabulary and π_C over the catalogue.
+
+    Over all titles it is the probability that a policy leaves to titles. ``over_titles``: the log-probabilities of the
+    answers are over the catalogue. None without measured titles.
+    """
+    known = [(one.logprob - (0 if over_titles else one.kept), one.kept) for one in answers if one.kept is not None]
+    if not known:
+        return None
+    most = max(logprob for logprob, _ in known)
+    weights = [math.exp(logprob - most) for logprob, _ in known]
+    shares = [math.exp(kept) for _, kept in known]
+    return sum(w * share for w, share in zip(weights, shares, strict=True)) / sum(weights)
 
 
 def candidates(rows: pa.Table) -> list[list[str]]:
@@ -172,5 +197,7 @@ def prediction_table(
         "ids": pa.array(ids or [None] * count, kinds.field("ids").type),
         "logprobs": pa.array(logprobs, kinds.field("logprobs").type),
         "titles": pa.array(titles, kinds.field("titles").type),
+        "kept": pa.nulls(count, kinds.field("kept").type),
+        "target_logprob": pa.nulls(count, kinds.field("target_logprob").type),
     }
     return pa.Table.from_arrays([columns[name] for name in kinds.names], schema=kinds)

@@ -15,9 +15,14 @@ from rayrec.metrics.hit_ratio import HR
 from rayrec.metrics.ndcg import NDCG
 from rayrec.metrics.or_ratio import OR_RATIO
 from rayrec.metrics.outcome import Outcome, answers, outcome
+from rayrec.metrics.titles import LOST_MASS, LOST_TARGETS
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (HR, NDCG, DIV_RATIO, OR_RATIO, MGU, DGU, VALID, HR_LIKED, AVOIDANCE, ADHERENCE)
+    metric.name: metric
+    for metric in (
+        *(HR, NDCG, DIV_RATIO, OR_RATIO, MGU, DGU, VALID, HR_LIKED, AVOIDANCE, ADHERENCE),
+        *(LOST_MASS, LOST_TARGETS),
+    )
 }
 #: The metric that chooses among policies, epochs and decoding settings, on validation rows.
 BEST = NDCG
@@ -64,6 +69,8 @@ def evaluate(
         "history_no_genre": int(result.history_I[lacks_I].sum()),
         "genres": genres,
     }
+    if not np.isnan([*result.kept_N, *result.ahead_N]).all():
+        numbers |= {name: value for name, value in _computed(result, "measured", 1).items() if value is not None}
     if not chosen:
         return numbers
     adherence = examples["split"][:1].to_pylist() == ["adherence"]

@@ -23,9 +23,9 @@ class Metric:
     #: The metric of all lists at k, from an Outcome; None where it is undefined.
     of_lists: Callable[[Any, int], float | None] | None = None
     unit: str = ROWS
-    #: The records that have it: all; those of a choice from candidates; those of the split `adherence`. The last two
-    #: are about the first place, so their keys have no k.
-    when: Literal["always", "candidates", "adherence"] = "always"
+    #: The records that have it: all; those of a choice from candidates; those of the split `adherence`; those for which
+    #: it was measured. The last three are not about the first k titles, so their keys have no k.
+    when: Literal["always", "candidates", "adherence", "measured"] = "always"
     #: ``of_lists`` without the rows of each user in turn, given the user of each row: (U,), sorted by user, NaN where
     #: nothing is left. It makes a jackknife interval.
     without: Callable[[Answers, Sequence[str], int], np.ndarray] | None = None

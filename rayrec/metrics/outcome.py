@@ -1,7 +1,7 @@
 """Input of the metrics: top-k lists and histories as numbers, joined by ``example_id`` and checked once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,10 @@ class Answers:
     rating_N: np.ndarray  #: the user's rating of the target; NaN where it is unknown
     items_NL: np.ndarray  #: items of the lists, best first; -1 where nothing was returned
     items: int  #: number of items, I
+    #: Share of the policy's probability that it leaves to titles; NaN where it was not measured, empty where nowhere.
+    kept_N: np.ndarray = field(default_factory=lambda: np.empty(0), kw_only=True)
+    #: 1 where the target scores more than the last title of its list, else 0; NaN and empty as before.
+    ahead_N: np.ndarray = field(default_factory=lambda: np.empty(0), kw_only=True)
 
     def returned(self, k: int) -> np.ndarray:
         """How often each item is among the first k of the lists, (I,); its sum is M, the items returned."""
@@ -74,7 +78,20 @@ def answers(predictions: pa.Table, examples: pa.Table | None = None, titles: Seq
     rank_N[row_M[hit_M]] = place_M[hit_M] + 1
     rated = examples is not None
     rating_N = examples["target_rating"].to_numpy().astype(float) if rated else np.full(len(lists), np.nan)
-    return Answers(rank_N, length_N, rating_N, items_NL, len(known))
+    return Answers(rank_N, length_N, rating_N, items_NL, len(known), **_measured(predictions))
+
+
+def _measured(predictions: pa.Table) -> dict[str, np.ndarray]:
+    """Return ``kept_N`` and ``ahead_N``; none from tables of older runs, which lack their columns."""
+    if not {"kept", "target_logprob"} <= {*predictions.column_names}:
+        return {}
+    kept_N, target_N = (predictions[name].to_numpy().astype(np.float64) for name in ("kept", "target_logprob"))
+    logprobs = predictions["logprobs"].combine_chunks()
+    length_N, flat = logprobs.value_lengths().to_numpy(), logprobs.flatten().to_numpy()
+    last_N = np.full(len(length_N), np.nan)
+    last_N[length_N > 0] = flat[np.cumsum(length_N)[length_N > 0] - 1]
+    unknown_N = np.isnan(target_N) | np.isnan(last_N)
+    return {"kept_N": kept_N, "ahead_N": np.where(unknown_N, np.nan, target_N > last_N)}
 
 
 def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> Outcome:

@@ -8,10 +8,10 @@ H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,17 @@ from rayrec.models import adapters
 MAX_LOGITS = 2**25
 
 Row = tuple[Sequence[int], Sequence[Sequence[int]]]
+Self = TypeVar("Self")
+
+
+class Legal(Protocol):
+    """What a catalogue allows in the places of N answer tokens (:class:`rayrec.decoding.Legal`)."""
+
+    def cut(self: Self, begin: int, end: int) -> Self: ...
+
+
+#: Some values of N answer tokens, [N] each, from their logits [N, V], the tokens [N] and what is legal in their places.
+Values = Callable[[Tensor, Tensor, Any], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -162,15 +173,17 @@ class PackedLM(nn.Module):
         if activation_checkpointing:
             plain(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    def forward(self, packed: Packed) -> Tensor:
-        """Return log π(answer | prompt) as ``logprob_BA`` in float32 nats, summed over tokens; 0 for absent answers."""
+    def forward(self, packed: Packed, legal: Legal | None = None, values: Values | None = None) -> Any:
+        """Return log π(answer | prompt) as ``logprob_BA`` in float32 nats, summed over tokens; 0 for absent answers.
+
+        With ``legal``, of the batch's answer tokens, and ``values`` of these it returns their sums [B, A] instead.
+        """
         adapters.copy(self.model)
-        lm = plain(self.model)
-        logprob_N = token_logprobs(Logits(lm), self.hidden(packed), packed.target_N)
-        # Every token has its own cell, so the sum has one order and no answer can touch another.
-        B, A = packed.lengths_BA.shape
-        cells = logprob_N.new_zeros(B * A, packed.longest)
-        return cells.index_put((packed.answer_N, packed.offset_N), logprob_N).sum(1).view(B, A)
+        logits = Logits(plain(self.model))
+        if legal is None or values is None:
+            return _per_answer(packed, token_logprobs(logits, self.hidden(packed), packed.target_N))
+        found = token_values(logits, self.hidden(packed), packed.target_N, legal, values)
+        return tuple(_per_answer(packed, value_N) for value_N in found)
 
     def hidden(self, packed: Packed) -> Tensor:
         """Return ``hidden_NH``, what the head reads for each answer token."""
@@ -183,6 +196,14 @@ class PackedLM(nn.Module):
                 use_cache=False,
             )[0]
         return take_rows(hidden_RTH.flatten(0, 1), packed.source_N)
+
+
+def _per_answer(packed: Packed, value_N: Tensor) -> Tensor:
+    """Return the sum of ``value_N`` over the tokens of each answer, [B, A]."""
+    # Every token has its own cell, so the sum has one order and no answer can touch another.
+    B, A = packed.lengths_BA.shape
+    cells = value_N.new_zeros(B * A, packed.longest)
+    return cells.index_put((packed.answer_N, packed.offset_N), value_N).sum(1).view(B, A)
 
 
 class Logits:
@@ -284,6 +305,22 @@ def token_logprobs(logits: Logits, hidden_NH: Tensor, target_N: Tensor) -> Tenso
         return _chunk_logprobs(logits, hidden_NH, target_N)
     chunks = zip(hidden_NH.split(size), target_N.split(size), strict=True)
     return torch.cat([checkpoint(_chunk_logprobs, logits, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def token_values(
+    logits: Logits, hidden_NH: Tensor, target_N: Tensor, legal: Legal, values: Values
+) -> tuple[Tensor, ...]:
+    """Return the values of every answer token, with at most MAX_LOGITS logits held at once."""
+
+    def chunk(hidden_NH: Tensor, target_N: Tensor, legal: Legal) -> tuple[Tensor, ...]:
+        return values(logits(hidden_NH), target_N, legal)
+
+    N, size = len(target_N), max(1, MAX_LOGITS // logits.words)
+    if size >= N:
+        return chunk(hidden_NH, target_N, legal)
+    parts = [(n, min(n + size, N)) for n in range(0, N, size)]
+    made = [checkpoint(chunk, hidden_NH[a:b], target_N[a:b], legal.cut(a, b), use_reentrant=False) for a, b in parts]
+    return tuple(map(torch.cat, zip(*made, strict=True)))
 
 
 def _chunk_logprobs(logits: Logits, hidden_NH: Tensor, target_N: Tensor) -> Tensor:

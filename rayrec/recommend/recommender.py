@@ -25,8 +25,8 @@ LISTS = pa.schema(
         pa.field("fallback", pa.bool_(), nullable=False),
     ]
 )
-#: Prompts of one call of the beam search, and answers of one packed pass.
-_PART, _PACKED = 64, 8
+#: Prompts of one call of the beam search.
+_PART = 64
 #: Texts beside the catalogue's titles whose tokens are kept: histories may hold any text.
 _TEXTS = 100_000
 
@@ -34,11 +34,21 @@ _TEXTS = 100_000
 class Recommender:
     """A policy and a catalogue, held in memory; make it with :meth:`open`."""
 
-    def __init__(self, model: Any, template: Any, catalogue: Any, policy: str, history: int, width: int):
+    def __init__(
+        self,
+        model: Any,
+        template: Any,
+        catalogue: Any,
+        policy: str,
+        history: int,
+        width: int,
+        normalise: Any = "vocabulary",
+    ):
         from rayrec.decoding import Trie
 
         self.model, self.template, self.catalogue = model, template, catalogue
         self.policy, self.history, self.width = policy, history, width
+        self.normalise = normalise
         self._answers = [template.answer_ids(title) for title in catalogue.titles]
         self._trie = Trie.build(self._answers)
 
@@ -53,6 +63,7 @@ class Recommender:
         dtype: str = "",
         history: int | None = None,
         width: int = 10,
+        normalise: str = "",
     ) -> Recommender:
         """Open a policy.
 
@@ -64,6 +75,8 @@ class Recommender:
             template: prompt form, ``history``: titles of a prompt, which a policy of rayrec knows itself, else 10;
                 ``width``: of the beams, ``dtype``: precision; in a run those of the run.
             device: `cpu`, `cuda`, or `auto`.
+            normalise: `vocabulary`, or `catalogue` for probabilities over the catalogue's titles alone, which takes
+                less time; by default the run's, else `vocabulary`.
 
         Raises:
             ValueError: the policy or the catalogue cannot be opened, the policy chooses from candidates, or it was
@@ -78,11 +91,14 @@ class Recommender:
         titles = int(place.asked["history"] if place.asked else history or 10)
         if place.settings:
             width, dtype = place.settings["evaluate"]["beam_width"], dtype or place.settings["train"]["dtype"]
+            normalise = normalise or place.settings["evaluate"].get("normalise", "")
+        if normalise not in ("", "vocabulary", "catalogue"):
+            raise ValueError(f"Found normalise '{normalise}'. Choose one of vocabulary, catalogue.")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         lm = load_policy(place.model, dtype or "float32", device)
         lm = lm.merge_and_unload() if _is_adapter(place) else lm
-        return cls(lm.eval(), form, items, place.name, titles, width)
+        return cls(lm.eval(), form, items, place.name, titles, width, normalise or "vocabulary")
 
     @staticmethod
     def check(policy: str | Path, catalogue: str | Path | None = None, *, template: str = "auto") -> None:
@@ -92,7 +108,8 @@ class Recommender:
     def with_catalogue(self, catalogue: str | Path) -> Recommender:
         """Return a recommender of the same policy in memory for the titles of a file. ValueError: as :meth:`open`."""
         items = read_catalogue(catalogue)
-        return Recommender(self.model, copy.copy(self.template), items, self.policy, self.history, self.width)
+        more = self.policy, self.history, self.width, self.normalise
+        return Recommender(self.model, copy.copy(self.template), items, *more)
 
     @cached_property
     def version(self) -> str:
@@ -130,19 +147,19 @@ class Recommender:
         return pa.table(columns, schema=LISTS)
 
     def score(self, histories: Sequence[Sequence[str]], titles: Sequence[str]) -> list[list[float]]:
-        """Return log P(title + EOS | history) in nats of every title after every history."""
-        import torch
+        """Return log P(title + EOS | history) in nats of every title after every history.
 
-        from rayrec.models.logprobs import PackedLM, pack
+        Over the catalogue that of a text which is no title is -inf.
+        """
+        from rayrec.decoding import score_answers, titles_of
+        from rayrec.models.logprobs import PackedLM
 
         if not titles:
             return [[] for _ in histories]
-        lm, answers, found = PackedLM(self.model), [self.template.answer_ids(title) for title in titles], []
-        with torch.inference_mode():
-            for start in range(0, len(histories), _PACKED):
-                some = [(self._prompt(history), answers) for history in histories[start : start + _PACKED]]
-                found += lm(pack(some).to(self.model.device)).tolist()
-        return found
+        answers, items = [self.template.answer_ids(title) for title in titles], titles_of(self._answers)
+        asked = [(self._prompt(history), answers) for history in histories]
+        found = score_answers(PackedLM(self.model), asked, self._trie, items, self.normalise)
+        return [[logprob for logprob, _ in one] for one in found]
 
     def _prompt(self, history: Sequence[str]) -> list[int]:
         return self.template.prompt_ids(list(history)[-self.history :])
@@ -196,7 +213,8 @@ class Recommender:
         asked = [row for row, history in enumerate(histories) if len(history)]
         prompts = [self._prompt(histories[row]) for row in asked]
         limits, width = None if bool(allowed_PI.all()) else allowed_PI[asked], max(k, self.width)
-        found = beam_search(self.model, prompts, self._trie, width, return_best=k, allowed_PI=limits) if asked else []
+        how: dict[str, Any] = {"return_best": k, "allowed_PI": limits, "normalise": self.normalise}
+        found = beam_search(self.model, prompts, self._trie, width, **how) if asked else []
         by_row: dict[int, list[tuple[int, float | None]]] = {row: [*one] for row, one in zip(asked, found, strict=True)}
         return [
             by_row[row] if row in by_row else [(item, None) for item in self._popular(allowed_PI[row], k)]

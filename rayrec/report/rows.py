@@ -27,7 +27,8 @@ def caption(row: Row) -> str:
     """Return what a number of this row depends on: split, decoder, embedder and N."""
     embedder = f"embedder {row['embedder']}" if row.get("embedder") else None
     rows = f"N = {number(row['N'])}" if row.get("N") is not None else None
-    parts = [str(part) for part in (row.get("split"), row.get("decode"), embedder, rows) if part]
+    over = f"over the {row['normalise']}" if row.get("normalise") else None
+    parts = [str(part) for part in (row.get("split"), row.get("decode"), over, embedder, rows) if part]
     return ", ".join(parts) or "evaluation"
 
 

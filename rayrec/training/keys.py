@@ -30,8 +30,15 @@ NOT_READ_FIRST: dict[str, tuple[str, ...]] = {
     "decides what generators write and how it is judged": (
         *("model.max_new_tokens", "train.negatives", "train.num_negatives", "train.score_negatives"),
         *("train.equal_target", "train.ground"),
-        *("evaluate.decode", "evaluate.d3_alpha", "evaluate.beam_width", "evaluate.top_k", "evaluate.embedder"),
-        *("evaluate.popularity_gamma", "evaluate.engine", "evaluate.endpoint", "evaluate.served", "evaluate.part"),
+        *("evaluate.decode", "evaluate.normalise", "evaluate.d3_alpha", "evaluate.beam_width", "evaluate.top_k"),
+        *(
+            "evaluate.embedder",
+            "evaluate.popularity_gamma",
+            "evaluate.engine",
+            "evaluate.endpoint",
+            "evaluate.served",
+            "evaluate.part",
+        ),
     ),
 }
 #: Fields of a Phase that are paths; the contents are hashed.

@@ -67,7 +67,7 @@ def test_neighbours_in_the_batch_change_nothing_but_rounding() -> None:
 def test_tails_in_several_passes_are_tails_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model, trie = random_model("llama"), Trie.build(random_titles(60))
     whole = beam_search(model, PROMPTS, trie, 16)
-    monkeypatch.setattr("rayrec.decoding.beam.TAIL_LOGITS", 1)
+    monkeypatch.setattr("rayrec.decoding.tails.TAIL_LOGITS", 1)
     for a, b in zip(whole, beam_search(model, PROMPTS, trie, 16), strict=True):
         assert dict(a) == pytest.approx(dict(b), abs=1e-4)
 

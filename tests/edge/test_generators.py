@@ -20,8 +20,8 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     # Every part once, in whatever order, with the texts of its tokens and the seed that it names.
     assert [number for number, _ in out["made"]] == [0, 1, 2, 3, 4]
     for number, answers in out["made"]:
-        assert [[text for _, text, _ in one] for one in answers] == [[title] for title in TITLES]
-        assert all(logprob == -number for one in answers for _, _, logprob in one)
+        assert [[text for _, text, *_ in one] for one in answers] == [[title] for title in TITLES]
+        assert all(logprob == -number for one in answers for _, _, logprob, _ in one)
     replaced = re.findall(r"generator \d (.* in 01/negatives part \d) \(.*it is replaced", done.stdout)
     assert sorted(replaced) == [
         "died in 01/negatives part 1",

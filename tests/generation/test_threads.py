@@ -35,7 +35,7 @@ def test_the_last_evaluation_has_all_threads(tmp_path: Path, order: list[str]) -
     data: Any = SimpleNamespace(train=train, valid=train, evaluated={"test": drawn}, catalogue=catalogue)
     config = resolve(parse("", ["--preset", "toy", "--iterations", "2", *order]))
     work = Run(Storage(str(tmp_path)), tmp_path / "run", config, {"data": ""})
-    template: Any = SimpleNamespace(prompts=lambda rows: [[1]] * len(rows))
+    template: Any = SimpleNamespace(prompts=lambda rows: [[1]] * len(rows), answer_ids=lambda title: [1])
     shared = Shared(config, data, work, template, 1, 2, progress=QUIET, last_threads=8)
     pool, threads = Pool(), []
     lane = GenerateLane(shared, lambda: pool, TitleEmbedder(TITLES))

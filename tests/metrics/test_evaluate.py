@@ -6,6 +6,7 @@ from math import log2
 
 import pytest
 
+from rayrec.data import schema
 from rayrec.metrics import METRICS, answers, evaluate, evaluate_splits
 
 
@@ -85,9 +86,28 @@ def test_a_metric_of_rows_is_the_mean_of_those_that_count(tables):
         "HR@1_liked": 1 / 2,
         "AvoidanceRate": 1.0,
         "AdherenceRate": 1 / 4,
+        "LostMass": None,
+        "LostTargets": None,
     }
     unrated = answers(*tables([{"target": "A", "titles": ["A"]}]))
     assert METRICS["HR@1_liked"].compute(unrated, 1) is METRICS["AvoidanceRate"].compute(unrated, 1) is None
+
+
+def test_what_is_lost_on_the_way_to_titles_is_measured_where_it_can_be(tables, catalogue):
+    """Of four targets the first is found, the second scores more than the list's last title, the third less."""
+    rows = [{"target": title, "titles": ["A", "B"]} for title in ("A", "C", "D", "E")]
+    predictions, examples = tables(rows)
+    for name, values in (
+        ("kept", [1.0, 0.5, None, 0.25]),
+        ("target_logprob", [-1.0, -1.5, -3.0, None]),
+        ("logprobs", [[-1.0, -2.0]] * 4),
+    ):
+        predictions = schema.with_column(predictions, name, values)
+    found = evaluate(predictions, examples, catalogue, (2,))
+    assert found["LostMass"] == pytest.approx(1 - 1.75 / 3)
+    assert (found["LostTargets"], found["N_searched"]) == (pytest.approx(1 / 3), 3)
+    older = predictions.drop_columns(["kept", "target_logprob"])
+    assert not {"LostMass", "LostTargets"} & evaluate(older, examples, catalogue, (2,)).keys()
 
 
 def test_choices_add_their_metrics_after_all_others(tables, catalogue):
