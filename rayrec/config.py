@@ -19,7 +19,7 @@ from rayrec.fields import NOT_NEGATIVE, POSITIVE, flag, one_given, one_of
 from rayrec.grounding import EMBEDDERS
 from rayrec.models.settings import ModelConfig, SequentialConfig
 from rayrec.negatives import mixture
-from rayrec.objectives.settings import LossConfig
+from rayrec.objectives.settings import LossConfig, SupervisedConfig
 
 _EMBEDDER = one_of(lambda: EMBEDDERS)
 #: The job gives the engines, since generation reads the settings.
@@ -217,6 +217,7 @@ class Config:
     data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    supervised: Annotated[SupervisedConfig, tyro.conf.arg(name="")] = field(default_factory=SupervisedConfig)
     loss: Annotated[LossConfig, tyro.conf.arg(name="")] = field(default_factory=LossConfig)
     evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)

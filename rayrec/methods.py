@@ -79,6 +79,12 @@ def _sft(**train: Any) -> dict[str, Any]:
     return {"train": {"iterations": 0, **train}}
 
 
+def _over_titles(loss: str, model: dict[str, Any], **train: Any) -> dict[str, Any]:
+    """A method whose SFT and beams choose among the tokens that continue a title."""
+    supervised, evaluate = {"sft_loss": loss}, {"decode": ("beams",), "normalise": "catalogue"}
+    return _sft() | {"supervised": supervised, "evaluate": evaluate, "adapters": {"model": model, "train": train}}
+
+
 def _tallrec(ask: str, decode: str) -> dict[str, Any]:
     """TALLRec; its adapters are on q and v alone in the paper."""
     adapters = {"model": {"lora_rank": 8, "lora_alpha": 16}, "train": {"first_lr": 1e-4, "batch": 128}}
@@ -87,6 +93,8 @@ def _tallrec(ask: str, decode: str) -> dict[str, Any]:
 
 
 _BETA = {"beta": 0.1}
+#: MSL's and BEAR's scripts; their adapters are on q and v alone, and the base is in 8 bit.
+_MSL: dict[str, Any] = {"model": {"lora_rank": 8, "lora_alpha": 16}, "first_lr": 1e-4, "first_epochs": 10, "batch": 128}
 _LLARA = {
     "model": {"lora_rank": 8},
     "train": {"first_lr": 5e-4, "first_epochs": 5, "first_warmup": 0.05, "batch": 128},
@@ -99,6 +107,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "ChatRec": _sft(first_rows=0)
     | {"evaluate": {"engine": "chat", "decode": ("greedy",)}, "model": {"template": "instruct"}},
     "BIGRec": _sft(),
+    "MSL": _over_titles("msl", **_MSL),
+    "BEAR": _over_titles("bear", **_MSL),
+    "Flower": _over_titles("flower", {"lora_rank": 0}, first_lr=3e-4, first_epochs=7, batch=256),
     "D3": _sft() | {"evaluate": {"decode": ("d3",)}},
     "TALLRec": _tallrec("liking", "score"),
     "TALLRec-generate": _tallrec("title_by_liking", "greedy"),
@@ -113,12 +124,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "DPO": _prefer("dpo", "random", loss=_BETA),
     "SimPO": _prefer("simpo", "random"),
     "S-DPO": _prefer("sdpo", "candidates", 3, loss={"beta": 1.0}, adapters={"train": _PREFERENCE}),
+    "DynamicPO": _prefer(
+        "dynamicpo", "candidates", 15, loss={"beta": 1.0, "shift": 6.0}, adapters={"train": _PREFERENCE}
+    ),
     "DMPO": _prefer("dmpo", "random", 3),
     "RecPO": _recpo("ratio"),
     "RecPO-log-ratio": _recpo("log_ratio"),
     "RecPO-log-diff": _recpo("log_diff"),
     "IPO": _prefer("ipo", "random", loss={"tau": 0.1}),
     "CPO": _prefer("cpo", "random", loss=_BETA | {"alpha": 1.0}),
+    "ORPO": _prefer("orpo", "random", loss={"lam": 0.1}, adapters={"train": {"lr": 1e-6}}),
     "KTO": _prefer("kto", "random", loss=_BETA),
     "ODPO": _prefer("odpo", "random", loss=_BETA | {"alpha": 1.0}),
     "RosePO": _prefer("rosepo", "self_hard"),

@@ -21,7 +21,7 @@ from rayrec.config import EXTENDING, NOT_DECIDING, Config, changed, result_hash,
 from rayrec.data import load
 from rayrec.driver import checks, plan
 from rayrec.methods import METHODS, PRESETS, parse
-from rayrec.objectives import OBJECTIVES
+from rayrec.objectives import OBJECTIVES, SFT_LOSSES
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "rayrec").rglob("*.py"))
@@ -42,7 +42,9 @@ FLAGS = """
 --equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
 --pass-memory --row-tokens --attention --activation-checkpointing --no-activation-checkpointing
 --prefer-epochs --warmup --schedule --weight-decay --clip --dtype --zero-stage
---objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --smoothing
+--sft-loss --sft-temperature --sft-eta --sft-beams --sft-lam --sft-xi --sft-theta
+--objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --shift --inner --anchor
+--smoothing
 --decode --normalise --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma
 --engine --endpoint --served --part
 --train-workers --max-train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential
@@ -107,6 +109,9 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         "zero-shot": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "ChatRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "BIGRec": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "MSL": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "BEAR": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
+        "Flower": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "D3": (0, 2048, "sp", "dpo", 0.1, ("self_play", 1)),
         "TALLRec": (0, 2048, "sp", "dpo", 0.1, ("candidates", 1)),
         "TALLRec-generate": (0, 2048, "sp", "dpo", 0.1, ("candidates", 1)),
@@ -120,12 +125,14 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         "DPO": (1, once, "p", "dpo", 0.1, ("random", 1)),
         "SimPO": (1, once, "p", "simpo", 1.0, ("random", 1)),
         "S-DPO": (1, once, "p", "sdpo", 1.0, ("candidates", 3)),
+        "DynamicPO": (1, once, "p", "dynamicpo", 1.0, ("candidates", 15)),
         "DMPO": (1, once, "p", "dmpo", 0.1, ("random", 3)),
         "RecPO": (1, once, "p", "recpo", 1.0, ("candidates", 3)),
         "RecPO-log-ratio": (1, once, "p", "recpo", 1.0, ("candidates", 3)),
         "RecPO-log-diff": (1, once, "p", "recpo", 1.0, ("candidates", 3)),
         "IPO": (1, once, "p", "ipo", None, ("random", 1)),
         "CPO": (1, once, "p", "cpo", 0.1, ("random", 1)),
+        "ORPO": (1, once, "p", "orpo", None, ("random", 1)),
         "KTO": (1, once, "p", "kto", 0.1, ("random", 1)),
         "ODPO": (1, once, "p", "odpo", 0.1, ("random", 1)),
         "RosePO": (1, once, "p", "rosepo", 0.1, ("self_hard", 1)),
@@ -138,11 +145,22 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         assert (model.lora_rank, model.lora_alpha, train.first_lr, train.first_epochs, train.batch) == wanted
         tiny = parse("", ["--method", method])
         assert (tiny.model.lora_rank, tiny.train.batch) == (None, 64)
+    for method, wanted in (
+        ("MSL", (8, 16, 1e-4, 10, 128)),
+        ("BEAR", (8, 16, 1e-4, 10, 128)),
+        ("Flower", (0, 3e-4, 7, 256)),
+    ):
+        tuned = parse("", ["--method", method, "--model", "some/model"])
+        model, train = tuned.model, tuned.train
+        adapters = (model.lora_rank, model.lora_alpha) if model.lora_rank else (0,)
+        assert (*adapters, train.first_lr, train.first_epochs, train.batch) == wanted
+        assert (tuned.evaluate.decode, tuned.evaluate.normalise) == (("beams",), "catalogue")
+        assert tuned.supervised.sft_loss == method.lower()
     # S-DPO B.3 and RecPO D.3: the preference step alone, so that the first SFT is that of the other methods.
     names = ("lr", "prefer_batch", "prefer_epochs", "schedule", "warmup")
     first = ("first_lr", "first_epochs", "first_schedule", "first_warmup", "batch")
     plain = (2e-5, 32, 1, "linear", None)
-    published = dict.fromkeys(("S-DPO", "RecPO"), (1e-5, 128, 3, "cosine", 0.05)) | {"DPO": plain}
+    published = dict.fromkeys(("S-DPO", "RecPO", "DynamicPO"), (1e-5, 128, 3, "cosine", 0.05)) | {"DPO": plain}
     for method, wanted in published.items():
         train = parse("", ["--method", method, "--model", "some/model"]).train
         assert tuple(getattr(train, name) for name in names) == wanted
@@ -208,7 +226,10 @@ def test_epochs_of_the_preference_step_are_planned() -> None:
         ("--objective sdpo --beta -1", "--objective sdpo: Found beta = -1"),
         ("--tau 1", "--objective dpo has no --tau; it has --beta"),
         ("--protocol candidates --num-negatives 20", "--negatives candidates has 19 wrong candidates"),
+        ("--anchor -1", "--anchor is -1"),
+        ("--sft-beams 5", "--sft-loss sft has no --sft-beams"),
         ("--normalise catalogue", "Add --decode beams"),
+        ("--sft-loss msl --method TALLRec", "--ask liking is answered by Yes or No"),
         ("--normalise catalogue --method TALLRec", "take no --ask liking"),
         ("--objective kto --smoothing sasrec", "--objective kto cannot smooth labels"),
         ("--objective rosepo --smoothing none", "--objective rosepo reads smoothed labels"),
@@ -244,11 +265,14 @@ def test_a_loss_is_resolved_with_its_own_defaults() -> None:
         given = dataclasses.asdict(checks.resolve(parse("", list(args))).loss)
         return {name: value for name, value in given.items() if value is not None}
 
-    assert loss() == {"objective": "dpo", "beta": 0.1, "smoothing": "none"}
-    assert loss("--objective", "rosepo") == {"objective": "rosepo", "beta": 0.1, "smoothing": "sasrec"}
-    recpo = {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": "log_ratio", "smoothing": "none"}
-    assert loss("--objective", "recpo", "--margin", "log_ratio") == recpo
-    assert loss("--objective", "ipo") == {"objective": "ipo", "tau": 0.1, "average": "sum", "smoothing": "none"}
+    plain = {"anchor": 0.0, "smoothing": "none"}
+    assert loss() == {"objective": "dpo", "beta": 0.1} | plain
+    assert loss("--objective", "rosepo") == {"objective": "rosepo", "beta": 0.1} | plain | {"smoothing": "sasrec"}
+    recpo = {"objective": "recpo", "beta": 1.0, "lam": 2.0, "margin": "log_ratio"}
+    assert loss("--objective", "recpo", "--margin", "log_ratio") == recpo | plain
+    assert loss("--objective", "ipo") == {"objective": "ipo", "tau": 0.1, "average": "sum"} | plain
+    dynamic = {"objective": "dynamicpo", "beta": 1.0, "shift": 6.0, "inner": "dmpo"}
+    assert loss("--objective", "dynamicpo", "--anchor", "0.5") == dynamic | plain | {"anchor": 0.5}
 
 
 @pytest.mark.parametrize("file", ["Makefile", "README.md", "jobs/sprec.py", ".ci/run"])
@@ -277,7 +301,7 @@ def test_the_hash_is_of_what_decides_numbers(group: str, name: str) -> None:
     kind = typing.get_type_hints(type(part))[name]
     changed = dataclasses.replace(part, **{name: other(kind, getattr(part, name))})
     assert changed != part
-    decides = group in ("data", "model", "train", "loss", "evaluate")
+    decides = group in ("data", "model", "train", "supervised", "loss", "evaluate")
     decides = decides and f"{group}.{name}" not in NOT_DECIDING.keys() | EXTENDING
     again = dataclasses.replace(config, **{group: changed})
     assert (result_hash(again, {"data": "content"}) != result_hash(config, {"data": "content"})) == decides
@@ -289,6 +313,7 @@ CALLED = {
     "data": ("data", "config"),
     "model": ("model", "config"),
     "train": ("train",),
+    "supervised": ("supervised",),
     "loss": ("loss",),
     "evaluate": ("evaluate", "settings"),
     "placement": ("placement",),
@@ -307,6 +332,7 @@ def test_every_setting_is_consumed() -> None:
                 owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
                 read |= {(group, node.attr) for group, names in CALLED.items() if owner in names}
     read |= {("loss", field.name) for kind in OBJECTIVES.values() for field in dataclasses.fields(kind)}
+    read |= {("supervised", f"sft_{f.name}") for kind in SFT_LOSSES.values() for f in dataclasses.fields(kind)}
     assert [f"{group}.{field.name}" for group, field in settings() if (group, field.name) not in read] == []
 
 

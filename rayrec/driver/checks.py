@@ -18,7 +18,7 @@ from rayrec.data.likings import one_by_one
 from rayrec.data.mapped import slices
 from rayrec.data.touched import Touched
 from rayrec.negatives import DEFAULTS, NEGATIVES, mixture
-from rayrec.objectives.settings import LossConfig, make_objective
+from rayrec.objectives.settings import LossConfig, make_objective, resolve_sft
 from rayrec.objectives.settings import resolve as resolve_loss
 from rayrec.training.pair_columns import COLUMNS
 
@@ -50,7 +50,9 @@ def resolve(config: Config, gpu: bool = False) -> Config:
     evaluate = dataclasses.replace(config.evaluate, decode=decode)
     loss = resolve_loss(config.loss)
     check_objective(loss, train.prefer_batch)
-    return dataclasses.replace(config, model=model, train=train, loss=loss, evaluate=evaluate, placement=placement)
+    supervised = resolve_sft(config.supervised)
+    config = dataclasses.replace(config, model=model, train=train, loss=loss, supervised=supervised)
+    return dataclasses.replace(config, evaluate=evaluate, placement=placement)
 
 
 def check_objective(loss: LossConfig, batch: int) -> None:
@@ -197,6 +199,11 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             "--normalise catalogue is read where titles are searched or scored, and this plan does neither. Add "
             f"--decode {'score' if chooses else 'beams'} and take no --ask liking, or leave --normalise out."
+        )
+    if config.supervised.sft_loss != "sft" and config.data.ask == "liking":
+        raise ValueError(
+            f"--sft-loss {config.supervised.sft_loss} chooses among titles, and --ask liking is answered by Yes or No. "
+            "Leave one of them out."
         )
     if model.item_vectors and not train.first_rows:
         raise ValueError("--item-vectors has a network that the first SFT trains. Take --first-rows above 0.")

@@ -40,6 +40,7 @@ from rayrec.runs import cache
 from rayrec.runs.manifest import sha256
 from rayrec.runs.run import Run
 from rayrec.runs.storage import Storage
+from rayrec.training import supervised
 from rayrec.training.pair_columns import COLUMNS
 
 
@@ -103,8 +104,10 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
     checks.check_data(config, data)
     tuning = rows_to_tune(config, data)
+    supervised.check_targets(config.supervised, data.catalogue, tuning)
     embedder, of_embedder = make_embedder(config, data)
     base, template, form = make_base(config, data, scratch)
+    supervised.make(config.supervised, data.catalogue, template)  # refuses what it is not defined for
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else folder_hash(str(base))
     hashes = {"data": data.content_hash, "model": of_model, "embedder": of_embedder}

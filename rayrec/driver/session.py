@@ -48,6 +48,7 @@ from rayrec.runs.manifest import read_json, write_json
 from rayrec.runs.run import Run, check_claim, open_run, versions
 from rayrec.runs.storage import TROUBLES, Storage
 from rayrec.selfplay import self_play
+from rayrec.training import supervised
 from rayrec.training.batches import write_tokens
 from rayrec.training.board import Phase
 from rayrec.training.group import TrainGroup
@@ -153,6 +154,7 @@ class Session:
         # The objective itself and not its name: a class of the user's script is known only to the driver.
         training = {"config": config, "base": base, "template": ready.template, "probe": probe, "asked": ready.asked}
         training["objective"] = make_objective(config.loss)
+        training["catalogue"] = supervised.make(config.supervised, ready.data.catalogue, ready.template)
         patience = config.placement.wait_seconds
         tokens = partial(write_tokens, template=ready.template, storage=work.storage, patience=patience)
         self.shares = config.placement.placement == "shared"

@@ -1,21 +1,27 @@
-"""Preference objectives, chosen by name. Each returns a loss per example; the batch loss is their mean.
+"""Losses, chosen by name: preference objectives, whose batch loss is a mean over examples, and supervised losses.
 
-A new one is a file here, a row in :data:`OBJECTIVES` and a test. A script may add a row before it imports
-:mod:`rayrec.objectives.settings`, which makes flags of the objectives' fields.
+A new one is a file here, a row in :data:`OBJECTIVES` or :data:`SFT_LOSSES` and a test. A script may add a row before it
+imports :mod:`rayrec.objectives.settings`, which makes flags of the fields.
 """
 
 from rayrec.objectives.base import Objective, setting
+from rayrec.objectives.bear import Bear
 from rayrec.objectives.cpo import Cpo
 from rayrec.objectives.dmpo import Dmpo
 from rayrec.objectives.dpo import Dpo
+from rayrec.objectives.dynamicpo import Dynamicpo
+from rayrec.objectives.flower import Flower
 from rayrec.objectives.ipo import Ipo
 from rayrec.objectives.kto import Kto
+from rayrec.objectives.msl import Msl
 from rayrec.objectives.odpo import Odpo
-from rayrec.objectives.pairs import Pairs, pairs_of, rewards
+from rayrec.objectives.orpo import Orpo
+from rayrec.objectives.pairs import Pairs, chosen_nll, pairs_of, rewards
 from rayrec.objectives.recpo import Recpo
 from rayrec.objectives.rosepo import Rosepo
 from rayrec.objectives.sdpo import Sdpo
 from rayrec.objectives.simpo import Simpo
+from rayrec.objectives.supervised import Choices, SftLoss
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "dpo": Dpo,
@@ -28,7 +34,22 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "cpo": Cpo,
     "kto": Kto,
     "odpo": Odpo,
+    "orpo": Orpo,
+    "dynamicpo": Dynamicpo,
 }
 DEFAULT = "dpo"
+SFT_LOSSES: dict[str, type[SftLoss]] = {"sft": SftLoss, "msl": Msl, "bear": Bear, "flower": Flower}
 
-__all__ = ["DEFAULT", "OBJECTIVES", "Objective", "Pairs", "pairs_of", "rewards", "setting"]
+__all__ = [
+    "DEFAULT",
+    "OBJECTIVES",
+    "SFT_LOSSES",
+    "Choices",
+    "Objective",
+    "Pairs",
+    "SftLoss",
+    "chosen_nll",
+    "pairs_of",
+    "rewards",
+    "setting",
+]

@@ -19,19 +19,12 @@ def setting(default: Any, doc: str, zero: bool = False) -> Any:
 
 
 @dataclass(frozen=True)
-class Objective(ABC):
-    """A loss per example; the batch loss is its mean.
+class Settings:
+    """Frozen dataclasses whose fields (:func:`setting`) are flags of the command line.
 
-    Subclasses are frozen dataclasses whose fields (:func:`setting`) are flags of the command line. The rest of the
-    library reads only the attributes below, never a name. ValueError: a setting is out of its range.
+    Raises:
+        ValueError: a setting is out of its range.
     """
-
-    needs_reference: ClassVar[bool] = True  #: reads log π of the frozen reference
-    #: Columns of the training rows (``training.pair_columns.COLUMNS``) without which there is no loss.
-    reads: ClassVar[frozenset[str]] = frozenset()
-    smooths: ClassVar[bool] = False  #: honours ``smoothing_BK``; one that needs it also ``reads`` smoothing
-    ordered: ClassVar[bool] = False  #: learns only from pairs whose chosen item scores more
-    least_batch: ClassVar[int] = 1  #: smallest global batch
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -42,6 +35,22 @@ class Objective(ABC):
                     raise ValueError(f"Found {one.name} '{value}'. Choose one of {', '.join(choices)}.")
             elif None not in (value, zero) and not (0 < value < math.inf or (zero and value == 0)):
                 raise ValueError(f"Found {one.name} = {value}; it must be a finite number {'>=' if zero else '>'} 0.")
+
+
+@dataclass(frozen=True)
+class Objective(Settings, ABC):
+    """A loss per example; the batch loss is its mean.
+
+    Subclasses are frozen dataclasses whose fields are settings. The rest of the library reads only the attributes
+    below, never a name.
+    """
+
+    needs_reference: ClassVar[bool] = True  #: reads log π of the frozen reference
+    #: Columns of the training rows (``training.pair_columns.COLUMNS``) without which there is no loss.
+    reads: ClassVar[frozenset[str]] = frozenset()
+    smooths: ClassVar[bool] = False  #: honours ``smoothing_BK``; one that needs it also ``reads`` smoothing
+    ordered: ClassVar[bool] = False  #: learns only from pairs whose chosen item scores more
+    least_batch: ClassVar[int] = 1  #: smallest global batch
 
     @abstractmethod
     def __call__(self, pairs: Pairs) -> Tensor:
@@ -59,7 +68,7 @@ class Objective(ABC):
         """
         return log_ratios / count if count else 0.0
 
-    def check_ratings(self, target: str, ratings_N: np.ndarray, tuned_M: np.ndarray) -> None:  # noqa: B027
+    def check_ratings(self, target: str, ratings_N: np.ndarray, tuned_M: np.ndarray) -> None:
         """Raise ValueError for ratings for which the loss is not defined, before a run starts.
 
         ``target``: ``--target``, the rule by which targets are chosen; ``ratings_N`` and ``tuned_M``: ratings of the

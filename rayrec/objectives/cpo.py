@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting
-from rayrec.objectives.pairs import Pairs, Tensor, mask_out, mean_k, need, softplus
+from rayrec.objectives.pairs import Pairs, Tensor, chosen_nll, mask_out, mean_k, softplus
 
 
 @dataclass(frozen=True)
@@ -17,5 +17,4 @@ class Cpo(Objective):
     def __call__(self, pairs: Pairs) -> Tensor:
         """Return ``loss_B``; the likelihood term alone for an example without a rejected answer."""
         gap_BK = pairs.chosen_B[:, None] - mask_out(pairs.rejected_BK, pairs.mask_BK)
-        nll_B = -pairs.chosen_B / need(pairs.chosen_length_B, "chosen_length_B")
-        return mean_k(softplus(-self.beta * gap_BK), pairs.mask_BK) + self.alpha * nll_B
+        return mean_k(softplus(-self.beta * gap_BK), pairs.mask_BK) + self.alpha * chosen_nll(pairs)

@@ -65,6 +65,11 @@ def per_token(pairs: Pairs, chosen_B: Tensor, rejected_BK: Tensor) -> tuple[Tens
     return chosen_B / length_B, mask_out(rejected_BK, pairs.mask_BK) / mask_out(length_BK, pairs.mask_BK, 1)
 
 
+def chosen_nll(pairs: Pairs) -> Tensor:
+    """Return - log π_θ(y_w)/|y_w|, the mean over the chosen answer's tokens."""
+    return -pairs.chosen_B / need(pairs.chosen_length_B, "chosen_length_B")
+
+
 def mask_out(values_BK: Tensor, mask_BK: Tensor, value: float = 0.0) -> Tensor:
     """Return ``values_BK`` with ``value``, and no gradient, where there is no rejected answer."""
     return values_BK.where(mask_BK, value)

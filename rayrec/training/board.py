@@ -45,6 +45,8 @@ class Phase:
     key is not used."""
     schedule: str = "linear"
     """The learning rate after the warm-up: `linear` or `cosine` decay, or `constant`."""
+    sft_loss: str = ""
+    """All that decides the loss of an SFT that reads the catalogue; empty for the plain one."""
 
 
 class Status(NamedTuple):

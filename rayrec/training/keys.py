@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 NOT_READ_FIRST: dict[str, tuple[str, ...]] = {
     "reaches training through the Phase and its rows, which are in the key": (
         *("model.item_vectors", "model.lora_dropout", "train.target", "train.min_rating", "train.reweight"),
+        *("supervised.sft_loss", "supervised.sft_temperature", "supervised.sft_eta", "supervised.sft_beams"),
+        *("supervised.sft_lam", "supervised.sft_xi", "supervised.sft_theta"),
         *("train.first_rows", "train.first_epochs", "train.first_lr", "train.batch"),
         *("train.first_warmup", "train.first_schedule"),
     ),
@@ -25,20 +27,14 @@ NOT_READ_FIRST: dict[str, tuple[str, ...]] = {
         *("train.iterations", "train.rows_per_iteration", "train.sft", "train.prefer", "train.lr"),
         *("train.prefer_batch", "train.prefer_epochs", "train.warmup", "train.schedule"),
         *("loss.objective", "loss.beta", "loss.gamma", "loss.lam", "loss.margin", "loss.tau", "loss.average"),
-        *("loss.alpha", "loss.lambda_d", "loss.lambda_u", "loss.smoothing"),
+        *("loss.alpha", "loss.lambda_d", "loss.lambda_u", "loss.smoothing", "loss.anchor", "loss.shift", "loss.inner"),
     ),
     "decides what generators write and how it is judged": (
         *("model.max_new_tokens", "train.negatives", "train.num_negatives", "train.score_negatives"),
         *("train.equal_target", "train.ground"),
         *("evaluate.decode", "evaluate.normalise", "evaluate.d3_alpha", "evaluate.beam_width", "evaluate.top_k"),
-        *(
-            "evaluate.embedder",
-            "evaluate.popularity_gamma",
-            "evaluate.engine",
-            "evaluate.endpoint",
-            "evaluate.served",
-            "evaluate.part",
-        ),
+        *("evaluate.embedder", "evaluate.popularity_gamma", "evaluate.engine", "evaluate.endpoint"),
+        *("evaluate.served", "evaluate.part"),
     ),
 }
 #: Fields of a Phase that are paths; the contents are hashed.

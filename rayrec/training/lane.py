@@ -17,7 +17,7 @@ from rayrec.lanes import Lane, Planned, Policy, Shared
 from rayrec.objectives.settings import make_objective
 from rayrec.runs import cache
 from rayrec.runs.manifest import write_json
-from rayrec.training import keys, pair_columns
+from rayrec.training import keys, pair_columns, supervised
 from rayrec.training.oracle import train_oracle
 
 
@@ -180,6 +180,7 @@ class TrainLane(Lane):
             dropout=dropout,
             threads=self.shared.all_threads if alone else self.shared.threads,
             items=str(items or ""),
+            sft_loss=supervised.described(config.supervised, self.shared.data) if kind == "sft" else "",
         )
 
         key, storage = cache.key_hash(keys.checkpoint_key(phase, config)), self.shared.run.storage

@@ -28,12 +28,13 @@ from rayrec.seeds import seed_of
 from rayrec.training import checkpoint, memory, optimiser
 from rayrec.training.batches import read_shard
 from rayrec.training.board import Heartbeat, Phase, give_up, take_phases
+from rayrec.training.supervised import CatalogueLoss, CatalogueSteps
 
 if TYPE_CHECKING:
     from rayrec.models.proof import Probe
 
-#: Loss per example and what else is logged per example, from log π of the answers [B, A] and the examples' rows.
-Loss = Callable[[Any, list[dict]], tuple[Any, dict[str, Any]]]
+#: Loss per example and what else is logged per example, of a micro-batch's rows.
+Loss = Callable[[list[dict]], tuple[Any, dict[str, Any]]]
 #: Readers of this worker's rows of every step from a given step on: as tables, and as dicts.
 Shard = Callable[[int], Iterable[pa.Table]]
 Read = Callable[[int], Iterator[list[dict]]]
@@ -93,6 +94,7 @@ class Worker:
         self.storage: Storage = setup["storage"]
         self.probe: Probe | None = setup.get("probe")
         self.asked: dict[str, Any] | None = setup.get("asked")
+        self.catalogue: CatalogueLoss | None = setup.get("catalogue")
         self.base, self.rank, self.world = setup["base"], rank, world
         if setup["gpu"]:
             check_gpu()
@@ -227,18 +229,28 @@ class Worker:
         return engine
 
     def _sft(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
-        """Weighted log-probabilities over the completion tokens of the global batch; the prompt is not trained on."""
+        """Weighted log-probabilities over the completion tokens of the global batch; the prompt is not trained on.
 
-        def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
-            return -logprob_BA[:, 0], {}
+        With ``--sft-loss`` another loss of the completion tokens.
+        """
+
+        def loss(rows: list[dict]) -> tuple[Any, dict]:
+            return -engine(self._pack(rows))[:, 0], {}
 
         def count(row: dict) -> float:
             return len(row["answers"][0]) if row["weight"] else 0
 
-        if not phase.items:
-            return self._steps(engine, phase, done, read(len(done)), loss, count)
-        steps = self._curriculum(phase, len(done), read(len(done)))
-        return self._steps(engine, phase, done, steps, loss, count, around=partial(self._frozen, engine, phase))
+        steps, around = read(len(done)), dict[str, Any]()
+        if phase.items:
+            steps, around = self._curriculum(phase, len(done), steps), {"around": partial(self._frozen, engine, phase)}
+        if self.catalogue is None or phase.kind == "pretrain":
+            return self._steps(engine, phase, done, steps, loss, count, **around)
+        by = CatalogueSteps(self.catalogue, self.device, done)
+
+        def over_titles(rows: list[dict]) -> tuple[Any, dict]:
+            return by.losses(engine, self._packed(rows), rows)
+
+        return self._steps(engine, phase, done, by.numbered(steps), over_titles, by.count, after=by.after, **around)
 
     def _shows_items(self, phase: Phase, number: int) -> bool:
         """Whether a step shows item vectors, with a probability that grows with the step, or text alone (LLaRA)."""
@@ -263,9 +275,10 @@ class Worker:
     def _prefer(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
         """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
         from rayrec.models.logprobs import carried
-        from rayrec.objectives import pairs_of, rewards
+        from rayrec.objectives import chosen_nll, pairs_of, rewards
 
         objective, begun, first = self.objective, len(done), self._slots(phase).start
+        anchor = self.config.loss.anchor
         further = sorted(objective.reads - set(schema.PREFERENCES.names))
         baseline: float | None = None
         reference_SBA = self._reference(engine, phase, begun, read) if objective.needs_reference else None
@@ -280,13 +293,15 @@ class Worker:
             if "neighbour" in objective.reads:
                 baseline = self._baseline(engine, phase, rows, reference)
 
-        def loss(logprob_BA: Any, rows: list[dict]) -> tuple[Any, dict]:
+        def loss(rows: list[dict]) -> tuple[Any, dict]:
+            logprob_BA = engine(self._pack(rows))
             ref_BA = reference(rows)
             if ref_BA is not None:
                 ref_BA = carried(ref_BA[:, : logprob_BA.shape[1]], logprob_BA.device)
             pairs = pairs_of(logprob_BA, rows, ref_BA, baseline, further)
             margin_B, accuracy_B = rewards(pairs, objective.scale)
-            return objective(pairs), {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
+            loss_B = objective(pairs) + anchor * chosen_nll(pairs) if anchor else objective(pairs)
+            return loss_B, {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
 
         return self._steps(engine, phase, done, read(begun), loss, lambda row: float(row["weight"] > 0), before)
 
@@ -300,10 +315,11 @@ class Worker:
         count: Callable,
         before: Callable[[list[dict]], None] = lambda rows: None,
         around: Callable[[int], AbstractContextManager] = lambda number: nullcontext(),
+        after: Callable[[dict], None] = lambda record: None,
     ) -> list[dict]:
-        """Do the steps after those that are ``done``, each after ``before(rows)``; return the records of all.
+        """Do the steps after those that are ``done``, each between ``before(rows)`` and ``after(record)``.
 
-        Each is done within ``around(number)``.
+        Each is done within ``around(number)``. Returns the records of all.
         """
         import torch
 
@@ -320,6 +336,7 @@ class Worker:
             engine.train()
             with around(len(records)):
                 records.append(self._step(engine, phase, len(records), rows, loss, count))
+            after(records[-1])
             if len(records) < phase.steps and self.clock.due(len(records), self.late):
                 with self.clock.saving():
                     checkpoint.save(folder, phase.key, records, engine, self.rank, self.storage)
@@ -386,7 +403,7 @@ class Worker:
         micros, norm = self._micro(rows), None
         for micro in micros:
             engine.set_gradient_accumulation_boundary(last := micro is micros[-1])
-            loss_B, logged = loss(engine(self._pack(micro)), micro)
+            loss_B, logged = loss(micro)
             weight_B = carried(torch.tensor([row["weight"] for row in micro]), loss_B.device)
             share = (weight_B * loss_B).sum() / float(total)
             losses.append((micro, loss_B.detach()))
@@ -448,7 +465,11 @@ class Worker:
         return [rows[a:b] for a, b in memory.cuts(len(rows), int(parts))]
 
     def _pack(self, rows: list[dict], extra: list[list[list[int]]] | None = None) -> Any:
-        """Pack the examples of ``rows``, each with its answers and then the ``extra`` ones; a pass is a heartbeat."""
+        """Pack the examples of ``rows``, each with its answers and then the ``extra`` ones, on the device."""
+        return self._packed(rows, extra).to(self.device)
+
+    def _packed(self, rows: list[dict], extra: list[list[list[int]]] | None = None) -> Any:
+        """The same on the host; a pass is a heartbeat."""
         from rayrec.models.logprobs import pack
 
         more = extra or [[]] * len(rows)
@@ -457,7 +478,7 @@ class Worker:
         self.report(**self.told)
         self.seen[0] += sum(1 for row in rows if row["weight"])
         self.seen[1] += packed.ids_RT.numel()
-        return packed.to(self.device)
+        return packed
 
     def _whole(self) -> AbstractContextManager:
         """Gather parameters that ZeRO-3 has split, for loading (rank 0's values reach all) and saving."""

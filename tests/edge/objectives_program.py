@@ -1,4 +1,6 @@
-"""One training process of ``world``: a preference phase with each objective, started by test_objectives.py.
+"""One training process of ``world``: a phase with each objective and each supervised loss over the catalogue.
+
+Started by test_objectives.py.
 
 Policies lie in ``root/NAME/policy``, and what the steps recorded in ``root/steps.json``.
 """
@@ -13,10 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec.config import Config
+from rayrec.data.catalogue import Catalogue
 from rayrec.methods import parse
 from rayrec.objectives import Objective, Pairs
 from rayrec.objectives.pairs import log_ratios, mean_k
@@ -25,6 +29,7 @@ from rayrec.prompts import make_template
 from rayrec.runs.storage import Storage
 from rayrec.training.batches import Tokenise
 from rayrec.training.board import Phase
+from rayrec.training.supervised import make
 from tests.edge.worker_program import leave
 
 STEPS, BATCH, LR = 3, 8, 3e-3
@@ -40,7 +45,20 @@ SETTINGS: dict[str, dict[str, float]] = {
     "cpo": {"beta": 0.25, "alpha": 0.5},
     "kto": {"beta": 0.35, "lambda_d": 1.2, "lambda_u": 0.7},
     "odpo": {"beta": 0.45, "alpha": 0.6},
+    "orpo": {"lam": 0.35},
+    "dynamicpo": {"beta": 0.8, "shift": 1.5},
+    "anchored": {"beta": 0.5, "anchor": 0.8},
 }
+#: The same of the supervised losses that read the catalogue; `ats` is MSL with a temperature that adapts itself.
+SUPERVISED: dict[str, tuple[str, dict[str, float]]] = {
+    "msl": ("msl", {"temperature": 1.7}),
+    "ats": ("msl", {"eta": 0.8}),
+    "bear": ("bear", {"temperature": 1.2, "beams": 2, "lam": 0.6, "xi": 1.4}),
+    "flower": ("flower", {"theta": 0.7}),
+}
+TITLES = [f"The {word} of {name}" for word in ("Night", "Return", "Last Day") for name in ("Ann", "Bob", "Eve Smith")]
+#: Titles that no row has, so that there is a choice at the first token too.
+OTHERS = ["Amber Road", "Blue River", "Cold Days", "Deep Water", "Every Night", "Far Away", "Golden"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +78,24 @@ def letters(row: dict) -> list[float]:
     return [len(title) / 10 for title in (row["chosen"], *row["rejected"])]
 
 
-def settings(objective: str) -> Config:
+def settings(name: str) -> Config:
     """A resolved configuration for direct use; four rows of a step for each of two workers, in two micro-batches."""
     from rayrec.driver.checks import resolve
 
-    args = ["--objective", objective, "--micro-batch", "2", "--lora-rank", "0"]
-    args += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS[objective].items()]
+    args = ["--micro-batch", "2", "--lora-rank", "0"]
+    if name in SUPERVISED:
+        loss, given = SUPERVISED[name]
+        args += ["--sft-loss", loss, *(f"--sft-{one}={value}" for one, value in given.items())]
+    else:
+        args += ["--objective", "sdpo" if name == "anchored" else name]
+        args += [f"--{one.replace('_', '-')}={value}" for one, value in SETTINGS[name].items()]
     return resolve(parse("", [*args, "--dtype", "float32", "--checkpoint-steps", "0", "--checkpoint-seconds", "0"]))
+
+
+def catalogue() -> Catalogue:
+    """The titles, each chosen another number of times, and the last never."""
+    titles = [*TITLES, *OTHERS]
+    return Catalogue.from_items(titles, [()] * len(titles)).with_training(np.arange(len(titles))[::-1].copy(), [])
 
 
 def shard(table: pa.Table, rank: int, world: int, begun: int) -> Iterator[pa.Table]:
@@ -90,15 +119,16 @@ def main(root: Path, rank: int, world: int) -> None:
     doubted = Tokenise("prefer", template)(table)
     place = doubted.column_names.index("smoothing")
     sure = doubted.set_column(place, "smoothing", pa.nulls(len(doubted), doubted["smoothing"].type))
-    for name in [*SETTINGS, "outside"]:
-        config = settings(name if name in SETTINGS else "dpo")
+    for name in [*SETTINGS, "outside", *SUPERVISED]:
+        config = settings("dpo" if name == "outside" else name)
         setup: dict[str, Any] = {"config": config, "base": base, "gpu": False, "storage": Storage("")}
-        setup["objective"] = make_objective(config.loss) if name in SETTINGS else Outside()
+        setup["objective"] = Outside() if name == "outside" else make_objective(config.loss)
+        setup["catalogue"] = make(config.supervised, catalogue(), template)
         worker = Worker(setup, rank, world)
         worker.report = lambda **facts: None
         phase = Phase(
             name,
-            "prefer",
+            "sft" if name in SUPERVISED else "prefer",
             "",
             base,
             str(root / name / "policy"),

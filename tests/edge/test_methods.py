@@ -36,7 +36,17 @@ def mixed(runs: Path) -> Path:
     args += ["--min-rating", "3", "--keep", "all", "--decode", "beams", "d3", "--negatives"]
     args += ["self_play_sample:0.4", "self_hard:0.3", "candidates:0.2", "popular:0.1", "--score-negatives"]
     # Two workers, rows that examples share and activations that are computed twice change nothing but rounding.
-    args += ["--valid-rows", "32", "--train-workers", "2", "--row-tokens", "512", "--activation-checkpointing"]
+    args += [
+        "--sft-loss",
+        "msl",
+        "--valid-rows",
+        "32",
+        "--train-workers",
+        "2",
+        "--row-tokens",
+        "512",
+        "--activation-checkpointing",
+    ]
     command = Command(runs, "mixed", *args)
     command.until_inside("00/oracle")
     os.kill(named("ray::Oracle", command.process.pid)[0], signal.SIGKILL)
@@ -85,6 +95,31 @@ def test_pairs_carry_utilities_and_doubts_into_the_loss(mixed: Path) -> None:
     oracle = next(r for r in records(mixed) if r["kind"] == "oracle")
     assert oracle["phase"] == "00/oracle"
     assert "Traceback" not in (mixed.parent / "mixed.log").read_text()  # the oracle's process was killed once
+
+
+def test_msl_trains_both_sft_phases_and_its_temperature_moves(mixed: Path) -> None:
+    phases = {r["phase"]: r for r in records(mixed) if r["kind"] == "sft"}
+    assert [*phases] == ["00/sft", "01/sft"]
+    for record in phases.values():
+        assert 1 < record["final_temperature"] < 5 and record["final_temperature"] != 1.5
+        assert not {"final_gap", "final_variance", "final_first"} & record.keys()
+    assert phases["00/sft"]["last_loss"] < phases["00/sft"]["first_loss"]
+    temperatures = [s["temperature"] for s in json.loads((mixed / "00/sft/metrics.json").read_text())["steps"]]
+    assert len({*temperatures}) == len(temperatures) > 1
+
+
+def test_what_beams_lose_is_counted(mixed: Path) -> None:
+    """The policy leaves mass to strings that are no title, and the exact scores of targets tell what beams lost."""
+    made = pq.read_table(mixed / "01" / "evaluate" / "predictions.parquet").to_pylist()
+    found = {r["decode"]: r for r in records(mixed) if r.get("kind") == "evaluation" and r["iteration"] == 1}
+    assert 0 < found["beams"]["LostMass"] < 1 and "LostMass" not in found["d3"]
+    for decode in ("beams", "d3"):
+        assert 0 <= found[decode]["LostTargets"] <= 1 and found[decode]["N_searched"] > 0
+    rows = [row for row in made if row["decode"] == "beams" and row["target"] in row["titles"]]
+    assert rows
+    for row in rows:
+        assert row["logprobs"][row["titles"].index(row["target"])] == pytest.approx(row["target_logprob"], abs=1e-3)
+        assert 0 < row["kept"] <= 1
 
 
 def test_d3_is_both_models_word(mixed: Path) -> None:

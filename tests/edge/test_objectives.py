@@ -19,13 +19,11 @@ from rayrec.data import preferences, schema
 from rayrec.models.policy import load_base, load_tokenizer
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
-from rayrec.prompts import make_template
+from rayrec.prompts import Template, make_template
 from rayrec.runs.manifest import read_json
 from tests.edge.conftest import ROOT
 from tests.edge.network import free_port
-from tests.edge.objectives_program import BATCH, LR, SETTINGS, STEPS, letters
-
-TITLES = [f"The {word} of {name}" for word in ("Night", "Return", "Last Day") for name in ("Ann", "Bob", "Eve Smith")]
+from tests.edge.objectives_program import BATCH, LR, SETTINGS, STEPS, SUPERVISED, TITLES, catalogue, letters
 
 
 def rows() -> pa.Table:
@@ -84,6 +82,18 @@ def formula(name: str, w: Tensor, l_K: Tensor, lengths: list[int], row: dict, de
         return minus_log_sigmoid(beta * (delta_w - delta_K)).mean()
     if name == "sdpo":
         return torch.log1p((beta * (delta_K - delta_w)).exp().sum())
+    if name == "anchored":
+        return torch.log1p((beta * (delta_K - delta_w)).exp().sum()) - s["anchor"] * w / lengths[0]
+    if name == "orpo":
+        mean_w, mean_K = w / lengths[0], l_K / torch.tensor(lengths[1:])
+        odds_w, odds_K = (x - torch.log(1 - x.exp()) for x in (mean_w, mean_K))
+        return -mean_w + s["lam"] * minus_log_sigmoid(odds_w - odds_K).mean()
+    if name == "dynamicpo":
+        s_w, s_K = w.detach(), l_K.detach()
+        border = s_K >= s_w if bool((s_K >= s_w).any()) else s_K == s_K.max()  # three answers are three clusters
+        a_K, b_K = s_w - s_K, s_K - (s_K[border] if bool(border.all()) else s_K[~border]).mean()
+        beta_K = beta * (1 + torch.tanh((a_K - b_K - s["shift"]) / (a_K.abs() + b_K.abs())) / 2)
+        return minus_log_sigmoid((beta_K * (delta_w - delta_K))[border].mean())
     if name == "dmpo":
         return minus_log_sigmoid(beta * delta_w - beta / len(delta_K) * delta_K.sum())
     if name == "simpo":
@@ -144,10 +154,85 @@ def plain(root: Path, name: str) -> tuple[list[float], dict[str, Tensor]]:
     return found, {key: value.detach() for key, value in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, "outside"])
+class Supervised:
+    """The supervised losses written out, one token after the other, over a list of titles."""
+
+    def __init__(self, name: str, template: Template):
+        self.loss, self.settings = SUPERVISED[name]
+        self.titles = [template.answer_ids(title) for title in catalogue().titles]
+        self.popularity, self.adapts = catalogue().popularity.tolist(), name == "ats"
+        self.temperature = 1.5 if self.adapts else self.settings.get("temperature", 1.0)
+        self.told: list[tuple[float, float]] = []
+
+    def of(self, logits_TV: Tensor, answer: list[int]) -> tuple[Tensor, int]:
+        """Return the loss of a title's tokens and how many of them count."""
+        total, count, tau, s = logits_TV.new_zeros(()), 0, self.temperature, self.settings
+        for depth, token in enumerate(answer):
+            below = [i for i, title in enumerate(self.titles) if title[:depth] == answer[:depth]]
+            here = sorted({self.titles[i][depth] for i in below})
+            z_V, place = logits_TV[depth], here.index(token)
+            logp_L = (z_V[here] / tau).log_softmax(0)
+            if self.loss == "flower":
+                behind = [sum(self.popularity[i] for i in below if self.titles[i][depth] == v) for v in here]
+                pairs = [(n / sum(behind), logp) for n, logp in zip(behind, logp_L, strict=True) if n]
+                apart = sum(q * (math.log(q) - logp) for q, logp in pairs)
+                total = total - s["theta"] * z_V.log_softmax(0)[token] + (1 - s["theta"]) * apart
+                count += 1
+            elif len(here) > 1:
+                last = logp_L.detach().sort(descending=True).values[: int(s.get("beams", 1))][-1]
+                weight = 1 + s.get("lam", 0.0) * torch.sigmoid((logp_L[place].detach() - last) / s.get("xi", 1.0))
+                total = total - (tau if self.loss == "msl" else weight) * logp_L[place]
+                count += 1
+            if not depth:
+                z_L = z_V[here].detach()
+                self.told.append((float(z_V[token].detach() - z_L.mean()), float(z_L.var())))
+        return total, count
+
+    def follow(self, weights: list[float]) -> None:
+        """Set the temperature after a step."""
+        if self.adapts:
+            gap, s = (sum(w * one[i] for w, one in zip(weights, self.told, strict=True)) / sum(weights) for i in (0, 1))
+            c = math.log(self.settings["eta"] * len({title[0] for title in self.titles}))
+            found = (gap + math.sqrt(max(0.0, gap**2 - 2 * c * s))) / (2 * c)
+            self.temperature = 0.95 * self.temperature + 0.05 * min(5.0, max(1.5, found))
+        self.told = []
+
+
+def supervised(root: Path, name: str) -> tuple[list[float], dict[str, Tensor], float]:
+    """As :func:`plain`, of a supervised loss; and the temperature after the last step."""
+    model = load_base(str(root / "base"), dtype=torch.float32, device="cpu").train()
+    template = make_template("compact", load_tokenizer(str(root / "base")))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+    by, found = Supervised(name, template), []
+    for step in range(STEPS):
+        batch = [row for row in rows().to_pylist() if row["weight"] and row["step"] == step]
+        losses, tokens = [], 0
+        for row in batch:
+            prompt, answer = template.prompt_ids(row["history"]), template.answer_ids(row["chosen"])
+            loss, count = by.of(
+                model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1], answer
+            )
+            losses.append(row["weight"] * loss)
+            tokens += count
+        optimiser.zero_grad()
+        loss = torch.stack(losses).sum() / tokens
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        by.follow([row["weight"] for row in batch])
+        found.append(loss.item())
+    return found, {key: value.detach() for key, value in model.named_parameters()}, by.temperature
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "outside", *SUPERVISED])
 def test_the_worker_takes_the_steps_of_the_formula(trained: Path, name: str) -> None:
-    losses, wanted = plain(trained, name)
     steps = read_json(trained / "steps.json")[name]
+    if name in SUPERVISED:
+        losses, wanted, temperature = supervised(trained, name)
+        assert [*steps[-1]] == ["step", "loss", "grad_norm", "lr", "temperature"]
+        assert steps[-1]["temperature"] == pytest.approx(temperature, rel=1e-5)
+    else:
+        losses, wanted = plain(trained, name)
     assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-5)
     start, found = (load_file(folder / "model.safetensors") for folder in (trained / "base", trained / name / "policy"))
     moved = torch.cat([(wanted[key] - start[key]).abs().flatten() for key in found])

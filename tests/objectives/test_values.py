@@ -10,10 +10,12 @@ from rayrec.objectives import OBJECTIVES, Objective, Pairs, rewards, setting
 from rayrec.objectives.cpo import Cpo
 from rayrec.objectives.dmpo import Dmpo
 from rayrec.objectives.dpo import Dpo
+from rayrec.objectives.dynamicpo import Dynamicpo
 from rayrec.objectives.ipo import Ipo
 from rayrec.objectives.kto import Kto
 from rayrec.objectives.odpo import Odpo, ordered
-from rayrec.objectives.pairs import log_ratios, mean_k
+from rayrec.objectives.orpo import Orpo
+from rayrec.objectives.pairs import chosen_nll, log_ratios, mean_k
 from rayrec.objectives.recpo import Recpo
 from rayrec.objectives.rosepo import Rosepo
 from rayrec.objectives.sdpo import Sdpo
@@ -59,6 +61,8 @@ def test_identities(dtype: torch.dtype, tolerance: float) -> None:
     close(Dmpo(0.7)(one), Dpo(0.7)(one), tolerance)
     close(Recpo(0.7, lam=0)(three), Sdpo(0.7)(three), tolerance)
     close(Rosepo(0.7)(replace(three, smoothing_BK=torch.zeros(B, 3, dtype=dtype))), Dpo(0.7)(three), tolerance)
+    none = replace(three, ref_chosen_B=torch.zeros(B, dtype=dtype), ref_rejected_BK=torch.zeros(B, 3, dtype=dtype))
+    close(Cpo(0.7, 0.4)(three), Dpo(0.7)(none) + 0.4 * chosen_nll(three), tolerance)  # --anchor
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
@@ -70,6 +74,11 @@ def test_values_at_the_reference(dtype: torch.dtype, tolerance: float, K: int) -
         close(objective(pairs), math.log(2), tolerance)
     close(Rosepo(0.3)(replace(pairs, smoothing_BK=torch.full((B, K), 0.2, dtype=dtype))), math.log(2), tolerance)
     close(Sdpo(0.3)(pairs), torch.log(1 + K_B), tolerance)
+    close(Dynamicpo(0.3)(pairs), math.log(2), tolerance)
+    few = Dynamicpo(0.3, inner="sdpo")
+    border_B = few.border(pairs).sum(1).to(dtype)
+    close(few(pairs), torch.log(1 + border_B), tolerance)
+    assert K == 1 or bool((border_B < K_B).any())
     close(Ipo(0.1)(pairs), 1 / (4 * 0.1**2), tolerance)
     close(Kto(0.3, 1.5, 0.5)(pairs), (1.5 + K_B * 0.5) / (2 * (1 + K_B)), tolerance)
     close(Kto(0.3)(pairs), (1 + K_B * (1 / K_B)) / (2 * (1 + K_B)), tolerance)
@@ -120,6 +129,74 @@ def test_hand_computed() -> None:
     near(Odpo(0.5, 3)(pair(-1, [-3], **phi)), math.log1p(math.exp(3 * math.log(2) - 1)))
 
 
+def test_orpo_by_hand_and_at_its_edges() -> None:
+    lengths = {"chosen_length_B": torch.tensor([2]), "rejected_length_BK": torch.tensor([[4, 5]])}
+    equal = pair(-1, [-2, -2.5], **lengths)  # -½ a token in all three
+    assert Orpo(0.1)(equal).item() == pytest.approx(0.5 + 0.1 * math.log(2), rel=1e-12)
+    # Odds 1/(e - 1) of a half and 1/(e² - 1) of -1: their logarithms, and the gradient of the second term.
+    chosen_B = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    some = replace(pair(-1, [-4, -5], **lengths), chosen_B=chosen_B)
+    odds = [-math.log(math.expm1(x)) for x in (0.5, 1.0, 1.0)]
+    ratio = odds[0] - odds[1]
+    loss_B = Orpo(0.3)(some)
+    assert loss_B.item() == pytest.approx(0.5 + 0.3 * math.log1p(math.exp(-ratio)), rel=1e-12)
+    loss_B.sum().backward()
+    slope = -1 - 0.3 / (1 + math.exp(ratio)) / -math.expm1(-0.5)  # -1 of the likelihood
+    assert chosen_B.grad is not None and chosen_B.grad.item() == pytest.approx(slope / 2, rel=1e-12)
+    # Certain and hopeless answers, in float32: log odds near 13.8 and -60.
+    for logprob, wanted in ((0.0, -math.log(1e-6)), (-1e-5, -math.log(1e-5)), (-60.0, -60.0)):
+        far = pair(-1, [logprob * 4], chosen_length_B=torch.tensor([2]), rejected_length_BK=torch.tensor([[4]]))
+        far = replace(far, chosen_B=far.chosen_B.float(), rejected_BK=far.rejected_BK.float())
+        ratio = odds[0] - wanted
+        found = Orpo(1.0)(far).item() - 0.5
+        assert found == pytest.approx(math.log1p(math.exp(-ratio)), rel=0.05 if logprob == 0 else 1e-3)
+
+
+def test_dynamicpo_by_hand() -> None:
+    # Two rejected answers are at least as likely as the chosen one: N; the mean of the others is -6.
+    some, beta = pair(-3, [-2, -3, -5, -7]), 0.5
+    assert Dynamicpo().border(some).tolist() == [[True, True, False, False]]
+    a, b = (-1.0, 0.0), (-2 + 6.0, -3 + 6.0)
+    betas = [beta * (1 + 0.5 * math.tanh((x - y - 6) / (abs(x) + abs(y)))) for x, y in zip(a, b, strict=True)]
+    gap = sum(one * x for one, x in zip(betas, a, strict=True)) / 2
+    assert Dynamicpo(beta)(some).item() == pytest.approx(math.log1p(math.exp(-gap)), rel=1e-12)
+    wanted = math.log1p(sum(math.exp(-one * x) for one, x in zip(betas, a, strict=True)))
+    assert Dynamicpo(beta, inner="sdpo")(some).item() == pytest.approx(wanted, rel=1e-12)
+    # None is: the top cluster, whichever order they come in; absent answers are none.
+    for scores, border in (
+        ([-4.0, -9.0, -4.2, -20.0, -9.5, -21.0], [1, 0, 1, 0, 0, 0]),
+        ([-9.0, -4.0, -9.1, -9.2, -20.0, -20.5], [0, 1, 0, 0, 0, 0]),
+        ([-5.0, -6.0, -7.0], [1, 0, 0]),
+        ([-5.0], [1]),
+    ):
+        assert Dynamicpo().border(pair(-3, scores)).int().tolist() == [border]
+        wide = pair(-3, [*scores, -1.0])
+        masked = replace(wide, mask_BK=torch.tensor([[True] * len(scores) + [False]]))
+        assert Dynamicpo().border(masked).int().tolist() == [[*border, 0]]
+    # Every answer counts, and a = b = 0: β/2.
+    same = pair(-3, [-3, -3])
+    assert Dynamicpo(beta).betas(same, Dynamicpo().border(same)).tolist() == [[beta / 2] * 2]
+
+
+def test_the_top_cluster_is_that_of_the_best_cuts() -> None:
+    """Against every way to cut five to nine sorted scores into three."""
+    g = torch.Generator().manual_seed(1)
+    for n in range(4, 10):
+        scores = (10 * torch.rand(n, generator=g, dtype=torch.float64) - 20).tolist()
+        down = sorted(scores, reverse=True)
+
+        def spread(some: list[float]) -> float:
+            return sum((x - sum(some) / len(some)) ** 2 for x in some)
+
+        cuts = [
+            (spread(down[:i]) + spread(down[i:j]) + spread(down[j:]), i) for i in range(1, n) for j in range(i + 1, n)
+        ]
+        wanted = min(cuts)[1]
+        assert sorted(torch.tensor(scores)[Dynamicpo().border(pair(-3, scores))[0]].tolist(), reverse=True) == (
+            pytest.approx(down[:wanted])
+        )
+
+
 def test_margins_smoothing_and_several_negatives_at_once() -> None:
     # u = 1 − ½ and 2 − 1; S-DPO joins them first: e^−½ + e^−1.
     more = {
@@ -160,7 +237,9 @@ def test_masked_answers_do_not_exist(name: str) -> None:
     close(loss_B, OBJECTIVES[name]()(short), 1e-12)
     loss_B.sum().backward()
     assert rejected_BK.grad is not None and rejected_BK.grad.isfinite().all()
-    assert (rejected_BK.grad[:, 2:] == 0).all() and (rejected_BK.grad[:, :2] != 0).all()
+    assert (rejected_BK.grad[:, 2:] == 0).all()
+    moved_BK = rejected_BK.grad[:, :2] != 0
+    assert moved_BK.any(1).all() if name == "dynamicpo" else moved_BK.all()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -171,7 +250,7 @@ def test_an_example_without_negatives_is_harmless(name: str) -> None:
     (loss_B.sum() + 0 * chosen_B.sum() + 0 * rejected_BK.sum()).backward()
     assert chosen_B.grad is not None and chosen_B.grad.isfinite().all()
     assert rejected_BK.grad is not None and (rejected_BK.grad == 0).all()
-    if name not in ("cpo", "kto"):
+    if name not in ("cpo", "kto", "orpo"):
         assert (loss_B == 0).all() and (chosen_B.grad == 0).all()
 
 
@@ -190,7 +269,7 @@ def test_what_an_objective_reads(name: str) -> None:
         with pytest.raises(ValueError, match=tensors[column]):
             objective()(replace(full, **{tensors[column]: None}))
     scale = {one.name for one in fields(objective)} & {"beta", "tau"}
-    assert {objective(**{one: 0.4}).scale for one in scale} == {0.4}
+    assert {objective(**{one: 0.4}).scale for one in scale} == ({0.4} if scale else set())
 
 
 @dataclass(frozen=True)
