@@ -111,12 +111,13 @@ class TrainConfig:
 class EvaluateConfig:
     """How policies answer and how the answers become top-k lists."""
 
-    decode: tuple[Literal["auto", "greedy", "beams", "free_beams", "d3", "score"], ...] = ("greedy",)
+    decode: tuple[Literal["auto", "greedy", "beams", "free_beams", "d3", "score", "gumbel"], ...] = ("greedy",)
     """How lists are made, in one way or several. `greedy` writes one title that is grounded; `beams` takes the best
     titles of the catalogue-constrained beam search; `free_beams` takes the engine's own beam search where it wrote
-    titles; `d3` gives the `beams` also the scores of a SASRec; `auto` is the exact one that was fastest on all measured
-    hardware: `beams`, or among candidates `score`; the plan names it. With --protocol candidates `greedy` is the
-    candidate that the text names, and `score` ranks the candidates by their probability."""
+    titles; `d3` gives the `beams` also the scores of a SASRec; `gumbel` draws distinct titles by their probability over
+    the catalogue; `auto` is the exact one that was fastest on all measured hardware: `beams`, or among candidates
+    `score`; the plan names it. With --protocol candidates `greedy` is the candidate that the text names, and `score`
+    ranks the candidates by their probability."""
     normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
     """What the probabilities of `beams`, `d3` and `score` are normalised over: the `vocabulary`, or at each token those
     that continue a title of the `catalogue`, so that all titles together have probability 1."""

@@ -179,7 +179,7 @@ def _check_together(config: Config) -> None:
         )
     check_open(evaluate.endpoint or "")
     chooses = config.data.protocol == "candidates"
-    modes = {"auto", "greedy", "score"} if chooses else {"auto", "greedy", "beams", "free_beams", "d3"}
+    modes = {"auto", "greedy", "score"} if chooses else {"auto", "greedy", "beams", "free_beams", "d3", "gumbel"}
     if wrong := sorted(set(evaluate.decode) - modes):
         raise ValueError(
             f"--decode {' '.join(wrong)} does not go with --protocol {config.data.protocol}. Take one of "
@@ -194,7 +194,7 @@ def _check_together(config: Config) -> None:
             "has --protocol candidates, --decode score and --iterations 0, and no --reweight."
         )
     scored = train.score_negatives or any(NEGATIVES[name].decode == "score" for name in mixture.parse(train.negatives))
-    searched = scored or set(evaluate.decode) - {"greedy", "free_beams"}
+    searched = scored or set(evaluate.decode) - {"greedy", "free_beams", "gumbel"}
     if evaluate.normalise == "catalogue" and (config.data.ask == "liking" or not searched):
         raise ValueError(
             "--normalise catalogue is read where titles are searched or scored, and this plan does neither. Add "

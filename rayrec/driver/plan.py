@@ -104,7 +104,10 @@ def generator_bytes(config: Config, tokens: Lengths, shape: Shape, gpu: bool) ->
     On a GPU of one card of it, where vLLM's cache takes what is left.
     """
     number, evaluate, width = _BYTES[config.train.precision], config.evaluate, config.evaluate.beam_width
-    weights, searches = shape.parameters * number, {"beams", "free_beams", "d3", "score"} & set(evaluate.decode)
+    weights, searches = (
+        shape.parameters * number,
+        {"beams", "free_beams", "d3", "score", "gumbel"} & set(evaluate.decode),
+    )
     if gpu:
         rows, answers = evaluate.part, width if searches else 1
         cache = rows * (tokens.prompt + answers * tokens.longest) * shape.kv * number

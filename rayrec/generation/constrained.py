@@ -47,7 +47,7 @@ class Constrained:
         if inner:
             return self.engine.answer(part)
         set_threads(part.threads or self.setup.threads)
-        return self._score(part) if part.mode == "score" else self._beams(part)
+        return {"score": self._score, "gumbel": self._draw}.get(part.mode, self._beams)(part)
 
     def take_proofs(self) -> list[dict[str, Any]]:
         """Return what was stated since the last call: two statements of each load, their difference and times."""
@@ -145,6 +145,14 @@ class Constrained:
         for row, ids, (_, score) in zip(made, part.targets or (), found, strict=False):
             row.append((ids, math.nan if score is None else score))
         return made
+
+    def _draw(self, part: Part) -> list[list[Scored]]:
+        """Distinct titles drawn by their probabilities over the catalogue, in the order of the draw."""
+        from rayrec.decoding import sample_titles
+
+        seeds = [(part.seed + row) % 2**63 for row in range(len(part.prompts))]
+        found = sample_titles(self.model, part.prompts, self.trie, part.n, seeds)
+        return [[(self.ids[item], logprob) for item, logprob in sample.titles] for sample in found]
 
     def _score(self, part: Part) -> list[list[Scored]]:
         """Log-probabilities of the choices of each prompt, in packed passes."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rayrec.prompts import Template
     from rayrec.runs.storage import Storage
 
-Mode = Literal["greedy", "sample", "beams", "free_beams", "d3", "score"]
+Mode = Literal["greedy", "sample", "beams", "free_beams", "d3", "score", "gumbel"]
 #: Token ids of one answer, EOS included where it was written, and their log-probability in nats; of a title whose beams
 #: or scores were asked for also ``Answer.kept``.
 Scored = tuple[list[int], float] | tuple[list[int], float, float | None]
@@ -42,7 +42,7 @@ class Part:
     prompts: list[list[int]]
     mode: Mode
     n: int = 1
-    """Samples, or width of the beam."""
+    """Samples, distinct ones in mode ``gumbel``, or width of the beam."""
     seed: int = 0
     """Decides what is sampled."""
     choices: list[list[list[int]]] | None = None

@@ -30,7 +30,9 @@ class Sampler(NamedTuple):
     #: (examples, each once, outputs, catalogue, draw): rows of schema.NEGATIVES, the same however it is divided.
     finish: Callable[[pa.Table, pa.Table | None, Catalogue, Draw], pa.Table]
     doc: str  #: its line of ``--help``
-    decode: Literal["greedy", "sample", "free_beams", "score"] | None = None  #: how the policy answers, if it does
+    decode: Literal["greedy", "sample", "free_beams", "score", "gumbel"] | None = (
+        None  #: how the policy answers, if it does
+    )
     answers: Callable[[int], int] = lambda k: 1  #: answers to a prompt, or for ``score`` titles, from K
     #: For ``score``: the titles of each example whose log-probabilities ``outputs`` then holds, in the same order.
     choices: Callable[[pa.Table, Catalogue, Draw], list[list[str]]] | None = None
@@ -46,6 +48,13 @@ NEGATIVES: dict[str, Sampler] = {
     ),
     "self_play_beam": Sampler(
         partial(finish_self_play, sampler="self_play_beam"), "the K best beams", "free_beams", lambda k: 2 * k
+    ),
+    # One more, for the target that may be among them.
+    "self_play_gumbel": Sampler(
+        partial(finish_self_play, sampler="self_play_gumbel"),
+        "K distinct titles drawn by it",
+        "gumbel",
+        lambda k: k + 1,
     ),
     "random": Sampler(random_table, "uniform over items outside history and target"),
     "popular": Sampler(popular_table, "in proportion to popularity (RosePO)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import warnings
 from pathlib import Path
@@ -100,6 +101,14 @@ def test_an_engine_gets_the_modes_that_it_lacks(tmp_path: Path) -> None:
         assert [answer.text for answer in ranked] == sorted(wanted, key=lambda title: -wanted[title])
         assert [answer.logprob for answer in ranked] == pytest.approx([wanted[a.text] for a in ranked], abs=1e-4)
         assert all(answer.ids == actor.template.answer_ids(answer.text) for answer in ranked)
+    drawn, _ = actor.answer(Part("01/negatives", 6, BASE, str(tmp_path), part.prompts, "gumbel", 3, seed=5))
+    for exact, one in zip(scored, drawn, strict=True):
+        # Over the catalogue the three titles have probability 1; the order is that of the draw.
+        assert {answer.text for answer in one} == {*TITLES}
+        assert sum(math.exp(answer.logprob) for answer in one) == pytest.approx(1, abs=1e-5)
+        wanted = [a.logprob - (a.kept or 0.0) for a in exact]
+        found = {answer.text: answer.logprob for answer in one}
+        assert [found[a.text] for a in exact] == pytest.approx(wanted, abs=1e-4)
     assert facts["tokens"] == sum(len(answer.ids) for one in scored for answer in one)
     own, _ = actor.answer(Part("01/evaluate", 7, BASE, str(tmp_path), [[5, 6]], "greedy", seed=4))
     assert own[0][0].ids == [5, 6] and own[0][0].logprob == -4.0  # the engine's own mode

@@ -1,0 +1,164 @@
+"""Distinct titles of a policy, drawn without replacement: Gumbel top-k over the catalogue's trie (Kool et al. 2019).
+
+Every title gets its log-probability over the catalogue plus Gumbel noise, and the k largest sums are the sample. The
+noise of a beam is the largest of the noises below it, so a search that keeps the k + 1 largest finds them. The noise
+follows from a seed, the example and the edge of the trie alone, so a draw does not depend on its neighbours.
+Shapes: B prompts, W beams, N of them live, E edges of these; all of it in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rayrec.decoding.packed import PromptCache, batches
+from rayrec.decoding.trie import Trie, logsumexp_by, ragged
+
+
+class Drawn(NamedTuple):
+    """A title of a sample."""
+
+    item: int
+    logprob: float
+    """log π_C(title | prompt), over the catalogue, in nats."""
+
+
+class Sample(NamedTuple):
+    """Titles without replacement, in the order in which they were drawn."""
+
+    titles: list[Drawn]
+    threshold: float
+    """κ, the largest perturbed log-probability that is not in the sample; -inf where the sample is the catalogue."""
+
+    def inclusion(self, title: Drawn) -> float:
+        """Return the probability that a title is in the sample, given κ: weights 1/q make sums over it unbiased."""
+        return -math.expm1(-math.exp(min(title.logprob - self.threshold, 700.0)))
+
+
+@dataclass
+class _Beams:
+    """W beams of B prompts: log π_C, perturbed log π_C, -inf for no beam, and as in :mod:`rayrec.decoding.tails`."""
+
+    logprob_BW: Tensor
+    noisy_BW: Tensor
+    next_BW: Tensor
+    token_BW: Tensor
+    depth_BW: Tensor
+    path_BWS: Tensor
+
+
+@torch.inference_mode()
+def sample_titles(
+    model: PreTrainedModel, prompts: list[list[int]], trie: Trie, k: int, seeds: list[int], batch: int | None = None
+) -> list[Sample]:
+    """Draw ``k`` distinct titles for each prompt from its probabilities over the catalogue; fewer where it has fewer.
+
+    ``seeds`` has one for each prompt. ``batch`` prompts are computed together, by default as in a beam search.
+
+    Raises:
+        ValueError: k below 1, or a model or prompt that the packed pass cannot compute exactly.
+    """
+    batch = (16 if model.device.type == "cpu" else 64) if batch is None else batch
+    if min(k, batch) < 1:
+        raise ValueError(f"k {k} and batch {batch} must be at least 1.")
+    trie, made = trie.to(model.device), dict[int, Sample]()
+    for rows in batches(prompts, batch):
+        cache = PromptCache(model, [prompts[i] for i in rows], trie.longest, spare=4 * (k + 1))
+        seed_B = torch.tensor([seeds[i] for i in rows], device=model.device)
+        made |= zip(rows, _draw(cache, trie, k, seed_B), strict=True)
+    return [made[i] for i in range(len(prompts))]
+
+
+def _draw(cache: PromptCache, trie: Trie, k: int, seed_B: Tensor) -> list[Sample]:
+    start = torch.zeros_like(cache.lengths)[:, None]
+    root_B1 = gumbel(seed_B, torch.full_like(seed_B, -1))[:, None]
+    beams = _Beams(root_B1 * 0, root_B1, start, start, start, start[:, :, None][:, :, :0])
+    beams = _extend(beams, cache.logits_B1V, trie, k + 1, seed_B)
+    while live := int((beams.next_BW >= 0).sum(1).max()):
+        own_BW1 = torch.full_like(beams.next_BW, cache.root)[:, :, None]
+        own_BW1[:, :live, 0] = torch.arange(cache.columns, cache.columns + live, device=start.device)
+        beams.path_BWS = torch.cat([beams.path_BWS, own_BW1.where(beams.next_BW[:, :, None] >= 0, cache.root)], 2)
+        position_BN = cache.lengths[:, None] + beams.depth_BW[:, :live] - 1
+        logits_BNV = cache.forward(beams.token_BW[:, :live], position_BN, beams.path_BWS[:, :live])
+        beams = _extend(beams, logits_BNV, trie, k + 1, seed_B)
+    order_BW = beams.noisy_BW.argsort(dim=1, descending=True, stable=True)
+    columns = [x.gather(1, order_BW).tolist() for x in (beams.noisy_BW, beams.next_BW, beams.logprob_BW)]
+    samples = []
+    for row in zip(*columns, strict=True):
+        found = [one for one in zip(*row, strict=True) if one[0] > -torch.inf]
+        titles = [Drawn(~at, logprob) for _, at, logprob in found[:k]]
+        samples.append(Sample(titles, found[k][0] if len(found) > k else -torch.inf))
+    return samples
+
+
+def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, seed_B: Tensor) -> _Beams:
+    """Return the ``width`` children and finished beams with the most perturbed log-probability, live ones first."""
+    B, N, _ = logits_BNV.shape
+    next_N = beams.next_BW[:, :N].flatten()
+    node_N = next_N.clamp(min=0)
+    count_N = (trie.pointers[node_N + 1] - trie.pointers[node_N]).where(next_N >= 0, 0)
+    beam_E, rank_E, first_N = ragged(count_N)
+    edge_E = trie.pointers[node_N][beam_E] + rank_E
+    logit_E = logits_BNV.flatten(0, 1)[beam_E, trie.tokens[edge_E]].double()
+    step_E = logit_E - logsumexp_by(logit_E, beam_E, count_N)[beam_E]
+    logprob_E = beams.logprob_BW[:, :N].flatten()[beam_E] + step_E
+    prompt_E, first_B = beam_E // N, first_N[::N]
+    noisy_E = _below(logprob_E + gumbel(seed_B[prompt_E], edge_E), beam_E, beams.noisy_BW[:, :N].flatten())
+
+    most = int(count_N.view(B, N).sum(1).max())
+    place_E = torch.arange(len(beam_E), device=beam_E.device) - first_B[prompt_E]
+    noisy_BC = noisy_E.new_full((B, most + beams.noisy_BW.shape[1]), -torch.inf)  # children, then finished beams
+    noisy_BC[prompt_E, place_E] = noisy_E
+    noisy_BC[:, most:] = beams.noisy_BW.where(beams.next_BW < 0, -torch.inf)
+    pick_BW = noisy_BC.argsort(dim=1, descending=True, stable=True)[:, :width]
+
+    noisy_BW, stays_BW = noisy_BC.gather(1, pick_BW), pick_BW >= most
+    flat_BW = (first_B[:, None] + pick_BW).clamp(max=len(beam_E) - 1)
+    parent_BW = torch.where(stays_BW, pick_BW - most, beam_E[flat_BW] % N)
+    edge_BW = edge_E[flat_BW]
+    next_BW = torch.where(stays_BW, beams.next_BW.gather(1, parent_BW), trie.next[edge_BW])
+    next_BW = next_BW.where(noisy_BW > -torch.inf, -1)
+    token_BW = torch.where(stays_BW, beams.token_BW.gather(1, parent_BW), trie.tokens[edge_BW])
+    depth_BW = beams.depth_BW.gather(1, parent_BW) + ~stays_BW
+    logprob_BW = torch.where(stays_BW, beams.logprob_BW.gather(1, parent_BW), logprob_E[flat_BW])
+
+    order_BW = (next_BW < 0).int().argsort(dim=1, stable=True)
+    logprob_BW, noisy_BW, next_BW, token_BW, depth_BW, parent_BW = (
+        x.gather(1, order_BW) for x in (logprob_BW, noisy_BW, next_BW, token_BW, depth_BW, parent_BW)
+    )
+    path_BWS = beams.path_BWS.gather(1, parent_BW[:, :, None].expand(-1, -1, beams.path_BWS.shape[2]))
+    return _Beams(logprob_BW, noisy_BW, next_BW, token_BW, depth_BW, path_BWS)
+
+
+def _below(noisy_E: Tensor, owner_E: Tensor, most_N: Tensor) -> Tensor:
+    """Return the perturbed values of edges, shifted so that the largest of each owner is ``most``.
+
+    v = G - g + log(1 - e^(g - Z)) and G_i = G - max(0, v) - log1p(e^(-|v|)); v of the largest is -inf, so it keeps G.
+    """
+    largest_N = noisy_E.new_full(most_N.shape, -torch.inf).scatter_reduce(0, owner_E, noisy_E, "amax")
+    v_E = most_N[owner_E] - noisy_E + torch.log1p(-(noisy_E - largest_N[owner_E]).exp())
+    return most_N[owner_E] - v_E.clamp(min=0) - torch.log1p((-v_E.abs()).exp())
+
+
+def gumbel(seed_E: Tensor, edge_E: Tensor) -> Tensor:
+    """Return standard Gumbel noise of each (seed, edge), float64: a hash of both, the same on every device."""
+    bits_E = _mixed(_mixed(seed_E) ^ (edge_E + 1))
+    uniform_E = ((bits_E >> 11) & ((1 << 53) - 1)).double().add(0.5) * 2.0**-53
+    return -(-uniform_E.log()).log()
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Return the bits of splitmix64's finish, in int64 that wraps around."""
+
+    def shifted(x: Tensor, n: int) -> Tensor:
+        return (x >> n) & ((1 << (64 - n)) - 1)
+
+    x = x + -7046029254386353131
+    x = (x ^ shifted(x, 30)) * -4658895280553007687
+    x = (x ^ shifted(x, 27)) * -7723592293110705685
+    return x ^ shifted(x, 31)
