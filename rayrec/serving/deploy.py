@@ -28,6 +28,8 @@ from rayrec.serving.versions import Served, Versions
 NAME = "rayrec"
 #: Where the token is read from, unless --token has it.
 TOKEN = "RAYREC_TOKEN"
+#: Ray Serve's setting of what its proxies do in addition, and ours; read where a cluster's processes start.
+PROXY = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rayrec.serving.proxy:middlewares"
 #: Times that a batch is sent again after the death of its replica; one that kills every replica must end.
 _AGAIN = 2
 #: Seconds in which the first replica must have loaded its policy.
@@ -197,6 +199,7 @@ def run(config: ServeConfig) -> None:
         signals.check()
         cluster = Config(placement=config.placement)
         gpu = connect.has_gpu(cluster)
+        os.environ.setdefault(*PROXY)
         own = connect.connect(cluster)
         if not own and config.state is None:
             raise ValueError("A service on a cluster keeps its versions where all nodes see them. Add --state DIR.")

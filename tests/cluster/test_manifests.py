@@ -129,7 +129,7 @@ def test_the_service_is_an_application_of_ours_that_wants_a_token(
 ) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    from rayrec.serving.deploy import TOKEN, build
+    from rayrec.serving.deploy import PROXY, TOKEN, build
 
     spec = manifest("rayservice.yaml")["spec"]
     found = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
@@ -139,7 +139,8 @@ def test_the_service_is_an_application_of_ours_that_wants_a_token(
     assert args["policy"].startswith("/shared/") and args["state"].startswith("/shared/")
     groups = [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]
     for (container,) in [group["template"]["spec"]["containers"] for group in groups]:
-        assert TOKEN in {one["name"] for one in container["env"]}
+        given = {one["name"]: one.get("value") for one in container["env"]}
+        assert TOKEN in given and given[PROXY[0]] == PROXY[1]
         assert found.http_options.port in {one["containerPort"] for one in container["ports"]}
     monkeypatch.delenv(TOKEN, raising=False)
     with pytest.raises(ValueError, match=TOKEN):

@@ -65,9 +65,9 @@ class Served:
         assert found.status_code == 200, (found.status_code, found.text)
         return found.json()
 
-    def replicas(self) -> set[int]:
-        """Processes of the model's replicas."""
-        return {pid for pid in descendants(self.process.pid) if "ServeReplica:rayrec:Model" in title(pid)}
+    def replicas(self, of: str = "Model") -> set[int]:
+        """Processes of the replicas of the model, or of the front."""
+        return {pid for pid in descendants(self.process.pid) if f"ServeReplica:rayrec:{of}" in title(pid)}
 
 
 class Load:
@@ -203,6 +203,11 @@ def killed_under_load(
         assert time.monotonic() - killed < 30
         os.kill(max(before), signal.SIGKILL)  # the one that began anew goes on alone
         asked.more()
+        (front,) = served.replicas("Front")
+        os.kill(front, signal.SIGKILL)
+        asked.until(lambda: served.replicas("Front") not in (set(), {front}))
+        asked.more()
+    assert asked.others
     assert all(status == 503 and headers.get("retry-after") for status, headers in asked.others), asked.others
     assert {answer["version"] for _, answer in asked.answers} == {3}
     check(asked.answers, known, run, histories, folder)

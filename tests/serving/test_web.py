@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import httpx
 import pytest
 
 from rayrec.serving.bodies import CATALOGUE_BODY
+from rayrec.serving.proxy import middlewares
 from rayrec.serving.web import ADMIN
 from tests.serving.conftest import SECRET, TITLES, TOKEN
 from tests.serving.wrong import requests
@@ -212,6 +214,27 @@ def test_a_change_that_cannot_be_leaves_what_was(talk, path: str, body: dict, er
         assert service.versions.numbers() == [1]
 
     talk(use)
+
+
+def test_a_request_whose_front_died_may_come_again() -> None:
+    async def app(scope, receive, send) -> None:
+        if scope["path"] == "/there":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def session() -> None:
+        (one,) = middlewares()
+        transport = httpx.ASGITransport(app=one.cls(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            assert (await client.get("/there")).status_code == 204
+            found = await client.get("/gone")
+            assert (
+                found.status_code == 503
+                and found.headers["retry-after"] == "1"
+                and "Try again" in found.json()["error"]
+            )
+
+    asyncio.run(session())
 
 
 def test_a_title_may_spell_anything(talk) -> None:
