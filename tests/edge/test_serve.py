@@ -148,12 +148,12 @@ def test_a_policy_is_served_changed_and_survives(overlapped: Path, tmp_path: Pat
         assert asked.others == [] and {answer["version"] for _, answer in asked.answers} == {1, 2, 3}
         check(asked.answers, known, overlapped, histories, tmp_path)
 
-        killed_under_load(served, histories, known, overlapped, tmp_path)
-        attacked(served, news)
         metrics = served.client.get("/metrics").text
         assert 'rayrec_div_ratio{policy="overlapped/02/prefer"}' in metrics
         assert 'rayrec_or_ratio{policy="overlapped/01/prefer"}' in metrics
         assert 'rayrec_requests_total{path="/recommend",status="200"}' in metrics and "rayrec_version 3.0" in metrics
+        killed_under_load(served, histories, known, overlapped, tmp_path)
+        attacked(served, news)
         started = descendants(served.process.pid)
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(60) == 0, served.log.read_text()[-4000:]
