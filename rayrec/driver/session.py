@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -82,10 +83,11 @@ def ending() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in TROUBLES:
             print(f"error: {error}. Nothing that was finished is lost. {_GO_ON}", file=sys.stderr)
-        else:
+        elif not isinstance(error, SystemExit):  # which rich raises where the reader of a pipe has gone
             traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     if "ray" not in sys.modules:
         sys.exit(code)
     # Threads may still wait for actors, and an orderly end of Ray beside them can crash. On a joined cluster the actors

@@ -15,8 +15,8 @@ from rayrec.runs.manifest import MANIFEST, METRICS, read_json
 
 #: Share of rows above which a phase is doubted, and of lost negatives above which a run stops.
 DOUBTED, LOST = 0.1, 0.5
-#: Decoding in which a policy writes freely.
-WRITTEN = ("greedy", "sample", "free_beams")
+#: Decoding of evaluations in which a policy writes freely.
+WRITTEN = ("greedy", "free_beams")
 
 
 class Doubt(NamedTuple):
@@ -50,7 +50,7 @@ def _of_negatives(record: Mapping[str, Any]) -> Doubt | None:
     """Of one sampler's record (:meth:`rayrec.negatives.statistics.Statistics.result`), where the policy writes."""
     sampler = NEGATIVES.get(record["sampler"])
     wanted = record["rows"] + record["dropped"]
-    if sampler is None or sampler.decode not in WRITTEN or not wanted:
+    if sampler is None or sampler.decode in (None, "score") or not wanted:
         return None
     random, lost = record["random"] / wanted, (record["random"] + record["dropped"]) / wanted
     if lost <= DOUBTED:

@@ -45,6 +45,12 @@ def test_what_is_not_our_mistake_is_told_in_words(
     assert ended.value.code == code and "Traceback" not in told and all(words in told for words in says)
 
 
+def test_a_reader_of_the_output_may_leave(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, ending():
+        raise SystemExit(1)  # as rich does at a broken pipe
+    assert ended.value.code == 1 and capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "gone"), KeyError("x")])
 def test_our_mistakes_are_traced(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, ending():
