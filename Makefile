@@ -1,5 +1,6 @@
-# Two commands set everything up on a machine that has Python 3.11 and pip: `make demo` and `make test`.
-PYTHON ?= python3.11
+# Two commands set everything up on a machine that has Python 3.11 to 3.13 and pip: `make demo` and `make test`.
+# The first of these that is there: the tests ran on 3.11, and the pinned versions resolve for the others too.
+PYTHON ?= $(firstword $(foreach one,python3.11 python3.12 python3.13,$(if $(shell command -v $(one)),$(one))) python3.11)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import sys
@@ -40,8 +39,9 @@ def machine(device: Any) -> dict[str, str]:
         found |= {"device": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
         found["memory"] = f"{torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
     found |= {"transformers": transformers.__version__, "peft": peft.__version__}
+    packages = importlib.metadata.packages_distributions()
     for name in ("deepspeed", "vllm", "ray", "trl"):
-        found[name] = importlib.metadata.version(name) if importlib.util.find_spec(name) else "–"
+        found[name] = importlib.metadata.version(packages[name][0]) if name in packages else "–"
     return found
 
 

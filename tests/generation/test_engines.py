@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import subprocess
+import sys
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -180,3 +183,19 @@ def test_vllm_refuses_adapters_of_architectures_without(tmp_path: Path) -> None:
     ):
         ENGINES["vllm"].check_model(config_of("--lora-rank", "4"), True, str(tmp_path))
     ENGINES["vllm"].check_model(config_of(), True, str(tmp_path))
+
+
+def test_without_vllm_the_torch_engine_takes_over_with_one_line(tmp_path: Path) -> None:
+    """In an environment of all packages but vLLM's."""
+    root = Path(__file__).parents[2]
+    (packages := tmp_path / "packages").mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith("vllm") and entry.suffix != ".pth":
+            (packages / entry.name).symlink_to(entry)
+    command = [sys.executable, "-S", "jobs/sprec.py", "--preset", "toy", "--dry-run", "--runs", str(tmp_path / "runs")]
+    env = {"PYTHONPATH": f"{root}:{packages}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = " ".join((done.stdout + done.stderr).split())
+    assert said.count("--engine auto passes over vllm: vllm is not installed. Install rayrec[cpu]") == 1, said
+    assert re.search(r"engine\W+torch", said), said
