@@ -51,7 +51,7 @@ faults: .venv/tested
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --upgrade pip==26.0.1
 	$(INSTALL) "$(TORCH)" || $(INSTALL) "$(TORCH)" --index-url $(TORCH_INDEX)
-	$(INSTALL) -c constraints.txt -e '.[cpu]'
+	$(INSTALL) -c constraints.txt -e '.[cpu,serve]'
 	# Their registry builds do not load beside a CPU torch, and nothing here needs them.
 	$(PIP) uninstall --yes torchvision torchaudio torchcodec
 	touch .venv
