@@ -22,10 +22,10 @@ from rayrec.data import load
 from rayrec.data.settings import DataConfig
 from rayrec.driver import baselines
 from rayrec.driver.checks import resolve
-from rayrec.generation import chat, resolve_engine, vllm
+from rayrec.generation import chat, resolve_engine
 from rayrec.generation.engine import Part, Setup
 from rayrec.methods import parse
-from rayrec.models import policy
+from rayrec.models import policy, weights
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 from rayrec.prompts import make_template
@@ -110,12 +110,12 @@ def test_a_pickle_is_no_data_and_no_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="safetensors"):
         policy.load_base(tmp_path / "base")
     with pytest.raises(ValueError, match="safetensors"):
-        list(vllm.tensors(str(tmp_path / "base")))  # what vLLM is handed
+        list(weights.tensors(str(tmp_path / "base")))  # what vLLM is handed
     (tmp_path / "base" / "model.safetensors").write_bytes(bad)
     with pytest.raises((ValueError, SafetensorError)):
         policy.load_base(tmp_path / "base")
     with pytest.raises((ValueError, SafetensorError)):
-        list(vllm.tensors(str(tmp_path / "base")))
+        list(weights.tensors(str(tmp_path / "base")))
     assert not mark.exists()
 
 

@@ -239,7 +239,7 @@ def trl_steps(place: Place, data: list[Example]) -> float:
         gradient_checkpointing=False,
         **settings,  # pyright: ignore[reportArgumentType]
     )
-    tokenizer, model = AutoTokenizer.from_pretrained(place.base), place.model()
+    tokenizer, model = AutoTokenizer.from_pretrained(place.base, trust_remote_code=False), place.model()
     trainer = DPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
     return len(data) / trainer.train().metrics["train_runtime"]
 
