@@ -333,7 +333,7 @@ def time_here(ready: Prepared) -> dict[str, str]:
     taken = placement.train_workers + placement.generators * placement.tensor_parallel
     cluster = f"1x{max(taken, os.cpu_count() or 1) if kind == 'cpu' else taken}x{kind}"
     config = dataclasses.replace(config, placement=dataclasses.replace(placement, cluster=cluster))
-    device = _core(config.train.dtype) if kind == "cpu" else DEVICES[kind]
+    device = _core(config.train.precision) if kind == "cpu" else DEVICES[kind]
     found = estimate(config, ready.phases, ready.tokens, ready.shape, len(ready.data.valid), device)
     if found["total"] < 3600:
         return {}
