@@ -129,7 +129,7 @@ def work(worked: Worked, folder: str, results: Any) -> None:
     setup = {"config": config, "base": worked.base, "gpu": False, "storage": Storage("")}
     worker = Worker(setup | {"objective": make_objective(config.loss)}, 0, 1)
     worker.report = lambda **facts: None
-    held = sum(p.nbytes for p in worker.lm.parameters()) + sum(t.nbytes for t in worker.initial.values())
+    held = sum(p.nbytes for p in worker.lm.parameters()) + sum(t.nbytes for t in (worker.initial or {}).values())
     # Memory that torch keeps after its first pass in a process is no part of the model.
     prompt, titles = examples[0]
     worker.lm(pack([(prompt[:9], titles[:1])])).sum().backward()
