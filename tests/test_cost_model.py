@@ -221,10 +221,10 @@ def test_a_dry_run_tells_what_a_cluster_would_take(folder: Path, tmp_path: Path)
     assert times and needs, told
     assert 60 * float(times[3]) == pytest.approx(float(times[1]) + 5 * float(times[2]), abs=60)
     assert all(2 * 1_235_814_400 / 2**30 < float(held) < 74.5 for held in needs.groups())
-    # Four trainers begin two phases with weights of two bytes and adapters of four, and in 96 steps of ZeRO-2 the
-    # adapters' gradients go round twice and their weights once; four generators are handed two policies.
+    # Four trainers begin two phases with weights of two bytes and adapters of four, and in 96 steps of stage 0
+    # the adapters' gradients go round twice; four generators are handed two policies.
     adapters = 4 * 11_272_192
-    gradients = (2 * 3 * (2 * 1_235_814_400 + adapters) + 96 * 3 * 3 * adapters) / 2**30
+    gradients = (2 * 3 * (2 * 1_235_814_400 + adapters) + 96 * 3 * 2 * adapters) / 2**30
     policies = 4 * 2 * adapters / 2**20
     assert f"moved in an iteration: gradients {gradients:.1f} GiB, policies {policies:.1f} MiB, rows" in told
     assert "01/prefer 2,048 1 64" in told

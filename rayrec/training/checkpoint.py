@@ -81,9 +81,7 @@ def save(folder: Path, key: str, records: list[dict], engine: Any, rank: int, st
     from safetensors.torch import save_file
 
     state = {}
-    for name, tensor in _state(
-        engine, _trainable(engine)
-    ):  # every rank gathers the tensors, one after the other; rank 0 keeps them
+    for name, tensor in _state(engine):  # every rank gathers the tensors, one after the other; rank 0 keeps them
         if not rank:
             state[name] = tensor.cpu().contiguous()
 
@@ -139,11 +137,11 @@ def _load(state: dict[str, Any], parameters: Named, engine: Any, whole: Whole) -
                 moments[moment].copy_(state[f"{name}.{moment}"])
 
 
-def _state(engine: Any, parameters: Named) -> Iterator[tuple[str, Any]]:
-    """Names and whole tensors of parameters and their moments."""
+def _state(engine: Any, parameters: Named | None = None) -> Iterator[tuple[str, Any]]:
+    """Names and whole tensors of parameters, by default all that are trained, and of their moments."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    for name, parameter in parameters:
+    for name, parameter in _trainable(engine) if parameters is None else parameters:
         if _is_split(parameter):
             yield name, safe_get_full_fp32_param(parameter)
             yield from ((f"{name}.{one}", safe_get_full_optimizer_state(parameter, one)) for one in MOMENTS)
