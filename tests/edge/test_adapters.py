@@ -12,6 +12,7 @@ import pytest
 from tests.edge.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_each_policy_answers_as_peft_does_whatever_came_before(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.edge.adapters_program", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)

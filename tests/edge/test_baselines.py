@@ -96,6 +96,7 @@ def test_a_silent_worker_is_told_and_ends_the_job(tmp_path: Path) -> None:
     assert said.splitlines()[-1].startswith("The same command goes on at the first unfinished phase.")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_told_once(tmp_path: Path) -> None:
     refused = run_baselines("--runs", str(tmp_path), "--name", "b", "--models", "sasrec", "--lr", "1e30")
     assert refused.returncode == 1 and "Traceback" not in refused.stdout + refused.stderr

@@ -60,6 +60,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, su
         server.wait(30)
 
 
+@pytest.mark.slow
 def test_an_endpoint_is_a_row_of_its_own(endpoint: tuple[str, subprocess.Popen], tmp_path: Path) -> None:
     url, server = endpoint
     args = [

@@ -114,6 +114,7 @@ def test_an_engine_answers_with_the_loaded_policys_log_probabilities(engine: str
     assert out["unknown"] == [["transformers'", ["logprob", "whole"] if engine == "vllm" else []]]
 
 
+@pytest.mark.slow
 def test_a_broken_hand_off_stops_the_run_and_a_sound_one_is_in_the_trace(tmp_path: Path) -> None:
     flags = {"pretrain-steps": 2, "first-rows": 32, "rows-per-iteration": 32, "iterations": 1, "test-rows": 32}
     flags |= {"valid-rows": 32, "negatives": "random", "decode": "greedy", "method": "SPRec", "runs": tmp_path}

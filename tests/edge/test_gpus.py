@@ -8,6 +8,8 @@ import sys
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from tests.edge.conftest import ROOT
 
 
@@ -38,6 +40,7 @@ def test_no_two_trainers_have_one_card_and_shared_pairs_each_generator_with_one(
         check(plan, found)
 
 
+@pytest.mark.slow
 def test_the_same_over_two_nodes_and_the_cards_of_a_generator_lie_on_one() -> None:
     plans = ["shared 4 4 1", "shared 5 5 1", "shared 3 3 1", "apart 1 2 2"]
     for plan, found in zip(plans, placed([2, 3], plans), strict=True):

