@@ -119,8 +119,8 @@ class EvaluateConfig:
     `score`; the plan names it. With --protocol candidates `greedy` is the candidate that the text names, and `score`
     ranks the candidates by their probability."""
     normalise: Literal["vocabulary", "catalogue"] = "vocabulary"
-    """What the probabilities of `beams`, `d3` and `score` are normalised over: the `vocabulary`, or at each token those
-    that continue a title of the `catalogue`, so that all titles together have probability 1."""
+    """Tokens that share the probability of `beams`, `d3` and `score`: the `vocabulary`, or at each place those that
+    continue a title of the `catalogue`, so that all titles together have probability 1."""
     d3_alpha: float | None = None
     """Weight of the language model in `d3`, SASRec has the rest; default: the one of 0.1, 0.3, 0.5, 0.7, 0.9 with the
     best NDCG on the validation rows, logged with every result."""

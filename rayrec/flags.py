@@ -25,7 +25,7 @@ C = TypeVar("C")
 #: The column of the help in which texts begin.
 _BESIDE = 30
 
-#: What other programs call a flag.
+#: Names that other programs give to a flag.
 SYNONYMS = {
     "data": "dataset data-path data-dir data-folder input dataset-name",
     "model": "model-name model-path model-name-or-path base-model pretrained policy",
@@ -99,7 +99,7 @@ def flags_of(kind: type) -> list[str]:
 
 
 def documents(kind: type) -> dict[str, str]:
-    """What the settings of ``kind`` do, by their flags."""
+    """Return the descriptions of the settings of ``kind``, by flag."""
     return {flag(one.name): one.text for one in _settings(kind)}
 
 

@@ -88,7 +88,7 @@ def constrained(place: Place, model: Any, prompts: list[list[int]], answers: lis
 
 
 def sleep(place: Place) -> Iterator[Line]:
-    """What an engine leaves on the GPU while training has it, and the seconds of a hand-off."""
+    """Measure the memory of a sleeping engine on the GPU, and the seconds of a hand-off."""
     import torch
 
     from rayrec.generation.engine import move

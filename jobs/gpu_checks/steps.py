@@ -55,9 +55,9 @@ class Trained:
         self.place, self.beats = place, list[tuple[float, dict[str, Any]]]()
         setup = {"config": config, "base": place.base, "gpu": place.gpu, "storage": Storage("")}
         self.worker = Worker(setup | {"objective": make_objective(config.loss)}, 0, 1)
-        self.worker.report = self.hear
+        self.worker.report = self.note
 
-    def hear(self, **beat: Any) -> None:
+    def note(self, **beat: Any) -> None:
         """Note a heartbeat."""
         self.beats.append((time.perf_counter(), beat))
 
@@ -123,7 +123,7 @@ def resume(place: Place) -> Iterator[Line]:
         whole = trained.phase("prefer", data, f"whole{stage}")["folder"]
 
         def cut(trained: Trained = trained, **beat: Any) -> None:
-            trained.hear(**beat)
+            trained.note(**beat)
             if beat.get("step") == 3:
                 raise CutOff
 
@@ -132,7 +132,7 @@ def resume(place: Place) -> Iterator[Line]:
             trained.phase("prefer", data, f"cut{stage}")
             raise AssertionError("a phase that was cut off has ended")
         except CutOff:
-            trained.worker.report = trained.hear
+            trained.worker.report = trained.note
         done = trained.phase("prefer", data, f"cut{stage}")
         one, two = (load_file(Path(folder) / "adapter_model.safetensors") for folder in (whole, done["folder"]))
         worst = max(float((one[name] - two[name]).abs().max()) for name in one) / LR

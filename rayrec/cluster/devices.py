@@ -12,7 +12,7 @@ import psutil
 DRIVERS = {11: 450, 12: 525, 13: 580}
 #: The CPU time of a container and the time in which it may take it.
 _QUOTA = "sys/fs/cgroup/cpu.max"
-#: What the kernel tells of NVIDIA's driver, and a folder with an entry for each of its GPUs.
+#: The kernel's file about NVIDIA's driver, and a folder with an entry for each of its GPUs.
 _VERSION, _GPUS = "proc/driver/nvidia/version", "proc/driver/nvidia/gpus"
 
 

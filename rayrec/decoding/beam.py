@@ -23,7 +23,7 @@ from rayrec.decoding.tails import Beams, complete, log_titles, tails
 from rayrec.decoding.trie import Trie, logsumexp_by, ragged
 from rayrec.topk import stable_topk
 
-#: What the probabilities of tokens are shares of: of the vocabulary's, or of those that the catalogue allows.
+#: Tokens over which probabilities are normalised: the vocabulary, or those that the catalogue allows.
 Normalise = Literal["vocabulary", "catalogue"]
 #: Weights of the language model from which D3 takes the best on the validation rows.
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """What a search asks of every step."""
+    """Settings of a search that every step reads."""
 
     width: int
     best: int

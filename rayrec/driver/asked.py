@@ -10,7 +10,7 @@ from rayrec.fields import flag
 from rayrec.models.card import ASKED, catalogue_hash
 from rayrec.prompts import Template
 
-#: What stands in the prompt of a policy's card.
+#: Placeholders in the prompt of a policy's card.
 _TITLES, _CANDIDATES = ["First title", "Second title"], ["First candidate", "Second candidate"]
 
 

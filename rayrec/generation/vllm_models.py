@@ -1,4 +1,4 @@
-"""What vLLM takes: architectures, adapters and their ranks, by its own source."""
+"""Architectures, adapters and ranks that vLLM supports, read from its own source."""
 
 from __future__ import annotations
 

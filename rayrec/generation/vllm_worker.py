@@ -1,4 +1,4 @@
-"""What runs inside vLLM's own workers: they take policies in place and state what they hold."""
+"""An extension of vLLM's own workers: it loads policies in place and states a digest of the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a policy and a beam search lose on the way to titles; about whole lists, so they have no k."""
+"""Losses of a policy and of a beam search on the way to titles; about whole lists, so they have no k."""
 
 import numpy as np
 

@@ -28,7 +28,7 @@ Self = TypeVar("Self")
 
 
 class Legal(Protocol):
-    """What a catalogue allows in the places of N answer tokens (:class:`rayrec.decoding.Legal`)."""
+    """Tokens that a catalogue allows in the places of N answer tokens (:class:`rayrec.decoding.Legal`)."""
 
     def cut(self: Self, begin: int, end: int) -> Self: ...
 

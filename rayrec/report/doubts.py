@@ -1,4 +1,4 @@
-"""What a reader of a run's numbers must know: negatives that are not the policy's own, answers that are no titles."""
+"""Warnings for readers of a run's numbers: negatives that are not the policy's own, answers that are no titles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What requests and answers hold, with their limits; the OpenAPI page is made of these classes."""
+"""Bodies of requests and answers, with their limits; the OpenAPI page is made of these classes."""
 
 from __future__ import annotations
 

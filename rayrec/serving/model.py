@@ -29,7 +29,7 @@ class Snapshot:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What an answer says of its version."""
+        """Return the fields of an answer that name its version."""
         return {
             "policy": self.recommender.policy,
             "catalogue": self.recommender.version,
@@ -141,7 +141,7 @@ class Model:
             self.held[number] = self._opened(number)
 
     async def state(self) -> dict[str, Any]:
-        """What is served."""
+        """Return the version that is served."""
         return self.held[self.served.number].about
 
     async def prepare(self, number: int) -> dict[str, Any]:

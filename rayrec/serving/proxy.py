@@ -1,4 +1,4 @@
-"""What Ray Serve's proxies do in addition: a request whose front died gets an answer that says to come again."""
+"""An addition to Ray Serve's proxies: a request whose front died gets 503 with Retry-After."""
 
 from __future__ import annotations
 

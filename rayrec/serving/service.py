@@ -1,4 +1,4 @@
-"""What the service does with a request, whatever computes the lists."""
+"""Requests of the service, whatever computes the lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RETRY, READY = 1, 2.0
 
 
 class Replicas(Protocol):
-    """What computes lists: the model's deployment, or one model in this process."""
+    """A computer of lists: the model's deployment, or one model in this process."""
 
     async def answer(self, served: Served, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Answer a batch by a version, on any replica. Refusal: none can."""
@@ -32,7 +32,7 @@ class Replicas(Protocol):
         ...
 
     async def state(self) -> dict[str, Any]:
-        """What a replica serves."""
+        """Return the version that a replica serves."""
         ...
 
 

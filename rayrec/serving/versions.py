@@ -17,7 +17,7 @@ _REMEDY = "Name another --state, or remove that folder: the service then begins 
 
 @dataclass(frozen=True)
 class Version:
-    """What is served: it never changes, and another number is another version."""
+    """A version that is served: it never changes, and another number is another version."""
 
     number: int
     policy: str
@@ -45,7 +45,7 @@ class Versions:
 
     @property
     def served(self) -> Served | None:
-        """What is served; None in a new folder."""
+        """The version that is served; None in a new folder."""
         file = self.folder / "current.json"
         return Served(**read_json(file, _REMEDY)) if file.exists() else None
 

@@ -40,7 +40,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 def digest(token: str) -> str:
-    """What is kept of a token."""
+    """Return the hash that is kept of a token."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -61,7 +61,7 @@ def make_app(service: Service, token: str | None) -> Guard:
 
     @app.get("/ready")
     async def ready() -> Any:
-        """What is served, once a replica can answer."""
+        """Return the served version, once a replica can answer."""
         return JSONResponse(await service.ready())
 
     @app.get("/metrics")

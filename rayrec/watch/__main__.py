@@ -32,7 +32,7 @@ class WatchConfig:
     k: Annotated[int, POSITIVE] = 10
     """Places of a list that count."""
     limits: tuple[str, ...] = ()
-    """What the last period of every policy must keep, such as 'ORRatio<0.2' 'DivRatio>0.05'."""
+    """Limits for the last period of every policy, such as 'ORRatio<0.2' 'DivRatio>0.05'."""
     out: str = "watch.html"
     """The page."""
     json: str | None = None

@@ -10,7 +10,7 @@ from rayrec.watch.measures import MEASURES, Watched
 
 
 class Limit(NamedTuple):
-    """What a measure must be: below or above a number."""
+    """A limit of a measure: below or above a number."""
 
     name: str
     below: bool

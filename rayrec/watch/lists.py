@@ -15,7 +15,7 @@ from rayrec.data.catalogue import Catalogue
 from rayrec.recommend.histories import from_file
 from rayrec.recommend.recommender import read_catalogue
 
-#: What is read of a list.
+#: Columns that are read of a list.
 SHOWN = pa.schema(
     [
         pa.field("policy", pa.string(), nullable=False),

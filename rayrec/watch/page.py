@@ -1,4 +1,4 @@
-"""What the watch shows: a table for the terminal, and one page without script or network."""
+"""The watch's output: a table for the terminal, and one page without script or network."""
 
 from __future__ import annotations
 
