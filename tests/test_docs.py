@@ -171,8 +171,8 @@ def rayrec(words: list[str]) -> None:
         evaluate.check_untrained(parse("", ["--method", "zero-shot", *given]))
     elif name == "compare":
         given, rest = compare.options().parse_known_args(args)
-        rest, methods = compare.settle(given, rest)
-        compare.check(given, compare.rows_of(given, methods), rest)
+        rest, rows = compare.settle(given, rest)
+        compare.check(given, rows, rest)
     elif name == "baselines":
         config = commands_baselines.read(args)
         commands_baselines.check_read(config)

@@ -5,6 +5,7 @@
     rayrec compare --data DIR --preset table2 --iterations 3   # any flag of jobs/sprec.py holds for all cells
     rayrec compare --data DIR --methods BIGRec SPRec --vary beta 0.03 0.1 0.3
     rayrec compare --data DIR --preset figure6    # SPRec's: K beams of the policy, the mean of three iterations
+    rayrec compare --data DIR --methods BIGRec SPRec SPRec:sft-loss=msl --tune lr 3e-5 1e-4 --tune first-lr 1e-4 3e-4
 
 The presets also set what their tables and figures hold fixed (SETTINGS, and for models with adapters PUBLISHED), where
 the command does not name it. sdpo takes MoRec along with --embedder-path, and ChatRec with --endpoint and --served.
@@ -21,11 +22,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayrec import signals
+from rayrec.compare.tables import Row, numbers, on_validation, row_of, tried, vary
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
 from rayrec.runs.manifest import write_json
 
@@ -59,30 +61,6 @@ VARIED = {"figure5": "random-share 0 0.25 0.5 0.75 1", "figure6": "num-negatives
 LAST = dict.fromkeys(VARIED, 3)
 #: Flags of jobs/sprec.py that differ between cells, and the flags of this job that set them.
 OWN = {"--seed": "--seeds 0 1 2", "--method": "--methods BIGRec SPRec"}
-KNOWN = [*METHODS, *BASELINES]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method of the table, and the setting in which it differs from others of its name."""
-
-    method: str
-    setting: str = ""
-    value: str = ""
-
-    @property
-    def label(self) -> str:
-        """Its name in tables and folders."""
-        return f"{self.method} {self.setting}={self.value}" if self.setting else self.method
-
-    @property
-    def flags(self) -> list[str]:
-        """The setting on the command line of a cell."""
-        if self.setting == "random-share":  # SPRec figure 5
-            share = float(self.value)
-            own = [f"self_play:{1 - share:.12g}"] if share < 1 else []
-            return ["--negatives", *own, *([f"random:{self.value}"] if share else [])]
-        return [f"--{self.setting}", self.value] if self.setting else []
 
 
 def options() -> argparse.ArgumentParser:
@@ -93,13 +71,17 @@ def options() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--methods", nargs="+", choices=KNOWN, metavar="METHOD", help=", ".join(KNOWN))
+    text = f"{', '.join([*METHODS, *BASELINES])}; METHOD:flag=value,flag=value is a row with settings of its own"
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=text)
     parser.add_argument("--preset", choices=PRESETS, help="the methods of a published table or figure")
     parser.add_argument("--scale", choices=("toy", "small", "paper"), default="small", help="--preset of every cell")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     text = "a number among the flags, such as `beta` or `num-negatives`, or `random-share`, and its values for every "
     text += "language model but --against"
     parser.add_argument("--vary", nargs="+", metavar=("SETTING", "VALUE"), help=text)
+    text = "a setting and values of which each method takes the one with the best NDCG on the validation rows of the "
+    text += "first seed: `lr` for methods with iterations, `first-lr` for the others. Give it once for each"
+    parser.add_argument("--tune", nargs="+", action="append", default=[], metavar=("SETTING", "VALUE"), help=text)
     text = "iterations of self-play whose mean is compared; default: 3 in figures 5 and 6, else the last alone"
     parser.add_argument("--average-last", type=int, help=text)
     parser.add_argument("--against", default="BIGRec", help="the method that all others are tested against")
@@ -122,13 +104,13 @@ def main(words: list[str] | None = None) -> int:
     args, rest = options().parse_known_args(words)
     signals.catch("the same command goes on with what is left")
     try:
-        rest, methods = settle(args, rest)
-        rows = rows_of(args, methods)
+        rest, rows = settle(args, rest)
         check(args, rows, rest)
         folder = Path(args.runs).absolute() / args.name
         if args.output.dry_run:
             return plans(args, rows, rest, folder)
-        failed = run_cells(args, rows, rest, folder)
+        failed, rows = tune(args, rows, rest, folder)
+        failed |= run_cells(args, rows, args.seeds, rest, folder)
         made = show(args, rows, rest, folder, failed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -144,8 +126,8 @@ def named(rest: list[str], flag: str) -> bool:
     return any(word == flag or word.startswith(f"{flag}=") for word in rest)
 
 
-def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[str]]:
-    """The flags of all cells and the methods, with the preset's; sets ``args.protocol``, ``k`` and ``output``."""
+def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[Row]]:
+    """The flags of all cells and the rows, with the preset's; sets ``args.protocol``, ``k`` and ``output``."""
     from rayrec.cluster import connect
     from rayrec.driver import checks
 
@@ -166,40 +148,21 @@ def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[s
             rest = [*rest, flag, *words]
     args.vary = args.vary or VARIED.get(args.preset, "").split()
     args.average_last = LAST.get(args.preset, 1) if args.average_last is None else args.average_last
-    methods = (args.methods or []) + PRESETS.get(args.preset, "").split()
+    rows = [row_of(words) for words in (args.methods or []) + PRESETS.get(args.preset, "").split()]
     if args.preset == "sdpo":
-        methods += ["MoRec"] if named(rest, "--embedder-path") else []
-        methods += ["ChatRec"] if args.endpoint else []
-    methods = list(dict.fromkeys(methods))
-    if not methods:
+        rows += [Row("MoRec")] if named(rest, "--embedder-path") else []
+        rows += [Row("ChatRec")] if args.endpoint else []
+    rows = list(dict.fromkeys(rows))
+    if not rows:
         raise ValueError("No method is named. Add --methods BIGRec SPRec, or --preset table2.")
-    own = {m: parse("", [*(["--method", m] if m in METHODS else []), *rest]) for m in methods}
-    choosing = [method for method in methods if own[method].data.protocol == "candidates"]
-    if choosing and choosing != methods:
+    own = [parse("", [*(["--method", row.method] if row.method in METHODS else []), *rest, *row.flags]) for row in rows]
+    choosing = [row.label for row, config in zip(rows, own, strict=True) if config.data.protocol == "candidates"]
+    if choosing and len(choosing) < len(rows):
         raise ValueError(f"{', '.join(choosing)} would choose from candidates alone. Add --protocol candidates.")
     args.protocol = "candidates" if choosing else "open"
     args.k = args.k or (1 if choosing else 5)
-    args.output = own[methods[0]].output
-    return rest, methods
-
-
-def rows_of(args: argparse.Namespace, methods: list[str]) -> list[Row]:
-    """The rows of the table: the methods, each in all its settings."""
-    if not args.vary:
-        return [Row(method) for method in methods]
-    setting, *values = args.vary
-    given = f"--vary {setting} {' '.join(values)}"
-    try:
-        numbers = {float(value) for value in values}
-    except ValueError:
-        raise ValueError(f"{given}: wanted numbers, such as --vary beta 0.1 1.") from None
-    if not numbers or len(numbers) < len(values):
-        raise ValueError(f"{given}: wanted at least one value, each once.")
-    rows: list[Row] = []
-    for method in methods:
-        varied = method not in BASELINES and method != args.against
-        rows += [Row(method, setting, value) for value in values] if varied else [Row(method)]
-    return rows
+    args.output = own[0].output
+    return rest, vary(rows, args.vary, args.against)
 
 
 def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
@@ -209,6 +172,9 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
     popular = ["Popular"] if any(row.method not in BASELINES for row in rows) else []
     if args.against not in (names := [*(row.label for row in rows), *popular]):
         raise ValueError(f"--against {args.against} is not compared. Name one of {names}.")
+    labels = [row.label for row in rows]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise ValueError(f"{', '.join(sorted(twice))} is a row twice. Name each once.")
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"--seeds {args.seeds} has one twice. Name each once.")
     if args.average_last < 1:
@@ -217,8 +183,14 @@ def check(args: argparse.Namespace, rows: list[Row], rest: list[str]) -> None:
         raise ValueError(f"--at-once is {args.at_once}, wanted at least 1. Without it the cluster's room decides.")
     if any(row.method == "ChatRec" for row in rows) and not (args.endpoint and args.served):
         raise ValueError("ChatRec, --endpoint URL and --served NAME go together. Name all three, or none of them.")
+    for setting, *values in args.tune:
+        numbers(f"--tune {setting}", values, least=2)
+        if named(rest, f"--{setting}"):
+            raise ValueError(f"--{setting} and --tune {setting} both set it. Leave one of them out.")
     for row in rows:
         config = checks.resolve(parse("", cell_args(args, row, args.seeds[0], rest)))
+        for one in tried(row, config, args.tune):
+            checks.resolve(parse("", cell_args(args, one, args.seeds[0], rest)))
         if row.method in BASELINES:
             baseline_args(config, BASELINES[row.method])
         if args.k not in config.evaluate.top_k:
@@ -248,7 +220,7 @@ def command(args: argparse.Namespace, row: Row, seed: int, rest: list[str], fold
     job, words = "sprec", cell_args(args, row, seed, rest)
     if row.method in BASELINES:
         job, words = "baselines", baseline_args(parse("", words), BASELINES[row.method])
-    place = ["--runs", str(folder), "--name", f"{row.label}-seed{seed}"]
+    place = ["--runs", str(folder), "--name", f"{row.folder}-seed{seed}"]
     return [sys.executable, "-m", "rayrec.commands", job, *words, *place]
 
 
@@ -262,7 +234,31 @@ def plans(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Pa
     return code
 
 
-def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> dict[str, str]:
+def tune(args: argparse.Namespace, rows: list[Row], rest: list[str], folder: Path) -> tuple[dict[str, str], list[Row]]:
+    """Run the values of ``--tune`` with the first seed, and choose for each row the best one on validation rows.
+
+    ``--against`` comes first: rows with iterations start from the first SFT that was chosen for it. Returns the last
+    line of the log of each cell that failed, and the rows with their chosen settings.
+    """
+    seed, failed, best, shared = args.seeds[0], dict[str, str](), dict[Row, Row](), tuple[tuple[str, str], ...]()
+    for now in (True, False) if args.tune else ():
+        some = [row for row in rows if (row.label == args.against) == now]
+        own = {row: tried(row, parse("", cell_args(args, row, seed, rest)), args.tune, shared) for row in some}
+        failed |= run_cells(args, [one for ones in own.values() for one in ones], [seed], rest, folder)
+        for row, ones in own.items():
+            decode = decodes(row.method, args.protocol, args.decode)[0]
+            done = [one for one in ones if f"{one.folder}-seed{seed}" not in failed] if len(ones) > 1 else []
+            found = {one: on_validation(folder / f"{one.folder}-seed{seed}", decode, args.k) for one in done}
+            value = {" ".join(map("=".join, one.tuned)): found[one] for one in done}
+            best[row] = replace(max(done or ones[:1], key=lambda one: found.get(one, 0)), validation=value)
+            if now:
+                shared = tuple(pair for pair in best[row].tuned if pair[0].startswith("first-"))
+    return failed, [best.get(row, row) for row in rows]
+
+
+def run_cells(
+    args: argparse.Namespace, rows: list[Row], seeds: list[int], rest: list[str], folder: Path
+) -> dict[str, str]:
     """Run every cell; return the last line of the log of each that failed, by its name.
 
     Where several run at once, --against runs before the others of its seed, which share its first training.
@@ -271,15 +267,15 @@ def run_cells(args: argparse.Namespace, rows: list[Row], rest: list[str], folder
     from rayrec.compare.cells import USED, account, finished_phases, read_used, start, watch
 
     at_once = args.at_once or runs_at_once(parse("", cell_args(args, rows[0], args.seeds[0], rest)))
-    cells = [(seed, row) for seed in args.seeds for row in rows]
-    first = next((row for row in rows if row.method == args.against), rows[0])
+    cells = [(seed, row) for seed in seeds for row in rows]
+    first = next((row for row in rows if row.label == args.against), rows[0])
     rounds = [cells] if at_once == 1 else [[c for c in cells if (c[1] == first) == now] for now in (True, False)]
     folder.mkdir(parents=True, exist_ok=True)
     lock, failed, used = threading.Lock(), {}, read_used(folder)
     running, stopped = list[subprocess.Popen](), threading.Event()
 
     def do(seed: int, row: Row) -> None:
-        name = f"{row.label}-seed{seed}"
+        name = f"{row.folder}-seed{seed}"
         before = finished_phases(folder / name)
         print(f"{time.strftime('%X')}  {name}", flush=True)
         begun = time.monotonic()
@@ -319,7 +315,7 @@ def read_cells(args: argparse.Namespace, rows: list[Row], folder: Path, failed: 
     from rayrec.compare.cells import read_cell
 
     cells, popular = [], {}
-    names = {(seed, row): f"{row.label}-seed{seed}" for seed in args.seeds for row in rows}
+    names = {(seed, row): f"{row.folder}-seed{seed}" for seed in args.seeds for row in rows}
     for (seed, row), name in names.items():
         if name not in failed:
             ways = decodes(row.method, args.protocol, args.decode)
@@ -346,10 +342,14 @@ def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder:
     if against != args.against:
         print(f"--against {args.against} has no finished cell; the differences are to {against}.")
     rows, used = compare(cells, against, args.k), read_used(folder)
-    varied = {one.label: {"method": one.method, "value": float(one.value)} for one in compared if one.setting}
+    setting = args.vary[0] if args.vary else ""
+    of = {one.label: one for one in compared}
     for row in rows:
-        row |= {"varied": varied[row["method"]]} if row["method"] in varied else {}
-        if own := [found for seed in row["seeds"] if (found := used.get(f"{row['method']}-seed{seed}"))]:
+        one = of.get(row["method"], Row(row["method"]))
+        if value := dict(one.own).get(setting):
+            row["varied"] = {"method": one.method, "value": float(value)}
+        row |= {"tuned": dict(one.tuned), "validation": one.validation} if one.tuned else {}
+        if own := [found for seed in row["seeds"] if (found := used.get(f"{one.folder}-seed{seed}"))]:
             row |= {"seconds": sum(one["seconds"] for one in own), "memory": max(one["memory"] for one in own)}
     data = parse("", cell_args(args, compared[0], args.seeds[0], rest)).data
     beside, seeds = published(data.data or "", args.protocol), len({cell.seed for cell in cells})
@@ -362,7 +362,7 @@ def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder:
     known = {"command": sys.argv, "versions": versions(), "k": args.k, "against": against, "failed": failed}
     (folder / "comparison.json").write_text(json.dumps({**known, "rows": rows, "published": beside}, indent=1))
     (folder / "comparison.csv").write_text(page.as_csv(rows))
-    title, setting = f"Comparison: {args.name}", args.vary[0] if args.vary else ""
+    title = f"Comparison: {args.name}"
     text = page.page(rows, beside, args.k, against, title, about, setting)
     (folder / "comparison.html").write_text(text, encoding="utf-8")
     head, lines = page.table(rows, args.k, against)

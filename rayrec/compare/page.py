@@ -91,8 +91,8 @@ def _flat(row: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _name(row: Row) -> str:
-    alphas = ", ".join(f"α {alpha:g}" for alpha in row.get("alpha", []))
-    return f"{row['method']}{' ●' if row.get('pareto') else ''}" + (f" ({alphas})" if alphas else "")
+    chosen = [f"α {alpha:g}" for alpha in row.get("alpha", [])] + [f"{k} {v}" for k, v in row.get("tuned", {}).items()]
+    return f"{row['method']}{' ●' if row.get('pareto') else ''}" + (f" ({', '.join(chosen)})" if chosen else "")
 
 
 def _estimate(entry: Row | None, inside: bool) -> str:

@@ -26,6 +26,7 @@ from rayrec.compare import page
 from rayrec.compare.cells import Cell, account, finished_phases, read_cell, read_used
 from rayrec.compare.compare import compare, pareto
 from rayrec.compare.published import published
+from rayrec.compare.tables import Row
 from rayrec.config import BaselinesConfig, deciding
 from rayrec.data import schema
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
@@ -312,10 +313,9 @@ def test_every_method_has_one_way_to_answer() -> None:
 def settled(tmp_path: Path, *words: str, **args: Any) -> tuple[Namespace, list[Any], list[str]]:
     """The settings, rows and flags of a comparison that may start."""
     given = {"methods": None, "preset": None, "scale": "toy", "seeds": [0], "vary": None, "against": "BIGRec"}
-    given |= {"decode": (), "endpoint": None, "served": None, "k": None, "runs": str(tmp_path), "name": "c"}
+    given |= {"decode": (), "endpoint": None, "served": None, "k": None, "runs": str(tmp_path), "name": "c", "tune": []}
     made = Namespace(**(given | {"at_once": 1, "average_last": None} | args))
-    rest, methods = job.settle(made, list(words))
-    rows = job.rows_of(made, methods)
+    rest, rows = job.settle(made, list(words))
     job.check(made, rows, rest)
     return made, rows, rest
 
@@ -394,7 +394,7 @@ def test_figures_5_and_6_are_the_papers(tmp_path: Path) -> None:
         config = parse("", job.cell_args(made, row, 0, rest))
         assert (config.train.negatives, config.loss.objective, config.loss.beta) == (("self_play_beam",), "sdpo", 0.1)
         assert (config.train.rows_per_iteration, config.train.iterations) == (1024, 5)
-        assert config.train.num_negatives == int(row.value)
+        assert config.train.num_negatives == int(dict(row.own)["num-negatives"])
     made, rows, rest = settled(tmp_path, preset="figure5")
     assert made.average_last == 3 and len(rows) == 6
     shares = [parse("", job.cell_args(made, row, 0, rest)).train.negatives for row in rows[1:]]
@@ -507,10 +507,54 @@ def test_what_cells_took_outlives_a_death_amid_the_write(tmp_path: Path, monkeyp
     with monkeypatch.context() as amid:
         amid.setattr(os, "replace", died)
         with pytest.raises(OSError, match="the disk is full"):
-            job.run_cells(made, rows, rest, folder)
+            job.run_cells(made, rows, made.seeds, rest, folder)
     assert json.loads((folder / "cells.json").read_text()) == before
-    assert job.run_cells(made, rows, rest, folder) == {}
+    assert job.run_cells(made, rows, made.seeds, rest, folder) == {}
     assert read_used(folder).keys() == {"BIGRec-seed0", "BIGRec-seed7"}
+
+
+def test_settings_are_tuned_on_validation_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells that write an evaluation of validation rows: the best value of each method, and BIGRec's SFT for all."""
+    best = {"BIGRec": "3e-4", "SPRec": "1e-5", "SPRec sft-loss=msl": "3e-5"}
+    tune = [["first-lr", "1e-4", "3e-4"], ["lr", "1e-5", "3e-5"]]
+    made, rows, rest = settled(tmp_path, methods=["BIGRec", "SPRec", "SPRec:sft-loss=msl", "SASRec"], tune=tune)
+
+    def line(args: Namespace, row: Row, seed: int, rest: list[str], folder: Path) -> list[str]:
+        value = 0.5 if row.tuned and row.tuned[-1][1] == best[row.label] else 0.25
+        records = [{"split": split, "decode": "beams", "NDCG@5": value} for split in ("test", "valid")]
+        phase = folder / f"{row.folder}-seed{seed}" / "02" / "evaluate"
+        text = f"import json, pathlib; p = pathlib.Path({str(phase)!r}); p.mkdir(parents=True, exist_ok=True)\n"
+        text += f"(p / 'metrics.json').write_text(json.dumps({{'records': {records}}})); (p / 'DONE').touch()"
+        return [sys.executable, "-c", text]
+
+    monkeypatch.setattr(job, "command", line)
+    failed, chosen = job.tune(made, rows, rest, tmp_path)
+    assert not failed
+    assert [row.folder for row in chosen] == [
+        "BIGRec first-lr=3e-4",
+        "SPRec first-lr=3e-4 lr=1e-5",
+        "SPRec sft-loss=msl first-lr=3e-4 lr=3e-5",
+        "SASRec",
+    ]
+    assert chosen[1].validation == {"first-lr=3e-4 lr=1e-5": 0.5, "first-lr=3e-4 lr=3e-5": 0.25}
+    config = cell_config(made, chosen[1:], rest, "SPRec")
+    assert (config.train.first_lr, config.train.lr) == (3e-4, 1e-5)
+    assert [row.label for row in chosen] == [row.label for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"methods": ["BIGrec"]}, "no method is named 'BIGrec'"),
+        ({"methods": ["SPRec:sft-loss"]}, "wanted METHOD:flag=value,flag=value, such as SPRec:sft-loss=msl"),
+        ({"methods": ["SASRec:lr=1"]}, "SASRec has no settings of its own here"),
+        ({"methods": ["BIGRec"], "tune": [["lr", "1e-4"]]}, "wanted at least 2 values"),
+        ({"methods": ["BIGRec"], "tune": [["lr", "x", "y"]]}, "wanted numbers"),
+    ],
+)
+def test_rows_and_values_that_are_none_are_refused(tmp_path: Path, given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settled(tmp_path, **given)
 
 
 @pytest.mark.parametrize("text", ['{"BIGRec-se', "[]", "\udcff"])
@@ -518,7 +562,7 @@ def test_a_damaged_record_of_cells_is_refused_before_any_cell(tmp_path: Path, te
     made, rows, rest = settled(tmp_path, methods=["BIGRec"])
     (tmp_path / "cells.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"cells\.json: .* Remove it: finished cells stay"):
-        job.run_cells(made, rows, rest, tmp_path)
+        job.run_cells(made, rows, made.seeds, rest, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["cells.json"]
 
 
