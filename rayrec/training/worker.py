@@ -1,43 +1,28 @@
-"""What one training process does: load the base model once, then phase after phase with DeepSpeed.
-
-Shapes: B examples of a micro-batch, A answers of an example (the chosen one first), K = A − 1 rejected answers.
-"""
+"""What one training process does: load the base model once, then phase after phase with DeepSpeed."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayrec.cluster.devices import check_gpu
 from rayrec.cluster.memory import peak
 from rayrec.config import Config
-from rayrec.data import schema
 from rayrec.errors import Stopped
-from rayrec.objectives import Objective
 from rayrec.runs.storage import TROUBLES, Storage, errno_of
-from rayrec.seeds import seed_of
 from rayrec.training import checkpoint, memory, optimiser
 from rayrec.training.batches import read_shard
 from rayrec.training.board import Heartbeat, Phase, give_up, take_phases
-from rayrec.training.supervised import CatalogueLoss, CatalogueSteps
+from rayrec.training.phases import Preference, Supervised
+from rayrec.training.steps import Process, Shard, Steps
 
 if TYPE_CHECKING:
     from rayrec.models.proof import Probe
-
-#: Loss per example and what else is logged per example, of a micro-batch's rows.
-Loss = Callable[[list[dict]], tuple[Any, dict[str, Any]]]
-#: Readers of this worker's rows of every step from a given step on: as tables, and as dicts.
-Shard = Callable[[int], Iterable[pa.Table]]
-Read = Callable[[int], Iterator[list[dict]]]
 
 
 def work(setup: dict) -> None:
@@ -77,8 +62,10 @@ def work(setup: dict) -> None:
 
 
 class Worker:
-    """One training process of ``world``."""
+    """One training process of ``world``, and the model of all its phases."""
 
+    #: The steps of each kind of phase.
+    kinds: ClassVar[dict[str, type[Steps]]] = {"pretrain": Supervised, "sft": Supervised, "prefer": Preference}
     report: Callable[..., Any]
 
     def __init__(self, setup: dict, rank: int, world: int):
@@ -90,11 +77,9 @@ class Worker:
         from rayrec.models.shape import Shape
 
         self.config: Config = setup["config"]
-        self.objective: Objective = setup["objective"]
         self.storage: Storage = setup["storage"]
         self.probe: Probe | None = setup.get("probe")
         self.asked: dict[str, Any] | None = setup.get("asked")
-        self.catalogue: CatalogueLoss | None = setup.get("catalogue")
         self.base, self.rank, self.world = setup["base"], rank, world
         if setup["gpu"]:
             check_gpu()
@@ -111,7 +96,7 @@ class Worker:
         self.tokenizer = policy.load_tokenizer(here)
         lm = policy.without_dropout(policy.load_base(here, getattr(torch, train.precision), self.device))
         # The tokens of a row on a GPU: whole blocks of FlexAttention, or of the mask that its other kernels want.
-        self.multiple = 1 if not setup["gpu"] else 128 if train.attention == "flex" else 16
+        multiple = 1 if not setup["gpu"] else 128 if train.attention == "flex" else 16
         if train.attention == "flex":
             attend_by_flex(lm)
         self.hidden = int(lm.config.get_text_config().hidden_size)
@@ -123,23 +108,56 @@ class Worker:
         # phase, and read again after it: a copy would take as much memory in every worker.
         self.initial = policy.trainable_state(lm) if model.lora_rank else None
         self.fresh = True
+        self.process = Process(
+            config=self.config,
+            objective=setup["objective"],
+            catalogue=setup.get("catalogue"),
+            storage=self.storage,
+            rank=rank,
+            world=world,
+            device=self.device,
+            lm=self.lm,
+            memory=self.memory,
+            multiple=multiple,
+        )
 
     def run(self, phase: Phase, shard: Shard) -> dict:
         """Train one phase and save its policy on rank 0; returns its ``steps`` and the ``facts`` for the trace."""
-        import torch
         import torch.distributed as dist
 
+        begun = time.time()
+        self.report(phase=phase.name, step=0, steps=phase.steps)
+        phase = self._load(phase)
+        done = checkpoint.records_of(checkpoint.folder_of(phase.out), phase.key, self.storage)
+        engine = self._engine(phase)
+        steps = self.kinds[phase.kind](self.process, engine, phase, shard, self.report)
+        try:
+            records = steps.train(done)
+            self._save(phase)
+            proof = self._prove(engine, phase)
+        finally:
+            optimiser.release(engine)
+        dist.all_reduce(steps.seen)  # by now rank 0 has saved the policy
+        checkpoint.clear_copies(checkpoint.folder_of(phase.out), self.storage)
+        examples, tokens = map(int, steps.seen)
+        seconds = time.time() - begun
+        facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
+        facts |= {"tokens_per_s": tokens / seconds, "worker_pid": os.getpid(), "peak_memory": peak()}
+        resumed = {"resumed_at": len(done)} if done else {}
+        return {"steps": records, "facts": facts | resumed, "proof": proof}
+
+    def _load(self, phase: Phase) -> Phase:
+        """Load the policy that a phase starts from, and its item vectors; the phase with this node's folders."""
         from rayrec.models import item_vectors, policy, sequential
 
-        begun, from_base = time.time(), phase.start == self.base
+        from_base = phase.start == self.base
         phase = dataclasses.replace(
             phase,
             start=phase.start if from_base else str(self.storage.download(phase.start)),
             out=str(self.storage.here(phase.out)),
             items=str(self.storage.download(phase.items)) if phase.items else "",
         )
-        self._tell(phase=phase.name, step=0, steps=phase.steps)
-        with self._whole():
+        with self.process.whole():
             if not from_base:
                 policy.load_weights(self.lm.model, phase.start)
             elif not self.fresh:
@@ -148,51 +166,13 @@ class Worker:
         if phase.items:
             item_vectors.attach(self.lm.model, sequential.load(phase.items).table(), self.config.data.seed)
         policy.set_lora_dropout(self.lm.model, phase.dropout)
-        self.seen = torch.zeros(2, dtype=torch.float64)  # examples and tokens that went through the model
-        done = checkpoint.records_of(checkpoint.folder_of(phase.out), phase.key, self.storage)
-        self.resumed = {"resumed_at": len(done)} if done else {}
-        engine = self._engine(phase)
-        try:
-            train = self._prefer if phase.kind == "prefer" else self._sft
-            steps = train(engine, phase, done, lambda begun: self._rows(phase, shard, begun))
-            self._save(phase)
-            proof = self._prove(engine, phase)
-        finally:
-            optimiser.release(engine)
-        dist.all_reduce(self.seen)  # by now rank 0 has saved the policy
-        checkpoint.clear_copies(checkpoint.folder_of(phase.out), self.storage)
-        examples, tokens = map(int, self.seen)
-        seconds = time.time() - begun
-        facts = {"examples": examples, "tokens": tokens, "examples_per_s": examples / seconds}
-        facts |= {"tokens_per_s": tokens / seconds, "worker_pid": os.getpid(), "peak_memory": peak()}
-        return {"steps": steps, "facts": facts | self.resumed, "proof": proof}
+        return phase
 
     def _base_state(self) -> dict[str, Any]:
         """The weights of the base, read again."""
         from rayrec.models import policy
 
         return policy.trainable_state(policy.load_base(self.storage.download(self.base), self.config.train.precision))
-
-    def _rows(self, phase: Phase, shard: Shard, begun: int) -> Iterator[list[dict]]:
-        """Yield the rows of each step from ``begun`` on as dicts, checked for their step and slots."""
-        slots = self._slots(phase)
-        for number, batch in enumerate(shard(begun), begun):
-            rows = batch.to_pylist()
-            found = [(row["step"], row["slot"]) for row in rows]
-            assert found == [(number, slot) for slot in slots], f"step {number}, slots {slots} received rows {found}"
-            yield [row if row["weight"] else _stub(row) for row in rows]
-
-    def _slots(self, phase: Phase) -> range:
-        """Return this worker's slots of the global batch."""
-        rows = phase.batch // self.world
-        return range(self.rank * rows, (self.rank + 1) * rows)
-
-    @property
-    def clips(self) -> bool:
-        """Whether gradients are clipped here: at stage 0 in float32 DeepSpeed reads the norm of each by itself, and
-        does not tell that of all."""
-        train = self.config.train
-        return train.zero_stage == 0 and (train.dtype == "float32" or bool(self.config.model.lora_rank))
 
     def _engine(self, phase: Phase) -> Any:
         """A fresh DeepSpeed engine: optimiser state and schedule belong to one phase."""
@@ -202,10 +182,10 @@ class Worker:
         trainable: Any = [p for p in self.lm.parameters() if p.requires_grad]
         bucket = min(memory.BUCKET, sum(getattr(p, "ds_numel", p.numel()) for p in trainable))
         settings = {
-            # How many passes make a step differs from step to step: _step tells which is the last.
+            # How many passes make a step differs from step to step: Steps tells which is the last.
             "train_micro_batch_size_per_gpu": phase.batch // self.world,
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": 0.0 if self.clips else train.clip,
+            "gradient_clipping": 0.0 if self.process.clips else train.clip,
             # They would wait for the GPU before and after every pass.
             "timers": {"throughput": {"enabled": False}},
             # Adapters stay in float32 over a bfloat16 base; DeepSpeed would round them.
@@ -228,265 +208,6 @@ class Worker:
             outer.optimizer.state.clear()
         return engine
 
-    def _sft(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
-        """Weighted log-probabilities over the completion tokens of the global batch; the prompt is not trained on.
-
-        With ``--sft-loss`` another loss of the completion tokens.
-        """
-
-        def loss(rows: list[dict]) -> tuple[Any, dict]:
-            return -engine(self._pack(rows))[:, 0], {}
-
-        def count(row: dict) -> float:
-            return len(row["answers"][0]) if row["weight"] else 0
-
-        steps, around = read(len(done)), dict[str, Any]()
-        if phase.items:
-            steps, around = self._curriculum(phase, len(done), steps), {"around": partial(self._frozen, engine, phase)}
-        if self.catalogue is None or phase.kind == "pretrain":
-            return self._steps(engine, phase, done, steps, loss, count, **around)
-        by = CatalogueSteps(self.catalogue, self.device, done)
-
-        def over_titles(rows: list[dict]) -> tuple[Any, dict]:
-            return by.losses(engine, self._packed(rows), rows)
-
-        return self._steps(engine, phase, done, by.numbered(steps), over_titles, by.count, after=by.after, **around)
-
-    def _shows_items(self, phase: Phase, number: int) -> bool:
-        """Whether a step shows item vectors, with a probability that grows with the step, or text alone (LLaRA)."""
-        draw = seed_of(self.config.data.seed, phase.name, "curriculum", number) / 2**63
-        return draw < (number + 1) / phase.steps
-
-    def _curriculum(self, phase: Phase, begun: int, steps: Iterable[list[dict]]) -> Iterator[list[dict]]:
-        """Yield the rows of each step with or without item vectors in their prompts."""
-        from rayrec.models.item_vectors import attached
-
-        items: Any = attached(self.lm.model)
-        for number, rows in enumerate(steps, begun):
-            shown = self._shows_items(phase, number)
-            yield rows if shown else [{**row, "prompt": items.hide(row["prompt"])} for row in rows]
-
-    def _frozen(self, engine: Any, phase: Phase, number: int) -> AbstractContextManager:
-        """Keep the vectors' network as it is in a text-only step, where Adam's momentum would move it."""
-        from rayrec.models.item_vectors import maps
-
-        return nullcontext() if self._shows_items(phase, number) else checkpoint.frozen(engine, maps, self._whole)
-
-    def _prefer(self, engine: Any, phase: Phase, done: list[dict], read: Read) -> list[dict]:
-        """The preference step; its reference is the policy that the phase starts from (SPRec section 4.3)."""
-        from rayrec.models.logprobs import carried
-        from rayrec.objectives import chosen_nll, pairs_of, rewards
-
-        objective, begun, first = self.objective, len(done), self._slots(phase).start
-        anchor = self.config.loss.anchor
-        further = sorted(objective.reads - set(schema.PREFERENCES.names))
-        baseline: float | None = None
-        reference_SBA = self._reference(engine, phase, begun, read) if objective.needs_reference else None
-
-        def reference(rows: list[dict]) -> Any:
-            """log π_ref of the rows' answers and then of their neighbours, [B, A], zeros behind them."""
-            if reference_SBA is not None:
-                return reference_SBA[[row["step"] - begun for row in rows], [row["slot"] - first for row in rows]]
-
-        def before(rows: list[dict]) -> None:
-            nonlocal baseline
-            if "neighbour" in objective.reads:
-                baseline = self._baseline(engine, phase, rows, reference)
-
-        def loss(rows: list[dict]) -> tuple[Any, dict]:
-            logprob_BA = engine(self._pack(rows))
-            ref_BA = reference(rows)
-            if ref_BA is not None:
-                ref_BA = carried(ref_BA[:, : logprob_BA.shape[1]], logprob_BA.device)
-            pairs = pairs_of(logprob_BA, rows, ref_BA, baseline, further)
-            margin_B, accuracy_B = rewards(pairs, objective.scale)
-            loss_B = objective(pairs) + anchor * chosen_nll(pairs) if anchor else objective(pairs)
-            return loss_B, {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
-
-        return self._steps(engine, phase, done, read(begun), loss, lambda row: float(row["weight"] > 0), before)
-
-    def _steps(
-        self,
-        engine: Any,
-        phase: Phase,
-        done: list[dict],
-        steps: Iterable[list[dict]],
-        loss: Loss,
-        count: Callable,
-        before: Callable[[list[dict]], None] = lambda rows: None,
-        around: Callable[[int], AbstractContextManager] = lambda number: nullcontext(),
-        after: Callable[[dict], None] = lambda record: None,
-    ) -> list[dict]:
-        """Do the steps after those that are ``done``, each between ``before(rows)`` and ``after(record)``.
-
-        Each is done within ``around(number)``. Returns the records of all.
-        """
-        import torch
-
-        folder = checkpoint.folder_of(phase.out)
-        self.clock = checkpoint.Clock(self.config.placement)
-        if done:
-            checkpoint.restore(folder, len(done), engine, self._whole)
-        records = list(done)
-        for rows in steps:
-            # Dropout follows from the number of the step, so a phase that goes on at one draws what it would have.
-            if phase.dropout:
-                torch.manual_seed(seed_of(self.config.data.seed, phase.name, len(records), self.rank))
-            before(rows)
-            engine.train()
-            with around(len(records)):
-                records.append(self._step(engine, phase, len(records), rows, loss, count))
-            after(records[-1])
-            if len(records) < phase.steps and self.clock.due(len(records), self.late):
-                with self.clock.saving():
-                    checkpoint.save(folder, phase.key, records, engine, self.rank, self.storage)
-        return records
-
-    def _reference(self, engine: Any, phase: Phase, begun: int, read: Read) -> Any:
-        """log π_ref of every answer and then of the neighbour, of this worker's rows from step ``begun`` on: [S, B, A].
-
-        One pass without gradients, before training, so no second model is held.
-        """
-        import torch
-
-        slots, made = self._slots(phase), list[tuple[int, list[int], Any]]()
-        engine.eval()
-        with torch.no_grad():
-            for number, rows in enumerate(read(begun)):
-                for micro in self._micro(rows):
-                    extra = [[row["neighbour"]] if row["neighbour"] else [] for row in micro]
-                    places = [row["slot"] - slots.start for row in micro]
-                    made.append((number, places, engine(self._pack(micro, extra))))
-                self._tell(phase=phase.name, step=begun, steps=phase.steps, reference=begun + number + 1)
-        widest = max((logprob_BA.shape[1] for *_, logprob_BA in made), default=0)
-        table_SBA = torch.zeros(phase.steps - begun, len(slots), widest)
-        for number, places, logprob_BA in made:  # read at the end, so that a GPU never waits
-            table_SBA[number, places, : logprob_BA.shape[1]] = logprob_BA.cpu()
-        return table_SBA
-
-    def _baseline(self, engine: Any, phase: Phase, rows: list[dict], reference: Callable[[list[dict]], Any]) -> float:
-        """The objective's z of a step, over the global batch, so that the number of workers does not matter."""
-        import torch
-        import torch.distributed as dist
-
-        engine.eval()
-        sums, made = torch.zeros(2, dtype=torch.float64), list[tuple[list[dict], Any]]()
-        with torch.no_grad():
-            for micro in self._micro(rows):
-                # A row without a neighbour goes along: with ZeRO-3 all workers pass the model equally often.
-                packed = self._pack([{**row, "answers": [row["neighbour"] or row["answers"][0]]} for row in micro])
-                made.append((micro, engine(packed)[:, 0]))
-        for micro, logprob_B in made:
-            for row, logprob, ref_A in zip(micro, logprob_B.cpu(), reference(micro), strict=True):
-                if row["neighbour"]:
-                    sums += torch.tensor([logprob - ref_A[len(row["answers"])], 1.0])
-        dist.all_reduce(sums)
-        return self.objective.reference_point(*sums.tolist())
-
-    def _step(self, engine: Any, phase: Phase, number: int, rows: list[dict], loss: Loss, count: Callable) -> dict:
-        """One optimiser step on a global batch; every sum is over all workers, so their number does not matter.
-
-        A GPU is waited for once, at the end, where the sums are read.
-        """
-        import torch
-        import torch.distributed as dist
-
-        from rayrec.models.logprobs import carried
-
-        total = torch.tensor(float(sum(map(count, rows))), dtype=torch.float64)
-        dist.all_reduce(total)
-        rate = phase.lr * _schedule(phase.schedule, number, phase.steps, phase.warmup)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
-        sums: dict[str, Any] = {}
-        losses: list[tuple[list[dict], Any]] = []
-        micros, norm = self._micro(rows), None
-        for micro in micros:
-            engine.set_gradient_accumulation_boundary(last := micro is micros[-1])
-            loss_B, logged = loss(micro)
-            weight_B = carried(torch.tensor([row["weight"] for row in micro]), loss_B.device)
-            share = (weight_B * loss_B).sum() / float(total)
-            losses.append((micro, loss_B.detach()))
-            for name, value_B in {"loss": loss_B.detach(), **logged}.items():
-                part = (weight_B * value_B.detach()).sum().double() / float(total)
-                sums[name] = sums.get(name, 0) + part
-            # DeepSpeed averages over workers; the share is already of the global batch.
-            engine.backward(share * self.world)
-            if last and self.clips:
-                trained = [p for p in self.lm.parameters() if p.grad is not None]
-                norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.clip)
-            engine.step()
-        norm = engine.get_global_grad_norm() if norm is None else norm
-        norm = torch.as_tensor(0.0 if norm is None else norm).double().to(losses[-1][1].device)
-        *values, norm = torch.stack([*sums.values(), norm]).cpu()
-        values = torch.stack([*values, torch.tensor(self.clock.late(self.rank), dtype=torch.float64)])
-        dist.all_reduce(values)
-        self.late, norm = bool(values[-1]), float(norm)
-        if not math.isfinite(values[0]) or not math.isfinite(norm):
-            raise FloatingPointError(
-                f"{phase.name}: step {number + 1} has loss {float(values[0])} and gradient norm {norm}; nothing of "
-                f"this phase is kept. Its examples: {self._suspects(losses)[:16]}. Lower --lr, or look at these rows."
-            )
-        self._tell(phase=phase.name, step=number + 1, steps=phase.steps, loss=float(values[0]))
-        record = {name: float(v) for name, v in zip(sums, values[:-1], strict=True)}
-        return {"step": number + 1, **record, "grad_norm": norm, "lr": rate}
-
-    def _suspects(self, losses: list[tuple[list[dict], Any]]) -> list[str]:
-        """Ids of the examples of all ranks whose own loss is not finite; of all examples where every one is."""
-        import torch.distributed as dist
-
-        own = [
-            (row["example_id"], math.isfinite(loss))
-            for rows, loss_B in losses
-            for row, loss in zip(rows, loss_B.tolist(), strict=True)
-        ]
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, own)
-        ids = [one for some in found for one in some]
-        return [name for name, fine in ids if not fine] or [name for name, _ in ids]
-
-    def _tell(self, **facts: Any) -> None:
-        """Report how far the phase is."""
-        self.told = facts
-        self.report(**facts)
-
-    def _micro(self, rows: list[dict]) -> list[list[dict]]:
-        """Cut a worker's rows of one step into micro-batches of similar length, as many as the other workers."""
-        import torch
-        import torch.distributed as dist
-
-        def size(row: dict) -> int:
-            return len(row["prompt"]) + sum(map(len, row["answers"]))
-
-        rows = sorted(rows, key=lambda row: (size(row), row["slot"]))
-        counts = [(size(row), sum(map(len, row["answers"]))) for row in rows]
-        parts = torch.tensor(self.memory.passes(counts))
-        dist.all_reduce(parts, dist.ReduceOp.MAX)
-        return [rows[a:b] for a, b in memory.cuts(len(rows), int(parts))]
-
-    def _pack(self, rows: list[dict], extra: list[list[list[int]]] | None = None) -> Any:
-        """Pack the examples of ``rows``, each with its answers and then the ``extra`` ones, on the device."""
-        return self._packed(rows, extra).to(self.device)
-
-    def _packed(self, rows: list[dict], extra: list[list[list[int]]] | None = None) -> Any:
-        """The same on the host; a pass is a heartbeat."""
-        from rayrec.models.logprobs import pack
-
-        more = extra or [[]] * len(rows)
-        examples = [(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)]
-        packed = pack(examples, self.config.train.row_tokens, multiple=self.multiple)
-        self.report(**self.told)
-        self.seen[0] += sum(1 for row in rows if row["weight"])
-        self.seen[1] += packed.ids_RT.numel()
-        return packed
-
-    def _whole(self) -> AbstractContextManager:
-        """Gather parameters that ZeRO-3 has split, for loading (rank 0's values reach all) and saving."""
-        import deepspeed
-
-        split = [p for p in self.lm.parameters() if hasattr(p, "ds_id")]
-        return deepspeed.zero.GatheredParameters(split, modifier_rank=0) if split else nullcontext()
-
     def _prove(self, engine: Any, phase: Phase) -> dict[str, Any] | None:
         """State on rank 0 what was trained and written, for the generators that will load it; every rank computes."""
         import torch
@@ -506,7 +227,7 @@ class Worker:
     def _save(self, phase: Phase) -> None:
         from rayrec.models import policy
 
-        with self._whole():
+        with self.process.whole():
             if self.rank == 0:
                 version = "/".join(Path(phase.start).parts[-3:-1])  # .../01/sft/policy
                 start = self.config.model.model if phase.start == self.base else version
@@ -517,17 +238,3 @@ class Worker:
                 how = self.asked and {"policy": phase.name, **self.asked}
                 policy.save(state, self.lm.model, self.tokenizer, phase.out, card, merged=merged, base=base, how=how)
                 self.storage.upload(Path(phase.out))
-
-
-def _stub(row: dict) -> dict:
-    """Shorten padding to one token each: with ZeRO all workers must run the model equally often, also for padding."""
-    short = {"prompt": row["prompt"][:1], "answers": [answer[:1] for answer in row["answers"]]}
-    return row | short | {"neighbour": row["neighbour"] and row["neighbour"][:1]}
-
-
-def _schedule(name: str, step: int, steps: int, warmup: int) -> float:
-    """Share of the peak learning rate at a step (from 0): linear warm-up, then linear or cosine decay, or constant."""
-    if step < warmup:
-        return (step + 1) / warmup
-    left = (steps - step) / max(1, steps - warmup)
-    return {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[name]

@@ -157,27 +157,31 @@ def main(root: Path, rank: int, world: int) -> None:
     from rayrec.models.item_vectors import maps
     from rayrec.models.policy import load_tokenizer
     from rayrec.training import checkpoint
+    from rayrec.training.phases import Supervised
     from rayrec.training.worker import Worker
 
-    class Watched(Worker):
+    class WatchedSteps(Supervised):
         """Checks that a step which shows text alone changes nothing of the vectors' network."""
 
         @contextlib.contextmanager
-        def _frozen(self, engine: Any, phase: Phase, number: int) -> Iterator[None]:
-            with super()._frozen(engine, phase, number):
-                before = self._network(engine)
+        def _frozen(self, number: int) -> Iterator[None]:
+            with super()._frozen(number):
+                before = self._network()
                 yield
-            after = self._network(engine)
+            after = self._network()
             same = [torch.equal(after[name], tensor) for name, tensor in before.items()]
-            assert same == [not self._shows_items(phase, number)] * len(same), (phase.name, number, same)
+            assert same == [not self._shows_items(number)] * len(same), (self.phase.name, number, same)
 
-        def _network(self, engine: Any) -> dict[str, Any]:
+        def _network(self) -> dict[str, Any]:
             """Its weights, and their moments where there are some."""
-            found = [(name, p) for name, p in engine.module.named_parameters() if maps(name)]
-            if getattr(engine.optimizer, "optimizer", engine.optimizer).state:
-                return {name: tensor.clone() for name, tensor in checkpoint._state(engine, found)}
-            with self._whole():
+            found = [(name, p) for name, p in self.engine.module.named_parameters() if maps(name)]
+            if getattr(self.engine.optimizer, "optimizer", self.engine.optimizer).state:
+                return {name: tensor.clone() for name, tensor in checkpoint._state(self.engine, found)}
+            with self.process.whole():
                 return {name: parameter.detach().clone() for name, parameter in found}
+
+    class Watched(Worker):
+        kinds = Worker.kinds | {"sft": WatchedSteps}
 
     base = str(root / "base")
     table = pq.read_table(root / "rows.parquet")
