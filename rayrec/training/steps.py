@@ -45,19 +45,18 @@ class Process:
     multiple: int
     """The tokens of a row are whole blocks of so many."""
 
-    @property
-    def clips(self) -> bool:
-        """Whether gradients are clipped here: at stage 0 in float32 DeepSpeed reads the norm of each by itself, and
-        does not tell that of all."""
-        train = self.config.train
-        return train.zero_stage == 0 and (train.dtype == "float32" or bool(self.config.model.lora_rank))
-
     def whole(self) -> AbstractContextManager:
         """Gather parameters that ZeRO-3 has split, for loading (rank 0's values reach all) and saving."""
         import deepspeed
 
         split = [p for p in self.lm.parameters() if hasattr(p, "ds_id")]
         return deepspeed.zero.GatheredParameters(split, modifier_rank=0) if split else nullcontext()
+
+
+def clips(config: Config) -> bool:
+    """Whether gradients are clipped here: at stage 0 in float32 DeepSpeed reads the norm of each by itself, and does
+    not tell that of all."""
+    return config.train.zero_stage == 0 and (config.train.dtype == "float32" or bool(config.model.lora_rank))
 
 
 class Steps:
@@ -156,7 +155,7 @@ class Steps:
                 sums[name] = sums.get(name, 0) + part
             # DeepSpeed averages over workers; the share is already of the global batch.
             engine.backward(share * process.world)
-            if last and process.clips:
+            if last and clips(self.config):
                 trained = [p for p in process.lm.parameters() if p.grad is not None]
                 norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.clip)
             engine.step()

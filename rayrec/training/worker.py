@@ -19,7 +19,7 @@ from rayrec.training import checkpoint, memory, optimiser
 from rayrec.training.batches import read_shard
 from rayrec.training.board import Heartbeat, Phase, give_up, take_phases
 from rayrec.training.phases import Preference, Supervised
-from rayrec.training.steps import Process, Shard, Steps
+from rayrec.training.steps import Process, Shard, Steps, clips
 
 if TYPE_CHECKING:
     from rayrec.models.proof import Probe
@@ -185,7 +185,7 @@ class Worker:
             # How many passes make a step differs from step to step: Steps tells which is the last.
             "train_micro_batch_size_per_gpu": phase.batch // self.world,
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": 0.0 if self.process.clips else train.clip,
+            "gradient_clipping": 0.0 if clips(self.config) else train.clip,
             # They would wait for the GPU before and after every pass.
             "timers": {"throughput": {"enabled": False}},
             # Adapters stay in float32 over a bfloat16 base; DeepSpeed would round them.
