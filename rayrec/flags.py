@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import re
 import shutil
 import sys
 import textwrap
@@ -204,14 +205,39 @@ def _help(
         rows.setdefault(one.purpose, []).append((one.head, one.about(values.get(one.name), True)))
     for heading, names in (first or {}).items():
         rows[heading] = [(by_name[n].head, by_name[n].about(values.get(n), False)) for n in names]
-    across = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
-    lines = [description.rstrip()]
+    across = width()
+    lines = [wrapped(description.rstrip(), across)]
     for heading, some in rows.items():
         lines += ["", *textwrap.wrap(heading.rstrip("."), across)]
         for head, text in some:
             lines += _row(head, text, across)
     more = f"--help-all shows all {len(every) + len(own)} settings." if first else ""
     return "\n".join([*lines, "", more] if more else lines)
+
+
+def width() -> int:
+    """Characters of a line of help."""
+    return max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+
+
+def wrapped(text: str, across: int) -> str:
+    """Fit paragraphs and their indented commands to lines of ``across`` characters; long commands go on after a \\."""
+    made: list[str] = []
+    for block in text.split("\n\n"):
+        if not block.startswith(" "):
+            made.append(textwrap.fill(block, across, break_on_hyphens=False))
+            continue
+        lines: list[str] = []
+        for line in block.splitlines():
+            command, sharp, note = line.partition("  # ")
+            if len(line) > across and sharp:  # the note goes above
+                lines += textwrap.wrap(f"    # {note}", across, subsequent_indent="    # ")
+                line = command.rstrip()
+            fit = partial(textwrap.wrap, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
+            whole = re.sub(r"(--\S+) (?!-)", "\\1\0", line)  # a flag stays with its value
+            lines += [" \\\n".join(fit(whole, across - 2 if len(line) > across else across)).replace("\0", " ")]
+        made.append("\n".join(lines))
+    return "\n\n".join(made)
 
 
 def _row(head: str, text: str, across: int) -> list[str]:

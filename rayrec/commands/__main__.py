@@ -7,9 +7,11 @@ import difflib
 import importlib
 import pkgutil
 import sys
+import textwrap
 from pathlib import Path
 
 from rayrec import commands
+from rayrec.flags import width
 
 
 def names() -> list[str]:
@@ -37,7 +39,8 @@ def _about(known: list[str]) -> str:
     lines = []
     for name in known:
         text = ast.parse(Path(commands.__path__[0], f"{name}.py").read_text("utf-8"))  # some take seconds to import
-        lines.append(f"  {name:<10} {(ast.get_docstring(text) or '').splitlines()[0]}")
+        about = (ast.get_docstring(text) or "").splitlines()[0]
+        lines += textwrap.wrap(about, width(), initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13)
     return "\n".join(["usage: rayrec COMMAND ...; rayrec COMMAND --help lists its flags", "", *lines])
 
 

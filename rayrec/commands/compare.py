@@ -19,6 +19,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rayrec import signals
+from rayrec import flags, signals
 from rayrec.compare.tables import Row, numbers, on_validation, row_of, tried, vary
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
 from rayrec.runs.manifest import write_json
+from rayrec.runs.storage import TROUBLES, errno_of
 
 if TYPE_CHECKING:
     from rayrec.compare.cells import Cell
@@ -63,12 +65,19 @@ LAST = dict.fromkeys(VARIED, 3)
 OWN = {"--seed": "--seeds 0 1 2", "--method": "--methods BIGRec SPRec"}
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help in which no name of a method is broken at its hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 def options() -> argparse.ArgumentParser:
     """The flags of this job; all others are those of jobs/sprec.py."""
     parser = argparse.ArgumentParser(
         prog="rayrec compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=flags.wrapped(__doc__ or "", flags.width()),
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     text = f"{', '.join([*METHODS, *BASELINES])}; METHOD:flag=value,flag=value is a row with settings of its own"
@@ -114,6 +123,11 @@ def main(words: list[str] | None = None) -> int:
         made = show(args, rows, rest, folder, failed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if errno_of(error) not in TROUBLES:
+            raise
+        print(f"error: {error}. Finished cells are kept. The same command goes on with what is left.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         signals.announce()

@@ -19,7 +19,7 @@ PASSED = 3
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """Measure what is recommended, over time and by policy; exits with 3 where a limit is not kept."""
+    """Measure what is recommended; exits with 3 where a limit is not kept."""
 
     lists: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Files of jobs/recommend.py."""
@@ -72,7 +72,7 @@ def main(args: list[str] | None = None, prog: str = "python -m rayrec.watch") ->
     config = tyro.cli(WatchConfig, prog=prog, args=args)
     try:
         wrong = watch(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(config.out)
     if wrong:

@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,29 @@ def test_help_shows_a_dozen_flags_by_purpose(capsys: pytest.CaptureFixture[str])
     assert "--help-all shows all" in shown and max(map(len, shown.splitlines())) <= 120
     for line in shown.splitlines():
         assert "  " not in line.strip() or line.startswith("  --"), line
+
+
+@pytest.mark.parametrize("name", ["", *__main__.names()])
+def test_help_fits_a_terminal_of_80_columns(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with suppress(SystemExit):
+        __main__.main([name, "--help"] if name else [])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5 and not [line for line in lines if len(line) > 80 and not line.startswith(" " * 10)]
+
+
+def test_long_commands_of_a_help_go_on_in_the_next_line() -> None:
+    text = f"{'A word ' * 12}self-play.\n\n    run --data DIR --name {'n' * 40} --top-k 5 --out lists.parquet  # a note"
+    assert flags.wrapped(text, 80).splitlines() == [
+        "A word A word A word A word A word A word A word A word A word A word A word A",
+        "word self-play.",
+        "",
+        "    # a note",
+        f"    run --data DIR --name {'n' * 40} --top-k 5 \\",
+        "        --out lists.parquet",
+    ]
 
 
 @pytest.mark.parametrize(
