@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from rayrec import flags
 from rayrec.config import Config, read_config
 from rayrec.fields import flag, giving
 from rayrec.models.fitting import HIDDEN, PUBLISHED
+
+_log = logging.getLogger(__name__)
 
 
 def _preset(**groups: dict[str, Any]) -> Config:
@@ -268,6 +271,9 @@ def parse(
         named.add_argument("--model", default=default.model.model)
         model = named.parse_known_args(rest)[0].model
         default = with_method(dataclasses.replace(default, train=train), chosen.method, model)
+        if prog and default.train.iterations == 0 and vars(given).get("iterations"):
+            told = "--iterations %d: %s has none, and its run is the same with any."
+            _log.warning(told, given.iterations, chosen.method)
     own = {
         "--preset NAME": f"{', '.join(PRESETS)}: sets the defaults of all flags below",
         "--method NAME": f"{', '.join(METHODS)}: a paper's settings; the number of rows, the first SFT of preference "

@@ -178,6 +178,16 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
     assert (config.train.num_negatives, config.train.rows_per_iteration) == (5, 2 * 128)
 
 
+def test_a_method_without_iterations_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse("", ["--method", "BIGRec", "--iterations", "5"], prog="rayrec sprec").train.iterations == 0
+    assert caplog.messages == ["--iterations 5: BIGRec has none, and its run is the same with any."]
+    caplog.clear()
+    for args in (["--method", "BIGRec"], ["--method", "DPO", "--iterations", "5"], ["--iterations", "5"]):
+        parse("", args, prog="rayrec sprec")
+    parse("", ["--method", "BIGRec", "--iterations", "5"])  # a cell of a comparison, whose iterations are of others
+    assert not caplog.messages
+
+
 def test_what_preset_method_and_command_set_is_listed() -> None:
     args = ["--method", "S-DPO", "--model", "some/model", "--top-k", "5"]
     found = {row["setting"]: (row["here"], row["default"]) for row in changed(checks.resolve(parse("", args)))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def folder_of(model: str) -> str:
     folder = Path("~/.cache/rayrec/models").expanduser() / contents[:16] / file.stem
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+        made = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")  # no mkdtemp, which only its owner may read
+        made.mkdir()
         try:
             _convert(file, made)
             os.replace(made, folder)

@@ -7,7 +7,7 @@ sources and package versions: a forgotten setting costs another computation and 
 import hashlib
 import json
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -46,7 +46,8 @@ def make_once(where: Path, key: Mapping[str, Any], make: Callable[[Path], dict])
     entry = where / key_hash(key)
     if damage(entry):
         where.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=entry.name, dir=where))
+        made = where / f"{entry.name}.{uuid.uuid4().hex[:8]}"  # no mkdtemp, which only its owner may read
+        made.mkdir()
         try:
             seal(made, entry.name, make(made))
             if entry.exists() and damage(entry):

@@ -41,6 +41,9 @@ def versions() -> dict[str, str]:
 _REMOVED = """The weights of this policy were removed: a run keeps those of its last two policies and of the best one on
 validation. --keep 5 keeps more, --keep all keeps every one; the metrics and tables of this policy are still there.
 """
+#: Why a run of one preference step is not extended.
+_ONCE = """It tunes once, on the rows of all --iterations together, so more of them are another training.
+"""
 #: Files that ``Run._claim`` leaves when it is killed.
 _PROBES = {".writable", "config.json.partial"}
 
@@ -63,8 +66,9 @@ def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str], device
         raise ValueError(f"{root} exists already. Take another --name, or --on-existing resume or overwrite.")
     if found and existing == "resume" and found["result_hash"] != wanted["result_hash"]:
         lines = "\n  ".join(differences(found, wanted))
+        why = _ONCE if isinstance(config, Config) and _tunes_once(found, config) else ""
         raise ValueError(
-            f"{root} was made with other settings:\n  {lines}\n"
+            f"{root} was made with other settings:\n  {lines}\n{why}"
             "Take another --name, give the same settings, or start afresh with --on-existing overwrite."
         )
     most = config.train.iterations if isinstance(config, Config) else 0
@@ -83,6 +87,13 @@ def check_claim(root: Path, config: AnyConfig, hashes: Mapping[str, str], device
                 _log.warning("this run began with %s %s, and goes on with %s", package, then, now)
         wanted["versions"] = former
     return wanted
+
+
+def _tunes_once(found: Mapping[str, Any], config: Config) -> bool:
+    """Whether a run has one preference step alone, and other rows than the recorded one."""
+    train = config.train
+    there = found["config"].get("train", {}).get("rows_per_iteration")
+    return train.iterations == 1 and not train.sft and there != train.rows_per_iteration
 
 
 @contextmanager

@@ -550,6 +550,20 @@ def test_a_run_folder_of_another_configuration(root: Path, tmp_path: Path, capsy
     assert "00/sft" in dry_run(root, tmp_path, capsys, *given, "--beta", "0.2", "--on-existing", "overwrite")
 
 
+def test_a_run_that_tunes_once_says_why_it_takes_no_more_iterations(root: Path, tmp_path: Path) -> None:
+    given, _ = claimed(tmp_path, "--data", str(root / "films"), "--method", "DPO", "--iterations", "2")
+    with pytest.raises(ValueError) as error:
+        run(parse("", [*given, "--iterations", "3", "--dry-run"]))
+    assert str(error.value).splitlines()[1:3] == [
+        "  --rows-per-iteration: there 4096, here 6144",
+        "It tunes once, on the rows of all --iterations together, so more of them are another training.",
+    ]
+    given, _ = claimed(tmp_path / "other", "--data", str(root / "films"), "--lr", "0.5", "--rows-per-iteration", "64")
+    with pytest.raises(ValueError) as error:
+        run(parse("", [*given, "--lr", "0.25", "--dry-run"]))
+    assert "tunes once" not in str(error.value)
+
+
 def test_a_run_goes_on_with_the_embedder_it_began_with(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

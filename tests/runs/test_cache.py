@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,15 @@ class Maker:
         assert (Path(phase.out) / "model.safetensors").read_bytes() == b"tuned"
         assert not (Path(phase.out).parent / "DONE").exists()  # the phase is finished by its run
         return facts
+
+
+def test_an_entry_is_read_by_whom_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        entry = make_once(tmp_path, {"a": 1}, lambda folder: {"n": (folder / "x").write_text("y")})
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (entry, entry / "x")] == [0o750, 0o640]
 
 
 def test_the_second_run_takes_what_the_first_made(tmp_path: Path) -> None:
