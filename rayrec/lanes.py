@@ -63,6 +63,8 @@ class Shared:
     """Called with the name of every finished phase, and whether it was finished just now."""
     progress: Any = None
     """A ``terminal.LaneProgress``."""
+    heard: Callable[..., None] = lambda phase, done, **facts: None
+    """Called while a phase runs, with its name, the units that are done, and facts of its heartbeat."""
     check_held: Callable[[], None] = lambda: None
     """Raises once another driver has the run."""
     gpu: bool = False

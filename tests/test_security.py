@@ -200,8 +200,8 @@ def test_tokens_are_written_nowhere(
         monkeypatch.setenv(name, "s3cret")
     config = resolve(parse("", ["--runs", str(tmp_path), "--name", "r"]))
     seen = []
-    curves = trackers.Curves(print, print)
-    monkeypatch.setitem(trackers._STARTERS, "wandb", lambda run, settings: seen.append((run, settings)) or curves)
+    curves = trackers.Curves(print, print, "r1")
+    monkeypatch.setitem(trackers._STARTERS, "wandb", lambda *given: seen.append(given) or curves)
     run = Run(Storage(str(tmp_path)), tmp_path / "r", config, {"data": ""})
     run.trace.attempt(left=[])
     tracker = trackers.Tracker(run.root, ("wandb",), to_dict(config))

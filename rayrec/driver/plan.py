@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,20 @@ def describe(
         "memory": memory,
         "lines": {**data.told, "memory": _told(memory)},
     }
+
+
+def disk_here(phases: Iterable[Planned], whole: float, keep: str, runs: Path) -> dict[str, str]:
+    """The plan's line about the disk of ``runs``, where that has less room than the policies which a run keeps at once:
+    the last and the best ones, and two that are being made. ``whole``: bytes of all policies."""
+    policies = sum(phase.makes_policy for phase in phases)
+    held = policies if keep == "all" else min(policies, int(keep) + 3)
+    needed = whole * held / max(1, policies)
+    there = next(folder for folder in (runs, *runs.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free > needed:
+        return {}
+    text = f"{size(needed)}, and {there} has {size(free)} free: the run will stop there. Name another folder with "
+    return {"disk": text + ("--runs, or take --keep 1" if keep != "1" else "--runs")}
 
 
 def _memory(config: Config, tokens: Lengths, shape: Shape, device: str) -> dict[str, Any]:

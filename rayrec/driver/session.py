@@ -39,15 +39,15 @@ from rayrec.report import doubts, terminal
 from rayrec.report.build import build_report
 from rayrec.report.lists import user_lists
 from rayrec.report.record import read_samples
-from rayrec.report.rows import best_policy
+from rayrec.report.rows import best_policy, evaluated
 from rayrec.report.timeline import by_iteration, peaks, placed, spans
-from rayrec.report.trackers import Tracker
+from rayrec.report.trackers import RUNS, Tracker
 from rayrec.runs import cache, former
 from rayrec.runs.about import about
 from rayrec.runs.lease import kill_children
 from rayrec.runs.manifest import read_json, write_json
 from rayrec.runs.run import Run, check_claim, open_run, versions
-from rayrec.runs.storage import TROUBLES, Storage
+from rayrec.runs.storage import TROUBLES, Storage, errno_of
 from rayrec.selfplay import self_play
 from rayrec.training import supervised
 from rayrec.training.batches import write_tokens
@@ -81,7 +81,7 @@ def ending() -> Iterator[None]:
         code = signals.EXIT_CODE
         signals.announce()
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno in TROUBLES:
+        if errno_of(error) in TROUBLES:
             print(f"error: {error}. Nothing that was finished is lost. {_GO_ON}", file=sys.stderr)
         elif not isinstance(error, SystemExit):  # which rich raises where the reader of a pipe has gone
             traceback.print_exc()
@@ -109,10 +109,11 @@ def run(config: Config) -> Path | None:
     with ExitStack() as opened:
         with tempfile.TemporaryDirectory(prefix="rayrec-", ignore_cleanup_errors=True) as scratch:
             ready = prepare(config, Path(scratch))
-            shown = ready.shown | {"lines": ready.shown["lines"] | cost_model.time_here(ready)}
-            ready = dataclasses.replace(ready, shown=shown)
-            signals.check()
             storage = Storage(ready.config.output.runs or "runs")
+            disk = ready.shown["disk_bytes"], ready.config.output.keep, storage.root
+            lines = cost_model.time_here(ready) | plan.disk_here(ready.phases, *disk)
+            ready = dataclasses.replace(ready, shown=ready.shown | {"lines": ready.shown["lines"] | lines})
+            signals.check()
             if ready.config.output.dry_run:
                 storage.download_file(ready.root / "config.json")
                 check_claim(ready.root, ready.config, ready.hashes)
@@ -168,7 +169,9 @@ class Session:
 
         self.group = Once(lambda: TrainGroup[Phase](config, train, training, work, ready.gpu, self.reserved, before))
         self.pool = Once(lambda: GeneratorPool(setup, work.trace, self.reserved))
-        self.tracker = Tracker(work.root, config.output.track, to_dict(config))
+        parts = [(phase.name, phase.unit, phase.batches) for phase in ready.phases]
+        self.tracker = Tracker(work.root, config.output.track, to_dict(config), parts)
+        work.upload(RUNS)
 
     def run(self) -> None:
         """Do what is left of the run, print its tables and write its report."""
@@ -178,7 +181,7 @@ class Session:
         )
         lanes: tuple[TrainLane, GenerateLane] | None = None
         finished = False
-        with terminal.LaneProgress() as progress:
+        with terminal.LaneProgress(phases=[phase.name for phase in self.phases]) as progress:
             try:
                 if {*left} - {*self._alone}:
                     alone = connect.connect(self.config)
@@ -217,6 +220,7 @@ class Session:
             last_threads=placement.threads or max(1, devices.cores() // placement.generators),
             on_finish=self._finished,
             progress=progress,
+            heard=self.tracker.live,
             check_held=self.work.lease.check_held,
             gpu=ready.gpu,
         )
@@ -244,6 +248,9 @@ class Session:
             if new:
                 self.work.lease.record_processes()
                 self.tracker.phase(metrics)
+                for record in metrics["records"]:
+                    if record["kind"] == "evaluation":
+                        terminal.log(phase, evaluated(record))
             self._prune(self.work.write_metrics(p.name for p in self.phases))
             left = any(phase in p.needs and not self.work.done(p.name) for p in self.phases)
         for doubt in doubts.found([metrics]):

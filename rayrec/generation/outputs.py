@@ -141,6 +141,7 @@ class Outputs:
         self._done[name] += parts
         self.shared.run.trace.progress(name, parts=self._done[name])
         self.shared.progress.update(name, self._done[name])
+        self.shared.heard(name, self._done[name])
 
 
 def _kept(answers: Sequence[Answer], over_titles: bool) -> float | None:

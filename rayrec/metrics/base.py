@@ -34,6 +34,7 @@ class Metric:
     written: bool = False  #: a comparison takes it from the written answer, where candidates were ranked as well
     tested: bool = False  #: a comparison tests it although it is of a choice from candidates, and not of every list
     brief: bool = True  #: the narrow table of the terminal shows it
+    about: str = ""  #: what it says, in a few words for the line under a table
 
     @property
     def arrow(self) -> str:

@@ -27,4 +27,11 @@ def without_users(answers: Answers, users: Sequence[str], k: int) -> np.ndarray:
     return np.where(left_U > 0, ((total_I > 0).sum() - lost_U) / np.maximum(left_U, 1), np.nan)
 
 
-DIV_RATIO = Metric("DivRatio", "up", of_lists=div_ratio, unit="distinct items / items", without=without_users)
+DIV_RATIO = Metric(
+    "DivRatio",
+    "up",
+    of_lists=div_ratio,
+    unit="distinct items / items",
+    without=without_users,
+    about="different titles per place",
+)

@@ -37,5 +37,11 @@ def _difference(outcome: Outcome, k: int) -> np.ndarray | None:
     return None if predicted_G is None or history_G is None else predicted_G - history_G
 
 
-MGU = Metric("MGU", "down", of_lists=mgu, unit="mean |list share − history share| of a genre")
+MGU = Metric(
+    "MGU",
+    "down",
+    of_lists=mgu,
+    unit="mean |list share − history share| of a genre",
+    about="distance of the lists' genres from those of the histories",
+)
 DGU = Metric("DGU", "down", of_lists=dgu, unit="range of list share − history share of a genre", brief=False)

@@ -33,4 +33,12 @@ def without_users(answers: Answers, users: Sequence[str], k: int) -> np.ndarray:
 
 #: Where no three items stand out, which three are the most frequent is chance, and the jackknife covers 48 % (uniform
 #: lists over 4,000 items) instead of 89 to 97 % (from 0.02 on).
-OR_RATIO = Metric("ORRatio", "down", of_lists=or_ratio, unit="share of items", without=without_users, least=0.02)
+OR_RATIO = Metric(
+    "ORRatio",
+    "down",
+    of_lists=or_ratio,
+    unit="share of items",
+    without=without_users,
+    least=0.02,
+    about="share of the three most recommended titles",
+)

@@ -16,8 +16,8 @@ def rebuild(folder: Path) -> None:
     """
     try:
         print(build_report(folder))
-    except ValueError as error:
-        sys.exit(str(error))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def main(args: list[str] | None = None, prog: str = "python -m rayrec.report") -> None:

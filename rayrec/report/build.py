@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayrec.metrics import FIRST, METRICS
-from rayrec.metrics.intervals import wilson
+from rayrec.metrics import METRICS
 from rayrec.report import figures, rows
+from rayrec.report.lists import ends
 from rayrec.report.page import render
 from rayrec.report.record import Record, read_run
 from rayrec.report.rows import Row, cuts, default_k, genre_gaps, grouped, label, number, policies, shown
@@ -45,8 +45,8 @@ def describe(run: Record) -> dict[str, Any]:
         "groups": groups,
         "paths": paths,
         "k": k,
+        "ends": ends(run.rows),
         "columns": _columns,
-        "noise": _noise,
         "best_policy": rows.best_policy(run.rows),
         "last_policy": rows.last_policy(run.rows),
         "curves": figures.curves,
@@ -72,15 +72,6 @@ def _headline(run: Record, settings: Mapping[str, Any]) -> str:
         f"N = {' and '.join(map(number, tests))} test rows" if tests else None,
     ]
     return " · ".join(str(part) for part in parts if part)
-
-
-def _noise(row: Row, k: int) -> str:
-    key, rows = FIRST.key(k), row.get("N")
-    share = row.get(key)
-    if share is None or not rows:
-        return ""
-    half = max(abs(edge - share) for edge in wilson(share, rows))
-    return f"{key} is known to ± {half:.3f} (95 %, binomial, N = {number(rows)}): smaller differences may be noise."
 
 
 def _columns(group: Sequence[Row]) -> list[tuple[str, str, dict[str, str]]]:

@@ -15,7 +15,7 @@ USERS, LENGTH = 10, 5
 
 
 class UserList(NamedTuple):
-    """One test row: the history's last titles, the title that came next, and the lists before and after."""
+    """One test row: the history, oldest title first, the title that came next, and the lists before and after."""
 
     history: list[str]
     target: str
@@ -31,17 +31,27 @@ class UserLists(NamedTuple):
     last: str
     users: list[UserList]
 
+    @property
+    def shown(self) -> UserList:
+        """The first user whose list changed, or the first of all."""
+        return next((user for user in self.users if user.before != user.after), self.users[0])
+
+
+def ends(rows: Sequence[Row]) -> tuple[Row, Row] | None:
+    """Return the first and the last evaluation on test rows, of one decoder; None without two."""
+    tested = [row for row in policies(rows) if row.get("split", "test") == "test"]
+    tested = [row for row in tested if row.get("decode") == tested[0].get("decode")]
+    return (tested[0], tested[-1]) if len(tested) > 1 else None
+
 
 def user_lists(folder: Path, rows: Sequence[Row]) -> UserLists | None:
     """Read the lists of a run by its ``rows`` of metrics.jsonl; None without two policies that were tested.
 
     Raises ValueError: a file of the run is missing or damaged.
     """
-    tested = [row for row in policies(rows) if row.get("split", "test") == "test"]
-    tested = [row for row in tested if row.get("decode") == tested[0].get("decode")]
-    if len(tested) < 2:
+    if (tested := ends(rows)) is None:
         return None
-    first, last = tested[0], tested[-1]
+    first, last = tested
     try:
         examples = pq.read_table(folder / "examples" / "test.parquet", columns=["example_id", "history", "target"])
         count = min(USERS, len(examples))
@@ -50,7 +60,7 @@ def user_lists(folder: Path, rows: Sequence[Row]) -> UserLists | None:
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{folder}: the lists of users are left out. ({error})") from error
     columns = some["history"].to_pylist(), some["target"].to_pylist(), before, after
-    users = [UserList(history[-3:], target, *lists) for history, target, *lists in zip(*columns, strict=True)]
+    users = [UserList(history, target, *lists) for history, target, *lists in zip(*columns, strict=True)]
     return UserLists(caption(first), first["policy"], last["policy"], users)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayrec.report.changes import Change, changes
 from rayrec.report.doubts import Doubt, found
 from rayrec.report.lists import UserLists, user_lists
 from rayrec.report.timeline import Span, spans
@@ -28,7 +29,8 @@ class Record:
     attempts: int  #: processes that worked on the run
     samples: dict[str, list[dict[str, Any]]]  #: sampled preference rows, by iteration
     lists: UserLists | None  #: lists of a few users before and after
-    unread: list[str]  #: why samples or lists are left out
+    changes: list[Change]  #: metrics before and after
+    unread: list[str]  #: why samples, lists or changes are left out
     to_do: list[str]  #: phases that are not finished
     doubts: list[Doubt]  #: what a reader of the numbers must know
 
@@ -61,13 +63,26 @@ def read_run(folder: Path) -> Record:
                 unread.append(str(error))
     recorded = any(one.get("records") for one in metrics.values())
     rows = _lines(folder / "metrics.jsonl") if recorded or (folder / "metrics.jsonl").exists() else []
-    attempts, lists = len(trace.get("attempts") or []), None
+    lists, changed = None, list[Change]()
     try:
         lists = user_lists(folder, rows)
+        changed = changes(folder, rows)
     except ValueError as error:
         unread.append(str(error))
     return Record(
-        folder, config, plan, rows, steps, phases, attempts, samples, lists, unread, to_do, found(metrics.values())
+        folder=folder,
+        config=config,
+        plan=plan,
+        rows=rows,
+        steps=steps,
+        phases=phases,
+        attempts=len(trace.get("attempts") or []),
+        samples=samples,
+        lists=lists,
+        changes=changed,
+        unread=unread,
+        to_do=to_do,
+        doubts=found(metrics.values()),
     )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rayrec.metrics import BEST, METRICS, Metric
+from rayrec.metrics import BEST, FIRST, METRICS, Metric
 
 Row = Mapping[str, Any]
 
@@ -16,6 +16,11 @@ def number(value: object, decimals: int = 3) -> str:
     if isinstance(value, float):
         return f"{value:,.{decimals}f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def signed(value: float | None, decimals: int = 3) -> str:
+    """Return a difference for people, with its sign; an en dash where there is none."""
+    return "–" if value is None else f"{value:+,.{decimals}f}".replace("-", "−")
 
 
 def pairs(values: Mapping[str, Any]) -> str:
@@ -92,6 +97,44 @@ def shown(rows: Sequence[Row], ks: Sequence[int]) -> list[Metric]:
         return key in row and (metric.when == "always" or row[key] is not None)
 
     return [m for m in METRICS.values() if any(has(m, row, m.key(k)) for row in rows for k in ks)]
+
+
+def noise(row: Row, k: int) -> str:
+    """Return a sentence about the interval of the first metric of a row; empty where it has none."""
+    key, rows = FIRST.key(k), row.get("N")
+    share = row.get(key)
+    if share is None or not rows:
+        return ""
+    from rayrec.metrics.intervals import wilson  # scipy.stats takes half a second to import
+
+    half = max(abs(edge - share) for edge in wilson(share, rows))
+    return f"{key} is known to ± {half:.3f} (95 %, binomial, N = {number(rows)}): smaller differences may be noise."
+
+
+def explained(rows: Sequence[Row], k: int | None = None) -> list[str]:
+    """Return two lines about a table of ``rows``: what its columns measure, and what its rows are."""
+    at = k or default_k(rows)
+    columns = [metric for metric in shown(rows, [at]) if metric.brief and metric.about]
+    ways = {"up": "more is better", "down": "less is better"}
+    told = []
+    for better, words in ways.items():
+        if some := [f"{metric.name} ({metric.about})" for metric in columns if metric.better == better]:
+            told.append(f"{', '.join(some)}: {words}.")
+    tuned, lines = policies(rows), [" ".join(told)] if told else []
+    kinds = ["Popular gives everybody the same titles."] * any(row.get("model") == "Popular" for row in baselines(rows))
+    kinds += ["BIGRec is tuned on histories alone."] * any(label(row).startswith("BIGRec") for row in tuned)
+    if any(row.get("iteration") for row in tuned):
+        kinds.append("Iteration t is the policy after t rounds of self-play.")
+    if tuned and (about := noise(tuned[-1], at)):
+        kinds.append(about)
+    return [*lines, " ".join(kinds)] if kinds else lines
+
+
+def evaluated(row: Row) -> str:
+    """Return the numbers of one evaluation in a line: what they depend on, and the metrics of the narrow table."""
+    at = default_k([row])
+    keys = [metric.key(at) for metric in shown([row], [at]) if metric.brief]
+    return f"{caption(row)}: " + ", ".join(f"{key} {number(row.get(key))}" for key in keys)
 
 
 def last_policy(rows: Sequence[Row]) -> str | None:

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayrec.report.lists import UserLists
-from rayrec.report.rows import Row, default_k, grouped, label, number, pairs, shown
+from rayrec.report.rows import Row, default_k, explained, grouped, label, number, pairs, shown
 
 LANES = ("trainers", "generators")
 #: Width of output that goes to a file or a job's log, in characters, and of a table with every metric.
@@ -155,7 +155,8 @@ def print_iteration_table(rows: Sequence[Row], k: int | None = None, console: Co
     Rows of another split, decoder, embedder or N have a table of their own. ``k`` is 5, or the largest computed.
     """
     console = console or _console(TABLE_WIDTH)
-    for title, members in grouped(rows).items():
+    groups = grouped(rows)
+    for title, members in groups.items():
         at = k or default_k(members)
         keys = [metric.key(at) for metric in shown(members, [at]) if metric.brief]
         table = _grid(title, "policy", *keys, "seconds", "overlap")
@@ -164,6 +165,8 @@ def print_iteration_table(rows: Sequence[Row], k: int | None = None, console: Co
             times = number(row.get("seconds"), 1), "–" if overlap is None else f"{overlap:.2f} ×"
             table.add_row(plain(label(row)), *(number(row.get(key)) for key in keys), *times)
         console.print(table)
+    for line in explained(next(iter(groups.values()), []), k):
+        console.print(plain(line), soft_wrap=True)
 
 
 def print_samples(samples: Sequence[Mapping[str, Any]], title: str = "Samples", console: Console | None = None) -> None:
@@ -216,7 +219,8 @@ class LaneProgress:
 
     Where nothing more is done, a line comes six times less often.
     ``start`` a phase in a lane, ``update`` it with the units done, ``finish`` it, from any thread. Where two phases
-    share a lane, its bar shows the one that was updated last.
+    share a lane, its bar shows the one that was updated last. ``phases``: all phases of the
+    run in their order, by which its lines say that one is phase n of m.
     """
 
     def __init__(
@@ -225,8 +229,9 @@ class LaneProgress:
         every: float = 5.0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        phases: Sequence[str] = (),
     ) -> None:
-        self.console = console or _console()
+        self.console, self._phases = console or _console(), phases
         self._every, self._clock, self._lock = every, clock, threading.RLock()
         self._running: dict[str, _Running] = {}
         columns = (
@@ -259,7 +264,7 @@ class LaneProgress:
             self._running[phase] = _Running(lane, total, unit, self._clock(), self._clock())
             self._bars.reset(self._tasks[lane], total=total, description=str(plain(phase)), lane=lane, note=unit)
             if self._bars.disable:
-                self._line(phase, f"starts: {number(total)} {unit}")
+                self._line(phase, f"starts: {number(total)} {unit}{self._place(phase)}")
 
     def update(self, phase: str, done: int, note: str = "") -> None:
         """Show that ``done`` units of the phase are complete; ``note`` is short, such as the loss."""
@@ -269,7 +274,8 @@ class LaneProgress:
             running = self._running[phase]
             left = running.left(done, self._clock()) if done else ""
             about: dict[str, Any] = {"total": running.total, "description": str(plain(phase))}
-            about["note"] = str(plain(" ".join(part for part in (running.unit, note, left) if part)))
+            shown = " ".join(part for part in (running.unit, note, left) if part)
+            about["note"] = str(plain(shown + self._place(phase)))
             self._bars.update(self._tasks[running.lane], completed=done, **about)
             every = self._every * (1 if done != running.shown else 6)
             if self._bars.disable and self._clock() - running.printed >= every:
@@ -288,6 +294,10 @@ class LaneProgress:
             if not any(other.lane == running.lane for other in self._running.values()):
                 waiting: dict[str, Any] = {"description": "waits", "lane": running.lane, "note": ""}
                 self._bars.reset(self._tasks[running.lane], start=False, total=None, **waiting)
+
+    def _place(self, phase: str) -> str:
+        """``, phase n of m`` of a phase of the run."""
+        return f", phase {self._phases.index(phase) + 1} of {len(self._phases)}" if phase in self._phases else ""
 
     def _line(self, phase: str, text: str) -> None:
         running = self._running[phase]

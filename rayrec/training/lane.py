@@ -215,6 +215,7 @@ class TrainLane(Lane):
         self.shared.run.trace.progress(name, step=step, **beat)
         note = f"loss {beat['loss']:.4f}" if "loss" in beat else "reference" if "reference" in beat else ""
         self.shared.progress.update(name, step, note)
+        self.shared.heard(name, step, **beat)
 
     def _sample(self, table: pa.Table, t: int) -> None:
         """Keep the iteration's first three rows for people to read."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayrec.driver import checks
+from rayrec.driver import checks, plan
 from rayrec.driver.names import model_name, run_folder
 from rayrec.driver.prepare import prepare
+from rayrec.lanes import Planned
 from rayrec.methods import parse
 from rayrec.models import card
 from rayrec.prompts import Template
@@ -76,3 +78,13 @@ def test_policies_of_different_runs_have_different_names(tmp_path: Path) -> None
             names.add(model_name(str(folder), "abcdef0123"))
     assert names == {f"{run}-{t}-prefer-abcdef" for run in ("one", "two") for t in ("01", "02")}
     assert model_name("org/name", "abcdef") == "name"
+
+
+def test_a_disk_without_room_for_the_policies_is_told_in_the_plan(tmp_path: Path) -> None:
+    phases = [Planned(f"{t:02d}/sft", "sft", 8, 1, "steps", makes_policy=True) for t in range(10)]
+    free = shutil.disk_usage(tmp_path).free
+    assert plan.disk_here(phases, 1.0, "2", tmp_path / "runs") == {}
+    assert plan.disk_here(phases, 1.5 * free, "2", tmp_path / "runs") == {}  # five of ten are there at once
+    told = plan.disk_here(phases, 1.5 * free, "all", tmp_path / "runs")["disk"]
+    assert f"and {tmp_path} has" in told and told.endswith("with --runs, or take --keep 1")
+    assert plan.disk_here(phases, 1e3 * free, "1", tmp_path)["disk"].endswith("Name another folder with --runs")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from safetensors import SafetensorError
 
 from rayrec.config import Config
 from rayrec.driver.session import Session, ending
@@ -32,6 +33,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
             (OSError(number, os.strerror(number), "/runs/a"), 1, [f"{os.strerror(number)}: '/runs/a'", "goes on"])
             for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
         ),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 1, ["No space left", "goes on"]),
         (KeyboardInterrupt(), 130, []),
     ],
     ids=lambda value: type(value).__name__,

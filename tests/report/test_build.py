@@ -17,12 +17,14 @@ import pytest
 
 from rayrec.config import Config, to_dict
 from rayrec.metrics import METRICS, Metric
-from rayrec.metrics.intervals import wilson
+from rayrec.metrics.intervals import Interval, jackknife, wilson
 from rayrec.report import figures
 from rayrec.report.build import build_report
+from rayrec.report.changes import Change, changes
 from rayrec.report.record import read_run
 from rayrec.report.rows import best_policy, genre_gaps, last_policy
 from rayrec.report.timeline import by_iteration, overlap, placed, spans, waits
+from tests.runs.test_trace import dropped
 
 EVIL = "<script>alert('x')</script> & \"Friends\" (1999)"
 
@@ -75,6 +77,18 @@ def test_the_page_shows_the_run_and_fetches_nothing(finished: Path) -> None:
     assert f"± {max(abs(edge - hits) for edge in wilson(hits, 24)):.3f}" in page.text
 
 
+def test_the_run_tells_its_phases_and_evaluations_as_they_end(finished: Path) -> None:
+    lines = (finished.parent / "tiny.txt").read_text().splitlines()
+    (told,) = (at for at, line in enumerate(lines) if "00/evaluate" in line and "test, score, N = 24: HR@5 0." in line)
+    assert any("01/evaluate" in line and "starts: " in line and "phase 8 of 8" in line for line in lines[told:])
+    assert any("HR (share of users whose next title is in their list)" in line for line in lines)
+
+
+def test_perfetto_drops_no_event_of_a_run(finished: Path) -> None:
+    events = json.loads((finished / "trace.json").read_text())["traceEvents"]
+    assert {event["cat"] for event in events} >= {"phase", "part"} and dropped(events) == []
+
+
 def test_the_metrics_of_a_choice_are_in_terminal_page_and_tensorboard(finished: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -103,6 +117,70 @@ def test_ten_users_stand_before_and_after(finished: Path) -> None:
     page, printed = Page(finished / "report.html"), (finished.parent / "tiny.txt").read_text()
     assert found.users[3].before[4] in page.texts and "10 users: test, score, N = 24" in printed
     assert any(line.split("  ")[0].strip() == found.users[0].target for line in printed.splitlines())
+
+
+def test_the_page_opens_with_one_user_then_what_changed_then_curves(finished: Path) -> None:
+    run, page = read_run(finished), Page(finished / "report.html")
+    assert run.lists
+    user = run.lists.shown
+    text = page.text
+    order = ["One user, before and after", f"chose next: {user.target}", "01/prefer) recommends", "What changed",
+             "DivRatio@5 ↑ different titles per place", "Over the iterations", "Results", "Training"]  # fmt: skip
+    places = [text.rindex(order[0])]
+    for words in order[1:]:
+        places.append(text.index(words, places[-1]))  # in this order
+    for title in (*user.history, *user.before, *user.after):
+        assert title in page.texts
+    assert user is run.lists.users[0] or user.before != user.after
+
+
+def test_what_changed_has_intervals_over_users(finished: Path) -> None:
+    found = {one.key: one for one in changes(finished, records(finished))}
+    assert [*found][:3] == ["DivRatio@5", "ORRatio@5", "MGU@5"] and {"HR@5", "NDCG@5"} < {*found}
+    ends = [row for row in records(finished) if row.get("policy") in ("00/sft", "01/prefer")]
+    first, last = (row for row in ends if row["split"] == "test" and row["decode"] == "score")
+    diversity = found["DivRatio@5"].difference
+    assert diversity.value == pytest.approx(last["DivRatio@5"] - first["DivRatio@5"])
+    assert diversity.low is not None and diversity.high is not None
+    # Again from the tables, one user at a time.
+    examples = pq.read_table(finished / "examples" / "test.parquet")
+    users = dict(zip(examples["example_id"].to_pylist(), examples["user"].to_pylist(), strict=True))
+    kept = []
+    for row in (first, last):
+        table = pq.read_table(finished / row["phase"] / "predictions.parquet").to_pylist()
+        lists = [(users[r["example_id"]], r["titles"][:5]) for r in table
+                 if r["decode"] == "score" and r["example_id"] in users]  # fmt: skip
+        left = [[title for user, some in lists if user != out for title in some] for out in sorted({*users.values()})]
+        kept.append(np.array([len({*titles}) / len(titles) for titles in left]))
+    wanted = jackknife(diversity.value, kept[1] - kept[0])
+    assert (diversity.low, diversity.high) == pytest.approx((wanted.low, wanted.high))
+    assert found["MGU@5"].difference.low is None  # it has no jackknife
+    assert found["HR@5"].difference.low is None  # few of 24 rows changed
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "verdict"),
+    [(0.1, 0.2, "up", "better"), (0.1, 0.2, "down", "worse"), (-0.2, -0.1, "down", "better"),
+     (-0.1, 0.1, "up", "no clear change"), (None, None, "up", "")],
+)  # fmt: skip
+def test_the_verdict_on_a_change_follows_its_interval(low: Any, high: Any, better: Any, verdict: str) -> None:
+    metric = Metric("M", better, of_rows=lambda answers, k: np.zeros(0))
+    assert Change(metric, "M@5", 0.0, 0.1, Interval(0.1, low, high)).verdict == verdict
+
+
+def test_every_table_scrolls_in_a_box_of_its_own(finished: Path) -> None:
+    text = (finished / "report.html").read_text()
+    assert text.count("<table") == text.count('<div class="scroll"><table') > 5
+
+
+def test_a_picture_grows_where_a_name_would_leave_it(finished: Path) -> None:
+    rows = [row for row in records(finished) if row["kind"] in ("evaluation", "baseline") and row["split"] == "test"]
+    widths = []
+    for name in ("Popular", "A very long name of a recommender " * 8):
+        named = [row | {"model": name} if row["kind"] == "baseline" else row for row in rows]
+        picture = figures.tradeoff({"test": named}, 5)
+        widths.append(float(re.findall(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+)', picture)[0]))
+    assert widths[0] < 760 < widths[1] and widths[0] >= 720
 
 
 def test_lists_that_cannot_be_read_are_left_out(run: Path) -> None:

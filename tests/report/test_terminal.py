@@ -151,6 +151,38 @@ def test_a_log_gets_few_plain_lines() -> None:
     assert lines[-1].endswith("generators  done: 8 parts in 25.0 s")
 
 
+def test_a_phase_says_which_of_how_many_it_is() -> None:
+    for tty in (False, True):
+        page = paper(tty=tty)
+        with terminal.LaneProgress(console=page, phases=["00/sft", "01/sft", "01/prefer"]) as progress:
+            progress.start("trainers", "01/sft", 10)
+            progress.update("01/sft", 4)
+        assert "steps, phase 2 of 3" in read(page)
+
+
+def test_the_table_is_explained_under_it() -> None:
+    page = paper(144)
+    popular = {"kind": "baseline", "model": "Popular", "split": "test", "N": 1000, "HR@5": 0.1}
+    terminal.print_iteration_table([popular, ROW | {"iteration": 0, "policy": "00/sft"}, ROW], console=page)
+    *_, columns, kinds = [line for line in read(page).splitlines() if line.strip()]
+    assert columns.startswith(
+        "HR (share of users whose next title is in their list), NDCG (and how high it stands), Div"
+    )
+    assert "less is better." in columns and "ORRatio (share of the three most recommended titles)" in columns
+    assert kinds.startswith("Popular gives everybody the same titles. BIGRec is tuned on histories alone. Iteration t")
+    assert kinds.endswith("HR@5 is known to ± 0.013 (95 %, binomial, N = 1,000): smaller differences may be noise.")
+    bare = paper()
+    terminal.print_iteration_table([ROW | {"iteration": 0, "policy": "base"}], console=bare)
+    assert "Popular" not in read(bare) and "BIGRec" not in read(bare) and "Iteration t" not in read(bare)
+
+
+def test_an_evaluation_is_told_in_a_line() -> None:
+    told = (
+        "test, greedy, embedder title, N = 1,000: HR@5 0.035, NDCG@5 0.021, DivRatio@5 0.190, ORRatio@5 –, MGU@5 0.020"
+    )
+    assert rows.evaluated(ROW) == told
+
+
 def test_a_step_that_takes_long_gets_few_lines() -> None:
     now, page = 0.0, paper()
     with terminal.LaneProgress(every=5.0, console=page, clock=lambda: now) as progress:

@@ -39,13 +39,22 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None], margins: tu
         figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
         paint(figure)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=none, bbox_inches=_whole(figure))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # Inside a page the picture takes the page's width, and group names would clash between pictures.
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     return re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r' height="[^"]*pt"', "", text, count=1), count=1)
+
+
+def _whole(figure: Figure) -> Any:
+    """The canvas in inches, or more where a long name would leave it."""
+    from matplotlib.transforms import Bbox
+
+    canvas, drawn = figure.bbox_inches, figure.get_tightbbox()
+    return canvas if drawn is None else Bbox.union([canvas, drawn.padded(0.03)])
 
 
 def legend(figure: Figure, handles: Sequence[Any]) -> None:
