@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayrec.decoding.packed import PromptCache, batches
-from rayrec.decoding.tails import Beams, complete, log_titles, tails
-from rayrec.decoding.trie import Trie, logsumexp_by, ragged
-from rayrec.topk import stable_topk
+from rayrec.decoding.steps import Beams, Edges, edges_of, follow, read
+from rayrec.decoding.tails import complete, log_titles, tails
+from rayrec.decoding.trie import Trie, logsumexp_by
 
 #: Tokens over which probabilities are normalised: the vocabulary, or those that the catalogue allows.
 Normalise = Literal["vocabulary", "catalogue"]
@@ -171,25 +171,22 @@ class _EdgePrior:
 def _search(
     cache: PromptCache, trie: Trie, rule: _Rule, prior: _EdgePrior | None, open_BE: Tensor | None
 ) -> list[list[Found]]:
-    start = torch.zeros_like(cache.lengths)[:, None]
-    none, path_BWS = start.float(), start[:, :, None][:, :, :0]
-    beams = Beams(none, start, start, start, path_BWS, none, none)
-    beams = _extend(beams, cache.logits_B1V, trie, rule, prior, open_BE)
-    while live := int((beams.next_BW >= 0).sum(1).max()):
-        own_BW1 = torch.full_like(beams.next_BW, cache.root)[:, :, None]
-        own_BW1[:, :live, 0] = torch.arange(cache.columns, cache.columns + live, device=start.device)
-        beams.path_BWS = torch.cat([beams.path_BWS, own_BW1.where(beams.next_BW[:, :, None] >= 0, cache.root)], 2)
-        position_BN = cache.lengths[:, None] + beams.depth_BW[:, :live] - 1
-        logits_BNV = cache.forward(beams.token_BW[:, :live], position_BN, beams.path_BWS[:, :live])
+    none_B1 = torch.zeros_like(cache.lengths)[:, None].float()
+    more = {"prior": none_B1} if prior else {}
+    beams = Beams.start(none_B1, **more, **({"kept": none_B1} if rule.measures else {}))
+    logits_BNV: Tensor | None = cache.logits_B1V
+    while logits_BNV is not None:
         beams = _extend(beams, logits_BNV, trie, rule, prior, open_BE)
+        logits_BNV = read(cache, beams)
     if not rule.catalogue:
         complete(cache, beams, trie, rule.best, prior.alpha if prior else 1.0)
     elif rule.measures:
-        beams.kept_BW += tails(cache, beams, trie, torch.ones_like(beams.next_BW, dtype=torch.bool))
-    rows = zip(beams.next_BW.tolist(), beams.score_BW.tolist(), beams.kept_BW.tolist(), strict=True)
+        beams.more["kept"] += tails(cache, beams, trie, torch.ones_like(beams.next_BW, dtype=torch.bool))
+    kept_BW = beams.more["kept"] if rule.measures else torch.zeros_like(beams.score_BW)
+    rows = zip(beams.next_BW.tolist(), beams.score_BW.tolist(), kept_BW.tolist(), strict=True)
     return [
         sorted(
-            (Found(~n, s, kept if rule.measures else 0.0) for n, s, kept in zip(*row, strict=True) if s > -torch.inf),
+            (Found(~n, s, kept) for n, s, kept in zip(*row, strict=True) if s > -torch.inf),
             key=lambda one: (-one.score, one.item),
         )
         for row in rows
@@ -200,54 +197,29 @@ def _extend(
     beams: Beams, logits_BNV: Tensor, trie: Trie, rule: _Rule, prior: _EdgePrior | None, open_BE: Tensor | None
 ) -> Beams:
     """Return the best ``rule.width`` of the live beams' children and the stopped beams, live ones first."""
-    B, N, _ = logits_BNV.shape
-    next_N = beams.next_BW[:, :N].flatten()
-    node_N = next_N.clamp(min=0)
-    count_N = (trie.pointers[node_N + 1] - trie.pointers[node_N]).where(next_N >= 0, 0)
-    beam_E, rank_E, first_N = ragged(count_N)
-    edge_E = trie.pointers[node_N][beam_E] + rank_E
-    logit_E = logits_BNV.flatten(0, 1)[beam_E, trie.tokens[edge_E]]
-    norm_N, kept_N = _norms(logits_BNV, logit_E, beam_E, count_N, rule)
-    logp_E = (logit_E - norm_N[beam_E]).clamp(max=0)
-    prompt_E, first_B = beam_E // N, first_N[::N]
-    prior_E = torch.zeros_like(logp_E)
+    N, edges, more_E = logits_BNV.shape[1], edges_of(beams, logits_BNV, trie), dict[str, Tensor]()
+
+    def of_beam(value_BW: Tensor) -> Tensor:
+        return value_BW[:, :N].flatten()[edges.beam_E]
+
+    norm_N, kept_N = _norms(logits_BNV, edges, rule)
+    logp_E = (edges.logit_E - norm_N[edges.beam_E]).clamp(max=0)
+    if rule.measures:
+        more_E["kept"] = of_beam(beams.more["kept"]) + kept_N[edges.beam_E]
     if prior:
-        prior_E = prior.score_BE[prompt_E, edge_E]
-        logp_E = prior.alpha * logp_E + prior_E - beams.prior_BW[:, :N].flatten()[beam_E]
-
+        more_E["prior"] = prior.score_BE[edges.prompt_E, edges.edge_E]
+        logp_E = prior.alpha * logp_E + more_E["prior"] - of_beam(beams.more["prior"])
     if open_BE is not None:
-        logp_E = logp_E.masked_fill(~open_BE[prompt_E, edge_E], -torch.inf)
-    most = int(count_N.view(B, N).sum(1).max())
-    score_BC = logits_BNV.new_full((B, most + beams.score_BW.shape[1]), -torch.inf)  # children, then stopped beams
-    score_BC[prompt_E, torch.arange(len(beam_E), device=beam_E.device) - first_B[prompt_E]] = (
-        beams.score_BW[:, :N].flatten()[beam_E] + logp_E
-    ).clamp(max=0)
-    score_BC[:, most:] = beams.score_BW.where(beams.next_BW < 0, -torch.inf)
-    pick_BW = stable_topk(score_BC, rule.width)
-
-    score_BW, stays_BW = score_BC.gather(1, pick_BW), pick_BW >= most
-    flat_BW = (first_B[:, None] + pick_BW).clamp(max=len(beam_E) - 1)
-    parent_BW = torch.where(stays_BW, pick_BW - most, beam_E[flat_BW] % N)
-    edge_BW = edge_E[flat_BW]
-    next_BW = torch.where(stays_BW, beams.next_BW.gather(1, parent_BW), trie.next[edge_BW])
-    next_BW = next_BW.where(score_BW > -torch.inf, -1)
-    token_BW = torch.where(stays_BW, beams.token_BW.gather(1, parent_BW), trie.tokens[edge_BW])
-    depth_BW = beams.depth_BW.gather(1, parent_BW) + ~stays_BW
-    prior_BW = torch.where(stays_BW, beams.prior_BW.gather(1, parent_BW), prior_E[flat_BW])
-    kept_BW = beams.kept_BW.gather(1, parent_BW) + kept_N[beam_E[flat_BW]].where(~stays_BW, 0.0)
-
-    order_BW = (next_BW < 0).int().argsort(dim=1, stable=True)
-    score_BW, next_BW, token_BW, depth_BW, parent_BW, prior_BW, kept_BW = (
-        x.gather(1, order_BW) for x in (score_BW, next_BW, token_BW, depth_BW, parent_BW, prior_BW, kept_BW)
-    )
-    path_BWS = beams.path_BWS.gather(1, parent_BW[:, :, None].expand(-1, -1, beams.path_BWS.shape[2]))
-    return Beams(score_BW, next_BW, token_BW, depth_BW, path_BWS, prior_BW, kept_BW)
+        logp_E = logp_E.masked_fill(~open_BE[edges.prompt_E, edges.edge_E], -torch.inf)
+    score_E = (of_beam(beams.score_BW) + logp_E).clamp(max=0)
+    return follow(beams, edges, score_E, trie, rule.width, **more_E)
 
 
-def _norms(logits_BNV: Tensor, logit_E: Tensor, beam_E: Tensor, count_N: Tensor, rule: _Rule) -> tuple[Tensor, Tensor]:
+def _norms(logits_BNV: Tensor, edges: Edges, rule: _Rule) -> tuple[Tensor, Tensor]:
     """Return by which each of the B · N beams normalises its logits, and the log of what is kept for titles, 0 if it
     is not measured."""
-    titles_N = logsumexp_by(logit_E, beam_E, count_N) if rule.catalogue or rule.measures else None
+    measured = rule.catalogue or rule.measures
+    titles_N = logsumexp_by(edges.logit_E, edges.beam_E, edges.count_N) if measured else None
     words_N = None if rule.catalogue and not rule.measures else logits_BNV.logsumexp(-1).flatten()
     norm_N = titles_N if rule.catalogue else words_N
     assert norm_N is not None

@@ -3,13 +3,13 @@
 Every title gets its log-probability over the catalogue plus Gumbel noise, and the k largest sums are the sample. The
 noise of a beam is the largest of the noises below it, so a search that keeps the k + 1 largest finds them. The noise
 follows from a seed, the example and the edge of the trie alone, so a draw does not depend on its neighbours.
+The score of a beam is its perturbed log π_C.
 Shapes: B prompts, W beams, N of them live, E edges of these; all of it in float64.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayrec.decoding.packed import PromptCache, batches
-from rayrec.decoding.trie import Trie, logsumexp_by, ragged
+from rayrec.decoding.steps import Beams, edges_of, follow, read
+from rayrec.decoding.trie import Trie, logsumexp_by
 
 
 class Drawn(NamedTuple):
@@ -38,18 +39,6 @@ class Sample(NamedTuple):
     def inclusion(self, title: Drawn) -> float:
         """Return the probability that a title is in the sample, given κ: weights 1/q make sums over it unbiased."""
         return -math.expm1(-math.exp(min(title.logprob - self.threshold, 700.0)))
-
-
-@dataclass
-class _Beams:
-    """W beams of B prompts: log π_C, perturbed log π_C, -inf for no beam, and as in :mod:`rayrec.decoding.tails`."""
-
-    logprob_BW: Tensor
-    noisy_BW: Tensor
-    next_BW: Tensor
-    token_BW: Tensor
-    depth_BW: Tensor
-    path_BWS: Tensor
 
 
 @torch.inference_mode()
@@ -75,19 +64,13 @@ def sample_titles(
 
 
 def _draw(cache: PromptCache, trie: Trie, k: int, seed_B: Tensor) -> list[Sample]:
-    start = torch.zeros_like(cache.lengths)[:, None]
     root_B1 = gumbel(seed_B, torch.full_like(seed_B, -1))[:, None]
-    beams = _Beams(root_B1 * 0, root_B1, start, start, start, start[:, :, None][:, :, :0])
-    beams = _extend(beams, cache.logits_B1V, trie, k + 1, seed_B)
-    while live := int((beams.next_BW >= 0).sum(1).max()):
-        own_BW1 = torch.full_like(beams.next_BW, cache.root)[:, :, None]
-        own_BW1[:, :live, 0] = torch.arange(cache.columns, cache.columns + live, device=start.device)
-        beams.path_BWS = torch.cat([beams.path_BWS, own_BW1.where(beams.next_BW[:, :, None] >= 0, cache.root)], 2)
-        position_BN = cache.lengths[:, None] + beams.depth_BW[:, :live] - 1
-        logits_BNV = cache.forward(beams.token_BW[:, :live], position_BN, beams.path_BWS[:, :live])
+    beams, logits_BNV = Beams.start(root_B1, logprob=root_B1 * 0), cache.logits_B1V
+    while logits_BNV is not None:
         beams = _extend(beams, logits_BNV, trie, k + 1, seed_B)
-    order_BW = beams.noisy_BW.argsort(dim=1, descending=True, stable=True)
-    columns = [x.gather(1, order_BW).tolist() for x in (beams.noisy_BW, beams.next_BW, beams.logprob_BW)]
+        logits_BNV = read(cache, beams)
+    order_BW = beams.score_BW.argsort(dim=1, descending=True, stable=True)
+    columns = [x.gather(1, order_BW).tolist() for x in (beams.score_BW, beams.next_BW, beams.more["logprob"])]
     samples = []
     for row in zip(*columns, strict=True):
         found = [one for one in zip(*row, strict=True) if one[0] > -torch.inf]
@@ -96,43 +79,15 @@ def _draw(cache: PromptCache, trie: Trie, k: int, seed_B: Tensor) -> list[Sample
     return samples
 
 
-def _extend(beams: _Beams, logits_BNV: Tensor, trie: Trie, width: int, seed_B: Tensor) -> _Beams:
+def _extend(beams: Beams, logits_BNV: Tensor, trie: Trie, width: int, seed_B: Tensor) -> Beams:
     """Return the ``width`` children and finished beams with the most perturbed log-probability, live ones first."""
-    B, N, _ = logits_BNV.shape
-    next_N = beams.next_BW[:, :N].flatten()
-    node_N = next_N.clamp(min=0)
-    count_N = (trie.pointers[node_N + 1] - trie.pointers[node_N]).where(next_N >= 0, 0)
-    beam_E, rank_E, first_N = ragged(count_N)
-    edge_E = trie.pointers[node_N][beam_E] + rank_E
-    logit_E = logits_BNV.flatten(0, 1)[beam_E, trie.tokens[edge_E]].double()
-    step_E = logit_E - logsumexp_by(logit_E, beam_E, count_N)[beam_E]
-    logprob_E = beams.logprob_BW[:, :N].flatten()[beam_E] + step_E
-    prompt_E, first_B = beam_E // N, first_N[::N]
-    noisy_E = _below(logprob_E + gumbel(seed_B[prompt_E], edge_E), beam_E, beams.noisy_BW[:, :N].flatten())
-
-    most = int(count_N.view(B, N).sum(1).max())
-    place_E = torch.arange(len(beam_E), device=beam_E.device) - first_B[prompt_E]
-    noisy_BC = noisy_E.new_full((B, most + beams.noisy_BW.shape[1]), -torch.inf)  # children, then finished beams
-    noisy_BC[prompt_E, place_E] = noisy_E
-    noisy_BC[:, most:] = beams.noisy_BW.where(beams.next_BW < 0, -torch.inf)
-    pick_BW = noisy_BC.argsort(dim=1, descending=True, stable=True)[:, :width]
-
-    noisy_BW, stays_BW = noisy_BC.gather(1, pick_BW), pick_BW >= most
-    flat_BW = (first_B[:, None] + pick_BW).clamp(max=len(beam_E) - 1)
-    parent_BW = torch.where(stays_BW, pick_BW - most, beam_E[flat_BW] % N)
-    edge_BW = edge_E[flat_BW]
-    next_BW = torch.where(stays_BW, beams.next_BW.gather(1, parent_BW), trie.next[edge_BW])
-    next_BW = next_BW.where(noisy_BW > -torch.inf, -1)
-    token_BW = torch.where(stays_BW, beams.token_BW.gather(1, parent_BW), trie.tokens[edge_BW])
-    depth_BW = beams.depth_BW.gather(1, parent_BW) + ~stays_BW
-    logprob_BW = torch.where(stays_BW, beams.logprob_BW.gather(1, parent_BW), logprob_E[flat_BW])
-
-    order_BW = (next_BW < 0).int().argsort(dim=1, stable=True)
-    logprob_BW, noisy_BW, next_BW, token_BW, depth_BW, parent_BW = (
-        x.gather(1, order_BW) for x in (logprob_BW, noisy_BW, next_BW, token_BW, depth_BW, parent_BW)
-    )
-    path_BWS = beams.path_BWS.gather(1, parent_BW[:, :, None].expand(-1, -1, beams.path_BWS.shape[2]))
-    return _Beams(logprob_BW, noisy_BW, next_BW, token_BW, depth_BW, path_BWS)
+    N, edges = logits_BNV.shape[1], edges_of(beams, logits_BNV, trie)
+    logit_E, beam_E = edges.logit_E.double(), edges.beam_E
+    step_E = logit_E - logsumexp_by(logit_E, beam_E, edges.count_N)[beam_E]
+    logprob_E = beams.more["logprob"][:, :N].flatten()[beam_E] + step_E
+    noise_E = gumbel(seed_B[edges.prompt_E], edges.edge_E)
+    noisy_E = _below(logprob_E + noise_E, beam_E, beams.score_BW[:, :N].flatten())
+    return follow(beams, edges, noisy_E, trie, width, logprob=logprob_E)
 
 
 def _below(noisy_E: Tensor, owner_E: Tensor, most_N: Tensor) -> Tensor:

@@ -5,36 +5,16 @@ Shapes: B prompts, W beams, N columns of a pass, S steps, V vocabulary; E counts
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from rayrec.decoding.packed import PromptCache
+from rayrec.decoding.steps import Beams
 from rayrec.decoding.trie import Trie, ragged
 from rayrec.topk import stable_topk
 
 #: Most logits of one pass over tails, if one column of tails has no more: 256 MiB of float32.
 TAIL_LOGITS = 1 << 26
-
-
-@dataclass
-class Beams:
-    """W beams of B prompts, live ones first.
-
-    ``next`` is the trie node, or ``~item`` once stopped; ``token`` is the last one read, ``depth`` counts those read,
-    ``path`` names their columns in the cache, as far as they were computed. ``prior`` is the prior's part of the score.
-    A place without a beam scores -inf. ``kept`` is the log of the probability that the vocabulary's softmax leaves to
-    the tokens that the trie allows, summed over the steps.
-    """
-
-    score_BW: Tensor
-    next_BW: Tensor
-    token_BW: Tensor
-    depth_BW: Tensor
-    path_BWS: Tensor
-    prior_BW: Tensor
-    kept_BW: Tensor
 
 
 def complete(cache: PromptCache, beams: Beams, trie: Trie, best: int, alpha: float) -> None:
@@ -56,7 +36,8 @@ def _add_tails(cache: PromptCache, beams: Beams, trie: Trie, chosen_BW: Tensor, 
     """Add log P of the rest of each chosen title, to the score ``alpha`` times."""
     tail_BW = tails(cache, beams, trie, chosen_BW)
     beams.score_BW += alpha * tail_BW
-    beams.kept_BW += tail_BW
+    if "kept" in beams.more:
+        beams.more["kept"] += tail_BW
 
 
 def tails(cache: PromptCache, beams: Beams, trie: Trie, chosen_BW: Tensor, catalogue: bool = False) -> Tensor:
@@ -114,8 +95,8 @@ def log_titles(cache: PromptCache, trie: Trie, item_B: Tensor, catalogue: bool) 
     else:
         logp_B = first_BV.gather(1, token_B1)[:, 0] - first_BV.logsumexp(-1)
     score_B1 = logp_B.clamp(max=0)[:, None]
-    path_B1S, zero_B1 = start_B[:, None, None][:, :, :0], torch.zeros_like(score_B1)
-    begun = Beams(score_B1, ~item_B[:, None], token_B1, torch.ones_like(token_B1), path_B1S, zero_B1, zero_B1)
+    path_B1S = start_B[:, None, None][:, :, :0]
+    begun = Beams(score_B1, ~item_B[:, None], token_B1, torch.ones_like(token_B1), path_B1S, {})
     all_B1 = torch.ones_like(token_B1, dtype=torch.bool)
     return (score_B1 + tails(cache, begun, trie, all_B1, catalogue))[:, 0]
 
