@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rayrec.commands import compare, evaluate
 from rayrec.commands.baselines import check_read, read
 from rayrec.config import BaselinesConfig
 from rayrec.models.policy import add_lora, load_base, load_tokenizer, save, trainable_state
@@ -26,7 +28,7 @@ def job(name: str, *args: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "No method is named. Add --methods"),
+        (["--methods", "Nobody"], "--methods Nobody: no method is named 'Nobody'. Take some of zero-shot, "),
         (["--methods", "BIGRec", "SPRec", "--vary", "beta", "low"], "--vary beta low: wanted numbers"),
         (["--methods", "BIGRec", "SPRec", "--vary", "beta", "0"], "--objective dpo: Found beta = 0.0"),
         (["--methods", "BIGRec", "MoRec"], "MoRec reads item vectors from titles"),
@@ -38,16 +40,19 @@ def job(name: str, *args: str) -> subprocess.CompletedProcess:
         (["--methods", "BIGRec", "--endpoint", "http://me:secret@host/v1"], "--endpoint holds a user name or a query"),
     ],
 )
-def test_wrong_arguments_are_refused_before_any_cell(tmp_path: Path, args: list[str], message: str) -> None:
-    done = job("compare", *args, "--runs", str(tmp_path))
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {message}") and not list(tmp_path.iterdir())
+def test_wrong_arguments_are_refused_before_any_cell(args: list[str], message: str) -> None:
+    given, rest = compare.options().parse_known_args(args)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        rest, rows = compare.settle(given, rest)
+        compare.check(given, rows, rest)
 
 
 def test_unknown_methods_and_flags_are_refused(tmp_path: Path) -> None:
-    done = job("compare", "--methods", "GRPO", "--runs", str(tmp_path))
-    assert done.returncode == 2 and "invalid choice: 'GRPO'" in done.stderr
     done = job("compare", "--methods", "BIGRec", "--learning-rate", "1", "--runs", str(tmp_path))
-    assert done.returncode == 2 and "--learning-rate" in done.stderr and not list(tmp_path.iterdir())
+    assert done.returncode == 2 and "--learning-rate" in done.stderr
+    done = job("compare", "--runs", str(tmp_path))
+    assert done.returncode == 1 and done.stderr.startswith("error: No method is named. Add --methods")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -55,16 +60,21 @@ def test_unknown_methods_and_flags_are_refused(tmp_path: Path) -> None:
     [
         ([], "--policy is missing"),
         (["--policy"], "--policy is missing"),
-        (["--policy", "./nowhere"], "error: model ./nowhere: no such folder"),
-        (["--policy", "tiny"], "error: --policy tiny is a model that a run makes. Name a Hugging Face folder"),
-        (["--policy=x", "--first-rows", "100"], "error: --first-rows 100 would train the policy. Leave it out"),
-        (["--policy", "x", "--method", "SPRec"], "error: --method is not for this job. The policy is evaluated as"),
-        (["--policy", "x", "--model=y"], "error: --model is not for this job. The policy is the model. Leave it out."),
+        (["--policy", "tiny"], "--policy tiny is a model that a run makes. Name a Hugging Face folder"),
+        (["--policy=x", "--first-rows", "100"], "--first-rows 100 would train the policy. Leave it out"),
+        (["--policy", "x", "--method", "SPRec"], "--method is not for this job. The policy is evaluated as"),
+        (["--policy", "x", "--model=y"], "--model is not for this job. The policy is the model. Leave it out."),
     ],
 )
-def test_no_policy_is_refused(tmp_path: Path, args: list[str], message: str) -> None:
-    done = job("evaluate", "--preset", "toy", "--runs", str(tmp_path), *args)
-    assert done.returncode == 1 and message in done.stderr and not list(tmp_path.iterdir())
+def test_no_policy_is_refused(args: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        evaluate.read(["--preset", "toy", *args])
+
+
+def test_a_policy_that_is_not_there_is_refused_on_one_line(tmp_path: Path) -> None:
+    done = job("evaluate", "--preset", "toy", "--runs", str(tmp_path), "--policy", "./nowhere")
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("error: ./nowhere: there is no such run or folder.") and done.stderr.count("\n") == 1
 
 
 def test_of_adapters_the_merged_weights_are_evaluated(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from argparse import Namespace
 from typing import Any
 
 from benches import peak, reset_peak
+from benches.dpo import dpo_trainer, words
 from benches.training import worker_steps
 
 PACKAGES, SIZE, COLUMNS, UNIT = ("trl",), "k", (), "users per second, reference pass included"
@@ -91,67 +92,26 @@ def tokenizer() -> Any:
 
 def trl(data: list, cached: bool) -> tuple[float, int, int, float]:
     """TRL's DPOTrainer; ``cached`` lets it compute the reference once before training."""
-    from datasets import Dataset
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    def text(ids: list[int]) -> str:
-        return "".join(f" w{i}" for i in ids if i != 2)
-
-    pairs = [
-        {"prompt": text(prompt), "chosen": text(titles[0]), "rejected": text(rejected)}
-        for prompt, titles in data
-        for rejected in titles[1:]
-    ]
-    k = len(data[0][1]) - 1
-    spent = {"seconds": 0.0, "tokens": 0}
-
-    class Timed(DPOTrainer):
-        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
-            try:
-                return super()._precompute_ref_logps(*args, **kwargs)
-            finally:
-                spent["seconds"] += time.perf_counter() - begun
+    settings = {"use_cpu": True, "bf16": False, "per_device_train_batch_size": BATCH, "learning_rate": LR}
+    settings |= {"beta": BETA, "precompute_ref_log_probs": cached}
+    tokens = 0
 
     def count(module: Any, args: Any, kwargs: Any) -> None:
+        nonlocal tokens
         ids = kwargs.get("input_ids")
-        spent["tokens"] += (args[0] if ids is None else ids).numel()
+        tokens += (args[0] if ids is None else ids).numel()
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = DPOConfig(
-            output_dir=folder,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            per_device_train_batch_size=BATCH,
-            gradient_accumulation_steps=k,
-            num_train_epochs=1,
-            learning_rate=LR,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            beta=BETA,
-            max_length=None,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            train_sampling_strategy="sequential",
-            precompute_ref_log_probs=cached,
-            optim="adamw_torch",
-        )
         policy, reference = model(), None if cached else model()
         before = reset_peak()
         warm_up()
         for one in (policy, reference):
             if one is not None:
                 one.model.register_forward_pre_hook(count, with_kwargs=True)
-        trainer = Timed(
-            policy, reference, settings, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer()
-        )
+        of = {"model": policy, "ref_model": reference, "processing_class": tokenizer()}
+        trainer, spent = dpo_trainer(data, words, BATCH, folder, settings, **of)
         begun = time.perf_counter()
         trainer.train()
-        seconds = time.perf_counter() - begun + spent["seconds"]
+        seconds = time.perf_counter() - begun + sum(spent)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return seconds, peak() - before, spent["tokens"], losses[-1]
+    return seconds, peak() - before, tokens, losses[-1]

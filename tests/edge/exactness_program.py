@@ -1,6 +1,6 @@
-"""One training process of ``world``: a packed pass of every architecture under every ZeRO stage, against plain passes.
+"""A packed pass of every architecture under every ZeRO stage, against plain passes; called by worker_program.py.
 
-Started by test_worker.py. The examples are dealt out to the workers; what all of them found lies in
+The examples are dealt out to the workers; what all of them found lies in
 ``root/exact{world}.json``: by case, how far the log-probabilities and the gradients are from those of one sequence per
 answer in one process.
 """
@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from rayrec.training.board import Phase
 from rayrec.training.worker import Worker
-from tests.edge.worker_program import leave, settings
+from tests.edge.worker_program import settings
 
 STAGES = (1, 2, 3)
 
@@ -32,9 +31,8 @@ class OneModel(Worker):
         self.world, self.lm, self.hidden = world, PackedLM(lm), 32
 
 
-def main(root: Path, rank: int, world: int) -> None:
+def measure(root: Path, rank: int, world: int) -> None:
     """Measure every case."""
-    import deepspeed
     import torch
     import torch.distributed as dist
     from deepspeed.utils import safe_get_full_grad
@@ -42,9 +40,6 @@ def main(root: Path, rank: int, world: int) -> None:
     from rayrec.models.logprobs import pack
     from tests.models.test_logprobs import CONFIGS, batch, gradients, model, plain
 
-    torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     rows, found = batch(), {}
     own = list(range(rank, len(rows), world))
     phase = Phase("exact", "prefer", "", "", "", 1, len(rows), 1e-3, 0, 0.0, 1, "", "k")
@@ -69,8 +64,3 @@ def main(root: Path, rank: int, world: int) -> None:
         engine.destroy()
     if rank == 0:
         (root / f"exact{world}.json").write_text(json.dumps(found))
-    leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

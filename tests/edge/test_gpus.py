@@ -34,9 +34,8 @@ def check(plan: str, found: dict[str, Any]) -> None:
 
 
 def test_no_two_trainers_have_one_card_and_shared_pairs_each_generator_with_one() -> None:
-    plans = ["shared 1 1 1", "shared 2 2 1", "shared 4 4 1", "shared 8 8 1", "shared 4 2 1"]
-    plans += ["apart 1 1 1", "apart 2 2 1", "apart 4 4 1", "apart 4 2 2"]
-    for plan, found in zip(plans, placed([8], plans), strict=True):
+    plans = ["shared 1 1 1", "shared 4 4 1", "shared 4 2 1", "apart 2 2 1", "apart 2 1 2"]
+    for plan, found in zip(plans, placed([4], plans), strict=True):
         check(plan, found)
 
 
