@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rayrec import flags
-from rayrec.config import Config, read_config
+from rayrec.config import Config
+from rayrec.deciding import read_config
 from rayrec.fields import flag, giving
 from rayrec.models.fitting import HIDDEN, PUBLISHED
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from rayrec.config import EXTENDING, NOT_DECIDING, Config, changed, result_hash, to_dict
+from rayrec.config import Config
 from rayrec.data import load
+from rayrec.deciding import EXTENDING, NOT_DECIDING, changed, result_hash, to_dict
 from rayrec.driver import checks, plan
 from rayrec.methods import METHODS, PRESETS, parse
 from rayrec.objectives import OBJECTIVES, SFT_LOSSES

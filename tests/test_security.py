@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rayrec.config import BaselinesConfig, to_dict
+from rayrec.config import BaselinesConfig
 from rayrec.data import load
 from rayrec.data.settings import DataConfig
+from rayrec.deciding import to_dict
 from rayrec.driver import baselines
 from rayrec.driver.checks import resolve
 from rayrec.generation import chat, resolve_engine

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from rayrec import signals
 from rayrec.cluster import connect, devices
-from rayrec.config import Config, fixed
+from rayrec.config import Config
 from rayrec.data import Dataset, load
 from rayrec.data.ahead import Ahead, retarget
 from rayrec.data.candidates import with_candidates
@@ -23,6 +23,7 @@ from rayrec.data.likings import liking_rows
 from rayrec.data.mapped import take
 from rayrec.data.reweight import by_genre
 from rayrec.data.touched import Touched
+from rayrec.deciding import fixed
 from rayrec.driver import asked, checks, long_prompts, plan
 from rayrec.driver.names import run_folder
 from rayrec.generation import ENGINES, resolve_engine

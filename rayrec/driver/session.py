@@ -23,8 +23,9 @@ import pyarrow as pa
 from rayrec import signals
 from rayrec.cluster import connect, devices, reserve
 from rayrec.cluster.memory import gigabytes
-from rayrec.config import Config, changed, to_dict
+from rayrec.config import Config
 from rayrec.data import preferences
+from rayrec.deciding import changed, to_dict
 from rayrec.driver import cost_model, plan
 from rayrec.driver.prepare import Prepared, keep_base, prepare
 from rayrec.errors import Stopped

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rayrec.config import deciding
 from rayrec.data import content_hash, schema
 from rayrec.data.likings import NO, YES, one_by_one
 from rayrec.data.mapped import each, mapped, slices
+from rayrec.deciding import deciding
 from rayrec.generation.engine import Answer, Guide, Part
 from rayrec.generation.parts import KeptParts
 from rayrec.lanes import BASE, Policy, Shared

@@ -14,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rayrec.config import AnyConfig, Config, differences, result_hash, to_dict
+from rayrec.config import AnyConfig, Config
+from rayrec.deciding import differences, result_hash, to_dict
 from rayrec.errors import Stopped
 from rayrec.models.card import REMOVED
 from rayrec.runs.about import about

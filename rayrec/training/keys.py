@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayrec.config import Config, deciding
+from rayrec.config import Config
+from rayrec.deciding import deciding
 from rayrec.runs import cache
 from rayrec.runs.manifest import sha256
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rayrec.cluster import connect
 from rayrec.cluster.watchdog import Watchdog
-from rayrec.config import deciding
+from rayrec.deciding import deciding
 from rayrec.errors import Stopped
 from rayrec.lanes import Shared
 from rayrec.models import sequential

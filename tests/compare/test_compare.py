@@ -27,8 +27,9 @@ from rayrec.compare.cells import Cell, account, finished_phases, read_cell, read
 from rayrec.compare.compare import compare, pareto
 from rayrec.compare.published import published
 from rayrec.compare.tables import Row
-from rayrec.config import BaselinesConfig, deciding
+from rayrec.config import BaselinesConfig
 from rayrec.data import schema
+from rayrec.deciding import deciding
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
 from rayrec.metrics import METRICS, Metric
 

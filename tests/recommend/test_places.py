@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.config import Config, to_dict
+from rayrec.config import Config
+from rayrec.deciding import to_dict
 from rayrec.recommend import places
 
 

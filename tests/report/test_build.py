@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rayrec.config import Config, to_dict
+from rayrec.config import Config
+from rayrec.deciding import to_dict
 from rayrec.metrics import METRICS, Metric
 from rayrec.metrics.intervals import Interval, jackknife, wilson
 from rayrec.report import figures

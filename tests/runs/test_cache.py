@@ -15,7 +15,8 @@ from typing import Any, cast, get_args, get_type_hints
 import pyarrow as pa
 import pytest
 
-from rayrec.config import EXTENDING, NOT_DECIDING, BaselinesConfig, Config, TrainConfig, result_hash
+from rayrec.config import BaselinesConfig, Config, TrainConfig
+from rayrec.deciding import EXTENDING, NOT_DECIDING, result_hash
 from rayrec.driver.checks import resolve
 from rayrec.lanes import Planned, Policy, Shared
 from rayrec.methods import parse
