@@ -1,9 +1,18 @@
-"""A limit on the silence of a process elsewhere: a training worker, a generator, a model in training."""
+"""Limits in time: on the silence of a process elsewhere, such as a training worker, and on a call of Ray."""
 
 import logging
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from rayrec import signals
+from rayrec.errors import Stopped
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds of silence after which a warning is logged.
 WARN_AFTER = 60.0
@@ -38,3 +47,20 @@ class Watchdog:
             _log.info("%s for %.0f s; given up after %.0f s", self.who, silent, self.patience)
             self._warn_at *= 2
         return False
+
+
+def within(seconds: float, what: str, work: Callable[[], T]) -> T:
+    """Return the result of ``work``, or raise Stopped after so many seconds; a signal ends the wait too."""
+    future = Future[T]()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+        threading.Event().wait()  # the kernel ends the processes of Ray with the thread that started them
+
+    threading.Thread(target=do, name=what, daemon=True).start()
+    if not signals.wait_for([future], seconds):
+        raise Stopped(f"{what} took longer than {seconds:.0f} s")
+    return future.result()

@@ -142,10 +142,10 @@ def named(rest: list[str], flag: str) -> bool:
 
 def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[Row]]:
     """The flags of all cells and the rows, with the preset's; sets ``args.protocol``, ``k`` and ``output``."""
-    from rayrec.cluster import connect
+    from rayrec.cluster import address
     from rayrec.driver import checks
 
-    args.runs = connect.settle_runs(args.runs)
+    args.runs = address.settle_runs(args.runs)
     if "://" in args.runs:  # the error does not repeat it, since it may hold keys
         raise ValueError("--runs is a URL; a comparison reads all its cells. Name a folder.")
     checks.check_open(args.endpoint or "")
@@ -277,7 +277,7 @@ def run_cells(
 
     Where several run at once, --against runs before the others of its seed, which share its first training.
     """
-    from rayrec.cluster.connect import runs_at_once
+    from rayrec.cluster.address import runs_at_once
     from rayrec.compare.cells import USED, account, finished_phases, read_used, start, watch
 
     at_once = args.at_once or runs_at_once(parse("", cell_args(args, rows[0], args.seeds[0], rest)))

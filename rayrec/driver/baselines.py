@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec import fields, signals
-from rayrec.cluster import connect, reserve
+from rayrec.cluster import address, connect, reserve
 from rayrec.config import BaselinesConfig
 from rayrec.data import Dataset, load
 from rayrec.driver import checks, lists, plan
@@ -44,11 +44,11 @@ def run(config: BaselinesConfig) -> Path | None:
         ValueError: settings or data that no model can serve, before anything is trained.
     """
     terminal.show_log()
-    config = connect.settle_paths(config)
+    config = address.settle_paths(config)
     check(config)
-    connect.check_address(config)
+    address.check_address(config)
     checks.check_name(config.output.name)
-    gpu, data = connect.has_gpu(config), load(config.data)
+    gpu, data = address.has_gpu(config), load(config.data)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
     if (longest := max(config.sequential.top_k)) > len(data.catalogue):
         raise ValueError(f"--top-k {longest} asks for more than the catalogue's {len(data.catalogue)} items. Lower it.")
@@ -66,7 +66,7 @@ def run(config: BaselinesConfig) -> Path | None:
         check_claim(root, config, hashes)
         return None
     phases = [f"00/{model}" for model in config.sequential.models]
-    with open_run(storage, root, config, hashes, connect.device_name(gpu)) as work:
+    with open_run(storage, root, config, hashes, address.device_name(gpu)) as work:
         plan.write_inputs(root, data)
         work.upload("catalogue.parquet", "examples", "rejected.parquet")
         left = [phase for phase in phases if not work.done(phase)]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayrec import signals
-from rayrec.cluster import connect, devices
+from rayrec.cluster import address, devices
 from rayrec.config import Config
 from rayrec.data import Dataset, load
 from rayrec.data.ahead import Ahead, retarget
@@ -86,13 +86,13 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     """
     from rayrec.decoding.exact import check_base  # imports torch
 
-    config = connect.settle_paths(config)
+    config = address.settle_paths(config)
     checks.resolve(config)  # what is wrong by itself is told before devices are looked for
-    connect.check_address(config)
+    address.check_address(config)
     trackers.check(config.output.track)
-    gpu = config.placement.cluster is None and connect.has_gpu(config)
+    gpu = config.placement.cluster is None and address.has_gpu(config)
     on_gpus = gpu or config.placement.cluster is not None  # an estimate for another cluster looks at no device here
-    config = checks.resolve(connect.settle_placement(config, gpu), on_gpus)
+    config = checks.resolve(address.settle_placement(config, gpu), on_gpus)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=folder_of(config.model.model)))
     config = resolve_engine(config, on_gpus)  # what `auto` means is recorded and hashed
     engine, placement = ENGINES[config.evaluate.engine], config.placement
@@ -159,7 +159,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         asked=asked.how_asked(config, template, form, data.catalogue),
         embedder=embedder,
         gpu=gpu,
-        device=connect.device_name(gpu),
+        device=address.device_name(gpu),
         threads=threads,
         all_threads=placement.threads or max(1, cores // workers),
         shown=shown | {"folder": Storage(config.output.runs or "runs").name(root), "rows_to_tune": len(tuning)},

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from rayrec import fields, signals
-from rayrec.cluster import connect
+from rayrec.cluster import address, connect
 from rayrec.config import Config, PlacementConfig
 from rayrec.fields import POSITIVE
 from rayrec.recommend import histories, places
@@ -235,7 +235,7 @@ def _answer(config: RecommendConfig, folder: Path, created: int, parts: int, lef
     """Let the actors answer the parts that are ``left``."""
     placement = config.placement
     cluster = Config(placement=placement)
-    gpu = connect.has_gpu(cluster)
+    gpu = address.has_gpu(cluster)
     connect.connect(cluster)
     import ray
 

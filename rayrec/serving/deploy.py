@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rayrec import fields, signals
-from rayrec.cluster import connect
+from rayrec.cluster import address, connect
+from rayrec.cluster.watchdog import within
 from rayrec.config import Config, PlacementConfig
 from rayrec.recommend import Recommender
 from rayrec.report import terminal
@@ -198,7 +199,7 @@ def run(config: ServeConfig) -> None:
         read_users(config)
         signals.check()
         cluster = Config(placement=config.placement)
-        gpu = connect.has_gpu(cluster)
+        gpu = address.has_gpu(cluster)
         os.environ.setdefault(*PROXY)
         own = connect.connect(cluster)
         if not own and config.state is None:
@@ -228,7 +229,7 @@ def _serve(config: ServeConfig, folder: str, token: str | None, gpu: bool) -> No
         serve.start(http_options={"host": config.host, "port": config.port})
         serve.run(made, name=NAME, route_prefix="/")
 
-    connect.within(_START_SECONDS, "starting the service", start)
+    within(_START_SECONDS, "starting the service", start)
     host = "127.0.0.1" if config.host == "0.0.0.0" else config.host
     terminal.log("serving", f"http://{host}:{config.port}  (POST /recommend; /docs has all paths)")
     while True:

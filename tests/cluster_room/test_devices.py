@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from rayrec.cluster import connect, devices
+from rayrec.cluster import address, devices
 from rayrec.cluster.reserve import cards
 from rayrec.config import BaselinesConfig, Config
 from rayrec.driver.checks import resolve
@@ -75,8 +75,8 @@ def settled(count: int, *args: str, monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     config = parse("", ["--address", "local", *args])
-    gpu = connect.has_gpu(config)
-    return resolve(connect.settle_placement(config, gpu), gpu)
+    gpu = address.has_gpu(config)
+    return resolve(address.settle_placement(config, gpu), gpu)
 
 
 def test_one_gpu_is_shared_without_being_asked_for_and_two_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

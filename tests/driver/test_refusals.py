@@ -24,7 +24,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rayrec.cluster.connect import settle_runs
+from rayrec.cluster.address import settle_runs
 from rayrec.data import load
 from rayrec.driver import checks, plan
 from rayrec.driver.prepare import prepare

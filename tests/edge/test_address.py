@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.cluster.connect import check_address, find_address
+from rayrec.cluster.address import check_address, find_address
 from rayrec.methods import parse
 from tests.edge.conftest import ROOT
 
@@ -40,7 +40,7 @@ def test_auto_is_a_cluster_made_by_ray_start_alone(named: str, tmp_path: Path, m
 SCRIPT = """
 import atexit, os, time
 import psutil
-from rayrec.cluster import connect  # before Ray
+from rayrec.cluster import address, connect  # before Ray
 from rayrec.methods import parse
 from rayrec.cluster.reserve import reserve
 from rayrec.report.terminal import show_log
@@ -52,7 +52,7 @@ for cards in (0, 3):
     room = {"num_cpus": 6, "num_gpus": cards, "resources": {"gen": 1}}
     ray.init(address="local", include_dashboard=False, logging_level="ERROR", **room)
     config = parse("", ["--preset", "toy", "--address", ray.get_runtime_context().gcs_address])
-    print("RESULT", cards, connect.has_gpu(config), connect.runs_at_once(config))
+    print("RESULT", cards, address.has_gpu(config), address.runs_at_once(config))
     reserve(config, False, train=False)
     if cards:
         spread = parse("", ["--preset", "toy", "--train-workers", "1", "--generators", "1", "--tensor-parallel", "2",
@@ -90,7 +90,7 @@ for cards in (0, 3):
         print("RESULT", psutil.wait_procs([slow], timeout=5)[1])
     else:
         ray.shutdown()
-print("RESULT", connect._resources("127.0.0.1:1"), connect._resources("somewhere"))
+print("RESULT", address._resources("127.0.0.1:1"), address._resources("somewhere"))
 """
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from rayrec.cluster import connect
+from rayrec.cluster.address import has_gpu
 from rayrec.data import load, preferences
 from rayrec.methods import parse
 from rayrec.runs.manifest import CHECKPOINT
@@ -127,7 +127,7 @@ def test_deaths_change_nothing(runs: Path, overlapped: Path) -> None:
     told = " ".join(map(title, descendants(command.process.pid)))
     address = told.partition("--gcs-address=")[2].split()[0]
     with pytest.raises(ValueError, match="InvalidAuthToken"):  # a run's own cluster has a token that nobody else knows
-        connect.has_gpu(parse("", ["--address", address]))
+        has_gpu(parse("", ["--address", address]))
     kill("ray::TrainController", "Ray Train's controller of 1", "02/sft", "02/prefer")
     checkpoints = command.folder / "02" / "prefer" / CHECKPOINT
     command.until(lambda trace: any(checkpoints.glob("*/DONE")), "checkpoint of 02/prefer")
