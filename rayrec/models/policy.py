@@ -7,19 +7,19 @@ Names are those of ``model.named_parameters()``; files have the names that the b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.lora import ParamWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
-from rayrec.models import adapters, item_vectors, weights
+from rayrec.models import adapters, item_vectors, lora, weights
 from rayrec.models.card import write as write_card
 from rayrec.models.folder import vocabulary
 
@@ -183,7 +183,7 @@ def add_lora(model: Any, rank: int, alpha: int, dropout: float, seed: int = 0) -
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(model, settings)
     set_lora_dropout(adapted, dropout)
-    if not any(isinstance(layer, ParamWrapper) for _, layer in _lora_layers(adapted)):
+    if not any(isinstance(layer, ParamWrapper) for _, layer in lora.layers(adapted)):
         adapted.peft_config["default"].lora_dropout = dropout  # as a saved adapter states it
     return adapted
 
@@ -201,7 +201,7 @@ def without_dropout(model: Any) -> Any:
 
 def set_lora_dropout(model: Any, p: float) -> None:
     """Set the dropout of every adapter: SFT uses some, the preference step none."""
-    for _, layer in _lora_layers(model):
+    for _, layer in lora.layers(model):
         if isinstance(layer, ParamWrapper):
             continue
         layer.lora_dropout = torch.nn.ModuleDict({name: torch.nn.Dropout(p) for name in layer.lora_dropout})
@@ -227,7 +227,7 @@ def read_weights(model: Any, folder: str | Path) -> dict[str, Tensor]:
             f"{folder}: found {held}, which the model is not. Set --lora-rank as it was when this was saved."
         )
     if adapter.exists():
-        found, names, more = load_file(adapter), {_file_name(n): n for n in wanted}, set()
+        found, names, more = load_file(adapter), {lora.file_name(n): n for n in wanted}, set()
     else:
         found, names = dict(weights.tensors(folder)), {n: n for n in wanted}
         more = _tied(model) | _buffers(model).keys()
@@ -284,11 +284,11 @@ def save(
     items = {name: tensor for name, tensor in state.items() if item_vectors.owns(name)}
     state = {name: tensor for name, tensor in state.items() if name not in items}
     if isinstance(model, PeftModel):
-        tensors = {_file_name(name): tensor.float() for name, tensor in state.items() if "lora_" in name}
+        tensors = {lora.file_name(name): tensor.float() for name, tensor in state.items() if "lora_" in name}
         _write_tensors(tensors, folder / ADAPTER)
-        _write_adapter_config(model, base, folder)
+        lora.write_settings(model, base, folder)
         if merged:
-            write_model(dict(_merge(state, model)), model.get_base_model(), tokenizer, folder / "merged")
+            write_model(dict(lora.merge(state, model)), model.get_base_model(), tokenizer, folder / "merged")
     else:
         write_model({name: tensor.to(model.dtype) for name, tensor in state.items()}, model, None, folder)
     for place in (folder, folder / "merged"):
@@ -318,56 +318,6 @@ def write_model(tensors: dict[str, Tensor], model: Any, tokenizer: Any, folder: 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     save_file(plain, path, metadata={"format": "pt"})
-
-
-def _write_adapter_config(model: PeftModel, base: str, folder: Path) -> None:
-    settings = model.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": base}
-    # A set has another order in every process; sorted, the file's bytes repeat.
-    text = json.dumps(settings, indent=2, sort_keys=True, default=lambda value: sorted(value))
-    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _merge(state: Mapping[str, Tensor], model: PeftModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight of the base model with its adapter added in float32, in the base's dtype."""
-    held = dict(model.named_parameters()) | dict(state)
-    adapters = {_adapted(module, layer): (module, layer) for module, layer in _lora_layers(model)}
-    for name, weight in held.items():
-        if "lora_" in name or item_vectors.owns(name):
-            continue
-        if weight.numel() == 0:
-            raise ValueError(f"{name} is cut up by ZeRO-3. Gather the frozen weights into the state to merge them.")
-        merged = weight.detach().cpu()
-        if name in adapters:
-            module, layer = adapters[name]
-            a, b = (held[f"{module}.{part}.default.weight"].detach().cpu().float() for part in ("lora_A", "lora_B"))
-            merged = (merged.float() + layer.scaling["default"] * _delta(layer, a, b)).to(merged.dtype)
-        yield name.removeprefix("base_model.model.").replace(".base_layer", ""), merged
-
-
-def _adapted(module: str, layer: Any) -> str:
-    """Return the name of the parameter that an adapter layer changes; adapters of one module's experts are nested."""
-    below, name = layer.base_layer, f"{module}.base_layer"
-    while isinstance(below, LoraLayer):
-        below, name = below.base_layer, f"{name}.base_layer"
-    return f"{name}.{layer.parameter_name if isinstance(layer, ParamWrapper) else 'weight'}"
-
-
-def _delta(layer: Any, a: Tensor, b: Tensor) -> Tensor:
-    """Return what an adapter adds to its weight, before scaling; of experts as ParamWrapper reads A and B."""
-    if isinstance(layer, ParamWrapper) and layer.num_experts > 1:
-        a, b = a.reshape(layer.num_experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, layer.num_experts)
-        to = "eoi" if layer._did_swap_in_out_features else "eio"
-        return torch.einsum(f"ore,eri->{to}", b, a)
-    return (b @ a).T if layer.fan_in_fan_out else b @ a
-
-
-def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
-
-
-def _file_name(name: str) -> str:
-    """Return the name that peft's files give to an adapter parameter."""
-    return name.replace(".default.", ".")
 
 
 def _tied(model: Any) -> set[str]:
