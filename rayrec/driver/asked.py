@@ -50,7 +50,7 @@ def check_asked(config: Config, asked: dict[str, Any]) -> None:
         )
 
 
-def told(asked: dict[str, Any], catalogue: Catalogue) -> str:
+def described(asked: dict[str, Any], catalogue: Catalogue) -> str:
     """The plan's line about a policy that another run has tuned."""
     form = ", ".join(f"{name} {asked[name]}" for name in ("template", "history", "protocol"))
     line = f"tuned by rayrec ({asked.get('policy', 'policy')}); {form}"

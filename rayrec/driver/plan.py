@@ -78,7 +78,7 @@ def describe(
         "resources": resources,
         "disk_bytes": per_policy * sum(p.makes_policy for p in plan),
         "memory": memory,
-        "lines": {**data.told, "memory": _told(memory)},
+        "lines": {**data.told, "memory": _memory_line(memory)},
     }
 
 
@@ -139,7 +139,7 @@ def _machine() -> int:
     return min(whole, *(int(text) for text in texts if text.isdigit())) if texts else whole
 
 
-def _told(memory: dict[str, Any]) -> str:
+def _memory_line(memory: dict[str, Any]) -> str:
     """The plan's line about memory."""
     there = "" if memory["machine"] is None else f", of this machine's {size(memory['machine'])}"
     passes = f"passes of at most {memory['rows']} rows, {memory['tokens']:,} tokens"

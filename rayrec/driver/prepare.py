@@ -63,7 +63,7 @@ class Prepared:
     """Cache key of ``tokens``: a run that goes on does not tokenise its prompts again."""
     shape: Shape
     hashes: dict[str, str]
-    """Of the contents of data, model and embedder (:func:`~rayrec.config.result_hash`)."""
+    """Of the contents of data, model and embedder (:func:`~rayrec.deciding.result_hash`)."""
     template: Template
     asked: dict[str, Any]
     """How the run's policies are asked (:func:`rayrec.driver.asked.how_asked`)."""
@@ -87,7 +87,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     from rayrec.decoding.exact import check_base  # imports torch
 
     config = address.settle_paths(config)
-    checks.resolve(config)  # what is wrong by itself is told before devices are looked for
+    checks.resolve(config)  # an error of the settings alone is raised before devices are looked for
     address.check_address(config)
     trackers.check(config.output.track)
     gpu = config.placement.cluster is None and address.has_gpu(config)
@@ -143,7 +143,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     shape = Shape.of(str(base))
     shown = plan.describe(config, data, phases, tokens, shape, **resources)
     if (former := card.asked(config.model.model)) is not None:
-        shown["lines"] = {"policy": asked.told(former, data.catalogue), **shown["lines"]}
+        shown["lines"] = {"policy": asked.described(former, data.catalogue), **shown["lines"]}
     return Prepared(
         config=config,
         data=data,

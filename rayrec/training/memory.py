@@ -25,7 +25,7 @@ GIB = 2**30
 HEAP = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
 #: The same on a GPU: nearly every pass has another shape, and segments that grow serve them all.
 SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-#: What the heap of a CPU grows to with this (jobs/bench.py memory).
+#: Factor by which the heap of a CPU outgrows its contents with this (jobs/bench.py memory).
 HEAP_GROWTH = 1.25
 #: Weights that DeepSpeed gathers at once under ZeRO-3 (its own limit), and puts into one bucket (worker.py's).
 GATHERED, BUCKET = 10**9, 5 * 10**8

@@ -68,7 +68,7 @@ class Steps:
         self.process, self.config = process, process.config
         self.engine, self.phase, self.shard, self.report = engine, phase, shard, report
         self.seen = torch.zeros(2, dtype=torch.float64)
-        self.told: dict[str, Any] = {"phase": phase.name, "step": 0, "steps": phase.steps}
+        self.progress: dict[str, Any] = {"phase": phase.name, "step": 0, "steps": phase.steps}
 
     def train(self, done: list[dict]) -> list[dict]:
         """Do the steps after those that are ``done``; returns the records of all."""
@@ -190,8 +190,8 @@ class Steps:
 
     def _tell(self, **facts: Any) -> None:
         """Report how far the phase is."""
-        self.told = {"phase": self.phase.name, "steps": self.phase.steps, **facts}
-        self.report(**self.told)
+        self.progress = {"phase": self.phase.name, "steps": self.phase.steps, **facts}
+        self.report(**self.progress)
 
     def _micro(self, rows: list[dict]) -> list[list[dict]]:
         """Cut a worker's rows of one step into micro-batches of similar length, as many as the other workers."""
@@ -218,7 +218,7 @@ class Steps:
         more = extra or [[]] * len(rows)
         examples = [(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)]
         packed = pack(examples, self.config.train.row_tokens, multiple=self.process.multiple)
-        self.report(**self.told)
+        self.report(**self.progress)
         self.seen[0] += sum(1 for row in rows if row["weight"])
         self.seen[1] += packed.ids_RT.numel()
         return packed

@@ -133,8 +133,8 @@ class CatalogueSteps:
 
         legal = self.trie.legal(torch.tensor([row["item"] for row in rows])[packed.answer_N], packed.offset_N)
         found = engine(packed.to(self.device), legal.to(self.device), self._values)
-        loss_B, *told = (value_BA[:, 0] for value_BA in found)
-        return loss_B, dict(zip(("gap", "variance", "first"), told, strict=False))
+        loss_B, *logged = (value_BA[:, 0] for value_BA in found)
+        return loss_B, dict(zip(("gap", "variance", "first"), logged, strict=False))
 
     def _values(self, logits_NV: Tensor, target_N: Tensor, legal: Legal) -> tuple[Tensor, ...]:
         """Return the loss of each token, and of a title's first token z's gap, z's variance, and 1."""
@@ -148,8 +148,8 @@ class CatalogueSteps:
         z_E, first_N, count_N = logit_E.detach(), legal.node_N == 0, legal.count_N.clamp(min=1)
         mean_N = legal.sum(z_E) / count_N
         variance_N = legal.sum((z_E - mean_N[legal.owner_E]).square()) / (count_N - 1).clamp(min=1)
-        told = (logit_N.detach() - mean_N, variance_N, mean_N * 0 + 1)
-        return loss_N, *(value_N.where(first_N, 0.0) for value_N in told)
+        logged = (logit_N.detach() - mean_N, variance_N, mean_N * 0 + 1)
+        return loss_N, *(value_N.where(first_N, 0.0) for value_N in logged)
 
     def after(self, record: dict) -> None:
         """Take the record of a step, in which sums of the global batch stand, and set the next step's temperature."""

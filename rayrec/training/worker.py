@@ -1,4 +1,4 @@
-"""What one training process does: load the base model once, then phase after phase with DeepSpeed."""
+"""One training process: it loads the base model once, and trains phase after phase with DeepSpeed."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class Worker:
         trainable: Any = [p for p in self.lm.parameters() if p.requires_grad]
         bucket = min(memory.BUCKET, sum(getattr(p, "ds_numel", p.numel()) for p in trainable))
         settings = {
-            # How many passes make a step differs from step to step: Steps tells which is the last.
+            # How many passes make a step differs from step to step: Steps marks the last one.
             "train_micro_batch_size_per_gpu": phase.batch // self.world,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": 0.0 if clips(self.config) else train.clip,

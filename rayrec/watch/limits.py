@@ -44,6 +44,6 @@ def passed(watched: Sequence[Watched], limits: Sequence[Limit]) -> list[str]:
         for limit in limits:
             value = one.measures[limit.name].value
             if value is None or (value >= limit.number if limit.below else value <= limit.number):
-                told = "undefined" if value is None else f"{value:.4g}"
-                lines.append(f"{one.key.policy}, {one.key.period}: {limit.name} is {told}, wanted {limit}")
+                shown = "undefined" if value is None else f"{value:.4g}"
+                lines.append(f"{one.key.policy}, {one.key.period}: {limit.name} is {shown}, wanted {limit}")
     return lines

@@ -73,6 +73,8 @@ def test_another_prompt_is_refused(policy: Path, args: str, says: str) -> None:
 
 def test_the_plan_tells_of_another_catalogue(policy: Path) -> None:
     known = json.loads((policy / card.FILE).read_text())
-    assert asked.told(known, CATALOGUE) == "tuned by rayrec (03/prefer); template compact, history 7, protocol open"
+    assert (
+        asked.described(known, CATALOGUE) == "tuned by rayrec (03/prefer); template compact, history 7, protocol open"
+    )
     others = Catalogue.from_items(["A", "B", "C"], [[]] * 3)
-    assert asked.told(known, others).endswith("; its catalogue was another one, of 2 titles: here are 3")
+    assert asked.described(known, others).endswith("; its catalogue was another one, of 2 titles: here are 3")
