@@ -15,7 +15,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
@@ -163,6 +163,7 @@ def _bare(hint: Any) -> Any:
     return hint
 
 
+@cache
 def _texts(kind: type) -> dict[str, str]:
     """The text under each setting in the source of a class and of those that it is made of."""
     found: dict[str, str] = {}
