@@ -120,6 +120,7 @@ def ours(actors: list[Any], part_of: Any, count: int, logical: int, scratch: str
 def pool_of(actors: list[Any], logical: int, scratch: Path) -> Any:
     """The pool that a run has, with ``logical`` generators that share ``actors``."""
     from rayrec.config import Config
+    from rayrec.generation.engine import Engine
     from rayrec.generation.pool import GeneratorPool
     from rayrec.runs.trace import Trace
 
@@ -134,7 +135,7 @@ def pool_of(actors: list[Any], logical: int, scratch: Path) -> Any:
 
     config = Config()
     config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, generators=logical))
-    setup: Any = SimpleNamespace(config=config, gpu=False)
+    setup: Any = SimpleNamespace(config=config, gpu=False, engine=Engine)
     return Pool(setup, Trace(scratch / "trace.json"), None)  # pyright: ignore[reportArgumentType]
 
 

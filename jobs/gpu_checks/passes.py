@@ -119,7 +119,7 @@ def flex(place: Place) -> Iterator[Line]:
         if name == "flex":
             attend_by_flex(model)
         lm = PackedLM(model)
-        packed = pack(rows, 2048, multiple=multiple).to(place.device)
+        packed = pack(rows, 2048, multiple=multiple, flex=name == "flex").to(place.device)
 
         def step(lm: Any = lm, packed: Any = packed) -> Any:
             lm.zero_grad(set_to_none=True)

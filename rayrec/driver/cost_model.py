@@ -6,10 +6,14 @@ answers:
 * A forward pass of a row costs (2 N + 4 L H T) T + 2 V H A operations, less 2 M for each place of the prompt but its
   last, with M weights in the last block's MLP, unless activations are made twice. Training costs it three times; twice
   where the base is frozen (adapters); a preference step adds one pass for the reference. Padding adds 15 %.
-* A step takes the longer of its operations at the devices' training rate and of its gradients' exchange, plus ``step``
-  for each micro-batch of a worker; a preference step a third more, for the reference.
+* A step takes the longer of its work and of its gradients' exchange. The work is its operations at the devices'
+  training rate; on a GPU also what norms, gates, residuals and adapters move between the card and its memory, each
+  number of a layer ``moves`` times (``adapted`` times with adapters), and at least ``launch`` for each of the kernels
+  that a layer launches (KERNELS, which tests/training/test_counts.py counts). A micro-batch of a worker takes ``step``
+  more, and a preference step has a third more of them, for the reference.
 * A part of prompts takes their forward pass at the generation rate; then for every token of the longest answer the
-  longer of its operations and of reading all weights once, plus ``token``.
+  longer of its operations and of reading all weights once, plus ``token``. An engine that answers several parts at once
+  reads the weights once for all of them.
 * Phases follow each other on the two lanes of the loop, each after the phases that it reads, ``phase`` seconds apart;
   the first begins after ``start`` seconds. An iteration is the time from one policy to the next.
 * Workers exchange their weights when a phase begins. In a step all gradients circulate twice and, under ZeRO-1 and 2,
@@ -24,17 +28,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rayrec.config import Config
 from rayrec.data.candidates import CANDIDATES
 from rayrec.decoding.beam import ALPHAS
 from rayrec.driver import plan
 from rayrec.driver.checks import Lengths
+from rayrec.driver.device import DEVICES, KERNELS, NETWORK, Device, parse
 from rayrec.driver.prepare import Prepared
 from rayrec.lanes import Planned
 from rayrec.models.shape import Shape
@@ -42,67 +46,12 @@ from rayrec.negatives import NEGATIVES, Sampler, mixture
 from rayrec.report.terminal import size, span
 from rayrec.training.memory import Memory
 
-
-@dataclass(frozen=True)
-class Device:
-    """Speed and memory of a device, and the shares that are reached. GPUs have the data sheets' dense figures."""
-
-    bfloat16: float
-    """Operations per second."""
-    float32: float
-    bandwidth: float
-    """Bytes per second between the device and its memory."""
-    memory: float
-    link: float
-    """Bytes per second from one device to another of its node."""
-    train: float = 0.35
-    """Share of the operations that a training step reaches."""
-    generate: float = 0.4
-    """Share of them that the pass of a prompt reaches."""
-    step: float = 0.02
-    """Further seconds per micro-batch."""
-    token: float = 0.01
-    """Further seconds per token of the longest answer of a part."""
-    phase: float = 5.0
-    """Further seconds per phase."""
-    start: float = 60.0
-    """Seconds until the processes are up and have read the model."""
-    cores: bool = False
-    """Whether it is a core, of which a process takes as many as it has threads."""
-
-
-#: Bytes per second that a node sends to others: 400 Gbit/s.
-_NETWORK = 50e9
-#: Shares, steps and phases of GPUs are assumptions. Those of ``cpu``, one core of an AMD EPYC with AVX-512, were fitted
-#: to two runs, `fitted` and `model` of jobs/benches/estimate.py, which checks them on others.
-DEVICES = {
-    "H100": Device(989e12, 67e12, 3.35e12, 80e9, 450e9),
-    "H200": Device(989e12, 67e12, 4.8e12, 141e9, 450e9),
-    "A100": Device(312e12, 19.5e12, 2.04e12, 80e9, 300e9),
-    "L40S": Device(362e12, 91.6e12, 0.864e12, 48e9, 32e9),
-    "cpu": Device(260e9, 260e9, 10e9, 12e9, 5e9, 1.0, 1.0, step=0.018, token=0.003, phase=1.3, start=24.0, cores=True),
-}
 #: n threads of one process compute as fast as n ** this cores.
 _THREADS = 0.5
 #: Computed tokens per real token: rows of a batch differ in length.
 _PADDING = 1.15
 #: Bytes of a training row's id, place and weight.
 _ROW = 60
-
-
-def parse(cluster: str) -> tuple[int, int, str]:
-    """Return nodes, devices of a node and their kind of ``8x8xH100``.
-
-    Raises:
-        ValueError: another form, or a kind without figures.
-    """
-    found = re.fullmatch(r"(\d+)x(\d+)x(\w+)", cluster)
-    kinds = {name.lower(): name for name in DEVICES}
-    if not found or found[3].lower() not in kinds or not int(found[1]) or not int(found[2]):
-        raise ValueError(
-            f"--cluster {cluster}: wanted NODESxDEVICESxKIND, such as 8x8xH100, with a kind of {', '.join(DEVICES)}."
-        )
-    return int(found[1]), int(found[2]), kinds[found[3].lower()]
 
 
 def estimate(
@@ -163,6 +112,17 @@ def _ends(phases: Sequence[Planned], seconds: dict[str, float], one_lane: bool, 
         phase = left.pop(number)
         ends[phase.name] = lanes[lane] = start + seconds[phase.name]
     return ends
+
+
+class Step(NamedTuple):
+    """Seconds of one optimiser step on one worker."""
+
+    computing: float
+    launching: float
+    """Of the host, for its kernels."""
+    exchange: float
+    beside: float
+    """Of each micro-batch, beside the longest of the others."""
 
 
 @dataclass(frozen=True)
@@ -236,21 +196,34 @@ class Work:
         return self._asking(sampler.decode, rows, written) + (self._asking("score", rows, drawn) if drawn else 0.0)
 
     def _training(self, phase: Planned) -> float:
-        workers = self.config.placement.train_workers
-        passes = (2 if self.config.model.lora_rank else 3) + (phase.kind == "prefer")
-        operations = _PADDING * phase.rows * phase.epochs * passes * self._forward(*self._row(phase.kind))
-        computing = operations / phase.batches / workers / self._rate(self.device.train, phase.name.startswith("00/"))
-        exchange = self._exchanged() / workers / self._link()
-        length, answers, _ = self._row(phase.kind)
+        return phase.batches * self.step_seconds(phase) + self.device.phase
+
+    def step_seconds(self, phase: Planned) -> float:
+        """Seconds of one optimiser step of a training phase, the phase's share of the reference's pass included."""
+        step = self.step(phase)
+        return max(step.computing, step.launching, step.exchange) + step.beside
+
+    def step(self, phase: Planned) -> Step:
+        """What one optimiser step of a training phase takes."""
+        workers, preferring = self.config.placement.train_workers, phase.kind == "prefer"
+        adapted, more = bool(self.config.model.lora_rank), 4 / 3 if preferring else 1
+        length, answers, _ = row = self._row(phase.kind)
+        rows = _PADDING * phase.rows * phase.epochs / phase.batches / workers
+        operations = rows * ((2 if adapted else 3) + preferring) * self._forward(*row)
+        computing = operations / self._rate(self.device.train, phase.name.startswith("00/"))
+        numbers = self.shape.layers * (4 * self.shape.hidden + 3 * self.shape.mlp)
+        moved = rows * length * numbers * (self.device.adapted if adapted else self.device.moves) * more * self._bytes
         batch = self.config.batches.get(f"{phase.kind}_batch", self.config.train.batch)
         most, _ = self.memory.largest(length, answers, batch)
-        micro = -(-batch // (workers * most)) * (4 / 3 if phase.kind == "prefer" else 1)
-        return phase.batches * (max(computing, exchange) + micro * self.device.step) + self.device.phase
+        micro = -(-batch // (workers * most)) * more
+        launching = micro * self.shape.layers * KERNELS[adapted] * self.device.launch
+        exchange = self._exchanged() / workers / self._link()
+        return Step(computing + moved / self.device.bandwidth, launching, exchange, micro * self.device.step)
 
     def _link(self) -> float:
         """Bytes per second of a worker to the next: within the node, or its share of the node's network."""
         inside = self.config.placement.train_workers <= self.each
-        return self.device.link if inside else min(self.device.link, _NETWORK / self.each)
+        return self.device.link if inside else min(self.device.link, NETWORK / self.each)
 
     def _exchanged(self) -> float:
         """Bytes that all workers send in one step, in rings."""
@@ -266,21 +239,36 @@ class Work:
 
     def _asking(self, mode: str | None, rows: int, width: int) -> float:
         """Seconds in which all generators give ``width`` answers to ``rows`` prompts; no mode asks nothing."""
-        evaluate, placement, shape = self.config.evaluate, self.config.placement, self.shape
+        evaluate, placement = self.config.evaluate, self.config.placement
         if mode is None:
             return 0.0
         if mode == "d3" and evaluate.d3_alpha is None:
             rows += len(ALPHAS) * self.valid  # its weight is tuned there
+        part = min(evaluate.part, rows)
+        count = -(-rows // part)
+        each = -(-count // placement.generators)  # parts of the generator that has most
+        together = min(each, self.in_flight(mode))
+        return count / min(placement.generators, count) / together * self.part_seconds(mode, part, width, together)
+
+    def in_flight(self, mode: str) -> int:
+        """Parts that a generator answers at once."""
+        from rayrec.generation import ENGINES
+
+        name = self.config.evaluate.engine
+        engine = ENGINES["vllm" if name == "auto" else name]
+        return engine.in_flight(not self.device.cores) if mode in engine.together else 1
+
+    def part_seconds(self, mode: str, rows: int, width: int, together: int = 1) -> float:
+        """Seconds in which a generator answers ``together`` parts of ``rows`` prompts at once."""
+        placement, shape, prompt, rows = self.config.placement, self.shape, self.tokens.prompt, rows * together
         rate = self._rate(self.device.generate) * placement.tensor_parallel
-        prompt, part = self.tokens.prompt, min(evaluate.part, rows)
-        rounds = -(-rows // part) / min(placement.generators, -(-rows // part))
         if mode == "score":
             length = prompt + width * self.tokens.answer
-            return rounds * (part * self._forward(length, length - prompt, prompt - 1) / rate + self.device.token)
-        token = part * width * self._forward(1, 1) / rate
+            return rows * self._forward(length, length - prompt, prompt - 1) / rate + self.device.token
+        token = rows * width * self._forward(1, 1) / rate
         weights = shape.parameters * self._bytes / placement.tensor_parallel / self.device.bandwidth
         steps = min(self.tokens.longest, 2 * self.tokens.answer)
-        return rounds * (part * self._forward(prompt, 1) / rate + steps * (max(token, weights) + self.device.token))
+        return rows * self._forward(prompt, 1) / rate + steps * (max(token, weights) + self.device.token)
 
     def trainer_bytes(self) -> float:
         """Bytes of a training worker at its largest, in the backward pass of its largest micro-batch."""
@@ -334,14 +322,36 @@ def time_here(ready: Prepared) -> dict[str, str]:
     cluster = f"1x{max(taken, os.cpu_count() or 1) if kind == 'cpu' else taken}x{kind}"
     config = dataclasses.replace(config, placement=dataclasses.replace(placement, cluster=cluster))
     device = _core(config.train.precision) if kind == "cpu" else DEVICES[kind]
+    idle = idle_trainers(config, ready.phases, Work(config, ready.tokens, ready.shape, 0, device, 1, (1, 1)))
     found = estimate(config, ready.phases, ready.tokens, ready.shape, len(ready.data.valid), device)
     if found["total"] < 3600:
-        return {}
+        return idle
     phase, longest = max(found["seconds"].items(), key=lambda item: item[1])
     text = (
         f"about {span(found['total'])} from the start to the end here ({phase} {span(longest)}); fewer --first-rows, "
     )
-    return {"time": text + "--rows-per-iteration, --test-rows and --iterations take less"}
+    return {"time": text + "--rows-per-iteration, --test-rows and --iterations take less", **idle}
+
+
+def idle_trainers(config: Config, phases: Sequence[Planned], work: Work) -> dict[str, str]:
+    """The plan's line about training workers that gain nothing: each launches a whole pass for its few rows."""
+    workers = config.placement.train_workers
+    for phase in phases if workers > 1 else ():
+        if not phase.makes_policy:
+            continue
+        step = work.step(phase)
+        if step.computing < step.launching:
+            name = "prefer_batch" if phase.kind == "prefer" else "batch"
+            most, all_ = int(workers * step.computing / step.launching), config.batches.values()
+            enough = next(n for n in range(max(1, most), 0, -1) if not any(batch % n for batch in all_))
+            text = (
+                f"{phase.name}: a worker's {config.batches[name] // workers} rows of a batch compute for "
+                f"{1e3 * step.computing:.0f} ms and take {1e3 * step.launching:.0f} ms to launch (estimated), so "
+                f"{workers} training workers are hardly faster than {enough}. Take --train-workers {enough}, or larger "
+                "--batch and --prefer-batch under another --name"
+            )
+            return {"trainers": text}
+    return {}
 
 
 def of_plan(ready: Prepared) -> dict[str, Any]:
@@ -350,7 +360,10 @@ def of_plan(ready: Prepared) -> dict[str, Any]:
     times = found.pop("seconds")
     phases = [row | {"seconds": times[row["phase"]]} for row in ready.shown["phases"]]
     told = {name: text for name, text in ready.shown["lines"].items() if name != "memory"}  # of this machine
-    return {"estimate": found, "lines": told | lines(found), "phases": phases}
+    _, each, kind = parse(ready.config.placement.cluster or "")
+    work = Work(ready.config, ready.tokens, ready.shape, 0, DEVICES[kind], each, (1, 1))
+    idle = idle_trainers(ready.config, ready.phases, work)
+    return {"estimate": found, "lines": told | lines(found) | idle, "phases": phases}
 
 
 def lines(found: Mapping[str, Any]) -> dict[str, str]:

@@ -132,6 +132,23 @@ def generator_bytes(config: Config, tokens: Lengths, shape: Shape, gpu: bool) ->
     return weights + cache + search
 
 
+def check_embedder(path: str) -> None:
+    """Refuse a language model that would not fit this machine as an embedder: it is read in float32, on the CPU.
+
+    Raises:
+        ValueError: with its bytes, those of the machine, and what to take.
+    """
+    from rayrec.models.shape import Shape
+
+    needs, there = 4 * Shape.of(path).parameters, _machine()
+    if 2 * needs > there:
+        raise ValueError(
+            f"--embedder lm: {path} takes {size(needs)} in float32 on this machine's CPU, which has {size(there)}, "
+            "wanted at most half of that. Take --embedder title, --embedder sentence with "
+            "--embedder-path FOLDER, or name a smaller language model with --embedder-path."
+        )
+
+
 def _machine() -> int:
     """Bytes of memory of this machine, or of the container that this process is in."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,12 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     if config.train.attention == "flex" and not on_gpus:
         raise ValueError(
             "--attention flex trains on GPUs alone, and this plan is on CPUs. Take --attention sdpa, or --device gpu."
+        )
+    if config.train.attention == "flex" and not config.train.row_tokens:
+        warnings.warn(
+            "--attention flex without --row-tokens: a row is one example, with hardly a block to pass over. Add "
+            "--row-tokens 4096 to put several into one row, or take --attention sdpa.",
+            stacklevel=2,
         )
     data = load(config.data)
     signals.check()
@@ -228,6 +235,8 @@ def make_embedder(config: Config, data: Dataset) -> tuple[Embedder, str]:
         kind = "a Hugging Face language model's" if name == "lm" else "a model2vec or sentence-transformers"
         raise ValueError(f"--embedder {name} needs --embedder-path, {kind} folder.")
     path = folder_of(path)
+    if name == "lm" and Path(path, "config.json").is_file():
+        plan.check_embedder(path)
     embedder, contents = EMBEDDERS[name](path), folder_hash(path)
     if config.output.share:
         where = run_folder(config).parent / cache.SHARED / "embeddings"

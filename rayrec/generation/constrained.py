@@ -24,37 +24,36 @@ class Constrained:
         self._policy = ("", "")
         self._loaded: dict[bool, tuple[str, str]] = {}
         self._sequential = dict[str, Any]()
-        self.proofs = list[dict[str, Any]]()
-        """The statements after each load since :meth:`take_proofs`."""
 
     def load(self, version: str, folder: str) -> None:
         """Name the policy that answers from now on."""
         self._policy = version, folder
 
-    def answer(self, part: Part) -> list[list[Scored]]:
-        """Return answers to each prompt, best first, scored ones in the order of ``part.choices``."""
+    def prepare(self, part: Part) -> list[dict[str, Any]]:
+        """Load the named policy into the model that answers a part, unless it is there.
 
+        Returns what was stated: of a load two statements, their difference and times.
+        """
         # A load is stated with the same bits whichever part it is for.
         set_threads(self.setup.threads)
-        inner = part.mode in self.engine.modes
+        inner, stated = part.mode in self.engine.modes, list[dict[str, Any]]()
         if self._loaded.get(inner) != self._policy:
             if inner:
                 self.engine.load(*self._policy)
             else:
                 self._load(self._policy[1])
-            self._prove(inner, part)
+            stated = self._prove(inner, part)
             self._loaded[inner] = self._policy
-        if inner:
+        return stated
+
+    def answer(self, part: Part) -> list[list[Scored]]:
+        """Return answers to each prompt of a prepared part, best first, scored ones in the order of its choices."""
+        if part.mode in self.engine.modes:
             return self.engine.answer(part)
         set_threads(part.threads or self.setup.threads)
         return {"score": self._score, "gumbel": self._draw}.get(part.mode, self._beams)(part)
 
-    def take_proofs(self) -> list[dict[str, Any]]:
-        """Return what was stated since the last call: two statements of each load, their difference and times."""
-        taken, self.proofs = self.proofs, []
-        return taken
-
-    def _prove(self, inner: bool, part: Part) -> None:
+    def _prove(self, inner: bool, part: Part) -> list[dict[str, Any]]:
         """Compare what was loaded with the trainer's statement on it, or with a plain pass where there is none.
 
         Raises:
@@ -64,10 +63,10 @@ class Constrained:
 
         probe, begun = self.setup.probe, time.time()
         if probe is None:
-            return
+            return []
         found = self.engine.state(probe) if inner else proof.model_statement(self.model, probe)
         if found is None:
-            return
+            return []
         wanted, whose = part.stated, "the trainer's"
         if wanted is None or wanted["probe"] != probe.key:
             wanted, whose = None, "transformers'"
@@ -77,13 +76,14 @@ class Constrained:
         apart = proof.difference(found, wanted, self.setup.config.train.precision, probe) if wanted else ""
         one = {"version": self._policy[0], "holder": name, "found": found, "wanted": wanted, "wanted_of": whose}
         one |= {"compared": ["logprob", *proof.compared(found, wanted)] if wanted else []}
-        self.proofs.append(one | {"start": begun, "end": time.time()})
+        ended = time.time()
         if apart:
             other = " Add --engine torch." if inner and not self.engine.opens_plainly else ""
             raise ValueError(
                 f"{self._policy[0]}: the generator ({name}) does not hold {whose} weights: {apart}. Nothing that it "
                 f"answered with them is kept.{other}"
             )
+        return [one | {"start": begun, "end": ended}]
 
     def _plain_statement(self) -> dict[str, Any]:
         """The statement of transformers about the policy, in a model that is freed again."""

@@ -103,6 +103,8 @@ class Engine(Protocol):
     """Whether it runs the models of ``--item-vectors``."""
     spans_gpus: ClassVar[bool] = False
     """Whether one engine may span the GPUs of ``--tensor-parallel``."""
+    together: ClassVar[frozenset[Mode]] = frozenset()
+    """The modes in which it answers several parts of one policy at once, each in a thread of its own."""
     opens_plainly: ClassVar[bool] = False
     """Whether it opens policies by transformers alone, with which an untrained policy's weights are compared."""
     needs_endpoint: ClassVar[bool] = False
@@ -130,6 +132,11 @@ class Engine(Protocol):
 
     def wake(self) -> None:
         """Take the GPU's memory back."""
+
+    @classmethod
+    def in_flight(cls, gpu: bool) -> int:
+        """Return how many parts a generator is given at once; above 1 its methods are called from several threads."""
+        return 1
 
     @classmethod
     def missing(cls) -> str:

@@ -2,7 +2,8 @@
 
 A part is a fixed number of prompts, answered whole by one actor in one call from the policy version and the seed that
 it names. A part made again, by whichever actor and after whatever traffic, is the same bit for bit (on CPUs of one
-type).
+type). An engine that batches by itself has several parts at once (``Engine.in_flight``), so it does not run dry between
+two of them, nor wait for the longest answer of each.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import dataclasses
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from rayrec import signals
@@ -26,6 +25,7 @@ from rayrec.cluster.watchdog import WARN_AFTER, Watchdog
 from rayrec.errors import Stopped
 from rayrec.generation.actor import Generator
 from rayrec.generation.engine import Answer, EngineDied, Part, Setup
+from rayrec.generation.slots import Free, Job, Slot, Task
 
 if TYPE_CHECKING:
     from rayrec.runs.trace import Trace
@@ -43,54 +43,8 @@ _CHECK, _POLL = 1.0, 0.05
 _START = 1800.0
 #: Seconds in which the bytes of an answer must arrive once it is ready.
 _FETCH = 30.0
-#: Answers of a phase that may wait here; until some are taken, no more of its parts start.
+#: Least number of answers of a phase that may wait here; until some are taken, no more of its parts start.
 _UNTAKEN = 64
-
-
-@dataclass(eq=False)
-class _Job:
-    """One request; a part is made when an actor is free for it, so that the prompts never all lie in memory."""
-
-    urgent: bool
-    part_of: Callable[[int], Part]
-    todo: deque[int]
-    """Parts without an actor, those of dead actors first."""
-    answers: SimpleQueue[tuple[int, list[list[Answer]]] | BaseException] = field(default_factory=SimpleQueue)
-    deaths: Counter[int] = field(default_factory=Counter)
-    """Actors that died, by part."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A part that an actor works on, without its prompts, which Ray holds."""
-
-    job: _Job
-    index: int
-    part: Part
-
-
-@dataclass(eq=False)
-class _Slot:
-    """The place of one generator: its current actor and its task, None while the actor starts or is free."""
-
-    index: int
-    watchdog: Watchdog
-    actor: Any = None
-    task: _Task | None = None
-    deaths: int = 0
-    """Actors in a row that answered nothing."""
-    starved: int = 0
-    """Of these, those that were killed for want of memory."""
-    held: int = 0
-    """Bytes of memory of the actor when it was last heard."""
-
-    @property
-    def name(self) -> str:
-        return f"generator {self.index}"
-
-    @property
-    def place(self) -> str:
-        return f"in {self.task.part.phase} part {self.task.part.number}" if self.task else "at its start"
 
 
 def is_death(error: BaseException) -> bool:
@@ -114,13 +68,15 @@ class GeneratorPool:
         self.config, self.trace, self._ray, self._gpu = setup.config, trace, ray, setup.gpu
         self._reserved, self._setup = reserved, ray.put(setup)
         count, patience = self.config.placement.generators, self.config.placement.wait_seconds
-        self._slots = [_Slot(i, Watchdog("", patience, warn_after)) for i in range(count)]
-        self._free: deque[_Slot] = deque()
-        self._pending: dict[Any, _Slot] = {}
+        self._slots = [Slot(i, Watchdog("", patience, warn_after)) for i in range(count)]
+        self._in_flight = setup.engine.in_flight(setup.gpu)
+        self._free = Free(self._in_flight)
+        self._pending: dict[Any, tuple[Slot, Task | None]] = {}
+        """What is waited for: an actor's start, or its answer to a task."""
         self._awake, self._closed, self._new_job = False, False, threading.Event()
         self._resting = threading.Event()
         self._kills = KernelKills()
-        self._lock, self._jobs = threading.Lock(), list[_Job]()
+        self._lock, self._jobs = threading.Lock(), list[Job]()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="generators", daemon=True)
         self._thread.start()
@@ -138,7 +94,7 @@ class GeneratorPool:
             ValueError: an engine refuses its inputs, or there is no memory for it.
             ray.exceptions.RayTaskError: a part failed; every phase that waits gets the error.
         """
-        job = _Job(urgent, part_of, deque(range(count)))
+        job = Job(urgent, part_of, deque(range(count)))
         with self._lock:
             if self.error is not None:
                 raise self.error
@@ -182,8 +138,8 @@ class GeneratorPool:
             checked = time.monotonic()
             while not self._closed:
                 self._feed()
-                for slot, answer in self._ready():
-                    self._on_answer(slot, answer)
+                for answer in self._ready():
+                    self._on_answer(answer)
                 self._sleep_if_idle()
                 if time.monotonic() - checked > _CHECK:
                     self._check_silent()
@@ -202,11 +158,12 @@ class GeneratorPool:
                 job.answers.put(error)
             self._jobs = []
 
-    def _start(self, slot: _Slot) -> None:
-        slot.actor, slot.task = self._actor(slot.index), None
+    def _start(self, slot: Slot) -> None:
+        slot.actor, slot.up, slot.tasks = self._actor(slot.index), False, []
+        self._free.settle(slot)
         # The actor may wait for a node that has yet to join; on a GPU it fetches a model and captures graphs of it.
         extra = self.config.placement.wait_for_resources + (_START if self._gpu else 0.0)
-        self._expect(slot, slot.actor.ready.remote(), extra)
+        self._expect(slot, None, slot.actor.ready.remote(), extra)
 
     def _actor(self, index: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -216,29 +173,40 @@ class GeneratorPool:
         options: dict[str, Any] = {"num_cpus": first["CPU"], "num_gpus": first.get("GPU", 0), "resources": own}
         if more:  # the engine places a worker in every bundle itself
             options = {"num_cpus": 0, "num_gpus": 0}
+        if self._in_flight > 1:
+            options["max_concurrency"] = self._in_flight
         bundles = PlacementGroupSchedulingStrategy(
             self._reserved.generators[index], placement_group_capture_child_tasks=bool(more)
         )
         return self._ray.remote(Generator).options(scheduling_strategy=bundles, **options).remote(self._setup)
 
-    def _expect(self, slot: _Slot, answer: Any, extra_patience: float = 0.0) -> None:
-        self._pending[answer], self._awake = slot, True
+    def _expect(self, slot: Slot, task: Task | None, answer: Any, extra_patience: float = 0.0) -> None:
+        self._pending[answer], self._awake = (slot, task), True
         self._resting.clear()
+        if len(slot.tasks) < 2:  # else it has been silent since its last answer
+            slot.watchdog.beat()
+        self._watch(slot, extra_patience)
+
+    def _watch(self, slot: Slot, extra_patience: float = 0.0) -> None:
         slot.watchdog.who = f"{slot.name} has been {slot.place}"
         slot.watchdog.patience = self.config.placement.wait_seconds + extra_patience
-        slot.watchdog.beat()
 
     def _feed(self) -> None:
         """Give the next parts to free actors."""
-        limit = max(_UNTAKEN, len(self._slots))
-        while self._free and (open_ := [job for job in self._jobs if job.todo and job.answers.qsize() < limit]):
-            slot, job = self._free.popleft(), min(open_, key=lambda one: not one.urgent)
+        limit = max(_UNTAKEN, len(self._slots) * self._in_flight)
+        while slot := self._free.first():
+            open_ = (job for job in self._jobs if job.todo and job.answers.qsize() < limit)
+            job = min(open_, key=lambda one: not one.urgent, default=None)
+            if job is None:
+                return
             index = job.todo.popleft()
             part = job.part_of(index)
-            slot.task = _Task(job, index, dataclasses.replace(part, prompts=[], choices=None, guide=None))
-            self._expect(slot, slot.actor.answer.remote(part))
+            task = Task(job, index, dataclasses.replace(part, prompts=[], choices=None, guide=None))
+            slot.tasks.append(task)
+            self._free.settle(slot)
+            self._expect(slot, task, slot.actor.answer.remote(part))
 
-    def _ready(self) -> list[tuple[_Slot, Any]]:
+    def _ready(self) -> list[Any]:
         """Answers that are there, or come within a short time; if none is pending, wait for a new job."""
         if not self._pending:
             self._new_job.wait(_POLL if self._jobs else _CHECK)
@@ -248,17 +216,25 @@ class GeneratorPool:
         ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
         if not ready:
             ready, _ = self._ray.wait(pending, timeout=_POLL if self._free else _CHECK)
-        return [(self._pending.pop(answer), answer) for answer in ready]
+        return ready
 
-    def _on_answer(self, slot: _Slot, answer: Any) -> None:
+    def _on_answer(self, answer: Any) -> None:
         """Give the actor its next part, then pass the answers on; replace the actor if it died."""
+        slot, task = self._pending.pop(answer, (None, None))
+        if slot is None:  # of an actor that was replaced for another of these answers
+            return
         try:
             found = self._ray.get(answer, timeout=_FETCH)
         except BaseException as error:
-            return self._on_error(slot, error)
-        task, seconds = slot.task, slot.watchdog.silent
-        slot.task = None
-        self._free.append(slot)
+            return self._on_error(slot, task, error)
+        seconds = slot.watchdog.silent
+        if task is None:
+            slot.up = True
+        else:
+            slot.tasks.remove(task)
+        self._free.settle(slot)
+        slot.watchdog.beat()
+        self._watch(slot)
         self._feed()
         if task is None:
             now, slot.held = time.time(), found["memory"]
@@ -273,7 +249,7 @@ class GeneratorPool:
         self.trace.add(task.part.phase, "part", "generators", slot.name, begun, end, part=number, **facts)
         task.job.answers.put((task.index, answers))
 
-    def _on_error(self, slot: _Slot, error: BaseException) -> None:
+    def _on_error(self, slot: Slot, task: Task | None, error: BaseException) -> None:
         """Replace an actor that died.
 
         Raises:
@@ -290,7 +266,7 @@ class GeneratorPool:
                 raise ValueError(line)
             _log.info("%s It is replaced once.", line)
         # The first engine of a slot that does not come up never will; a later one may have met what the first left.
-        elif not dead and (slot.task is not None or not slot.deaths):
+        elif not dead and (task is not None or not slot.deaths):
             raise error
         self._replace(slot, "died", error)
 
@@ -304,38 +280,40 @@ class GeneratorPool:
             try:
                 self._ray.get(answer, timeout=self.config.placement.wait_seconds)
             except BaseException as error:
-                self._free.remove(slot)
-                self._on_error(slot, error)
+                self._on_error(slot, None, error)
         if not self._pending:
             self._resting.set()
 
     def _check_silent(self) -> None:
         """Warn of silent actors, and replace those that were silent for too long."""
-        for answer, slot in list(self._pending.items()):
+        waiting: dict[Slot, list[Any]] = {}
+        for answer, (slot, _) in self._pending.items():
+            waiting.setdefault(slot, []).append(answer)
+        for slot, answers in waiting.items():
             # After a pause of this process itself an answer may be there although patience is over.
-            if slot.watchdog.check() and not self._ray.wait([answer], timeout=0)[0]:
-                del self._pending[answer]
+            if slot.watchdog.check() and not self._ray.wait(answers, timeout=0)[0]:
                 self._replace(slot, f"gave no answer for {slot.watchdog.patience:.0f} s", "")
 
-    def _replace(self, slot: _Slot, event: str, error: object) -> None:
-        """Start a new actor in a slot, and put its part back into the queue.
+    def _replace(self, slot: Slot, event: str, error: object) -> None:
+        """Start a new actor in a slot, and put its parts back into the queue.
 
         Raises:
-            Stopped: too many actors died of this part, or in a row in this slot without an answer.
+            Stopped: too many actors died of one of these parts, or in a row in this slot without an answer.
         """
         self._kill(slot.actor)
         if self._gpu and self.config.placement.tensor_parallel > 1:
             self._reserved.renew(slot.index)
+        self._pending = {answer: one for answer, one in self._pending.items() if one[0] is not slot}
         slot.deaths += 1
-        task, deaths, allowed = slot.task, slot.deaths, self.config.placement.max_deaths
-        if task is not None:
+        deaths, allowed = slot.deaths, self.config.placement.max_deaths
+        for task in slot.tasks:
             task.job.deaths[task.index] += 1
             deaths = max(deaths, task.job.deaths[task.index])
         message = f"{slot.name} {event} {slot.place} ({deaths} of {allowed} allowed)"
         if deaths > allowed:
             raise Stopped(f"{message}: {error}" if error else message)
         _log.info("%s: it is replaced", message)
-        if task is not None:
+        for task in reversed(slot.tasks):
             task.job.todo.appendleft(task.index)
         self._start(slot)
 

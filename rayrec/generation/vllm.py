@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayrec.generation.engine import Engine, Part, Scored, Setup, modes_of, set_threads, weights_folder
 from rayrec.generation.vllm_models import RANKS, SMALLEST_HEAD, implements, lora_room, takes_adapters
+from rayrec.generation.vllm_stream import Stream
 from rayrec.generation.vllm_worker import Extension, end_after
 from rayrec.models.weights import has_own_head
 from rayrec.seeds import seed_of
@@ -25,6 +26,7 @@ class VllmEngine(Engine):
     VLLM_ENABLE_V1_MULTIPROCESSING=1 in one of its own."""
 
     modes = frozenset({"greedy", "sample", "free_beams"})
+    together = frozenset({"greedy", "sample"})
     spans_gpus = True
 
     def __init__(self, setup: Setup):
@@ -52,6 +54,7 @@ class VllmEngine(Engine):
         self.lora = gpu and bool(self.rank)
         self.adapter: Any = None
         self.llm = LLM(**self.arguments(setup))
+        self.stream = Stream(self.llm.llm_engine)
         # Else vLLM may wait for ever for a dead engine process, and an engine process may outlive its actor.
         if engines := multiprocessing.active_children():
             end_after(engine.sentinel for engine in engines)
@@ -131,11 +134,12 @@ class VllmEngine(Engine):
                 "on with --device gpu."
             )
         self.llm.collective_rpc("take_policy", args=(str(weights),))
+        self.llm.reset_prefix_cache()
 
     def answer(self, part: Part) -> list[list[Scored]]:
         """Return answers to each prompt, best first; free beams without EOS are left out."""
-        self.llm.reset_prefix_cache()
         if not self.gpu:
+            self.llm.reset_prefix_cache()
             self.llm.collective_rpc("prepare_part", args=(part.seed, part.threads or self.threads))
         return self._free_beams(part) if part.mode == "free_beams" else self._texts(part)
 
@@ -166,7 +170,10 @@ class VllmEngine(Engine):
             )
             for i in range(len(part.prompts))
         ]
-        outputs = self.llm.generate(self._inputs(part), sampling, lora_request=self.adapter, use_tqdm=False)
+        if self.gpu:
+            outputs = self.stream.generate(part.prompts, sampling, self.adapter)
+        else:
+            outputs = self.llm.generate(self._inputs(part), sampling, use_tqdm=False)
         return [[(list(o.token_ids), float(o.cumulative_logprob or 0.0)) for o in out.outputs] for out in outputs]
 
     def _inputs(self, part: Part) -> Any:
@@ -194,6 +201,11 @@ class VllmEngine(Engine):
     def wake(self) -> None:
         if self.gpu:
             self.llm.wake_up()
+
+    @classmethod
+    def in_flight(cls, gpu: bool) -> int:
+        """On a CPU the answers of a part would depend on those beside it, and it is no faster."""
+        return 4 if gpu else 1
 
     @classmethod
     def missing(cls) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 
-from rayrec.models import adapters
+from rayrec.models import adapters, blocks
 
 #: Logits held at once; more are computed chunk by chunk, and again in the backward pass.
 MAX_LOGITS = 2**25
@@ -45,6 +45,7 @@ class Packed:
     which tokens attend to which. Answer token n is predicted at flat place ``source_N`` of the row tensor, is
     ``target_N``, and is number ``offset_N`` of answer ``answer_N`` (b · A + a). ``lengths_BA`` counts tokens, EOS
     included; 0 is an absent answer, and ``longest`` the largest. ``read_U`` are the places of ``source_N``, each once.
+    ``blocks`` are those of FlexAttention, where they were asked for.
     """
 
     ids_RT: Tensor
@@ -58,6 +59,7 @@ class Packed:
     lengths_BA: Tensor
     read_U: Tensor
     longest: int
+    blocks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Packed:
         """Return the batch on ``device``; a GPU does not wait for it."""
@@ -83,6 +85,8 @@ class Packed:
             return together & (query >= key) & shared
 
         rows, length = self.ids_RT.shape
+        if self.blocks is not None:
+            return blocks.block_mask(self.blocks, rows, length, sees)
         return create_block_mask(sees, rows, None, length, length, device=self.ids_RT.device)
 
 
@@ -93,12 +97,13 @@ def carried(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0, multiple: int = 1) -> Packed:
+def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0, multiple: int = 1, flex: bool = False) -> Packed:
     """Lay out (prompt, answers) examples; K may differ. Answers end with EOS, prompts are not empty.
 
     Rows take whole examples up to ``token_budget`` tokens or, where that is longer, the longest example. Attention over
     a dense mask grows with the square of the row, so on the CPU rows no longer than the longest example are fastest.
-    Rows are padded to a ``multiple`` of tokens, by which the kernels of GPUs work.
+    Rows are padded to a ``multiple`` of tokens, by which the kernels of GPUs work; for ``flex`` to whole blocks of
+    FlexAttention, which are listed here and not on the GPU.
 
     Raises:
         ValueError: there is no example, or a prompt or an answer is empty.
@@ -110,6 +115,7 @@ def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0, multiple: 
     sizes = [len(prompt) + sum(len(answer) - 1 for answer in answers) for prompt, answers in rows]
     lines = _fill(sizes, max(token_budget, *sizes))
     A = max(len(answers) for _, answers in rows)
+    multiple = blocks.BLOCK if flex else multiple
     T = -(-max(sum(sizes[b] for b in line) for line in lines) // multiple) * multiple
     table = {"ids": pad_id, "positions": 0, "example": -1, "segment": 0}
     table = {name: torch.full((len(lines), T), value) for name, value in table.items()}
@@ -141,7 +147,8 @@ def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0, multiple: 
     read_U, longest = torch.tensor(sorted({*source})), max(max(map(len, answers), default=0) for _, answers in rows)
     ids_RT, positions_RT, example_RT, segment_RT = table.values()
     loose_N = source_N, target_N, answer_N, offset_N
-    return Packed(ids_RT, positions_RT, example_RT, segment_RT, *loose_N, lengths_BA, read_U, longest)
+    listed = blocks.listed(example_RT, segment_RT) if flex else None
+    return Packed(ids_RT, positions_RT, example_RT, segment_RT, *loose_N, lengths_BA, read_U, longest, listed)
 
 
 def _fill(sizes: Sequence[int], budget: int) -> list[list[int]]:

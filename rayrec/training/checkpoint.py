@@ -26,7 +26,9 @@ from rayrec.training.optimiser import MOMENTS
 Whole = Callable[[], AbstractContextManager]
 #: Parameters and their names.
 Named = Iterable[tuple[str, Any]]
-_TENSORS, _RECORDS = "state.safetensors", "records.parquet"
+_TENSORS, _RECORDS = "state-{:05d}.safetensors", "records.parquet"
+#: Bytes of a file of tensors, about, and so of what rank 0 holds of them on the host.
+_FILE = 1 << 30
 
 
 class Clock:
@@ -78,22 +80,34 @@ def save(folder: Path, key: str, records: list[dict], engine: Any, rank: int, st
     """Save a checkpoint after ``len(records)`` steps and remove the older ones; every rank must call it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from safetensors.torch import save_file
-
-    state = {}
-    for name, tensor in _state(engine):  # every rank gathers the tensors, one after the other; rank 0 keeps them
-        if not rank:
-            state[name] = tensor.cpu().contiguous()
 
     def write(entry: Path) -> None:
-        save_file(state, entry / _TENSORS)
+        _write_state(engine, entry)
         pq.write_table(pa.Table.from_pylist(records), entry / _RECORDS)  # JSON takes 7 times as long
 
-    if not rank:
+    if rank:
+        for _ in _state(engine):  # every rank gathers the tensors, one after the other; rank 0 writes them
+            pass
+    else:
         entry = folder / str(len(records))
         cache.write_entry(entry, key, write, storage)
         storage.clear(folder, but=entry.name)
         empty(folder, but=entry.name)
+
+
+def _write_state(engine: Any, entry: Path) -> None:
+    """Write all tensors, file by file: with its moments a large model is more than a machine's memory."""
+    from safetensors.torch import save_file
+
+    some: dict[str, Any] = {}
+    numbers = itertools.count()
+    for name, tensor in _state(engine):
+        some[name] = tensor.cpu().contiguous()
+        if sum(one.nbytes for one in some.values()) >= _FILE:
+            save_file(some, entry / _TENSORS.format(next(numbers)))
+            some = {}
+    if some:
+        save_file(some, entry / _TENSORS.format(next(numbers)))
 
 
 def restore(folder: Path, steps: int, engine: Any, whole: Whole) -> None:
@@ -101,7 +115,10 @@ def restore(folder: Path, steps: int, engine: Any, whole: Whole) -> None:
     from safetensors.torch import load_file
 
     _make_moments(engine, steps)
-    _load(load_file(folder / str(steps) / _TENSORS), list(_trainable(engine)), engine, whole)
+    state = dict[str, Any]()
+    for path in sorted((folder / str(steps)).glob(_TENSORS.replace("{:05d}", "*"))):
+        state |= load_file(path)  # mapped, so processes of one machine share what they read
+    _load(state, list(_trainable(engine)), engine, whole)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -20,7 +21,7 @@ from rayrec.prompts import make_template
 from rayrec.report.terminal import show_log
 from rayrec.runs.storage import Storage
 from rayrec.runs.trace import Trace
-from tests.generation.fake_engine import FakeEngine
+from tests.generation.fake_engine import Batching, FakeEngine
 
 TITLES = ["Red River", "Blue House"]
 
@@ -74,6 +75,15 @@ def main(folder: Path) -> dict:
     out["urgent"] = len(dict(pool.ask(9, lambda i: part("urgent", i + 10), True)))
     out["taken"] = 1 + sum(1 for _ in slow)
     pool.close(orderly=True)
+
+    pool = GeneratorPool(dataclasses.replace(setup, engine=Batching), trace, reserved)
+    batched = pool.ask(12, lambda i: part("batched", i + 10))
+    out["batched"] = sorted((i, [one.logprob for [one] in answers]) for i, answers in batched)
+    versions = ("base", "other", "base", "base", "third", "other")
+    mixed = pool.ask(6, lambda i: dataclasses.replace(part("mixed", i + 30), version=versions[i]))
+    out["mixed"] = sorted(i for i, _ in mixed)
+    pool.close(orderly=True)
+    out["inside"] = sorted(path.name for path in folder.glob("inside-*"))
 
     for phase in ("full", "deadly", "refused", "vast"):
         pool = pool_of()

@@ -16,6 +16,7 @@ from tests.edge.conftest import ROOT
 # An engine sets its process up for good (threads, signal handlers), so it gets one of its own.
 SCRIPT = """
 import dataclasses, json, shutil, sys
+from concurrent.futures import ThreadPoolExecutor
 import torch
 from rayrec.methods import parse
 from rayrec.generation import ENGINES
@@ -73,6 +74,19 @@ out["threads"] = ask("1", "greedy", 1) == before
 out["proofs"] = [one["compared"] for one in proofs]
 out["seconds"] = sorted(one["end"] - one["start"] for one in proofs)[len(proofs) // 2]
 out["reloaded"] = ask("1", "greedy", 1) != ask("2", "greedy", 1)
+if engine == "vllm":  # as on a GPU: parts of several threads in one batch
+    before, inner = ask("1", "greedy", 1), generator.engine.engine
+    inner.gpu = True
+    some = [prompts[:4], prompts[4:7], prompts[7:], [[5] * (config.model.max_length + 1)]]
+    with ThreadPoolExecutor(4) as threads:
+        parts = [Part("01/negatives", i, "1", f"{folder}/1", one, "greedy") for i, one in enumerate(some)]
+        *made, refused = [threads.submit(inner.answer, part) for part in parts]
+        found = [one for future in made for one in future.result()]
+        out["refused"] = isinstance(refused.exception(), ValueError)
+    inner.gpu = False
+    out["together"] = [[list(ids) for ids, _ in one] for one in found] == [[a.ids for a in one] for one in before]
+    apart = [abs(logprob - a.logprob) for [(_, logprob)], [a] in zip(found, before)]
+    out["apart"] = max(apart)
 # A file that another policy's takes the place of, and a policy that was trained elsewhere.
 shutil.copy(f"{folder}/1/model.safetensors", f"{folder}/2/model.safetensors")
 try:
@@ -103,6 +117,8 @@ def test_an_engine_answers_with_the_loaded_policys_log_probabilities(engine: str
     assert out["repeats"], "the same part gave other answers after other traffic"
     assert out["reloaded"], "two policies gave the same answers"
     assert out["used"] == [2, 3, 1]
+    if engine == "vllm":  # the batch is another one, the answers are the same; a refusal is of its own thread
+        assert out["together"] and out["apart"] < 1e-4 and out["refused"], out
     assert out["threads"], "the threads of another part changed the answers"
     # Every load is compared with the trainer's statement, of the engine and of the beams' model, at little cost.
     assert len(out["proofs"]) >= 10 and all(one == ["logprob", "whole"] for one in out["proofs"])

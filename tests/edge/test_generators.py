@@ -37,6 +37,11 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     assert out["then"] == out["later"] and out["then"].startswith("RayTaskError(ArithmeticError)")
     # Answers that nobody takes delay their own phase alone; 64 wait, and one is at each of two generators.
     assert 65 <= out["given"] <= 68 and out["urgent"] == 9 and out["taken"] == 300
+    # Three parts are at an engine at once, of one policy; those at an actor that died are made again.
+    assert out["batched"] == [[i, [-float(i + 10)] * len(TITLES)] for i in range(12)] and out["mixed"] == [*range(6)]
+    assert out["inside"] == ["inside-1", "inside-2", "inside-3"]
+    died = r"generator \d died in batched part \d+( and \d more)? \(1 of 3 allowed\): it is replaced"
+    assert re.search(died, done.stdout)
     assert out["full"] == "OSError: [Errno 28] No space left on device"
     # An error that would come again is reported once, in one line, and is no death.
     assert out["refused"] == "ValueError: no such model. Take another."

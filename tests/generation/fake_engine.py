@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -63,3 +64,29 @@ class FakeEngine(Engine):
         except FileExistsError:
             return False
         return True
+
+
+class Batching(FakeEngine):
+    """Answers three parts at once, each in 0.3 s however many there are, and dies once; notes how many it had."""
+
+    together = frozenset({"greedy"})
+
+    def __init__(self, setup: Setup):
+        super().__init__(setup)
+        self.lock, self.inside = threading.Lock(), 0
+
+    @classmethod
+    def in_flight(cls, gpu: bool) -> int:
+        return 3
+
+    def answer(self, part: Part) -> list[list[Scored]]:
+        with self.lock:
+            self.inside += 1
+            self._first(f"inside-{self.inside}")
+        time.sleep(0.3)
+        if part.number == 14 and self._first("batch-exit"):
+            os._exit(1)
+        with self.lock:
+            self.inside -= 1
+        assert self.version == part.version  # a load waits until all parts of another policy are answered
+        return [[(prompt, -float(part.seed))] for prompt in part.prompts]

@@ -240,7 +240,7 @@ def test_a_checkpoint_counts_until_the_next_is_up(url: str, stand_on: Node) -> N
     assert not copies.exists() and found("a third worker") == 10
     # The store's newest is damaged, or of other rows: an older one counts.
     save(run, 5)
-    state = save(run, 10, "other rows") / "state.safetensors"
+    state = save(run, 10, "other rows") / "state-00000.safetensors"
     run.storage.clear(state.parent.parent, but="10")
     assert found("a third worker") == 0 and found("a third worker", "other rows") == 10
     state.write_bytes(b"w3ights")
@@ -248,7 +248,7 @@ def test_a_checkpoint_counts_until_the_next_is_up(url: str, stand_on: Node) -> N
     assert found("a fourth worker", "other rows") == 0
     stand_on("driver")
     run.finish("01/sft", {"records": []})
-    assert found("a fifth worker", "other rows") == 0 and not list(driver.rglob("state.safetensors"))
+    assert found("a fifth worker", "other rows") == 0 and not list(driver.rglob("state-00000.safetensors"))
 
 
 @pytest.mark.usefixtures("weights")
