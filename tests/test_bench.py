@@ -108,6 +108,22 @@ def test_the_pool_and_the_driver_lose_no_row(tmp_path: Path) -> None:
     }
 
 
+def test_the_driver_of_many_cards_is_hardly_waited_for(tmp_path: Path) -> None:
+    """Two cards that only keep time, on the loop, the lanes, the pool and the board of a run."""
+    (record,) = bench(tmp_path, "scale")
+    assert set(record) == fields("cards", "rows", facts=("phases", "path", "limits", "driver"))
+    assert record["failed"] is None and record["against"] == "allowed" and 0.3 < record["ratio"] <= 1.001
+    assert [line.split(":")[0] for line in record["ours_phases"]] == [
+        "01/negatives",
+        "01/sft",
+        "01/prefer",
+        "01/evaluate",
+    ]
+    path = [line.split()[0] for line in record["ours_path"]]
+    assert path in (["01/sft", "01/prefer"], ["01/negatives", "01/prefer"])
+    assert record["ours_limits"][0].startswith("training workers")  # and not the driver
+
+
 @pytest.mark.slow
 def test_a_service_answers_all_its_clients(tmp_path: Path) -> None:
     (record,) = bench(tmp_path, "serve")

@@ -272,7 +272,8 @@ class Run:
     def _path(self, by_name: dict[str, Any], last: str) -> tuple[list[str], list[str]]:
         """The phases that a policy waited for, back to the policy before it, and what each second of them went to."""
         needs = {one.name: one.needs for one in self.plan.phases}
-        start = f"{int(last[:2]) - 1:02d}/prefer"
+        before = f"{int(last[:2]) - 1:02d}/prefer"
+        start = before if before in by_name else "00/sft"
         path, name, lost = list[str](), last, dict[str, float]()
         planned = {one.name: one for one in self.plan.phases}
         while name != start and name in by_name:

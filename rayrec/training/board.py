@@ -110,15 +110,20 @@ class Board:
 
     async def take(self, number: int, rank: int) -> Any:
         """Wait for a phase and return it; None if the worker shall end."""
-        mine = self._waiting[rank] = object()
+        mine, former = object(), self._waiting.get(rank)
+        self._waiting[rank] = mine
 
         def over() -> bool:  # the call of a dead worker waits here until another worker has its rank
-            return self.closed or self.dismissed or self._waiting[rank] is not mine
+            return self.closed or self.dismissed or self._waiting.get(rank) is not mine
 
         async with self._changed:
-            self._changed.notify_all()
+            if former is not None:  # else hundreds of workers that come at once would wake each other
+                self._changed.notify_all()
             await self._changed.wait_for(lambda: over() or len(self.phases) > number)
-            return None if over() else self.phases[number]
+            phase = None if over() else self.phases[number]
+            if self._waiting.get(rank) is mine:
+                del self._waiting[rank]
+            return phase
 
     async def report(self, **facts: Any) -> None:
         """Heartbeat of a running phase, from rank 0."""

@@ -126,7 +126,8 @@ class Memory:
         """Bytes of a training worker at its largest: in a pass that takes ``computing``, or as the optimiser steps.
 
         Pass: weights, gradients, Adam's moments; from ZeRO-1 on and for bfloat16 a float32 copy of the weights, with
-        ZeRO-0 and bfloat16 also of the gradients, from ZeRO-1 on also a bucket of gradients. Step, from ZeRO-1 on:
+        ZeRO-0 and bfloat16 also of the gradients, from ZeRO-1 on also a bucket of gradients, for bfloat16 with a float32
+        copy; from ZeRO-2 on gradients are float32. Step, from ZeRO-1 on:
         weights, moments, and float32 copies of weights and gradients with two temporary ones, for all weights are
         stepped through at once. ZeRO-3 keeps its bucket, and gathers weights. On a CPU also the adapters of the
         base; and as a policy is written, a copy of its weights, but nothing of the optimiser's work.
@@ -138,10 +139,11 @@ class Memory:
         weights = (shape.parameters * self.number + adapters) / cut[2]
         weights += min(shape.parameters, GATHERED) * self.number if stage == 3 else 0
         weights += 0 if self.gpu else adapters
-        bucket = min(self.trained, BUCKET) * size if stage else 0
+        gradient = 4 if stage >= 2 else size  # there they are added in float32
+        bucket = min(self.trained, BUCKET) * (size if size == 4 else size + 4) if stage else 0  # and over ranks too
         copies = 1 if stage else 0 if size == 4 else 2  # in float32, of weights and of gradients
         state = self.trained * (STATE_BYTES + 4 * copies) / cut[0]
-        passing = self.trained * size / cut[1] + bucket + computing
+        passing = self.trained * gradient / cut[1] + bucket + computing
         step = self.trained * 12 / cut[0] + (bucket if stage == 3 else 0) if stage else 0
         saving = 0 if self.gpu else shape.parameters * self.number
         return weights + state + max(passing, step, saving)

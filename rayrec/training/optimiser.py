@@ -21,6 +21,15 @@ def settings(lr: float, weight_decay: float) -> dict[str, Any]:
     }
 
 
+def sums(stage: int) -> dict[str, Any]:
+    """Return DeepSpeed's settings by which a bfloat16 model's gradients are added in float32.
+
+    Over ranks at every ZeRO stage. Over the micro-batches of a step from stage 2 on: stage 0 does not know it, and
+    stage 1 takes another optimiser then, whose state is not where checkpoints look for it.
+    """
+    return {"communication_data_type": "fp32"} | ({"data_types": {"grad_accum_dtype": "fp32"}} if stage >= 2 else {})
+
+
 def release(engine: Any) -> None:
     """End a DeepSpeed engine and free what it holds: master weights, moments, gradients and buffers.
 

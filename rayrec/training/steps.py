@@ -52,6 +52,14 @@ class Process:
         split = [p for p in self.lm.parameters() if hasattr(p, "ds_id")]
         return deepspeed.zero.GatheredParameters(split, modifier_rank=0) if split else nullcontext()
 
+    def spread(self) -> None:
+        """Give rank 0's weights to all ranks; those that ZeRO-3 has split went at the end of :meth:`whole`."""
+        import torch.distributed as dist
+
+        for parameter in self.lm.parameters():
+            if not hasattr(parameter, "ds_id"):
+                dist.broadcast(parameter.data, 0)
+
 
 def clips(config: Config) -> bool:
     """Whether gradients are clipped here: at stage 0 in float32 DeepSpeed reads the norm of each by itself, and does
@@ -217,7 +225,8 @@ class Steps:
 
         more = extra or [[]] * len(rows)
         examples = [(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)]
-        packed = pack(examples, self.config.train.row_tokens, multiple=self.process.multiple)
+        flex = self.config.train.attention == "flex"
+        packed = pack(examples, self.config.train.row_tokens, multiple=self.process.multiple, flex=flex)
         self.report(**self.progress)
         self.seen[0] += sum(1 for row in rows if row["weight"])
         self.seen[1] += packed.ids_RT.numel()

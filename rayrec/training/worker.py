@@ -95,8 +95,7 @@ class Worker:
         deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
         self.tokenizer = policy.load_tokenizer(here)
         lm = policy.without_dropout(policy.load_base(here, getattr(torch, train.precision), self.device))
-        # The tokens of a row on a GPU: whole blocks of FlexAttention, or of the mask that its other kernels want.
-        multiple = 1 if not setup["gpu"] else 128 if train.attention == "flex" else 16
+        multiple = 16 if setup["gpu"] else 1  # tokens of a row, for the mask that a GPU's kernels want
         if train.attention == "flex":
             attend_by_flex(lm)
         self.hidden = int(lm.config.get_text_config().hidden_size)
@@ -157,11 +156,18 @@ class Worker:
             out=str(self.storage.here(phase.out)),
             items=str(self.storage.download(phase.items)) if phase.items else "",
         )
+        # Of whole models rank 0 alone reads, so that a machine holds one copy and not one for each of its GPUs.
+        spreads = self.world > 1 and not self.config.model.lora_rank
         with self.process.whole():
-            if not from_base:
+            if spreads and self.rank:
+                if not from_base:
+                    item_vectors.load(self.lm.model, phase.start)
+            elif not from_base:
                 policy.load_weights(self.lm.model, phase.start)
             elif not self.fresh:
                 policy.copy_weights(self.lm.model, self.initial or self._base_state())
+        if spreads and not (from_base and self.fresh):
+            self.process.spread()
         self.fresh = False
         if phase.items:
             item_vectors.attach(self.lm.model, sequential.load(phase.items).table(), self.config.data.seed)
@@ -172,7 +178,8 @@ class Worker:
         """The weights of the base, read again."""
         from rayrec.models import policy
 
-        return policy.trainable_state(policy.load_base(self.storage.download(self.base), self.config.train.precision))
+        found = policy.load_base(self.storage.download(self.base), self.config.train.precision)
+        return dict(found.named_parameters())
 
     def _engine(self, phase: Phase) -> Any:
         """A fresh DeepSpeed engine: optimiser state and schedule belong to one phase."""
@@ -189,7 +196,8 @@ class Worker:
             # They would wait for the GPU before and after every pass.
             "timers": {"throughput": {"enabled": False}},
             # Adapters stay in float32 over a bfloat16 base; DeepSpeed would round them.
-            "bf16": {"enabled": train.dtype == "bfloat16" and not self.config.model.lora_rank},
+            "bf16": {"enabled": (whole := train.dtype == "bfloat16" and not self.config.model.lora_rank)},
+            **(optimiser.sums(train.zero_stage or 0) if whole else {}),
             # DeepSpeed allocates whole buckets, 2 GB each by default, at every backward pass.
             "zero_optimization": {
                 "stage": train.zero_stage,
@@ -219,7 +227,9 @@ class Worker:
             return None
         engine.eval()
         with torch.no_grad():
-            logprob_BA = engine(pack([(self.probe.prompt, [self.probe.answer])]).to(self.device))
+            flex, multiple = self.config.train.attention == "flex", self.process.multiple
+            packed = pack([(self.probe.prompt, [self.probe.answer])], multiple=multiple, flex=flex)
+            logprob_BA = engine(packed.to(self.device))
         if self.rank:
             return None
         return folder_statement(phase.out, self.lm.model, self.probe, float(logprob_BA[0, 0]))
