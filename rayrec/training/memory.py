@@ -125,12 +125,12 @@ class Memory:
     def held_bytes(self, computing: float) -> float:
         """Bytes of a training worker at its largest: in a pass that takes ``computing``, or as the optimiser steps.
 
-        Pass: weights, gradients, Adam's moments; from ZeRO-1 on and for bfloat16 a float32 copy of the weights, with
-        ZeRO-0 and bfloat16 also of the gradients, from ZeRO-1 on also a bucket of gradients, for bfloat16 with a float32
-        copy; from ZeRO-2 on gradients are float32. Step, from ZeRO-1 on:
-        weights, moments, and float32 copies of weights and gradients with two temporary ones, for all weights are
-        stepped through at once. ZeRO-3 keeps its bucket, and gathers weights. On a CPU also the adapters of the
-        base; and as a policy is written, a copy of its weights, but nothing of the optimiser's work.
+        Pass: weights, gradients, in float32 from ZeRO-2 on, and Adam's moments; from ZeRO-1 on and for bfloat16 a
+        float32 copy of the weights, with ZeRO-0 and bfloat16 also of the gradients; from ZeRO-1 on also a bucket of
+        gradients, for bfloat16 with a float32 copy. Step, from ZeRO-1 on: weights, moments, and float32 copies of
+        weights and gradients with two temporary ones, for all weights are stepped through at once. ZeRO-3 keeps its
+        bucket, and gathers weights. On a CPU also the adapters of the base; and as a policy is written, a copy of its
+        weights, but nothing of the optimiser's work.
         """
         config, shape = self.config, self.shape
         workers, stage, size = config.placement.train_workers, config.train.zero_stage or 0, self.trained_bytes

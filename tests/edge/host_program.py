@@ -43,6 +43,8 @@ def phase(start: Path, out: Path, lr: float = 0.0) -> Phase:
 def loads(root: Path, rank: int, world: int) -> list[tuple[str, int, float]]:
     """Load a policy, the base again, and the policy once more."""
     worker, found = worker_of(root / "big", rank, world, 1), []
+    for parameter in worker.lm.parameters():
+        parameter.data.add_(0)  # until it is written to, a model on a CPU may lie in its file
     for name in ("policy", "big", "policy"):
         Path("/proc/self/clear_refs").write_text("5")
         before = status("VmRSS")
@@ -73,8 +75,8 @@ def main(root: Path, rank: int, world: int) -> None:
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {"added": {stage: added(root, rank, world, stage) for stage in (2, 3)}}
-    found["loads"] = loads(root, rank, world) if world > 1 else []
-    (root / f"host{world}-{rank}.json").write_text(json.dumps(found))
+    found["loads"] = loads(root, rank, world)
+    (root / f"host{rank}.json").write_text(json.dumps(found))
     leave()
 
 
