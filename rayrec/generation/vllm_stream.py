@@ -14,7 +14,7 @@ class _Call:
     def __init__(self, ids: list[str], prompts: Sequence[list[int]], sampling: Sequence[Any], adapter: Any):
         self.ids, self.asked, self.adapter = ids, list(zip(prompts, sampling, strict=True)), adapter
         self.found: dict[str, Any] = {}
-        self.error: ValueError | None = None
+        self.error: Exception | None = None
 
     @property
     def done(self) -> bool:
@@ -36,7 +36,7 @@ class Stream:
 
         Raises:
             ValueError: vLLM refuses a request of this call.
-            EngineDeadError: for every call that waits.
+            EngineDeadError: in every call that waits.
         """
         from vllm.sampling_params import RequestOutputKind
 
@@ -82,6 +82,6 @@ class Stream:
         try:
             for one, (prompt, sampling) in zip(call.ids, call.asked, strict=True):
                 begun.append(self._engine.add_request(one, tokens_input(prompt), sampling, lora_request=call.adapter))
-        except ValueError as error:
+        except Exception as error:  # of this call; the others go on
             self._engine.abort_request(begun, internal=True)
             call.error = error
