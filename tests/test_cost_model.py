@@ -215,11 +215,11 @@ def test_a_dry_run_tells_what_a_cluster_would_take(folder: Path, tmp_path: Path)
     done = command(*given, "--runs", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
     told, n = " ".join(done.stdout.split()), r"([\d.]+)"
-    spans = rf"iteration 0 in {n} s, each further one in {n} s, in all {n} min"
+    spans = rf"iteration 0 in {n} min, each further one in {n} s, in all {n} min"
     times = re.search(f"8 of 64 devices of 8x8xH100: {spans}", told)
     needs = re.search(rf"of a device's 74.5 GiB: trainer {n} GiB, generator {n} GiB moved", told)
     assert times and needs, told
-    assert 60 * float(times[3]) == pytest.approx(float(times[1]) + 5 * float(times[2]), abs=60)
+    assert 60 * float(times[3]) == pytest.approx(60 * float(times[1]) + 5 * float(times[2]), abs=60)
     assert all(2 * 1_235_814_400 / 2**30 < float(held) < 74.5 for held in needs.groups())
     # Four trainers begin two phases with weights of two bytes and adapters of four, and in 96 steps of stage 0
     # the adapters' gradients go round twice; four generators are handed two policies.
