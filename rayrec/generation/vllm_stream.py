@@ -35,7 +35,7 @@ class Stream:
         """Return vLLM's outputs of prompts of token ids, in their order.
 
         Raises:
-            ValueError: vLLM refuses a request of this call.
+            VLLMValidationError: vLLM refuses a request of this call.
             EngineDeadError: in every call that waits.
         """
         from vllm.sampling_params import RequestOutputKind

@@ -82,7 +82,7 @@ if engine == "vllm":  # as on a GPU: parts of several threads in one batch
         parts = [Part("01/negatives", i, "1", f"{folder}/1", one, "greedy") for i, one in enumerate(some)]
         *made, refused = [threads.submit(inner.answer, part) for part in parts]
         found = [one for future in made for one in future.result()]
-        out["refused"] = isinstance(refused.exception(), ValueError)
+        out["refused"] = str(refused.exception())
     inner.gpu = False
     out["together"] = [[list(ids) for ids, _ in one] for one in found] == [[a.ids for a in one] for one in before]
     apart = [abs(logprob - a.logprob) for [(_, logprob)], [a] in zip(found, before)]
@@ -118,7 +118,8 @@ def test_an_engine_answers_with_the_loaded_policys_log_probabilities(engine: str
     assert out["reloaded"], "two policies gave the same answers"
     assert out["used"] == [2, 3, 1]
     if engine == "vllm":  # the batch is another one, the answers are the same; a refusal is of its own thread
-        assert out["together"] and out["apart"] < 1e-4 and out["refused"], out
+        assert out["together"] and out["apart"] < 1e-4, out
+        assert "longer than the maximum model length" in out["refused"]
     assert out["threads"], "the threads of another part changed the answers"
     # Every load is compared with the trainer's statement, of the engine and of the beams' model, at little cost.
     assert len(out["proofs"]) >= 10 and all(one == ["logprob", "whole"] for one in out["proofs"])
