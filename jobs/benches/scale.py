@@ -29,7 +29,7 @@ from benches.timekeepers import AROUND, Engines, Workers
 PACKAGES, SIZE, COLUMNS = ("ray",), "cards", ("rows",)
 UNIT, FACTS, PAIRS = "iterations per hour", ("phases", "path", "limits", "driver"), ()
 #: Rows of an iteration, test rows, and rows of a batch, for each card.
-ROWS, TESTED, BATCH = 256, 64, 16
+ROWS, TESTED, BATCH = 128, 32, 16
 #: The sizes of Llama-3.1-8B.
 SIZES = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
 SIZES |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}
@@ -87,7 +87,7 @@ class Plan:
         batch, tested = BATCH * half, TESTED * cards
         flags = {"train-workers": half, "generators": half, "batch": batch, "prefer-batch": batch, "model": "a/model"}
         flags |= {"iterations": turns, "first-rows": rows, "rows-per-iteration": rows, "decode": "greedy"}
-        flags |= {"negatives": "self_play", "valid-rows": tested, "test-rows": tested}
+        flags |= {"negatives": "self_play", "valid-rows": tested, "test-rows": tested, "warmup": 0, "first-warmup": 0}
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         self.config = resolve(parse("", ["--preset", "paper", *words]), gpu=True)
         train = numbered(mapped(examples(rows), schema.EXAMPLES))
