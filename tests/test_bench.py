@@ -108,6 +108,7 @@ def test_the_pool_and_the_driver_lose_no_row(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_driver_of_many_cards_is_hardly_waited_for(tmp_path: Path) -> None:
     """Two cards that only keep time, on the loop, the lanes, the pool and the board of a run."""
     (record,) = bench(tmp_path, "scale")
