@@ -81,6 +81,7 @@ CUT_OFF = [
     Case("sdpo", 2, lora=4, dtype="bfloat16"),
     Case("sft", 0, dtype="bfloat16"),
     Case("sft", 2, dtype="bfloat16"),
+    Case("sft", 3, dtype="bfloat16"),
     Case("llara", 1, lora=4),
 ]
 #: What is run to its end without a break.
@@ -90,7 +91,7 @@ WHOLE = [
     *(Case("sdpo", stage, lora=4, dtype="bfloat16") for stage in (0, 2)),
     Case("sft", 0),
     Case("sft", 1, lora=4),
-    *(Case("sft", stage, dtype="bfloat16") for stage in (0, 2)),
+    *(Case("sft", stage, dtype="bfloat16") for stage in (0, 2, 3)),
     *(Case(name, stage, lora=4) for name in ITEMS for stage in (1, 2, 3)),
 ]
 
