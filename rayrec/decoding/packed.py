@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,17 +14,29 @@ from transformers.cache_utils import Cache, DynamicLayer
 from rayrec.models.folder import reach
 
 
-class _Buffer(DynamicLayer):
-    """Keys and values of one layer in a buffer with spare columns: a step writes its own and moves no others."""
+@dataclass
+class _Columns:
+    """The columns in use of all layers, and by how many their buffers grow."""
 
-    def __init__(self, owner: PromptCache):
+    used: int
+    spare: int
+
+
+class _Buffer(DynamicLayer):
+    """Keys and values of one layer in a buffer with spare columns: a step writes its own and moves no others.
+
+    It knows the columns and not the :class:`PromptCache`: a circle of references would keep the buffers of every
+    finished search until Python's collector comes by, half a gigabyte for each part of a model of 135 million weights.
+    """
+
+    def __init__(self, columns: _Columns):
         super().__init__()
-        self.owner, self.room = owner, 0
+        self.columns, self.room = columns, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        begin, end = self.owner.columns, self.owner.columns + key_states.shape[-2]
+        begin, end = self.columns.used, self.columns.used + key_states.shape[-2]
         if end > self.room:
-            self.room = end + self.owner.spare
+            self.room = end + self.columns.spare
             self.keys, self.values = self._grown(self.keys, key_states), self._grown(self.values, value_states)
             self.is_initialized = True
         assert self.keys is not None and self.values is not None
@@ -33,11 +46,11 @@ class _Buffer(DynamicLayer):
     def _grown(self, old: Tensor | None, like: Tensor) -> Tensor:
         new = like.new_empty(*like.shape[:2], self.room, like.shape[3])
         if old is not None:
-            new[:, :, : self.owner.columns] = old[:, :, : self.owner.columns]
+            new[:, :, : self.columns.used] = old[:, :, : self.columns.used]
         return new
 
     def get_seq_length(self) -> int:
-        return self.owner.columns
+        return self.columns.used
 
 
 class PromptCache:
@@ -57,7 +70,7 @@ class PromptCache:
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], longest: int, spare: int = 0):
         _check(model, prompts, longest)
-        self.model, self.columns, self.spare = model, 0, spare
+        self.model, self._columns = model, _Columns(0, spare)
         device, low = model.device, torch.finfo(model.dtype).min
         self.lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.root = int(self.lengths.max()) - 1
@@ -65,11 +78,11 @@ class PromptCache:
         self.prompt_mask[:, 0, :-1].masked_fill_(
             torch.arange(self.root, device=device) >= self.lengths[:, None] - 1, low
         )
-        self.layers = Cache(layer_class_to_replicate=partial(_Buffer, self))  # type: ignore[arg-type]
+        self.layers = Cache(layer_class_to_replicate=partial(_Buffer, self._columns))  # type: ignore[arg-type]
         if self.root:
             padded = [p[:-1] + [0] * (self.root + 1 - len(p)) for p in prompts]
             model(torch.tensor(padded, device=device), past_key_values=self.layers, use_cache=True, logits_to_keep=1)
-            self.columns = self.root
+            self._columns.used = self.root
         last = torch.tensor([p[-1:] for p in prompts], device=device)
         nothing = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)
         self.logits_B1V = self.forward(last, self.lengths[:, None] - 1, nothing)
@@ -91,12 +104,17 @@ class PromptCache:
             past_key_values=self.layers,
             use_cache=True,
         )
-        self.columns += N
+        self._columns.used += N
         return out.logits.float()
+
+    @property
+    def columns(self) -> int:
+        """Columns in use."""
+        return self._columns.used
 
     def rewind(self, columns: int) -> None:
         """Forget the columns from ``columns`` on."""
-        self.columns = columns
+        self._columns.used = columns
 
 
 def batches(prompts: list[list[int]], size: int) -> list[list[int]]:

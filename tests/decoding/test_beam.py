@@ -1,12 +1,14 @@
 """The catalogue beam search against teacher-forced scores of whole titles."""
 
+import gc
 import random
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
+from transformers.cache_utils import DynamicLayer
 
-from rayrec.decoding import Prior, Trie, beam_search
+from rayrec.decoding import Prior, Trie, beam_search, measured_search, sample_titles
 from tests.decoding.small_models import CONFIGS, EOS, PROMPTS, SIZES, random_model, teacher_forced
 
 
@@ -126,6 +128,20 @@ def test_beams_are_pruned_by_score_of_the_tokens_read() -> None:
         second = max((6, 7, 8), key=lambda t: model(torch.tensor([[1, 9, first]])).logits[0, -1, t].item())
     (found,) = beam_search(model, [[1, 9]], Trie.build(titles), 1)
     assert titles[found[0][0]] == [first, second, EOS]
+
+
+def test_finished_searches_leave_no_keys_and_values_behind() -> None:
+    """Without Python's collector of circles, which comes by seldom."""
+    trie, model = Trie.build(random_titles(30)), random_model(next(iter(CONFIGS)))
+    gc.collect()
+    gc.disable()
+    try:
+        beam_search(model, PROMPTS, trie, 4)
+        sample_titles(model, PROMPTS, trie, 2, list(range(len(PROMPTS))))
+        measured_search(model, PROMPTS, trie, 2, targets=[0] * len(PROMPTS))
+        assert not [one for one in gc.get_objects() if isinstance(one, DynamicLayer)]
+    finally:
+        gc.enable()
 
 
 def test_no_prompts_no_answers() -> None:
