@@ -85,7 +85,7 @@ class Constrained:
             )
         return [one | {"start": begun, "end": ended}]
 
-    def _plain_statement(self) -> dict[str, Any]:
+    def _plain_statement(self) -> dict[str, Any] | None:
         """The statement of transformers about the policy, in a model that is freed again."""
         from rayrec.models import policy, proof
 

@@ -54,7 +54,7 @@ class TorchEngine(Engine):
         made = generate(self.model, part.prompts, self.template.eos_id, **lengths)
         return [[(list(one.token_ids), one.logprob) for one in answers] for answers in made]
 
-    def state(self, probe: Probe) -> dict[str, Any]:
+    def state(self, probe: Probe) -> dict[str, Any] | None:
         from rayrec.models import proof
 
         return proof.model_statement(self.model, probe)

@@ -81,8 +81,20 @@ def folder_statement(folder: str | Path, model: Any, probe: Probe, logprob: floa
     return stated
 
 
-def model_statement(model: Any, probe: Probe) -> dict[str, Any]:
-    """Return the statement of a process that holds ``model``, a causal LM of transformers or of peft."""
+def reads(model: Any, probe: Probe) -> bool:
+    """Return whether the model knows all tokens of the probe: those of items are attached after pre-training."""
+    from rayrec.models import item_vectors
+
+    return item_vectors.attached(model) is not None or max(probe.prompt) < model.get_input_embeddings().num_embeddings
+
+
+def model_statement(model: Any, probe: Probe) -> dict[str, Any] | None:
+    """Return the statement of a process that holds ``model``, a causal LM of transformers or of peft.
+
+    None where the model does not know all tokens of the probe.
+    """
+    if not reads(model, probe):
+        return None
     return {"probe": probe.key, "logprob": logprob(model, probe), **model_digest(model)}
 
 

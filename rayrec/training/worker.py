@@ -221,9 +221,9 @@ class Worker:
         import torch
 
         from rayrec.models.logprobs import pack
-        from rayrec.models.proof import folder_statement
+        from rayrec.models.proof import folder_statement, reads
 
-        if self.probe is None:
+        if self.probe is None or not reads(self.lm.model, self.probe):
             return None
         engine.eval()
         with torch.no_grad():

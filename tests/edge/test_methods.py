@@ -148,7 +148,6 @@ def test_d3_is_both_models_word(mixed: Path) -> None:
         assert row["logprobs"] == pytest.approx((alpha * policy_A + (1 - alpha) * judge_A).tolist(), abs=1e-3)
 
 
-@pytest.mark.slow
 def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
     """TALLRec, with the item vectors of LLaRA in its questions: one run for both."""
     rows = ["--test-rows", "48", "--valid-rows", "16"]

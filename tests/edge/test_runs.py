@@ -185,7 +185,7 @@ def test_generation_goes_on_with_the_parts_that_are_left(
     assert gone(started) and not (evaluate / "DONE").exists()
     kept = [file.with_name("outputs.parquet") for file in evaluate.glob(f"{CHECKPOINT}/*/DONE")]
     had = {(one.parent.name[:8], number) for one in kept for number in pq.read_table(one)["part"].to_pylist()}
-    whole = Command(runs, "whole", *args)  # beside the other: they wait most of the time
+    whole = Command(runs, "whole generation", *args)  # beside the other: they wait most of the time
     folder = Command(runs, "cut short", *args, **store).wait()
     trace = read_trace(folder)
     last = [e for e in trace["traceEvents"] if e["ts"] > trace["attempts"][-1]["start"] * 1e6 and e["cat"] == "part"]
