@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayrec.decoding.packed import PromptCache, batches
+from rayrec.decoding.packed import TOGETHER, PromptCache, batches
 from rayrec.decoding.steps import Beams, edges_of, follow, read
 from rayrec.decoding.trie import Trie, logsumexp_by
 
@@ -52,7 +52,7 @@ def sample_titles(
     Raises:
         ValueError: k below 1, or a model or prompt that the packed pass cannot compute exactly.
     """
-    batch = (16 if model.device.type == "cpu" else 64) if batch is None else batch
+    batch = TOGETHER[model.device.type] if batch is None else batch
     if min(k, batch) < 1:
         raise ValueError(f"k {k} and batch {batch} must be at least 1.")
     trie, made = trie.to(model.device), dict[int, Sample]()

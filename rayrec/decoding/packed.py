@@ -13,6 +13,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from rayrec.models.folder import reach
 
+#: Prompts that a search computes together, by the kind of device: on a CPU, padding costs most.
+TOGETHER = {"cpu": 16, "cuda": 64}
+
 
 @dataclass
 class _Columns:

@@ -13,8 +13,8 @@ from rayrec.decoding.steps import Beams
 from rayrec.decoding.trie import Trie, ragged
 from rayrec.topk import stable_topk
 
-#: Most logits of one pass over tails, if one column of tails has no more: 256 MiB of float32.
-TAIL_LOGITS = 1 << 26
+#: Most logits of one pass over tails, if one column of tails has no more: 128 MiB of float32.
+TAIL_LOGITS = 1 << 25
 
 
 def complete(cache: PromptCache, beams: Beams, trie: Trie, best: int, alpha: float) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: Bytes that one parameter needs in a policy folder, for the disk estimate.
 _BYTES = {"float32": 4, "bfloat16": 2}
 #: Bytes of a training worker and of a generator without a model: Python and its libraries.
-_TRAINER, _GENERATOR = 0.8e9, 1.2e9
+_TRAINER, _GENERATOR = 0.8e9, 1.5e9
 #: Limits of this machine's memory for a container, where there is one.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -128,8 +128,15 @@ def generator_bytes(config: Config, tokens: Lengths, shape: Shape, gpu: bool) ->
         cache = rows * (tokens.prompt + answers * tokens.longest) * shape.kv * number
         return (weights + cache) / config.placement.tensor_parallel
     cache = min(2**30, 256 * config.model.max_length * shape.kv * number)
-    search = weights + 16 * ((tokens.prompt + width * tokens.longest) * shape.kv * number) if searches else 0
-    return weights + cache + search
+    if not searches:
+        return weights + cache
+    from rayrec.decoding.packed import TOGETHER
+    from rayrec.decoding.tails import TAIL_LOGITS
+
+    # Keys and values of the prompts and of all tokens read; logits of a pass, in float32, and what normalises them.
+    columns = TOGETHER["cpu"] * (tokens.prompt + width * tokens.longest)
+    logits = min(TOGETHER["cpu"] * width * tokens.longest * shape.words // shape.hidden, TAIL_LOGITS)
+    return weights + cache + weights + columns * shape.kv * number + 12 * logits
 
 
 def check_embedder(path: str) -> None:
