@@ -199,7 +199,8 @@ def _resources(address: str) -> Counter[str] | None:
     if error == "AuthenticationError":
         raise ValueError(
             f"The cluster at {address} cannot be joined: {message}. Set RAY_AUTH_MODE=token, and its token in "
-            "RAY_AUTH_TOKEN or the path of a file with it in RAY_AUTH_TOKEN_PATH."
+            "RAY_AUTH_TOKEN or the path of a file with it in RAY_AUTH_TOKEN_PATH, or take --address local to compute "
+            "on this machine alone."
         )
     if error:
         raise ValueError(_no_cluster(address, f"answers with {f'{error}: {message}'.splitlines()[0]!r}"))

@@ -103,6 +103,6 @@ def test_a_driver_without_the_token_is_told_in_seconds(cluster: dict[str, str], 
         assert told.startswith(f"error: The cluster at {cluster['GCS']} cannot be joined: ") and says in told
         assert told.endswith(
             "Set RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN or the path of a file with it in "
-            "RAY_AUTH_TOKEN_PATH."
+            "RAY_AUTH_TOKEN_PATH, or take --address local to compute on this machine alone."
         )
     assert not (tmp_path / "runs").exists()
