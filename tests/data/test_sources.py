@@ -106,6 +106,10 @@ def test_a_bad_item_is_set_aside(tmp_path, line, reason):
         ({"interactions.csv": "user,item,timestamp\nu,1,1\nu,2,2\n", "items.csv": ITEMS}, "No user has a past long"),
         ({"interactions.parquet": b"PAR1cut", "items.parquet": b""}, "items.parquet: is not readable Parquet"),
         ({"nothing.txt": ""}, "format is not known. Looked for sprec: train.json"),
+        (
+            {"orders.csv.gz": b""},
+            r"Found \['orders.csv.gz'\]. Of tables of your own, call the log interactions.csv and",
+        ),
         ({"interactions.csv": "", "items.csv": "", "ratings.csv": "", "movies.csv": ""}, "'movielens', 'csv'"),
     ],
 )

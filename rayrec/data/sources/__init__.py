@@ -1,5 +1,6 @@
 """One reader per format, and the rule that recognises a folder by its files."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -91,4 +92,11 @@ def detect(source: str, data: str | None) -> tuple[str, Path | None]:
     looked = "; ".join(f"{name}: {', '.join(known.files)}" for name, known in SOURCES.items())
     inner = sorted(child.name for child in folder.iterdir() if child.is_dir() and _matches(child))
     hint = f" Its folders {inner} can be read: name one." if inner else ""
+    own = sorted(child.name for child in folder.iterdir() if re.search(r"\.(csv|parquet)(\.\w+)?$", child.name))
+    if own:
+        ending = "parquet" if ".parquet" in own[0] else "csv"
+        hint += (
+            f" Found {own[:3]}. Of tables of your own, call the log interactions.{ending} and the titles, one row an "
+        )
+        hint += f"item, items.{ending}; --columns names columns (docs/data.md)."
     raise ValueError(f"--data {data}: the format is not known.{hint} Looked for {looked}.")
