@@ -33,5 +33,5 @@ DIV_RATIO = Metric(
     of_lists=div_ratio,
     unit="distinct items / items",
     without=without_users,
-    about="different titles per place",
+    about="different titles",
 )

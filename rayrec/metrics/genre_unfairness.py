@@ -42,6 +42,6 @@ MGU = Metric(
     "down",
     of_lists=mgu,
     unit="mean |list share − history share| of a genre",
-    about="distance of the lists' genres from those of the histories",
+    about="genre bias",
 )
 DGU = Metric("DGU", "down", of_lists=dgu, unit="range of list share − history share of a genre", brief=False)

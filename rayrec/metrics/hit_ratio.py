@@ -14,4 +14,4 @@ def hits(answers: Answers, k: int) -> np.ndarray:
     return ((answers.rank_N >= 1) & (answers.rank_N <= k)).astype(np.float64)
 
 
-HR = Metric("HR", "up", of_rows=hits, about="share of users whose next title is in their list")
+HR = Metric("HR", "up", of_rows=hits, about="next title in the list")

@@ -40,5 +40,5 @@ OR_RATIO = Metric(
     unit="share of items",
     without=without_users,
     least=0.02,
-    about="share of the three most recommended titles",
+    about="share of the three top titles",
 )

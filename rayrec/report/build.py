@@ -107,7 +107,7 @@ def _time(phases: Sequence[Span]) -> dict[str, Any]:
         waited = [wait.cause.phase if wait and wait.cause else "", number(wait.seconds, 1) if wait else ""]
         cells = [number(span.args[key], 0) if _is_number(span.args.get(key)) else "" for key in facts]
         rows.append([span.phase, span.lane, *waited, number(span.start, 1), number(span.seconds, 1), *cells])
-    names = [fact.replace("_per_s", "/s").replace("_", " ") for fact in facts]
+    names = [fact.replace("_per_s", "/s").replace("peak_memory", "peak_bytes").replace("_", " ") for fact in facts]
     head = ["phase", "lane", "waited for", "waited s", "start s", "seconds", *names]
     return {"overlap": total, "svg": figures.lanes(phases), "table": {"head": head, "rows": rows, "words": 3}}
 

@@ -76,6 +76,7 @@ def _of_answers(counts: Mapping[str, Any]) -> Doubt | None:
     lists = "the lists of others hold the titles nearest to them" if counts["grounded"] else "others are no hits"
     text = f"{empty:.1%} of the {counts['decode']} answers are empty, {other:.1%} are no titles of the catalogue"
     text += f" (an empty answer has an empty list, {lists})" if other else " (an empty answer has an empty list)"
+    text += "; --decode beams lists titles whatever the policy writes" if counts["grounded"] else ""
     return Doubt(counts["phase"], "evaluation", empty + other, text)
 
 

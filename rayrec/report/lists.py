@@ -12,6 +12,8 @@ from rayrec.report.rows import Row, caption, policies
 
 #: Users that are shown, spread evenly over the test rows, and the length of their lists.
 USERS, LENGTH = 10, 5
+#: Rows among which a user is looked for whose list changed.
+SEARCHED = 1000
 
 
 class UserList(NamedTuple):
@@ -30,11 +32,8 @@ class UserLists(NamedTuple):
     first: str
     last: str
     users: list[UserList]
-
-    @property
-    def shown(self) -> UserList:
-        """The first user whose list changed, or the first of all."""
-        return next((user for user in self.users if user.before != user.after), self.users[0])
+    shown: UserList | None
+    """The first user whose list changed, of these or else of the first :data:`SEARCHED` rows; else the first of all."""
 
 
 def ends(rows: Sequence[Row]) -> tuple[Row, Row] | None:
@@ -55,13 +54,22 @@ def user_lists(folder: Path, rows: Sequence[Row]) -> UserLists | None:
     try:
         examples = pq.read_table(folder / "examples" / "test.parquet", columns=["example_id", "history", "target"])
         count = min(USERS, len(examples))
-        some = examples.take(pa.array([i * len(examples) // count for i in range(count)]))
-        before, after = (_lists(folder / row["phase"] / "predictions.parquet", some, row) for row in (first, last))
+        users = _users(folder, examples.take(pa.array([i * len(examples) // count for i in range(count)])), tested)
+        changed = [user for user in users if user.before != user.after]
+        if not changed:
+            changed = [
+                user for user in _users(folder, examples.slice(0, SEARCHED), tested) if user.before != user.after
+            ]
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{folder}: the lists of users are left out. ({error})") from error
-    columns = some["history"].to_pylist(), some["target"].to_pylist(), before, after
-    users = [UserList(history, target, *lists) for history, target, *lists in zip(*columns, strict=True)]
-    return UserLists(caption(first), first["policy"], last["policy"], users)
+    return UserLists(caption(first), first["policy"], last["policy"], users, next(iter([*changed, *users]), None))
+
+
+def _users(folder: Path, examples: pa.Table, tested: tuple[Row, Row]) -> list[UserList]:
+    """The rows of ``examples`` with the lists of two evaluations."""
+    before, after = (_lists(folder / row["phase"] / "predictions.parquet", examples, row) for row in tested)
+    columns = examples["history"].to_pylist(), examples["target"].to_pylist(), before, after
+    return [UserList(history, target, *lists) for history, target, *lists in zip(*columns, strict=True)]
 
 
 def _lists(path: Path, examples: pa.Table, row: Row) -> list[list[str]]:

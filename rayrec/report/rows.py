@@ -115,16 +115,15 @@ def explained(rows: Sequence[Row], k: int | None = None) -> list[str]:
     """Return two lines about a table of ``rows``: what its columns measure, and what its rows are."""
     at = k or default_k(rows)
     columns = [metric for metric in shown(rows, [at]) if metric.brief and metric.about]
-    ways = {"up": "more is better", "down": "less is better"}
     told = []
-    for better, words in ways.items():
+    for better, words in (("up", "More is better"), ("down", "Less is better")):
         if some := [f"{metric.name} ({metric.about})" for metric in columns if metric.better == better]:
-            told.append(f"{', '.join(some)}: {words}.")
+            told.append(f"{words}: {', '.join(some)}.")
     tuned, lines = policies(rows), [" ".join(told)] if told else []
-    kinds = ["Popular gives everybody the same titles."] * any(row.get("model") == "Popular" for row in baselines(rows))
-    kinds += ["BIGRec is tuned on histories alone."] * any(label(row).startswith("BIGRec") for row in tuned)
+    kinds = ["Popular: the same titles for everybody."] * any(row.get("model") == "Popular" for row in baselines(rows))
+    kinds += ["BIGRec: tuned on histories alone."] * any(label(row).startswith("BIGRec") for row in tuned)
     if any(row.get("iteration") for row in tuned):
-        kinds.append("Iteration t is the policy after t rounds of self-play.")
+        kinds.append("Iteration t: after t rounds of self-play.")
     if tuned and (about := noise(tuned[-1], at)):
         kinds.append(about)
     return [*lines, " ".join(kinds)] if kinds else lines

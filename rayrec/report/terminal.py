@@ -166,7 +166,7 @@ def print_iteration_table(rows: Sequence[Row], k: int | None = None, console: Co
             table.add_row(plain(label(row)), *(number(row.get(key)) for key in keys), *times)
         console.print(table)
     for line in explained(next(iter(groups.values()), []), k):
-        console.print(plain(line), soft_wrap=True)
+        console.print(plain(line))
 
 
 def print_samples(samples: Sequence[Mapping[str, Any]], title: str = "Samples", console: Console | None = None) -> None:
@@ -186,7 +186,8 @@ def print_lists(lists: UserLists, console: Console | None = None) -> None:
     """Print what a few users chose next and their first three titles by two policies; a star marks a hit."""
     table = _grid(f"{len(lists.users)} users: {lists.title}", "chose next", lists.first, lists.last, left=3)
     for user in lists.users:
-        cells = [Text("\n").join(_marked(title, user.target) for title in one[:3]) for one in (user.before, user.after)]
+        lists = (user.before, user.after)
+        cells = [Text("\n").join(_marked(title, user.target) for title in one[:3] or ["none"]) for one in lists]
         table.add_row(plain(user.target), *cells, end_section=True)
     (console or _console(TABLE_WIDTH)).print(table)
 

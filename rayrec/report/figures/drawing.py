@@ -54,7 +54,7 @@ def _whole(figure: Figure) -> Any:
     from matplotlib.transforms import Bbox
 
     canvas, drawn = figure.bbox_inches, figure.get_tightbbox()
-    return canvas if drawn is None else Bbox.union([canvas, drawn.padded(0.03)])
+    return canvas if drawn is None else Bbox.union([canvas, drawn.padded(0.06)])
 
 
 def legend(figure: Figure, handles: Sequence[Any]) -> None:
