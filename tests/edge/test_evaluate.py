@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from rayrec.commands.evaluate import read
+from rayrec.driver.session import run
 from tests.edge.conftest import ROOT, TOY, contents, read_trace
 from tests.edge.test_runs import records
 
@@ -37,9 +41,11 @@ def test_a_policy_is_evaluated_as_in_its_own_run(runs: Path, overlapped: Path) -
     assert json.loads((folder / "config.json").read_text())["config"]["train"]["first_rows"] == 0
 
 
-def test_a_policy_is_asked_as_in_its_own_run_alone(runs: Path, overlapped: Path) -> None:
-    args = ["--policy", str(overlapped), "--runs", str(runs), "--dry-run"]
-    done = evaluate(*TOY, *args, "--history", "5")
-    assert done.returncode == 1 and "was tuned with --history 10 and knows no other prompt" in done.stderr
-    done = evaluate(*TOY, *args)
-    assert done.returncode == 0 and "overlapped-0" in done.stdout  # the run's best policy names the folder
+def test_a_policy_is_asked_as_in_its_own_run_alone(
+    runs: Path, overlapped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*TOY, "--policy", str(overlapped), "--runs", str(runs), "--dry-run"]
+    with pytest.raises(ValueError, match="was tuned with --history 10 and knows no other prompt"):
+        run(read([*args, "--history", "5"]))
+    run(read(args))
+    assert "overlapped-0" in capsys.readouterr().out  # the run's best policy names the folder
