@@ -666,29 +666,14 @@ def test_a_server_that_is_no_cluster_is_refused_in_seconds(tmp_path: Path, kind:
 
 
 def test_a_submitted_job_takes_no_relative_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = command(
-        "--runs", "runs", "--dry-run", RAY_JOB_CONFIG_JSON_ENV_VAR="{}"
-    )  # what Ray sets for a job's entry point
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: --runs runs is relative, but a submitted job runs in a copy")
-    assert "Give an absolute path that every node sees." in done.stderr and done.stderr.count("\n") == 1
-    assert done.stdout == "False\n"
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # what Ray sets for a job's entry point
+    with pytest.raises(ValueError, match=r"--runs runs is relative, .* runs in a copy .* path that every node sees\."):
+        run(parse("", ["--runs", "runs", "--dry-run"]))
     with pytest.raises(ValueError, match=r"--data here is relative, .* Give an absolute path"):
         run(parse("", ["--runs", "/runs", "--data", "here"]))
     assert settle_runs(None) == str(Path.home() / "rayrec-runs")
     with pytest.raises(ValueError, match=r"--json here is relative"):
         settle_runs(None, json="here")
-
-
-def test_a_hub_id_that_cannot_be_fetched(root: Path, tmp_path: Path) -> None:
-    given = ["--data", str(root / "films"), "--model", "nobody/nothing", "--runs", str(tmp_path / "runs")]
-    done = command(*given, "--dry-run", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: model nobody/nothing: no such folder here, HF_HUB_OFFLINE is set")
-    assert "hf download nobody/nothing" in last and not (tmp_path / "runs").exists()
-    assert done.stdout == "False\n"
 
 
 def test_a_hub_id_embeds_the_titles_too(root: Path, tmp_path: Path) -> None:
@@ -734,12 +719,6 @@ def test_the_command_line_knows_its_options(args: list[str], says: str, capsys: 
         parse("", args)
     assert end.value.code == 2
     assert says in capsys.readouterr().err
-
-
-def test_an_unknown_option_ends_the_command_with_2() -> None:
-    done = command("--betta", "1")
-    assert done.returncode == 2 and done.stdout == "False\n"
-    assert "--betta" in done.stderr and "--beta" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_no_check_changes_a_setting() -> None:
