@@ -20,6 +20,8 @@ _EMBEDDER = one_of(lambda: EMBEDDERS)
 #: The job gives the engines, since generation reads the settings.
 _ENGINE = one_given("engines")
 Schedule = Literal["linear", "cosine", "constant"]
+#: Weights of the language model from which D3 takes the best on the validation rows.
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ from rayrec.decoding.trie import Trie, logsumexp_by
 
 #: Tokens over which probabilities are normalised: the vocabulary, or those that the catalogue allows.
 Normalise = Literal["vocabulary", "catalogue"]
-#: Weights of the language model from which D3 takes the best on the validation rows.
-ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class Found(NamedTuple):

@@ -33,9 +33,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from rayrec.config import Config
+from rayrec.config import ALPHAS, Config
 from rayrec.data.candidates import CANDIDATES
-from rayrec.decoding.beam import ALPHAS
 from rayrec.driver import plan
 from rayrec.driver.checks import Lengths
 from rayrec.driver.device import DEVICES, KERNELS, NETWORK, Device, parse

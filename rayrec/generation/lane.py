@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rayrec.config import ALPHAS
 from rayrec.data import preferences, schema
 from rayrec.data.ahead import Ahead
 from rayrec.data.candidates import CANDIDATES, Also
 from rayrec.data.mapped import SLICE, each, mapped, slices, take
 from rayrec.data.touched import Touched
-from rayrec.decoding.beam import ALPHAS
 from rayrec.generation.outputs import Outputs, candidates, prediction_table
 from rayrec.grounding import Embedder, ground
 from rayrec.grounding.choice import chosen_lists

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 from scipy.special import ndtri
 
 #: Resamples times users that are drawn at once: 2²¹ indices of 8 bytes are 16 MiB.
@@ -66,6 +65,8 @@ def bootstrap_means(values_NM: np.ndarray, users: Sequence[str], seed: int) -> l
         sums_RS = times_RU.astype(np.float64) @ sums_US
         with np.errstate(invalid="ignore"):  # a resample may hold no row that counts
             return (sums_RS[:, : len(own_M)] / sums_RS[:, len(own_M) + own_M.ravel()]).T
+
+    from scipy import stats  # takes half a second
 
     found = stats.bootstrap(
         (np.arange(len(names)),),

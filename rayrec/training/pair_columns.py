@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
-import torch
 
 from rayrec.data import Dataset, preferences, schema
 from rayrec.data.ahead import NEVER, Ahead
@@ -54,6 +53,7 @@ def fill(rows: pa.Table, names: Collection[str], known: Known, of_batches: bool 
 
 def with_utilities(rows: pa.Table, ahead: Ahead, best: bool = False) -> pa.Table:
     """Fill ``scores`` with φ(s, d) = s/√d (RecPO section 3) of the chosen and then of the rejected answers."""
+    import torch
 
     def scored(some: pa.Table) -> pa.Table:
         pairs = zip(some["chosen"].to_pylist(), some["rejected"].to_pylist(), ahead.places(some, best), strict=True)
@@ -84,6 +84,8 @@ def with_doubts(rows: pa.Table, oracle: Path, catalogue: Catalogue, embedder: Em
 
     A rejected text outside the catalogue is judged as its nearest title.
     """
+    import torch
+
     model = sequential.load(oracle)
 
     def doubted(some: pa.Table) -> pa.Table:
@@ -113,6 +115,8 @@ def utility(score: Tensor, distance: Tensor) -> Tensor:
 
 def oracle_smoothing(score_chosen_B: Tensor, score_rejected_BK: Tensor) -> Tensor:
     """Return ε_BK = σ(s_k − s_w) cut to [0, 0.5), from the scores of an oracle such as SASRec (ours)."""
+    import torch
+
     below_half = torch.nextafter(score_rejected_BK.new_tensor(0.5), score_rejected_BK.new_tensor(0.0))
     return (score_rejected_BK - score_chosen_B[:, None]).sigmoid().minimum(below_half)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rayrec.config import ALPHAS
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.likings import NO, YES
-from rayrec.decoding.beam import ALPHAS
 from rayrec.grounding import fold
 from rayrec.models import sequential
 from rayrec.models.folder import vocabulary
