@@ -18,6 +18,7 @@ from rayrec.data.catalogue import Catalogue
 from rayrec.metrics import evaluate
 from rayrec.recommend.batch import RECOMMENDATIONS
 from rayrec.watch import limits, lists
+from rayrec.watch.__main__ import main
 from rayrec.watch.measures import gini, measure
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +153,9 @@ def command(folder: Path, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_command_tells_and_fails_where_a_limit_is_passed(files: list[str], tmp_path: Path) -> None:
+def test_the_command_tells_and_fails_where_a_limit_is_passed(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pq.write_table(catalogue().to_table(), tmp_path / "catalogue.parquet")
     (tmp_path / "after.csv").write_text(f"user,title\nann,{TITLES[2]}\n")
     line = {"input": {"userId": "ann"}, "error": None}
@@ -167,8 +170,11 @@ def test_the_command_tells_and_fails_where_a_limit_is_passed(files: list[str], t
     assert "<b>p</b>" not in page and "&lt;b&gt;p&lt;/b&gt;" in page
     assert [one["period"] for one in numbers] == ["wednesday", "2026-05-04", "2026-05-05", "2026-05-05"]
     assert numbers[1]["HR"]["value"] == 1 and numbers[1]["lists"] == 4 and numbers[2]["MGU"]["value"] is None
-    done = command(tmp_path, *given, "--limits", "DivRatio>0.9")
-    assert done.returncode == 3 and "a/02/prefer, 2026-05-05: DivRatio is 0.6667, wanted DivRatio>0.9" in done.stderr
+    given += ["--out", str(tmp_path / "watch.html")]
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "--limits", "DivRatio>0.9"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 3 and "a/02/prefer, 2026-05-05: DivRatio is 0.6667, wanted DivRatio>0.9" in said
     assert "DivRatio is 0.6667" in (tmp_path / "watch.html").read_text()
-    done = command(tmp_path, *given, "--limits", "Other>1")
-    assert done.returncode == 1 and done.stderr.startswith("error: --limits 'Other>1'")
+    with pytest.raises(SystemExit, match="error: --limits 'Other>1'"):
+        main([*given, "--limits", "Other>1"])
