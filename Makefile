@@ -37,7 +37,7 @@ test: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest tests --ignore tests/edge --numprocesses 2
+	$(BIN)/python -m pytest tests --ignore tests/edge --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest tests/edge
 
 # The slow tests, and then every kind of fault at seeded moments, about two minutes each. FAULTS=N strikes N times.
