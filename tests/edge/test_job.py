@@ -98,7 +98,7 @@ def test_a_driver_without_the_token_is_told_in_seconds(cluster: dict[str, str], 
         for given, _ in WRONG_TOKENS
     ]
     for driver, (given, says) in zip(drivers, WRONG_TOKENS, strict=True):
-        told = driver.communicate(timeout=60)[1].splitlines()[-1]
+        told = driver.communicate(timeout=100)[1].splitlines()[-1]
         assert driver.returncode == 1, (given, told)
         assert told.startswith(f"error: The cluster at {cluster['GCS']} cannot be joined: ") and says in told
         assert told.endswith(
