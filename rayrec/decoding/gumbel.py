@@ -2,7 +2,8 @@
 
 Every title gets its log-probability over the catalogue plus Gumbel noise, and the k largest sums are the sample. The
 noise of a beam is the largest of the noises below it, so a search that keeps the k + 1 largest finds them. The noise
-follows from a seed, the example and the edge of the trie alone, so a draw does not depend on its neighbours.
+follows from a seed, the example and the edge of the trie alone, so a draw does not depend on its neighbours. Where only
+some titles are allowed, probabilities are over these alone, as in the trie that only they would make.
 The score of a beam is its perturbed log π_C.
 Shapes: B prompts, W beams, N of them live, E edges of these; all of it in float64.
 """
@@ -43,11 +44,19 @@ class Sample(NamedTuple):
 
 @torch.inference_mode()
 def sample_titles(
-    model: PreTrainedModel, prompts: list[list[int]], trie: Trie, k: int, seeds: list[int], batch: int | None = None
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    trie: Trie,
+    k: int,
+    seeds: list[int],
+    batch: int | None = None,
+    allowed_PI: Tensor | None = None,
 ) -> list[Sample]:
     """Draw ``k`` distinct titles for each prompt from its probabilities over the catalogue; fewer where it has fewer.
 
     ``seeds`` has one for each prompt. ``batch`` prompts are computed together, by default as in a beam search.
+    ``allowed_PI`` (bool, [prompts, I]) names the items that each sample may hold, by default all; their probabilities
+    sum to 1.
 
     Raises:
         ValueError: k below 1, or a model or prompt that the packed pass cannot compute exactly.
@@ -55,19 +64,22 @@ def sample_titles(
     batch = TOGETHER[model.device.type] if batch is None else batch
     if min(k, batch) < 1:
         raise ValueError(f"k {k} and batch {batch} must be at least 1.")
-    trie, made = trie.to(model.device), dict[int, Sample]()
-    for rows in batches(prompts, batch):
+    trie, made = trie.to(model.device), dict.fromkeys(range(len(prompts)), Sample([], -torch.inf))
+    asked = [i for i in made if allowed_PI is None or bool(allowed_PI[i].any())]
+    for places in batches([prompts[i] for i in asked], batch):
+        rows = [asked[place] for place in places]
         cache = PromptCache(model, [prompts[i] for i in rows], trie.longest, spare=4 * (k + 1))
         seed_B = torch.tensor([seeds[i] for i in rows], device=model.device)
-        made |= zip(rows, _draw(cache, trie, k, seed_B), strict=True)
+        open_BE = None if allowed_PI is None else trie.reach(allowed_PI[rows].to(model.device).float()) > 0
+        made |= zip(rows, _draw(cache, trie, k, seed_B, open_BE), strict=True)
     return [made[i] for i in range(len(prompts))]
 
 
-def _draw(cache: PromptCache, trie: Trie, k: int, seed_B: Tensor) -> list[Sample]:
+def _draw(cache: PromptCache, trie: Trie, k: int, seed_B: Tensor, open_BE: Tensor | None) -> list[Sample]:
     root_B1 = gumbel(seed_B, torch.full_like(seed_B, -1))[:, None]
     beams, logits_BNV = Beams.start(root_B1, logprob=root_B1 * 0), cache.logits_B1V
     while logits_BNV is not None:
-        beams = _extend(beams, logits_BNV, trie, k + 1, seed_B)
+        beams = _extend(beams, logits_BNV, trie, k + 1, seed_B, open_BE)
         logits_BNV = read(cache, beams)
     order_BW = beams.score_BW.argsort(dim=1, descending=True, stable=True)
     columns = [x.gather(1, order_BW).tolist() for x in (beams.score_BW, beams.next_BW, beams.more["logprob"])]
@@ -79,9 +91,9 @@ def _draw(cache: PromptCache, trie: Trie, k: int, seed_B: Tensor) -> list[Sample
     return samples
 
 
-def _extend(beams: Beams, logits_BNV: Tensor, trie: Trie, width: int, seed_B: Tensor) -> Beams:
+def _extend(beams: Beams, logits_BNV: Tensor, trie: Trie, width: int, seed_B: Tensor, open_BE: Tensor | None) -> Beams:
     """Return the ``width`` children and finished beams with the most perturbed log-probability, live ones first."""
-    N, edges = logits_BNV.shape[1], edges_of(beams, logits_BNV, trie)
+    N, edges = logits_BNV.shape[1], edges_of(beams, logits_BNV, trie, open_BE)
     logit_E, beam_E = edges.logit_E.double(), edges.beam_E
     step_E = logit_E - logsumexp_by(logit_E, beam_E, edges.count_N)[beam_E]
     logprob_E = beams.more["logprob"][:, :N].flatten()[beam_E] + step_E

@@ -54,14 +54,22 @@ class Edges(NamedTuple):
     """The place of each prompt's first edge."""
 
 
-def edges_of(beams: Beams, logits_BNV: Tensor, trie: Trie) -> Edges:
-    """Return the edges of the live beams with the logits of their tokens; logits are given for the first N beams."""
+def edges_of(beams: Beams, logits_BNV: Tensor, trie: Trie, open_BE: Tensor | None = None) -> Edges:
+    """Return the edges of the live beams with the logits of their tokens; logits are given for the first N beams.
+
+    ``open_BE`` names the edges of the trie that are there for each prompt, by default all.
+    """
     N = logits_BNV.shape[1]
     next_N = beams.next_BW[:, :N].flatten()
     node_N = next_N.clamp(min=0)
     count_N = (trie.pointers[node_N + 1] - trie.pointers[node_N]).where(next_N >= 0, 0)
     beam_E, rank_E, first_N = ragged(count_N)
     edge_E = trie.pointers[node_N][beam_E] + rank_E
+    if open_BE is not None:
+        open_E = open_BE[beam_E // N, edge_E]
+        beam_E, edge_E = beam_E[open_E], edge_E[open_E]
+        count_N = torch.bincount(beam_E, minlength=len(count_N))
+        first_N = count_N.cumsum(0) - count_N
     logit_E = logits_BNV.flatten(0, 1)[beam_E, trie.tokens[edge_E]]
     return Edges(beam_E, beam_E // N, edge_E, logit_E, count_N, first_N[::N])
 

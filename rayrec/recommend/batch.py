@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -13,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
@@ -21,28 +19,17 @@ import tyro
 from rayrec import fields, signals
 from rayrec.cluster import address, connect
 from rayrec.config import Config, PlacementConfig
-from rayrec.fields import POSITIVE
+from rayrec.fields import POSITIVE, at_least
 from rayrec.recommend import histories, places
+from rayrec.recommend.lists import Explore
+from rayrec.recommend.output import LIST, RECOMMENDATIONS, join
 from rayrec.recommend.recommender import Recommender
 from rayrec.report import terminal
 from rayrec.runs.manifest import read_json, sha256, write_json
+from rayrec.seeds import seed_of
 
 #: Users of a part: answered by one actor, and made again whole after a death.
 PART = 512
-_lists = {"item": pa.int32(), "title": pa.string(), "logprob": pa.float32()}
-#: One row per user, in the order of the histories, in types that Parquet gives back. ``logprob`` is null where
-#: ``fallback`` gives popular titles.
-RECOMMENDATIONS = pa.schema(
-    [
-        pa.field("user", pa.string(), nullable=False),
-        *(pa.field(name, pa.list_(pa.field("element", kind)), nullable=False) for name, kind in _lists.items()),
-        pa.field("fallback", pa.bool_(), nullable=False),
-        pa.field("error", pa.string()),
-        pa.field("policy", pa.string(), nullable=False),
-        pa.field("catalogue", pa.string(), nullable=False),
-        pa.field("created", pa.timestamp("ms", "UTC"), nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,8 @@ class RecommendConfig:
     policy: str
     """A run's folder (its best policy on validation rows), a policy of a run, or a Hugging Face folder or hub id."""
     data: str | None = None
-    """Folder of interactions, as in jobs/sprec.py; every user's last titles are the history."""
+    """Folder of interactions, as in jobs/sprec.py; every user's last titles are the history. Default: the data of the
+    policy's run."""
     source: str = "auto"
     histories: str | None = None
     """Parquet or JSONL file with `user` and `history` (titles, oldest first) instead of --data."""
@@ -67,6 +55,10 @@ class RecommendConfig:
     top_k: Annotated[int, POSITIVE] = 10
     exclude_history: bool = True
     """Lists hold no title of their user's history."""
+    explore: Explore = "none"
+    """`gumbel`: lists are drawn by the policy's probabilities, and written with what an estimate from them needs."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Seeds the draws of --explore; a user's draw follows from it and from the user alone."""
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)
 
 
@@ -91,23 +83,30 @@ class _Actor:
             rows = file.read_row_group(part).to_pylist()
         asked = [row for row in rows if row["error"] is None]
         table = self.recommender.recommend(
-            [row["history"] for row in asked], self.settings["top_k"], exclude_history=self.settings["exclude_history"]
+            [row["history"] for row in asked],
+            self.settings["top_k"],
+            exclude_history=self.settings["exclude_history"],
+            explore=self.settings["explore"],
+            seeds=[seed_of(self.settings["seed"], row["user"]) for row in asked],
         )
-        made: list[dict[str, Any]] = [{"item": [], "title": [], "logprob": [], "fallback": False} for _ in asked]
+        made = [_nothing() for _ in asked]
         for one in table.to_pylist():
-            for name in _lists:
+            for name in LIST:
                 made[one["row"]][name].append(one[name])
-            made[one["row"]]["fallback"] = one["fallback"]
+            made[one["row"]] |= {name: one[name] for name in ("fallback", "threshold")}
         answers = iter(made)
         about = {"policy": self.recommender.policy, "catalogue": self.recommender.version, "created": self.created}
-        nothing = {"item": [], "title": [], "logprob": [], "fallback": False}
         found = [
-            {"user": row["user"], "error": row["error"], **about, **(nothing if row["error"] else next(answers))}
+            {"user": row["user"], "error": row["error"], **about, **(_nothing() if row["error"] else next(answers))}
             for row in rows
         ]
         target = self.folder / f"{part:09d}.parquet"
         pq.write_table(pa.Table.from_pylist(found, schema=RECOMMENDATIONS), f"{target}.partial")
         os.replace(f"{target}.partial", target)
+
+
+def _nothing() -> dict[str, Any]:
+    return {**{name: [] for name in LIST}, "fallback": False, "threshold": None}
 
 
 def run(config: RecommendConfig) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def run(config: RecommendConfig) -> dict[str, Any]:
     left = [part for part in range(parts) if not (folder / f"{part:09d}.parquet").exists()]
     if left:
         _answer(config, folder, created, parts, left)
-    summary = _join(folder, parts, out) | {"seconds": time.time() - begun}
+    summary = join(folder, parts, out, config.explore != "none") | {"seconds": time.time() - begun}
     shutil.rmtree(folder)
     rate = summary["users"] / summary["seconds"]
     terminal.log("summary", ", ".join(f"{k.replace('_', ' ')} {_number(v)}" for k, v in summary.items()))
@@ -144,6 +143,8 @@ def _check(config: RecommendConfig, out: Path) -> None:
         raise ValueError(f"--out {config.out}: found the ending {out.suffix!r}, wanted .parquet or .jsonl.")
     if config.data and config.histories:
         raise ValueError("--data and --histories both name users. Give one of them.")
+    if not config.histories:
+        places.find(config.policy).data(config.source, config.data)
     for flag, name in (("--histories", config.histories), ("--catalogue", config.catalogue)):
         if name and not Path(name).expanduser().is_file():
             raise ValueError(f"{flag} {name}: no such file. Name one that exists.")
@@ -187,11 +188,11 @@ def _claim(config: RecommendConfig, folder: Path) -> int:
 
 def _write_histories(config: RecommendConfig, folder: Path) -> None:
     place = places.find(config.policy)
-    length = place.settings["data"]["history"] if place.settings else 10
+    tables: Iterable[pa.Table]
     if config.histories:
-        tables: Iterable[pa.Table] = histories.from_file(config.histories)
+        tables = histories.from_file(config.histories)
     else:
-        tables = histories.from_logs(config.source, config.data, length)
+        tables = histories.from_logs(*place.data(config.source, config.data))
     if config.users != "all":
         tables = _chosen(tables, config.users)
     path, count = folder / "histories.parquet.partial", 0
@@ -277,47 +278,6 @@ def _with_signals(work: Callable[[], None]) -> None:
     future = ThreadPoolExecutor(1).submit(work)
     signals.wait_for([future])
     future.result()
-
-
-def _join(folder: Path, parts: int, out: Path) -> dict[str, Any]:
-    """Write all parts, in order, to ``out``; returns the summary."""
-    counts, summary = np.zeros(0, np.int64), {"users": 0, "fallbacks": 0, "errors": 0}
-    partial = out.with_name(out.name + ".partial")
-    write, close = _writer(partial, out.suffix)
-    for part in range(parts):
-        table = pq.read_table(folder / f"{part:09d}.parquet")
-        write(table)
-        items = table["item"].combine_chunks().flatten().to_numpy()
-        counts = np.pad(counts, (0, max(0, int(items.max(initial=-1)) + 1 - len(counts))))
-        counts += np.bincount(items, minlength=len(counts))
-        summary["users"] += len(table)
-        summary["fallbacks"] += int(np.sum(table["fallback"].to_numpy()))
-        summary["errors"] += len(table) - table["error"].null_count
-    close()
-    os.replace(partial, out)
-    total = max(1, int(counts.sum()))
-    shown = int((counts > 0).sum())
-    return summary | {
-        "titles_shown": shown,
-        "DivRatio": shown / total,
-        "ORRatio": float(np.sort(counts)[-3:].sum() / total),
-    }
-
-
-def _writer(path: Path, ending: str) -> tuple[Callable[[pa.Table], None], Callable[[], None]]:
-    if ending == ".parquet":
-        parquet = pq.ParquetWriter(path, RECOMMENDATIONS)
-        return parquet.write_table, parquet.close
-    text = path.open("w", encoding="utf-8")
-
-    def write(table: pa.Table) -> None:
-        for row in table.to_pylist():
-            output = {"recommendedItems": row["title"], "scores": row["logprob"]}
-            about = {"policy": row["policy"], "catalogue": row["catalogue"], "fallback": row["fallback"]}
-            line = {"input": {"userId": row["user"]}, "output": output | about, "error": row["error"]}
-            text.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    return write, text.close
 
 
 def _number(value: float) -> str:

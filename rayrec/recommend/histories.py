@@ -29,13 +29,13 @@ HISTORIES = pa.schema(
 _READ = 4096
 
 
-def from_logs(source: str, data: str | None, length: int) -> Iterator[pa.Table]:
-    """Yield every user's last ``length`` titles, users in the order of their names; bad rows are counted and left out.
+def from_logs(config: DataConfig, length: int) -> Iterator[pa.Table]:
+    """Yield every user's last ``length`` titles, users in the order of their names; bad rows are counted.
 
     Raises:
         ValueError: the data cannot be read, or has ready rows and no users; ``--histories`` is for those.
     """
-    rows, rejected = interactions(DataConfig(source=source, data=data, bad_rows="drop"))
+    rows, rejected = interactions(config)
     if len(rejected):
         _log.warning("%d bad rows of the data are left out.", len(rejected))
     log: Any = pl.from_arrow(rows.select(["user", "title", "timestamp"]))

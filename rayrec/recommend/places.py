@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rayrec.data.settings import DataConfig
 from rayrec.models import card
 from rayrec.report.rows import best_policy, last_policy
 from rayrec.runs.manifest import read_json
@@ -24,6 +26,24 @@ class Place(NamedTuple):
     """The run's configuration by groups; empty outside of a run."""
     asked: dict[str, Any] | None
     """How it is asked (:data:`rayrec.models.card.FILE`); None where nothing tells."""
+
+    def data(self, source: str = "auto", data: str | None = None) -> tuple[DataConfig, int]:
+        """Return which interactions its users have, by default those of its run, and how many titles of a prompt.
+
+        Raises:
+            ValueError: no data is named, and the policy is of no run.
+        """
+        own = self.settings.get("data", {})
+        length = int(self.asked["history"]) if self.asked else 10
+        if data is not None or source != "auto":
+            return DataConfig(source=source, data=data, bad_rows="drop"), length
+        if not own:
+            raise ValueError(
+                f"{self.name}: a policy outside of a run has no data. Name users by --data DIR or --histories FILE."
+            )
+        names = {one.name for one in fields(DataConfig)} & {*own}
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v := own[name], list) else v for name in names}
+        return DataConfig(**given | {"bad_rows": "drop"}), length
 
 
 def find(policy: str) -> Place:

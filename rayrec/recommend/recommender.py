@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,19 +13,10 @@ import pyarrow as pa
 
 from rayrec.models.card import catalogue_hash
 from rayrec.recommend import places
+from rayrec.recommend.catalogues import read_catalogue
+from rayrec.recommend.lists import LISTS, Entry, Explore
+from rayrec.seeds import seed_of
 
-#: One list element per row. ``row`` is the place of the history, ``logprob`` log P(title + EOS | prompt) in nats, null
-#: in the ``fallback`` for an empty history: the most popular titles.
-LISTS = pa.schema(
-    [
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("rank", pa.int32(), nullable=False),
-        pa.field("item", pa.int32(), nullable=False),
-        pa.field("title", pa.string(), nullable=False),
-        pa.field("logprob", pa.float32()),
-        pa.field("fallback", pa.bool_(), nullable=False),
-    ]
-)
 #: Prompts of one call of the beam search.
 _PART = 64
 #: Texts beside the catalogue's titles whose tokens are kept: histories may hold any text.
@@ -124,6 +116,8 @@ class Recommender:
         exclude_history: bool = True,
         allow: Collection[str] | None = None,
         exclude: Collection[str] = (),
+        explore: Explore = "none",
+        seeds: int | Sequence[int] = 0,
     ) -> pa.Table:
         """Return the best ``k`` titles for every history (oldest title first), as :data:`LISTS`.
 
@@ -133,15 +127,24 @@ class Recommender:
             exclude_history: leave the history's own titles out of its list.
             allow: titles that lists may hold, by default all of the catalogue.
             exclude: titles that lists may not hold.
+            explore: `gumbel` draws the titles without replacement, by their probabilities over those that the list may
+                hold, and ranks them as they were drawn; weights 1/``inclusion`` make sums over a list unbiased.
+            seeds: of the draws, one for each history; or one number, from which and from the row they follow.
 
         Raises:
-            ValueError: k below 1, or titles that the catalogue does not have.
+            ValueError: k below 1, titles that the catalogue does not have, or another number of seeds.
         """
         allowed_I = self._allowed(k, allow, exclude)
+        if explore not in ("none", "gumbel"):
+            raise ValueError(f"Found explore '{explore}'. Choose one of none, gumbel.")
+        own = [seed_of(seeds, row) for row in range(len(histories))] if isinstance(seeds, int) else [*seeds]
+        if len(own) != len(histories):
+            raise ValueError(f"Found {len(own)} seeds for {len(histories)} histories. Give one for each, or a number.")
         columns: dict[str, list] = {name: [] for name in LISTS.names}
-        for row, found in enumerate(self._lists(histories, k, exclude_history, allowed_I)):
-            for rank, (item, logprob) in enumerate(found, 1):
-                values = row, rank, item, self.catalogue.titles[item], logprob, logprob is None
+        drawn = own if explore == "gumbel" else None
+        for row, found in enumerate(self._lists(histories, k, exclude_history, allowed_I, drawn)):
+            for rank, (item, logprob, *draw) in enumerate(found, 1):
+                values = row, rank, item, self.catalogue.titles[item], logprob, logprob is None, *draw
                 for name, value in zip(LISTS.names, values, strict=True):
                     columns[name].append(value)
         return pa.table(columns, schema=LISTS)
@@ -188,42 +191,78 @@ class Recommender:
         return [self.catalogue.index[title] for title in titles if title in self.catalogue.index]
 
     def _lists(
-        self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool, allowed_I: Any
-    ) -> Iterator[list[tuple[int, float | None]]]:
-        """Yield the items of every list with their log-probabilities, None in a fallback."""
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int,
+        exclude_history: bool,
+        allowed_I: Any,
+        seeds: Sequence[int] | None,
+    ) -> Iterator[list[Entry]]:
+        """Yield every list; with ``seeds`` they are drawn."""
         for start in range(0, len(histories), _PART):
             some = histories[start : start + _PART]
             allowed_PI = allowed_I.repeat(len(some), 1)
             for row, history in enumerate(some) if exclude_history else ():
                 allowed_PI[row, self.items(history)] = False
-            yield from self.ranked(some, k, allowed_PI)
+            own = seeds and seeds[start : start + _PART]
+            yield from self.ranked(some, k, allowed_PI) if own is None else self.drawn(some, k, allowed_PI, own)
 
-    def ranked(
-        self, histories: Sequence[Sequence[str]], k: int, allowed_PI: Any
-    ) -> list[list[tuple[int, float | None]]]:
-        """Return the best ``k`` items of each history with their log-probabilities, None in a fallback.
+    def ranked(self, histories: Sequence[Sequence[str]], k: int, allowed_PI: Any) -> list[list[Entry]]:
+        """Return the best ``k`` items of each history, the most popular ones where it is empty.
 
         ``allowed_PI`` (bool, [histories, I]) names the items that each list may hold. The beams are as wide as the
         policy's, or ``k`` where that is more, so up to that width a list does not depend on k.
         """
         from rayrec.decoding import beam_search
 
-        if self.template.known > len(self.catalogue) + _TEXTS:
-            self.template.forget()
-        asked = [row for row, history in enumerate(histories) if len(history)]
-        prompts = [self._prompt(histories[row]) for row in asked]
+        asked, prompts = self._asked(histories)
         limits, width = None if bool(allowed_PI.all()) else allowed_PI[asked], max(k, self.width)
         how: dict[str, Any] = {"return_best": k, "allowed_PI": limits, "normalise": self.normalise}
         found = beam_search(self.model, prompts, self._trie, width, **how) if asked else []
-        by_row: dict[int, list[tuple[int, float | None]]] = {row: [*one] for row, one in zip(asked, found, strict=True)}
+        made = {row: [Entry(*one) for one in some] for row, some in zip(asked, found, strict=True)}
+        return self._whole(made, k, allowed_PI)
+
+    def drawn(
+        self, histories: Sequence[Sequence[str]], k: int, allowed_PI: Any, seeds: Sequence[int]
+    ) -> list[list[Entry]]:
+        """Return ``k`` items of each history, drawn by their probability with a seed of each.
+
+        ``allowed_PI`` and empty histories are as in :meth:`ranked`.
+        """
+        from rayrec.decoding import sample_titles
+
+        asked, prompts = self._asked(histories)
+        limits, own = None if bool(allowed_PI.all()) else allowed_PI[asked], [seeds[row] for row in asked]
+        found = sample_titles(self.model, prompts, self._trie, k, own, allowed_PI=limits) if asked else []
+        made = {}
+        for row, sample in zip(asked, found, strict=True):
+            threshold = sample.threshold if math.isfinite(sample.threshold) else None
+            made[row] = [Entry(*title, sample.inclusion(title), threshold) for title in sample.titles]
+        return self._whole(made, k, allowed_PI)
+
+    def _asked(self, histories: Sequence[Sequence[str]]) -> tuple[list[int], list[list[int]]]:
+        """The rows that have a history, and their prompts."""
+        if self.template.known > len(self.catalogue) + _TEXTS:
+            self.template.forget()
+        asked = [row for row, history in enumerate(histories) if len(history)]
+        return asked, [self._prompt(histories[row]) for row in asked]
+
+    def _whole(self, made: dict[int, list[Entry]], k: int, allowed_PI: Any) -> list[list[Entry]]:
+        """The lists of all rows; those that were not ``made`` are of popular titles."""
         return [
-            by_row[row] if row in by_row else [(item, None) for item in self._popular(allowed_PI[row], k)]
-            for row in range(len(histories))
+            made[row] if row in made else [Entry(item, None) for item in self._popular(allowed_PI[row], k)]
+            for row in range(len(allowed_PI))
         ]
 
     def _popular(self, allowed_I: Any, k: int) -> list[int]:
-        order = (-self.catalogue.popularity).argsort(kind="stable").tolist()
-        return [item for item in order if allowed_I[item]][:k]
+        return self._by_popularity[allowed_I[self._by_popularity]][:k].tolist()
+
+    @cached_property
+    def _by_popularity(self) -> Any:
+        """All items, the most popular first."""
+        import torch
+
+        return torch.from_numpy((-self.catalogue.popularity).argsort(kind="stable"))
 
 
 def _is_adapter(place: places.Place) -> bool:
@@ -265,32 +304,3 @@ def _checked(
             f"{place.name}: a policy outside of a run has no catalogue. Name a file of titles with --catalogue."
         )
     return Catalogue.from_table(pq.read_table(place.run / "catalogue.parquet")), form
-
-
-def read_catalogue(path: str | Path) -> Any:
-    """Return the catalogue of a Parquet or CSV file; ValueError: it is missing, or has other columns or rows."""
-    import numpy as np
-    import polars as pl
-
-    from rayrec.data.catalogue import Catalogue
-
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"catalogue {path}: no such file. Name a Parquet or CSV file with a column `title`.")
-    try:
-        table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
-        if "title" not in table.columns:
-            raise ValueError(f"catalogue {path}: found columns {table.columns}, wanted `title`. Rename the column.")
-        titles = table["title"].cast(pl.String).to_list()
-        counts = np.zeros(len(titles), np.int64)
-        if "popularity" in table.columns:
-            counts = table["popularity"].cast(pl.Int64).fill_null(0).to_numpy()
-    except pl.exceptions.PolarsError as error:
-        why = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"catalogue {path}: not readable ({why}). Write Parquet, or CSV in UTF-8, with texts in `title` and whole "
-            "numbers in `popularity`."
-        ) from error
-    if None in titles or len(set(titles)) < len(titles):
-        raise ValueError(f"catalogue {path}: a title is empty or comes twice. Remove that row.")
-    return Catalogue.from_items(titles, [()] * len(titles)).with_training(counts, [])

@@ -6,12 +6,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rayrec.recommend.lists import Explore
+
 #: Bytes of a request, and of one that brings a catalogue.
 BODY, CATALOGUE_BODY = 1 << 20, 64 << 20
 #: Most titles of a history, of a list, and of those to allow or to exclude; characters of a title or a user.
 HISTORY, K, TITLES, LENGTH = 1000, 100, 10_000, 500
 
+#: Seeds are below it, so that programs that know no other numbers than doubles keep them.
+SEEDS = 1 << 53
+
 Title = Annotated[str, Field(min_length=1, max_length=LENGTH)]
+User = Annotated[str, Field(min_length=1, max_length=LENGTH)] | int
 Path = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
@@ -32,7 +38,7 @@ class Ask(_Body):
 
     history: Annotated[list[Title], Field(max_length=HISTORY)] | None = None
     """Titles, oldest first; empty: the most popular titles."""
-    user: Annotated[str, Field(min_length=1, max_length=LENGTH)] | int | None = None
+    user: User | None = None
     """One of the service's table of histories; others get the most popular titles."""
     k: Annotated[int, Field(ge=1, le=K)] = 10
     allow: Annotated[list[Title], Field(min_length=1, max_length=TITLES)] | None = None
@@ -41,6 +47,10 @@ class Ask(_Body):
     exclude_history: bool = True
     policy: Path | None = None
     """The policy that is to answer: the one that is served, or the one before it."""
+    explore: Explore | None = None
+    """`gumbel` draws the list by the policy's probabilities, `none` takes the best titles; default: the service's."""
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
+    """Of the draw, by default a new one: with the same seed the same request has the same list."""
 
     @model_validator(mode="after")
     def _one(self) -> Ask:
@@ -55,18 +65,48 @@ class Item(_Body):
     title: str
     rank: int
     logprob: float | None
-    """log P(title + EOS | prompt) in nats; null in a fallback."""
+    """log P(title + EOS | prompt) in nats, of a drawn list over the titles that it may hold; null in a fallback."""
+    inclusion: float | None
+    """The probability that the list holds this title, given its threshold; null unless the list was drawn."""
 
 
 class Answer(_Body):
-    """A list, best title first, and the version that made it."""
+    """A list, best title first or as it was drawn, and the version that made it."""
 
+    id: str
+    """Names the list to `/outcome`."""
     items: list[Item]
     policy: str
     catalogue: str
     version: int
     fallback: bool
     """Whether these are the most popular titles, since there is no history."""
+    seed: int | None
+    """Of the draw; null unless the list was drawn."""
+    threshold: float | None
+    """The largest perturbed log-probability that is not in the drawn list; null where nothing is left out."""
+
+
+class Outcome(_Body):
+    """What was chosen after a list, which is named by its id, or by its user: then it is that user's last one."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    user: User | None = None
+    title: Title
+
+    @model_validator(mode="after")
+    def _one(self) -> Outcome:
+        if (self.id is None) == (self.user is None):
+            raise ValueError("wanted either `id` or `user`")
+        return self
+
+
+class Counted(_Body):
+    """An outcome that was counted."""
+
+    hit: bool
+    """Whether the list held the title."""
+    policy: str
 
 
 class Row(_Body):

@@ -101,6 +101,8 @@ class Front:
             batch=config.batch,
             timeout=config.timeout,
             window=config.window,
+            outcomes=config.outcomes,
+            explore=config.explore,
         )
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -48,7 +48,7 @@ class Gauges:
     """The metrics of one service, by the policy that answered."""
 
     def __init__(self, window: int):
-        self.window, self.windows = window, dict[str, Window]()
+        self.window, self.windows, self.hits = window, dict[str, Window](), dict[str, deque[bool]]()
         self.registry = made = CollectorRegistry()
         self._requests = Total("rayrec_requests", "Requests by path and status.", ["path", "status"], registry=made)
         self._latency = Histogram(
@@ -62,6 +62,8 @@ class Gauges:
         self._version = Gauge("rayrec_version", "Number of the version that is served.", registry=made)
         self._div_ratio = Gauge("rayrec_div_ratio", "DivRatio of the last lists.", ["policy"], registry=made)
         self._or_ratio = Gauge("rayrec_or_ratio", "ORRatio of the last lists.", ["policy"], registry=made)
+        self._outcomes = Total("rayrec_outcomes", "Lists whose outcome is known.", ["policy", "hit"], registry=made)
+        self._hit_ratio = Gauge("rayrec_hit_ratio", "HR of the last outcomes.", ["policy"], registry=made)
         self._lists = Gauge("rayrec_window_lists", "Lists from which the ratios are.", ["policy"], registry=made)
 
     def requested(self, path: str, status: int) -> None:
@@ -79,6 +81,11 @@ class Gauges:
         if fallback:
             self._fallbacks.labels(policy).inc()
 
+    def chosen(self, policy: str, hit: bool) -> None:
+        """Count what was chosen after a list."""
+        self._outcomes.labels(policy, str(int(hit))).inc()
+        self.hits.setdefault(policy, deque(maxlen=self.window)).append(hit)
+
     def text(self, waiting: int, version: int) -> bytes:
         """Return all metrics in Prometheus' text format."""
         self._waiting.set(waiting)
@@ -87,4 +94,6 @@ class Gauges:
             self._div_ratio.labels(policy).set(window.div_ratio())
             self._or_ratio.labels(policy).set(window.or_ratio())
             self._lists.labels(policy).set(len(window))
+        for policy, hits in self.hits.items():
+            self._hit_ratio.labels(policy).set(sum(hits) / len(hits))
         return generate_latest(self.registry)

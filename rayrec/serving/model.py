@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrec.recommend import Recommender, places
+from rayrec.recommend.lists import Entry
 from rayrec.serving.versions import Served, Version, Versions
 
 
@@ -39,12 +40,13 @@ class Snapshot:
     def answer(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Answer requests (fields of bodies.Ask, with a history). One that cannot be answered has an ``error``.
 
-        Requests whose beams have one width are searched together, so an answer does not depend on its neighbours
-        beyond rounding.
+        Requests whose beams have one width, or whose draws have one size, are searched together, so an answer does not
+        depend on its neighbours beyond rounding.
         """
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[bool, int], list[int]] = {}
         for place, ask in enumerate(asked):
-            groups.setdefault(max(ask["k"], self.recommender.width), []).append(place)
+            drawn = ask["explore"] == "gumbel"
+            groups.setdefault((drawn, ask["k"] if drawn else max(ask["k"], self.recommender.width)), []).append(place)
         found: dict[int, dict[str, Any]] = {}
         for group in groups.values():
             found |= zip(group, self._together([asked[place] for place in group]), strict=True)
@@ -54,21 +56,28 @@ class Snapshot:
         import torch
 
         allowed_PI = torch.stack([self._allowed(ask) for ask in asked])
+        about = [a["history"] for a in asked], max(a["k"] for a in asked), allowed_PI
         try:
-            lists = self.recommender.ranked([a["history"] for a in asked], max(a["k"] for a in asked), allowed_PI)
+            if asked[0]["explore"] == "gumbel":
+                lists = self.recommender.drawn(*about, [a["seed"] for a in asked])
+            else:
+                lists = self.recommender.ranked(*about)
         except ValueError as error:  # such as a history that is longer than the model sees
             if len(asked) == 1:
                 return [{"error": str(error), "status": 422}]
             return [one for ask in asked for one in self._together([ask])]
         return [self._listed(ask, found[: ask["k"]]) for ask, found in zip(asked, lists, strict=True)]
 
-    def _listed(self, ask: dict[str, Any], found: Sequence[tuple[int, float | None]]) -> dict[str, Any]:
-        titles = self.recommender.catalogue.titles
+    def _listed(self, ask: dict[str, Any], found: Sequence[Entry]) -> dict[str, Any]:
+        titles, fallback = self.recommender.catalogue.titles, not ask["history"]
         items = [
-            {"item": item, "title": titles[item], "rank": rank, "logprob": logprob}
-            for rank, (item, logprob) in enumerate(found, 1)
+            {"item": one.item, "title": titles[one.item], "rank": rank}
+            | {"logprob": one.logprob, "inclusion": one.inclusion}
+            for rank, one in enumerate(found, 1)
         ]
-        return {"items": items, **self.about, "fallback": not ask["history"]}
+        seed = ask["seed"] if ask["explore"] == "gumbel" and not fallback else None
+        draw = {"seed": seed, "threshold": found[0].threshold if found else None}
+        return {"items": items, **self.about, "fallback": fallback, **draw}
 
     def _allowed(self, ask: dict[str, Any]) -> Any:
         """Items that the list may hold; titles that this catalogue does not have count for nothing."""
@@ -117,7 +126,8 @@ def _source(version: Version) -> tuple[Any, ...]:
 def _probe(recommender: Recommender) -> None:
     """Let a policy answer once before it is served."""
     (found,) = recommender.ranked([recommender.catalogue.titles[:1]], 1, recommender.allowed(None, ())[None])
-    if not found or found[0][1] is None or not math.isfinite(found[0][1]):
+    first = found[0].logprob if found else None
+    if first is None or not math.isfinite(first):
         raise ValueError(
             f"{recommender.policy}: the policy gives no title a finite probability. Tune it again, or take another."
         )

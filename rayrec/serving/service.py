@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from rayrec.recommend import places
-from rayrec.recommend.recommender import read_catalogue
-from rayrec.serving.bodies import LENGTH, Ask, Eligible, NewCatalogue, NewPolicy, Refusal, Rollback
+from rayrec.recommend.catalogues import read_catalogue
+from rayrec.recommend.lists import Explore
+from rayrec.serving.bodies import LENGTH, SEEDS, Ask, Eligible, NewCatalogue, NewPolicy, Outcome, Refusal, Rollback
 from rayrec.serving.gauges import Gauges
+from rayrec.serving.outcomes import Outcomes
 from rayrec.serving.together import Together
 from rayrec.serving.users import Users
 from rayrec.serving.versions import Served, Version, Versions
@@ -50,12 +53,14 @@ class Service:
         batch: int,
         timeout: float,
         window: int,
+        outcomes: int,
+        explore: Explore = "none",
     ):
         served = versions.served
         assert served is not None, "the job begins the folder"
         self.versions, self.replicas, self.users = versions, replicas, users
         self.queue, self.timeout, self.served, self.waiting = queue, timeout, served, 0
-        self.gauges = Gauges(window)
+        self.gauges, self.outcomes, self.explore = Gauges(window), Outcomes(outcomes), explore
         self._together = Together(self._answer, batch, lanes)
         self._change = asyncio.Lock()
 
@@ -66,7 +71,7 @@ class Service:
         begun = time.perf_counter()
         self.waiting += 1
         try:
-            asked = ask.model_dump(exclude={"user"}) | {"history": self._history(ask)}
+            asked = ask.model_dump(exclude={"user"}) | {"history": self._history(ask), **self._draw(ask)}
             found = await asyncio.wait_for(self._together.ask(asked), self.timeout)
         except TimeoutError:
             raise Refusal(503, f"no answer within {self.timeout:g} s. Try again.", RETRY) from None
@@ -76,7 +81,21 @@ class Service:
             raise Refusal(found["status"], found["error"])
         titles = [item["title"] for item in found["items"]]
         self.gauges.answered(found["policy"], time.perf_counter() - begun, titles, found["fallback"])
-        return found
+        return {"id": self.outcomes.shown(found["policy"], titles, ask.user), **found}
+
+    def choose(self, body: Outcome) -> dict[str, Any]:
+        """Count what was chosen after a list, once (bodies.Counted). Refusal: the list is not known."""
+        found = self.outcomes.chosen(body.title, body.id, body.user)
+        if found is None:
+            raise Refusal(404, f"no such list among the last {self.outcomes.size}, or it has its outcome already.")
+        self.gauges.chosen(*found)
+        return found._asdict()
+
+    def _draw(self, ask: Ask) -> dict[str, Any]:
+        explore = ask.explore or self.explore
+        if explore == "none" and ask.seed is not None:
+            raise Refusal(422, "seed: this list is not drawn. Add `explore`: `gumbel`, or leave it out.")
+        return {"explore": explore, "seed": secrets.randbelow(SEEDS) if ask.seed is None else ask.seed}
 
     def _history(self, ask: Ask) -> list[str]:
         if ask.history is not None:

@@ -9,6 +9,7 @@ import tyro
 
 from rayrec.config import PlacementConfig
 from rayrec.fields import POSITIVE, Range
+from rayrec.recommend.lists import Explore
 
 _PORT = Range(lambda value: 1 <= value <= 65535, "a port, 1 to 65535.")
 
@@ -24,7 +25,8 @@ class ServeConfig:
     template: Literal["auto", "chat", "instruct", "compact"] = "auto"
     """Prompt form of a policy outside of a run."""
     histories: str | None = None
-    """Parquet or JSONL file with `user` and `history` (titles, oldest first), for requests that name a user."""
+    """Parquet or JSONL file with `user` and `history` (titles, oldest first), for requests that name a user. Default:
+    the users of the policy's run."""
     data: str | None = None
     """Folder of interactions, as in jobs/sprec.py, instead of --histories: every user's last titles."""
     source: str = "auto"
@@ -44,5 +46,10 @@ class ServeConfig:
     timeout: Annotated[float, POSITIVE] = 10.0
     """Seconds until a request is refused with 503."""
     window: Annotated[int, POSITIVE] = 1000
-    """Last lists of each policy from which /metrics has DivRatio and ORRatio."""
+    """Last lists and outcomes of each policy from which /metrics has DivRatio and ORRatio, and HR."""
+    outcomes: Annotated[int, POSITIVE] = 100_000
+    """Last lists that /outcome knows."""
+    explore: Explore = "none"
+    """`gumbel`: lists are drawn by the policy's probabilities, unless a request says otherwise; answers then have what
+    an estimate from them needs."""
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)

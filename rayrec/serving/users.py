@@ -34,13 +34,22 @@ class Users:
 
 
 def read_users(config: ServeConfig) -> Users | None:
-    """Return the table that the settings name, None without one; ValueError: it cannot be read."""
+    """Return the histories that the settings name, else those of the policy's run; None where there are none.
+
+    Raises:
+        ValueError: what the settings name cannot be read.
+    """
     if config.data and config.histories:
         raise ValueError("--data and --histories both name users. Give one of them.")
     if config.histories:
         return Users(histories.from_file(config.histories))
+    place = places.find(config.policy)
     if config.data:
-        place = places.find(config.policy)
-        length = place.settings["data"]["history"] if place.settings else 10
-        return Users(histories.from_logs(config.source, config.data, length))
-    return None
+        return Users(histories.from_logs(*place.data(config.source, config.data)))
+    if not place.settings:
+        return None
+    try:
+        return Users(histories.from_logs(*place.data()))
+    except ValueError as error:
+        _log.warning("No request can name a user: %s", error)
+        return None

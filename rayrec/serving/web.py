@@ -20,9 +20,11 @@ from rayrec.serving.bodies import (
     Answer,
     Ask,
     Changed,
+    Counted,
     Eligible,
     NewCatalogue,
     NewPolicy,
+    Outcome,
     Refusal,
     Rollback,
     reasons,
@@ -31,7 +33,7 @@ from rayrec.serving.service import Service
 
 #: Paths that want a token where there is none, and that want no token where there is one.
 ADMIN, OPEN = ("/catalogue", "/policy", "/eligible", "/rollback", "/versions"), ("/health", "/ready")
-OTHER = ("/recommend", "/metrics", "/docs", "/openapi.json")
+OTHER = ("/recommend", "/outcome", "/metrics", "/docs", "/openapi.json")
 _LARGE = {"/catalogue": CATALOGUE_BODY, "/eligible": CATALOGUE_BODY}
 
 Message = dict[str, Any]
@@ -53,6 +55,11 @@ def make_app(service: Service, token: str | None) -> Guard:
     async def recommend(body: Ask) -> Any:
         """A list of titles for a history or a user."""
         return JSONResponse(await service.recommend(body))
+
+    @app.post("/outcome", response_model=Counted)
+    async def outcome(body: Outcome) -> Any:
+        """Tell what was chosen after a list; it is counted in HR."""
+        return JSONResponse(service.choose(body))
 
     @app.get("/health")
     async def health() -> Any:

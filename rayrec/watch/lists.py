@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec.data.catalogue import Catalogue
+from rayrec.recommend.catalogues import read_catalogue
 from rayrec.recommend.histories import from_file
-from rayrec.recommend.recommender import read_catalogue
 
 #: Columns that are read of a list.
 SHOWN = pa.schema(

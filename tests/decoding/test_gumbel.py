@@ -85,3 +85,29 @@ def test_first_draws_follow_the_policy_and_weighted_sums_are_unbiased() -> None:
     masses = torch.tensor([sum(w for _, w in one) for one in weights])
     for found, wanted in ((estimates, exact), (masses, 1.0)):
         assert float(found.mean()) == pytest.approx(wanted, abs=4 * float(found.std()) / math.sqrt(DRAWS) + 1e-3)
+
+
+def test_a_draw_from_allowed_titles_is_one_from_a_catalogue_of_these_alone() -> None:
+    model, titles = random_model("llama"), random_titles(TITLES)
+    allowed_PI = torch.ones(len(PROMPTS), TITLES, dtype=torch.bool)
+    allowed_PI[0, ::3] = False
+    allowed_PI[1, :] = False
+    allowed_PI[2, 4:] = False
+    trie, seeds = Trie.build(titles), [1, 2, 3, 4]
+    whole = sample_titles(model, PROMPTS, trie, TITLES, seeds, allowed_PI=allowed_PI)
+    for row, sample in enumerate(whole):
+        items = allowed_PI[row].nonzero()[:, 0].tolist()
+        assert sample.threshold == -math.inf and {title.item for title in sample.titles} == {*items}
+        if items:
+            alone = beam_search(
+                model, PROMPTS[row : row + 1], Trie.build([titles[i] for i in items]), TITLES, normalise="catalogue"
+            )[0]
+            assert {t.item: t.logprob for t in sample.titles} == pytest.approx(
+                {items[i]: logprob for i, logprob in alone}, abs=1e-4
+            )
+    some = sample_titles(model, PROMPTS, trie, 3, seeds, allowed_PI=allowed_PI)
+    for sample, known in zip(some, whole, strict=True):
+        assert [t.item for t in sample.titles] == [t.item for t in known.titles[:3]]
+    free = sample_titles(model, PROMPTS, trie, 3, seeds)[3]
+    assert [title.item for title in some[3].titles] == [title.item for title in free.titles]
+    assert some[3].threshold == pytest.approx(free.threshold, abs=1e-4)

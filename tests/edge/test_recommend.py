@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import rayrec
-from rayrec.recommend.batch import RECOMMENDATIONS
+from rayrec.recommend.output import RECOMMENDATIONS
 from rayrec.runs.manifest import read_json
 from tests.edge.conftest import ROOT
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,53 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import rayrec
-from tests.edge.conftest import ROOT, alive, descendants, gone, title
+from tests.edge.conftest import alive, descendants, gone, title
+from tests.edge.served import Served
 from tests.serving.wrong import requests
 
-TOKEN, SECRET = "a word", "The Secret Diary"
+SECRET = "The Secret Diary"
 #: The most titles of a list.
 K = 5
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Served:
-    """``python jobs/serve.py`` with arguments, and a client of it."""
-
-    def __init__(self, folder: Path, *args: str):
-        port, self.log = free_port(), folder / "serve.log"
-        command = [sys.executable, "jobs/serve.py", "--port", str(port), "--threads", "1", *args]
-        with self.log.open("a") as log:
-            env = os.environ | {"RAYREC_TOKEN": TOKEN}
-            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60)
-
-    def until_ready(self, seconds: float = 120) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-4000:]
-            try:
-                found = self.client.get("/ready")
-                if found.status_code == 200:
-                    return found.json()
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        raise AssertionError(f"not ready in {seconds} s:\n{self.log.read_text()[-4000:]}")
-
-    def post(self, path: str, body: Any) -> dict[str, Any]:
-        found = self.client.post(path, json=body)
-        assert found.status_code == 200, (found.status_code, found.text)
-        return found.json()
-
-    def replicas(self, of: str = "Model") -> set[int]:
-        """Processes of the replicas of the model, or of the front."""
-        return {pid for pid in descendants(self.process.pid) if f"ServeReplica:rayrec:{of}" in title(pid)}
 
 
 class Load:
@@ -126,13 +83,15 @@ def test_a_policy_is_served_changed_and_survives(overlapped: Path, tmp_path: Pat
     try:
         first = served.until_ready()
         assert first["policy"] == "overlapped/01/prefer" and first["version"] == 1
-        assert served.post("/recommend", {"user": "known", "k": K}) == served.post(
-            "/recommend", {"history": histories[0], "k": K}
+        known, same = (
+            served.post("/recommend", {"k": K, **who}) for who in ({"user": "known"}, {"history": histories[0]})
         )
+        assert known | {"id": same["id"]} == same
+        assert served.post("/outcome", {"user": "known", "title": known["items"][0]["title"]})["hit"]
         assert served.post("/recommend", {"user": "nobody"})["fallback"]
 
         news = [*titles[:40], *(f"New Film {number} (2030)" for number in range(40))]
-        known = {1: ("01", titles), 2: ("01", news), 3: ("02", news)}
+        phases = {1: ("01", titles), 2: ("01", news), 3: ("02", news)}
         with load(served, histories) as asked:
             asked.more()
             rows = [{"title": title} for title in news]
@@ -146,13 +105,13 @@ def test_a_policy_is_served_changed_and_survives(overlapped: Path, tmp_path: Pat
             assert served.post("/rollback", {"to": 3})["version"] == 3
             asked.more()
         assert asked.others == [] and {answer["version"] for _, answer in asked.answers} == {1, 2, 3}
-        check(asked.answers, known, overlapped, histories, tmp_path)
+        check(asked.answers, phases, overlapped, histories, tmp_path)
 
         metrics = served.client.get("/metrics").text
         assert 'rayrec_div_ratio{policy="overlapped/02/prefer"}' in metrics
         assert 'rayrec_or_ratio{policy="overlapped/01/prefer"}' in metrics
         assert 'rayrec_requests_total{path="/recommend",status="200"}' in metrics and "rayrec_version 3.0" in metrics
-        killed_under_load(served, histories, known, overlapped, tmp_path)
+        killed_under_load(served, histories, phases, overlapped, tmp_path)
         attacked(served, news)
         started = descendants(served.process.pid)
         served.process.send_signal(signal.SIGTERM)

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayrec.recommend import batch, histories
+from rayrec.data.settings import DataConfig
+from rayrec.recommend import batch, histories, places
 
 
 def rows(tables) -> list[dict]:
@@ -21,17 +22,31 @@ def test_logs_give_every_users_last_titles_oldest_first(tmp_path: Path) -> None:
         "user,item,timestamp\nb,1,5\na,2,9\na,1,3\na,3,4\nb,2,5\n"  # equal times keep the order of the file
     )
     (tmp_path / "items.csv").write_text("item,title\n1,One\n2,Two\n3,Three\n")
-    found = rows(histories.from_logs("auto", str(tmp_path), 3))
+    found = rows(histories.from_logs(DataConfig(data=str(tmp_path)), 3))
     assert [(row["user"], row["history"], row["error"]) for row in found] == [
         ("a", ["One", "Three", "Two"], None),
         ("b", ["One", "Two"], None),
     ]
 
 
+def test_a_policy_of_a_run_has_the_users_of_its_run(tmp_path: Path) -> None:
+    own = {"source": "csv", "data": "/logs", "columns": ["user=customer"], "history": 7, "bad_rows": "stop", "old": 1}
+    of_run = places.Place("NAME/01/prefer", "model", tmp_path, {"data": own}, {"history": 7})
+    assert of_run.data() == (
+        DataConfig(source="csv", data="/logs", columns=("user=customer",), history=7, bad_rows="drop"),
+        7,
+    )
+    assert of_run.data(data="/other") == (DataConfig(data="/other", bad_rows="drop"), 7)
+    alone = places.Place("model", "model", None, {}, None)
+    assert alone.data("synthetic") == (DataConfig(source="synthetic", bad_rows="drop"), 10)
+    with pytest.raises(ValueError, match=r"outside of a run has no data\. Name users by --data DIR or --hist"):
+        alone.data()
+
+
 def test_ready_rows_have_no_users(real_data: Path | None) -> None:
     if real_data is not None:
         with pytest.raises(ValueError, match="ready rows and no interactions of users"):
-            next(histories.from_logs("auto", str(real_data / "lastfm"), 10))
+            next(histories.from_logs(DataConfig(data=str(real_data / "lastfm")), 10))
 
 
 def test_a_bad_row_of_a_file_has_an_error(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,50 @@ def test_an_empty_history_gets_popular_titles_and_says_so(recommender: Recommend
 def test_a_history_is_cut_to_what_the_policy_read(policy: Path, recommender: Recommender) -> None:
     short = Recommender.open(policy / "model", policy / "titles.csv", template="compact", device="cpu", history=2)
     assert short.score([TITLES[:9]], TITLES) == recommender.score([TITLES[7:9]], TITLES)
+
+
+def test_drawn_lists_permit_unbiased_estimates(policy: Path, recommender: Recommender) -> None:
+    history, k, draws = HISTORIES[0], 4, 1500
+    rest = [title for title in TITLES if title not in history]
+    (policy / "rest.csv").write_text("title\n" + "\n".join(rest))
+    alone = Recommender.open(
+        policy / "model", policy / "rest.csv", template="compact", device="cpu", normalise="catalogue"
+    )
+    prob = dict(zip(rest, map(math.exp, alone.score([history], rest)[0]), strict=True))
+    assert sum(prob.values()) == pytest.approx(1, abs=1e-5) and max(prob.values()) < 0.9
+    worth = {title: math.sin(3 * number) for number, title in enumerate(rest)}
+    found = recommender.recommend([history] * draws, k, explore="gumbel", seeds=5).to_pylist()
+    estimates, masses = [0.0] * draws, [0.0] * draws
+    for one in found:
+        assert one["title"] in prob and not one["fallback"]
+        assert math.exp(one["logprob"]) == pytest.approx(prob[one["title"]], rel=1e-3)
+        assert one["inclusion"] == pytest.approx(-math.expm1(-math.exp(one["logprob"] - one["threshold"])), rel=1e-4)
+        weight = math.exp(one["logprob"]) / one["inclusion"]
+        estimates[one["row"]] += weight * worth[one["title"]]
+        masses[one["row"]] += weight
+    assert len(found) == draws * k and len({*masses}) > draws / 2
+    for made, wanted in ((estimates, sum(prob[t] * worth[t] for t in rest)), (masses, 1.0)):
+        assert statistics.fmean(made) == pytest.approx(wanted, abs=4 * statistics.stdev(made) / math.sqrt(draws))
+    # A sum that takes every title with weight 1 is far from it.
+    assert abs(k * statistics.fmean(worth[one["title"]] for one in found) - sum(prob[t] * worth[t] for t in rest)) > 0.1
+
+
+def test_draws_follow_their_seeds_and_best_lists_have_none(recommender: Recommender) -> None:
+    one = recommender.recommend(HISTORIES, 5, explore="gumbel", seeds=[7, 8, 9])
+    again = recommender.recommend([HISTORIES[2], [], HISTORIES[0]], 5, explore="gumbel", seeds=[9, 1, 7])
+    assert lists(again)[0] == lists(one)[2] and lists(again)[2] == lists(one)[0]
+    assert lists(recommender.recommend(HISTORIES[:1], 5, explore="gumbel", seeds=[8])) != lists(one)[:1]
+    fallback = [row for row in again.to_pylist() if row["row"] == 1]
+    assert [row["title"] for row in fallback] == TITLES[:-6:-1]
+    assert {(row["inclusion"], row["threshold"], row["logprob"]) for row in fallback} == {(None, None, None)}
+    best = recommender.recommend(HISTORIES, 5)
+    assert best["inclusion"].null_count == best["threshold"].null_count == best.num_rows
+    every = recommender.recommend(HISTORIES[:1], 16, explore="gumbel")
+    assert len(every) == 13 and {*every["inclusion"].to_pylist()} == {1.0} and every["threshold"].null_count == 13
+    with pytest.raises(ValueError, match="2 seeds for 3 histories"):
+        recommender.recommend(HISTORIES, 5, explore="gumbel", seeds=[1, 2])
+    with pytest.raises(ValueError, match=r"explore 'beams'\. Choose one of none, gumbel"):
+        recommender.recommend(HISTORIES, 5, explore="beams")  # type: ignore[arg-type]
 
 
 def test_wrong_questions_are_refused(policy: Path, recommender: Recommender, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def users() -> Users:
 
 def service_of(versions: Versions, *models: Model, **given: Any) -> Service:
     models = models or (Model(str(versions.folder), "cpu", 1),)
-    settings = {"lanes": len(models), "queue": 256, "batch": 64, "timeout": 20.0, "window": 100} | given
+    settings = {"lanes": len(models), "queue": 256, "batch": 64, "timeout": 20.0, "window": 100, "outcomes": 50} | given
     return Service(versions, Here(*models), users(), **settings)
 
 

@@ -19,7 +19,8 @@ from tests.serving.conftest import TITLES
 
 
 def ask(history: list[str], **more: Any) -> dict[str, Any]:
-    return {"history": history, "k": 3, "allow": None, "exclude": [], "exclude_history": True, "policy": None} | more
+    limits = {"allow": None, "exclude": [], "exclude_history": True, "policy": None}
+    return {"history": history, "k": 3, **limits, "explore": "none", "seed": 0} | more
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -60,6 +61,26 @@ def test_a_batch_of_all_kinds_has_the_answers_of_each_alone(policies: Path, vers
     assert titles(found[3]) == [title for title in titles(found[3]) if title in TITLES[:2]]
     assert found[5]["items"] == []
     assert found[6]["status"] == 422 and "the model sees" in found[6]["error"]
+
+
+def test_drawn_lists_have_what_an_estimate_needs_and_best_ones_do_not(policies: Path, versions: Versions) -> None:
+    snapshot = open_version(versions.read(1), [], "cpu")
+    drawn = {"explore": "gumbel", "seed": 11}
+    batch = [ask(TITLES[:3], **drawn), ask(TITLES[:3]), ask(TITLES[:3], **drawn, k=2), ask([], **drawn)]
+    found = snapshot.answer(batch)
+    opened = Recommender.open(policies / "one", policies / "titles.csv", template="compact", device="cpu")
+    for answer, one in zip(found[::2], batch[::2], strict=True):
+        alone = opened.recommend([one["history"]], one["k"], explore="gumbel", seeds=[11])
+        assert titles(answer) == alone["title"].to_pylist() and answer["seed"] == 11
+        assert [item["inclusion"] for item in answer["items"]] == pytest.approx(
+            alone["inclusion"].to_pylist(), rel=1e-3
+        )
+        assert answer["threshold"] == pytest.approx(alone["threshold"][0].as_py(), abs=1e-3)
+    assert titles(found[2]) == titles(found[0])[:2] and found[2]["threshold"] > found[0]["threshold"]
+    for answer in (found[1], found[3]):
+        assert (answer["seed"], answer["threshold"]) == (None, None)
+        assert {item["inclusion"] for item in answer["items"]} == {None}
+    assert found[3]["fallback"]
 
 
 def test_other_titles_and_masks_load_no_policy_again(versions: Versions) -> None:

@@ -17,6 +17,7 @@ from rayrec.metrics.outcome import Answers
 from rayrec.recommend.histories import HISTORIES
 from rayrec.serving.bodies import Ask, NewCatalogue, reasons
 from rayrec.serving.gauges import Gauges, Window
+from rayrec.serving.outcomes import Outcomes
 from rayrec.serving.together import Together
 from rayrec.serving.users import Users
 from rayrec.serving.versions import Versions
@@ -96,6 +97,8 @@ def test_metrics_are_told_by_policy() -> None:
     gauges = Gauges(window=10)
     gauges.batch(3)
     gauges.requested("/recommend", 200)
+    for hit in (True, False, False, True):
+        gauges.chosen("one", hit)
     for titles, policy in ((["a", "b", "c", "d"], "one"), (["a", "b", "c", "e"], "one"), (["a"], "two")):
         gauges.answered(policy, 0.03, titles, fallback=policy == "two")
     lines = gauges.text(waiting=4, version=7).decode().splitlines()
@@ -108,9 +111,22 @@ def test_metrics_are_told_by_policy() -> None:
         "rayrec_version 7.0",
         'rayrec_div_ratio{policy="one"} 0.625',
         'rayrec_or_ratio{policy="one"} 0.75',
+        'rayrec_hit_ratio{policy="one"} 0.5',
         'rayrec_window_lists{policy="one"} 2.0',
     ):
         assert line in lines, line
+
+
+def test_outcomes_are_of_lists_that_are_still_known() -> None:
+    outcomes = Outcomes(3)
+    names = [outcomes.shown("p", [f"t{number}", "t"], user) for number, user in enumerate(("a", "b", 1, None))]
+    assert len({*names}) == 4 and outcomes.chosen("t0", names[0], None) is None  # the oldest of four
+    assert outcomes.chosen("t", None, "a") is None
+    assert outcomes.chosen("t2", None, "1") == ("p", True) and outcomes.chosen("t2", names[2], None) is None
+    assert outcomes.chosen("x", names[3], None) == ("p", False)
+    second = outcomes.shown("q", ["u"], "b")
+    assert outcomes.chosen("t", None, "b") == ("q", False) and outcomes.chosen("t", second, None) is None
+    assert outcomes.chosen("t1", names[1], None) == ("p", True) and outcomes.chosen("", "", None) is None
 
 
 def test_versions_are_kept_and_the_last_switch_counts(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_list_is_answered_with_its_version(talk, policies: Path) -> None:
         assert all(TITLES[item["item"]] == item["title"] not in TITLES[:2] for item in found["items"])
         assert found["policy"] == str(policies / "one") and len(found["catalogue"]) == 12 and not found["fallback"]
         known = (await client.post("/recommend", json={"user": 7, "k": 3})).json()
-        assert known == found
+        assert known | {"id": found["id"]} == found and known["id"] != found["id"]
         ann = (await client.post("/recommend", json={"user": "ann"})).json()
         assert not ann["fallback"] and TITLES[3] not in [item["title"] for item in ann["items"]]
         nobody = (await client.post("/recommend", json={"user": "bob", "k": 2})).json()
@@ -38,6 +38,47 @@ def test_a_list_is_answered_with_its_version(talk, policies: Path) -> None:
         assert {*page["paths"]} >= {"/recommend", "/metrics", *ADMIN} and "Answer" in page["components"]["schemas"]
 
     talk(use)
+
+
+def test_outcomes_are_counted_once_for_a_list(talk, policies: Path) -> None:
+    async def use(client, service) -> None:
+        one, two, three = [(await client.post("/recommend", json=HISTORY | {"k": k})).json() for k in (3, 4, 5)]
+        await client.post("/recommend", json={"user": "ann", "k": 2})
+        await client.post("/recommend", json={"user": "ann", "k": 3})
+        mine = (await client.post("/recommend", json={"user": "ann", "k": 4})).json()
+        title = one["items"][1]["title"]
+        found = await client.post("/outcome", json={"id": one["id"], "title": title})
+        assert found.status_code == 200 and found.json() == {"hit": True, "policy": str(policies / "one")}
+        again = await client.post("/outcome", json={"id": one["id"], "title": title})
+        assert again.status_code == 404 and "has its outcome already" in again.json()["error"]
+        missed = await client.post("/outcome", json={"id": two["id"], "title": "Another Film"})
+        assert missed.json()["hit"] is False
+        of_ann = {"user": "ann", "title": mine["items"][3]["title"]}
+        assert (await client.post("/outcome", json=of_ann)).json()["hit"] is True
+        assert (await client.post("/outcome", json=of_ann)).status_code == 404
+        for wrong in ({"title": title}, {"id": three["id"], "user": "ann", "title": title}, {"id": three["id"]}):
+            assert (await client.post("/outcome", json=wrong)).status_code == 422
+        text = (await client.get("/metrics")).text
+        assert f'rayrec_hit_ratio{{policy="{policies / "one"}"}} {2 / 3}' in text
+        assert f'rayrec_outcomes_total{{hit="0",policy="{policies / "one"}"}} 1.0' in text
+
+    talk(use)
+
+
+def test_lists_can_be_drawn_and_a_seed_repeats_them(talk) -> None:
+    async def use(client, service) -> None:
+        asked = [(await client.post("/recommend", json=HISTORY)).json() for _ in range(4)]
+        assert len({one["seed"] for one in asked}) == 4
+        assert len({tuple(item["title"] for item in one["items"]) for one in asked}) > 1
+        assert all(0 < item["inclusion"] <= 1 for one in asked for item in one["items"])
+        again = (await client.post("/recommend", json=HISTORY | {"seed": asked[0]["seed"]})).json()
+        assert again | {"id": asked[0]["id"]} == asked[0]
+        best = (await client.post("/recommend", json=HISTORY | {"explore": "none"})).json()
+        assert (best["seed"], best["threshold"]) == (None, None)
+        wrong = await client.post("/recommend", json=HISTORY | {"explore": "none", "seed": 3})
+        assert wrong.status_code == 422 and "seed: this list is not drawn" in wrong.json()["error"]
+
+    talk(use, explore="gumbel")
 
 
 def test_requests_that_come_together_are_answered_together(talk) -> None:

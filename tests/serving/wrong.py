@@ -73,6 +73,14 @@ def _fixed() -> Iterator[Sent]:
     yield Sent("an unknown field", _json({"history": history, "temperature": 1}))
     yield Sent("history and user", _json({"history": history, "user": "ann"}))
     yield Sent("neither", b"{}")
+    yield Sent("a drawn list", _json({"history": history, "explore": "gumbel", "seed": 3}), right=True)
+    for more in ({"seed": -1}, {"seed": 1 << 53}, {"seed": 1.5}, {"seed": "3"}, {"explore": "beams"}, {"seed": 3}):
+        drawn = {"explore": "none" if more == {"seed": 3} else "gumbel"}
+        yield Sent(f"a draw with {more}", _json({"history": history, **drawn, **more}))
+    for body in ({"id": "0" * 16}, {"id": ""}, {"user": "<b>nobody</b>"}, {"user": None}, {"id": "x" * 65}, {}):
+        yield Sent(f"an outcome of {body!r:.30}", _json({**body, "title": "Red River"}), path="/outcome")
+    yield Sent("an outcome without a title", _json({"user": "ann"}), path="/outcome")
+    yield Sent("half a surrogate as an outcome", b'{"user": "ann", "title": "\\ud800"}', path="/outcome")
     yield Sent("an unknown policy", _json({"history": history, "policy": "nowhere"}))
     yield Sent("a policy of a path", _json({"history": history, "policy": "/etc"}))
     for body in (

@@ -16,7 +16,7 @@ import pytest
 
 from rayrec.data.catalogue import Catalogue
 from rayrec.metrics import evaluate
-from rayrec.recommend.batch import RECOMMENDATIONS
+from rayrec.recommend.output import RECOMMENDATIONS
 from rayrec.watch import limits, lists
 from rayrec.watch.__main__ import main
 from rayrec.watch.measures import gini, measure
@@ -34,13 +34,14 @@ def written(folder: Path, name: str, policy: str, day: int, shown: dict[str, lis
             "item": [TITLES.index(title) for title in titles],
             "title": titles,
             "logprob": [-1.0] * len(titles),
+            "inclusion": [None] * len(titles),
             "fallback": user.startswith("new"),
             "error": None,
             **about,
         }
         for user, titles in shown.items()
     ]
-    empty = {"item": [], "title": [], "logprob": [], "fallback": False}
+    empty = {"item": [], "title": [], "logprob": [], "inclusion": [], "fallback": False}
     rows.append({"user": "bad", "error": "history is 3, wanted a list of titles", **empty, **about})
     pq.write_table(pa.Table.from_pylist(rows, schema=RECOMMENDATIONS), folder / name)
     return str(folder / name)
