@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rayrec.methods import BASELINES
 from rayrec.metrics import METRICS, Metric, answers
-from rayrec.metrics.outcome import Answers
+from rayrec.metrics.outcome import Answers, cold
 from rayrec.runs.manifest import read_json
 
 #: A metric at a list length.
@@ -36,6 +36,7 @@ class Cell:
     predictions: pa.Table
     users: list[str]  #: the user of each row
     ratings: np.ndarray | None = None  #: ratings of the targets, NaN where they are unknown
+    cold: np.ndarray | None = None  #: whether training never saw the target of each row
     earlier: tuple["Cell", ...] = ()  #: evaluations of the same rows that the mean takes in; ``record`` is the mean
 
     @cached_property
@@ -47,7 +48,8 @@ class Cell:
     def answers(self) -> Answers:
         """The predictions as numbers."""
         found = answers(self.predictions)
-        return found if self.ratings is None else replace(found, rating_N=self.ratings)
+        known = {"rating_N": self.ratings, "cold_N": self.cold}
+        return replace(found, **{name: value for name, value in known.items() if value is not None})
 
     def values(self, names: Sequence[At]) -> np.ndarray:
         """The metrics of each row, (N, names)."""
@@ -104,7 +106,9 @@ def _read(folder: Path, last: Path, method: str, seed: int, decode: str) -> Cell
     made = pq.read_table(last / "predictions.parquet").filter(in_test)
     rows = [about[example] for example in made["example_id"].to_pylist()]
     ratings = np.array([row["target_rating"] for row in rows], dtype=np.float64)  # None is NaN
-    return Cell(method, seed, record, made, [row["user"] for row in rows], ratings)
+    items = pq.read_table(folder / "catalogue.parquet", columns=["title", "popularity"])
+    never = cold(made, items["title"].to_pylist(), items["popularity"].to_numpy())
+    return Cell(method, seed, record, made, [row["user"] for row in rows], ratings, never)
 
 
 def finished_phases(cell: Path) -> dict[str, int]:

@@ -16,11 +16,16 @@ from rayrec.metrics.intervals import Interval, bootstrap_means, holm, jackknife,
 from rayrec.report.rows import genre_gaps
 
 
-def compared(k: int, choices: bool) -> list[At]:
-    """The metrics of rows that have intervals: at k, and of a choice from candidates those of the first place."""
+def compared(k: int, choices: bool, cold: bool) -> list[At]:
+    """The metrics of rows that have intervals: at k, and of a choice from candidates those of the first place.
+
+    ``cold``: also those of targets that training never saw.
+    """
     rows = [metric for metric in METRICS.values() if metric.of_rows]
     first = [(FIRST, 1), *((metric, 1) for metric in rows if metric.tested)] if choices else []
-    return list(dict.fromkeys([*first, *((metric, k) for metric in rows if metric.when == "always")]))
+    return list(
+        dict.fromkeys([*first, *((metric, k) for metric in rows if metric.at_k and (cold or metric.when != "cold"))])
+    )
 
 
 def compare(cells: Sequence[Cell], against: str, k: int) -> list[dict[str, Any]]:
@@ -35,7 +40,8 @@ def compare(cells: Sequence[Cell], against: str, k: int) -> list[dict[str, Any]]
     if against not in of:
         raise ValueError(f"--against {against} is not among the finished methods {list(of)}. Name one of them.")
     written = [metric.name for metric in METRICS.values() if metric.written]
-    names = compared(k, choices=any(name in c.record for name in written for c in cells))
+    choices = any(name in c.record for name in written for c in cells)
+    names = compared(k, choices, cold=any(c.record.get("N_cold") for c in cells))
     rows = {method: _row(members, k, names) for method, members in of.items()}
     tested = [method for method in of if method != against and _paired(of[method], of[against])]
     _estimate(rows, of, names)
@@ -62,10 +68,12 @@ def _row(members: list[Cell], k: int, names: list[At]) -> dict[str, Any]:
     """The means of the records over seeds, and their spread."""
     row: dict[str, Any] = {"method": members[0].method, "seeds": [c.seed for c in members]}
     row["N"] = min(c.record["N"] for c in members)
+    if any(cold := [c.record.get("N_cold", 0) for c in members]):
+        row["N_cold"] = min(cold)
     if alphas := [c.record["alpha"] for c in members if "alpha" in c.record]:
         row["alpha"] = alphas
     keys = dict.fromkeys([*(metric.key(at) for metric, at in names), *(m.key(k) for m in METRICS.values())])
-    optional = {metric.name for metric in METRICS.values() if metric.when != "always"}
+    optional = {metric.key(k) for metric in METRICS.values() if metric.when != "always"}
     for key in keys:
         values: list[Any] = [c.record.get(key) for c in members]
         if key in optional and not all(key in c.record for c in members):
@@ -94,17 +102,23 @@ def _estimate(rows: dict[str, dict], of: dict[str, list[Cell]], names: list[At])
 
 
 def _test(rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested: list[str], names: list[At]) -> None:
-    """Fill in the paired differences of ``names`` from ``against``, with p-values after Holm's correction over all."""
+    """Fill in the paired differences of ``names`` from ``against``, with p-values after Holm's correction over all.
+
+    Those of cold targets, which are few, have none.
+    """
     if not tested:
         return
     base_NM = _values(of[against], names)
     gap_NM = np.concatenate([_values(of[method], names) - base_NM for method in tested], axis=1)
     found = bootstrap_means(gap_NM, _users(of[against]), seed=0)
-    entries = [_entry(one) | {"p": one.p} for one in found]
-    for entry, (method, (metric, k)) in zip(entries, ((m, at) for m in tested for at in names), strict=True):
+    each = [(method, metric, metric.key(k)) for method in tested for metric, k in names]
+    entries = [
+        _entry(one) | ({} if at[1].when == "cold" else {"p": one.p}) for one, at in zip(found, each, strict=True)
+    ]
+    for entry, (method, _, key) in zip(entries, each, strict=True):
         if entry["value"] is not None:
-            rows[method][f"Δ{metric.key(k)}"] = entry
-    known = [(entry, entry["p"]) for entry in entries if entry["p"] is not None]
+            rows[method][f"Δ{key}"] = entry
+    known = [(entry, entry["p"]) for entry in entries if entry.get("p") is not None]
     for (entry, _), p in zip(known, holm([p for _, p in known]), strict=True):
         entry["p_holm"] = float(p)
 

@@ -15,9 +15,10 @@ from rayrec.report.rows import Row
 
 def table(rows: Sequence[Row], k: int, against: str, wide: bool = False) -> tuple[list[str], list[list[str]]]:
     """Head and cells of the comparison as text; ``wide`` adds differences and intervals of metrics of all lists."""
-    first = [at for at in compared(k, choices=True) if at != (SAME_AT_1, 1)]
+    first = [at for at in compared(k, choices=True, cold=True) if at != (SAME_AT_1, 1)]
     rowwise = [metric.key(at) for metric, at in first]
     columns: dict[str, Callable[[Row], str]] = {"method": _name}
+    columns["N cold"] = lambda row: f"{row['N_cold']:,}" if row.get("N_cold") else "–"
     axes = {metric.key(k) for metric in TRADE_OFFS[0]}
     for key in dict.fromkeys([*rowwise, *(m.key(k) for m in METRICS.values() if (m, k) != (SAME_AT_1, 1))]):
         inside = wide or key in rowwise or key in axes
@@ -49,6 +50,7 @@ def page(
         bootstrapped=" and ".join(m.name for m in metrics if m.of_rows and m.when == "always"),
         jackknifed=" and ".join(m.name for m in metrics if m.without),
         front=" and ".join(metric.name for metric in TRADE_OFFS[0]),
+        cold=" and ".join(m.name for m in metrics if m.when == "cold" and any(m.key(k) in row for row in rows)),
         written=" and ".join(m.name for m in metrics if m.written and any(m.name in row for row in rows)),
         tables=[{"title": subtitle, "head": head, "rows": lines}, *_published(published, k)],
         points=figures.methods(rows, k),

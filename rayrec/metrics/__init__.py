@@ -9,6 +9,7 @@ from rayrec.data.catalogue import Catalogue
 from rayrec.data.schema import places
 from rayrec.metrics.base import Metric
 from rayrec.metrics.choice import ADHERENCE, AVOIDANCE, HR_LIKED, VALID
+from rayrec.metrics.cold import HR_COLD, NDCG_COLD
 from rayrec.metrics.div_ratio import DIV_RATIO
 from rayrec.metrics.genre_unfairness import DGU, MGU, genre_share
 from rayrec.metrics.hit_ratio import HR
@@ -21,7 +22,7 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         *(HR, NDCG, DIV_RATIO, OR_RATIO, MGU, DGU, VALID, HR_LIKED, AVOIDANCE, ADHERENCE),
-        *(LOST_MASS, LOST_TARGETS),
+        *(LOST_MASS, LOST_TARGETS, HR_COLD, NDCG_COLD),
     )
 }
 #: The metric that chooses among policies, epochs and decoding settings, on validation rows.
@@ -42,9 +43,10 @@ def evaluate(
     ``predictions`` and ``examples`` follow schema.PREDICTIONS and schema.EXAMPLES and hold the same example ids.
     ``chosen``: the lists are choices from candidates, which have metrics of their own, last in the result. The counts:
     ``filled@k`` = M/(kN), the share of places that were filled (None for N = 0); ``no_genre@k``, returned items without
-    a selected genre; ``empty``, rows without any title; ``target_outside`` and ``history_outside``, titles outside the
-    catalogue; ``history_no_genre``; ``genres``, the ``selected`` ones and their shares ``GH`` (histories) and ``GP@k``
-    (lists), None without mass.
+    a selected genre; ``empty``, rows without any title; ``N_cold``, targets of the catalogue that training never saw,
+    whose rows have metrics of their own if there are any; ``target_outside`` and ``history_outside``, titles outside
+    the catalogue; ``history_no_genre``; ``genres``, the ``selected`` ones and their shares ``GH`` (histories) and
+    ``GP@k`` (lists), None without mass.
 
     Raises ValueError: a k below 1, ids or targets that do not match, a list with a repeated or an unknown title.
     """
@@ -58,12 +60,13 @@ def evaluate(
     numbers: dict[str, Any] = {"N": n}
     for k in top_k:
         returned_I = result.returned(k)
-        numbers |= _computed(result, "always", k)
+        numbers |= _computed(result, "always", k) | (_computed(result, "cold", k) if result.cold_N.any() else {})
         numbers[f"filled@{k}"] = float(returned_I.sum() / (k * n)) if n else None
         numbers[f"no_genre@{k}"] = int(returned_I[lacks_I].sum())
         genres[f"GP@{k}"] = _named(genre_share(returned_I, result.genre_IG), catalogue)
     numbers |= {
         "empty": n - int((result.length_N > 0).sum()),
+        "N_cold": int(result.cold_N.sum()),
         "target_outside": int(outside_N.sum()),
         "history_outside": result.outside,
         "history_no_genre": int(result.history_I[lacks_I].sum()),

@@ -23,9 +23,10 @@ class Metric:
     #: The metric of all lists at k, from an Outcome; None where it is undefined.
     of_lists: Callable[[Any, int], float | None] | None = None
     unit: str = ROWS
-    #: The records that have it: all; those of a choice from candidates; those of the split `adherence`; those for which
-    #: it was measured. The last three are not about the first k titles, so their keys have no k.
-    when: Literal["always", "candidates", "adherence", "measured"] = "always"
+    #: The records that have it: all; those with a target that training never saw, over these rows; those of a choice
+    #: from candidates; those of the split `adherence`; those for which it was measured. The last three are not about
+    #: the first k titles, so their keys have no k.
+    when: Literal["always", "cold", "candidates", "adherence", "measured"] = "always"
     #: ``of_lists`` without the rows of each user in turn, given the user of each row: (U,), sorted by user, NaN where
     #: nothing is left. It makes a jackknife interval.
     without: Callable[[Answers, Sequence[str], int], np.ndarray] | None = None
@@ -46,9 +47,14 @@ class Metric:
         """Whether it is a share p of rows, with a binomial interval."""
         return self.of_rows is not None and self.unit == ROWS
 
+    @property
+    def at_k(self) -> bool:
+        """Whether it is about the first k titles."""
+        return self.when in ("always", "cold")
+
     def key(self, k: int) -> str:
         """Its key in a record of ``metrics.jsonl``."""
-        return f"{self.name}@{k}" if self.when == "always" else self.name
+        return f"{self.name}@{k}" if self.at_k else self.name
 
     def compute(self, outcome: Answers, k: int) -> float | None:
         """The metric at k; None where no row counts, or where ``of_lists`` is undefined."""

@@ -21,6 +21,8 @@ class Answers:
     rating_N: np.ndarray  #: the user's rating of the target; NaN where it is unknown
     items_NL: np.ndarray  #: items of the lists, best first; -1 where nothing was returned
     items: int  #: number of items, I
+    #: Whether training never saw the target, a title of the catalogue; empty where it is not known.
+    cold_N: np.ndarray = field(default_factory=lambda: np.empty(0, bool), kw_only=True)
     #: Share of the policy's probability that it leaves to titles; NaN where it was not measured, empty where nowhere.
     kept_N: np.ndarray = field(default_factory=lambda: np.empty(0), kw_only=True)
     #: 1 where the target scores more than the last title of its list, else 0; NaN and empty as before.
@@ -103,8 +105,15 @@ def outcome(predictions: pa.Table, examples: pa.Table, catalogue: Catalogue) -> 
     has_IG = np.array([[g in genres for g in catalogue.selected_genres] for genres in catalogue.genres], dtype=float)
     has_IG = has_IG.reshape(len(catalogue.genres), len(catalogue.selected_genres))
     genre_IG = has_IG / np.maximum(has_IG.sum(axis=1, keepdims=True), 1)
-    each = answers(predictions, examples, catalogue.titles)
-    return Outcome(**vars(each), history_I=history_I, genre_IG=genre_IG, outside=int((history_M < 0).sum()))
+    each = vars(answers(predictions, examples, catalogue.titles))
+    each["cold_N"] = cold(predictions, catalogue.titles, catalogue.popularity)
+    return Outcome(**each, history_I=history_I, genre_IG=genre_IG, outside=int((history_M < 0).sum()))
+
+
+def cold(predictions: pa.Table, titles: Sequence[str], popularity_I: np.ndarray) -> np.ndarray:
+    """Return whether the target of each row is one of ``titles`` whose popularity in training is 0, (N,)."""
+    item_N = places(predictions["target"], pa.array(titles, pa.string()))
+    return (item_N >= 0) & (popularity_I[item_N.clip(0)] == 0)
 
 
 def aligned(predictions: pa.Table, examples: pa.Table) -> pa.Table:

@@ -78,7 +78,7 @@ def _columns(group: Sequence[Row]) -> list[tuple[str, str, dict[str, str]]]:
     """For each metric of a group its head, its unit, and its keys by the head of their column."""
     ks, columns = cuts(group), []
     for metric in shown(group, ks):
-        keys = {f"@{k}": metric.key(k) for k in ks} if metric.when == "always" else {"": metric.name}
+        keys = {f"@{k}": metric.key(k) for k in ks} if metric.at_k else {"": metric.name}
         columns.append((f"{metric.name} {metric.arrow}", metric.unit, keys))
     if any(row.get(f"filled@{k}", 1) != 1 for row in group for k in ks):
         columns.append(("filled", "share of k·N", {f"@{k}": f"filled@{k}" for k in ks}))

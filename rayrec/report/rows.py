@@ -32,6 +32,7 @@ def caption(row: Row) -> str:
     """Return what a number of this row depends on: split, decoder, embedder and N."""
     embedder = f"embedder {row['embedder']}" if row.get("embedder") else None
     rows = f"N = {number(row['N'])}" if row.get("N") is not None else None
+    rows = f"{rows} ({number(row['N_cold'])} cold)" if rows and row.get("N_cold") else rows
     over = f"over the {row['normalise']}" if row.get("normalise") else None
     parts = [str(part) for part in (row.get("split"), row.get("decode"), over, embedder, rows) if part]
     return ", ".join(parts) or "evaluation"
@@ -100,15 +101,20 @@ def shown(rows: Sequence[Row], ks: Sequence[int]) -> list[Metric]:
 
 
 def noise(row: Row, k: int) -> str:
-    """Return a sentence about the interval of the first metric of a row; empty where it has none."""
-    key, rows = FIRST.key(k), row.get("N")
-    share = row.get(key)
-    if share is None or not rows:
-        return ""
-    from rayrec.metrics.intervals import wilson  # scipy.stats takes half a second to import
+    """Return a sentence about the intervals of a row's first metric and of its cold targets; empty without any."""
+    known = []
+    for metric in (FIRST, *(one for one in METRICS.values() if one.when == "cold" and one.binomial)):
+        share, rows = row.get(metric.key(k)), row.get(metric.count or "N")
+        if share is not None and rows:
+            from rayrec.metrics.intervals import wilson  # scipy.stats takes half a second to import
 
-    half = max(abs(edge - share) for edge in wilson(share, rows))
-    return f"{key} is known to ± {half:.3f} (95 %, binomial, N = {number(rows)}): smaller differences may be noise."
+            half = max(abs(edge - share) for edge in wilson(share, rows))
+            known.append((metric.key(k), f"± {half:.3f}", f"N = {number(rows)}"))
+    if not known:
+        return ""
+    (key, half, rows), *more = known
+    others = "".join(f", {name} to {reach} ({of})" for name, reach, of in more)
+    return f"{key} is known to {half} (95 %, binomial, {rows}){others}: smaller differences may be noise."
 
 
 def explained(rows: Sequence[Row], k: int | None = None) -> list[str]:

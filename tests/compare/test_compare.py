@@ -233,6 +233,10 @@ def put_cell(
         ),
         folder / "examples" / "test.parquet",
     )
+    titles = [title for *_, title in ROWS]
+    pq.write_table(
+        pa.table({"title": ["Other", *titles], "popularity": [5, *[4] * 5, *[0] * 3]}), folder / "catalogue.parquet"
+    )
     rows, records = [], []
     for decode, right in decoded.items():
         lists = [
@@ -281,6 +285,28 @@ def test_a_cell_of_candidates_is_ranked_and_its_answers_are_counted(tmp_path: Pa
         read_cell(folder, "S-DPO", 0, ("beams",))
     with pytest.raises(ValueError, match="no evaluation is finished"):
         read_cell(tmp_path / "nowhere", "S-DPO", 0, ways)
+
+
+def test_cold_targets_are_compared_and_not_tested(tmp_path: Path) -> None:
+    """The targets of the last three rows were never in training; 6 and 8 first rows are right."""
+    methods, cells, without = {"BIGRec": 6, "SPRec": 8, "RW": 3}, [], []
+    for method, right in methods.items():
+        one = read_cell(put_cell(tmp_path, method, {"beams": right}), method, 0, ("beams",))
+        hits = max(0, right - 5) / 3
+        without.append(one)
+        cells.append(replace(one, record={**one.record, "N_cold": 3, "HR_cold@1": hits, "NDCG_cold@1": hits}))
+    plain, rows = (compare(some, "BIGRec", 1) for some in (without, cells))
+    assert [row["HR_cold@1"]["value"] for row in rows] == pytest.approx([1 / 3, 1, 0])
+    assert rows[0]["HR_cold@1"]["low"] < 1 / 3 < rows[0]["HR_cold@1"]["high"] and rows[0]["N_cold"] == 3
+    gain = rows[1]["ΔHR_cold@1"]
+    assert gain["value"] == pytest.approx(2 / 3) and "p" not in gain and gain["low"] <= gain["value"] <= gain["high"]
+    assert [row["ΔHR@1"]["p_holm"] for row in rows[1:]] == [row["ΔHR@1"]["p_holm"] for row in plain[1:]]
+    assert "HR_cold@1" not in plain[0] and "N_cold" not in plain[0]
+    head, lines = page.table(rows, 1, "BIGRec")
+    assert {"N cold", "HR_cold@1", "ΔHR_cold to BIGRec"} <= {*head} and lines[0][head.index("N cold")] == "3"
+    text = page.page(rows, [], 1, "BIGRec", "t", "s")
+    assert "HR_cold and NDCG_cold are over the rows whose target training never" in text
+    assert "cold" not in page.page(plain, [], 1, "BIGRec", "t", "s").split("</style>")[1]
 
 
 def test_recpos_own_measure_is_tested_and_shown(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ def test_four_rows_by_hand(four_rows, catalogue):
             "DGU@2": 2 * (2.5 / 4 - 3 / 5),
             "no_genre@1": 0,
             "no_genre@2": 1,  # D
+            "HR_cold@1": 1.0,  # of the one row whose target is A
+            "HR_cold@2": 1.0,
+            "NDCG_cold@1": 1.0,
+            "NDCG_cold@2": 1.0,
+            "N_cold": 1,
             "empty": 1,
             "target_outside": 1,
             "history_outside": 1,
@@ -88,6 +93,8 @@ def test_a_metric_of_rows_is_the_mean_of_those_that_count(tables):
         "AdherenceRate": 1 / 4,
         "LostMass": None,
         "LostTargets": None,
+        "HR_cold": None,
+        "NDCG_cold": None,
     }
     unrated = answers(*tables([{"target": "A", "titles": ["A"]}]))
     assert METRICS["HR@1_liked"].compute(unrated, 1) is METRICS["AvoidanceRate"].compute(unrated, 1) is None
@@ -108,6 +115,18 @@ def test_what_is_lost_on_the_way_to_titles_is_measured_where_it_can_be(tables, c
     assert (found["LostTargets"], found["N_searched"]) == (pytest.approx(1 / 3), 3)
     older = predictions.drop_columns(["kept", "target_logprob"])
     assert not {"LostMass", "LostTargets"} & evaluate(older, examples, catalogue, (2,)).keys()
+
+
+def test_targets_that_training_never_saw_have_metrics_of_their_own(tables, catalogue):
+    """Of three rows with the target A one has it second and one not at all; a target outside is no cold one."""
+    lists = [("A", ["B", "A"]), ("A", ["B", "C"]), ("B", ["B"]), ("A", ["A"]), ("Ghost", ["A"])]
+    rows = [{"target": target, "titles": titles} for target, titles in lists]
+    found = evaluate(*tables(rows), catalogue, (1, 2))
+    assert found["N_cold"] == 3 and (found["HR_cold@1"], found["HR_cold@2"]) == pytest.approx((1 / 3, 2 / 3))
+    assert found["NDCG_cold@2"] == pytest.approx((1 / log2(3) + 0 + 1) / 3)
+    assert (found["HR@1"], found["HR@2"]) == (2 / 5, 3 / 5)
+    seen = evaluate(*tables([rows[2]]), catalogue, (1,))
+    assert seen["N_cold"] == 0 and not any("cold@" in name for name in seen)
 
 
 def test_choices_add_their_metrics_after_all_others(tables, catalogue):
