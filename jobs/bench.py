@@ -9,6 +9,7 @@
     python jobs/bench.py memory --rounds 1       # what a training worker holds: told and measured
     python jobs/bench.py scale --rounds 1        # the driver of 8, 64 and 512 cards, by engines that only keep time
     python jobs/bench.py serve                   # the service: requests answered together against one by one
+    python jobs/bench.py recommend               # lists for all users against vLLM's and Hugging Face's, and the job
     python jobs/bench.py estimate --rounds 1     # the estimate of --dry-run --cluster against runs and workers
     python jobs/bench.py preference --quick --json out.json
 
@@ -21,10 +22,10 @@ reason.
     k, users (preference); width, titles, prompts (decode); what, k, width, rows (real); items, queries (ground);
     rows, what, logical, processes (overhead); rows, processes (rows);
     name, weights, again, k, kind (memory); clients, titles (serve); case, what, rows, args (estimate);
-    cards, rows (scale); dtype
+    cards, rows (scale); users, what, titles (recommend); dtype
                         the setting
     against             trl, trl_cached; vllm, hf, vllm_choice; scripts; faiss, numpy; ray; ray_data; single; measured;
-                        allowed
+                        allowed; one, small
     rounds              number of measurements
     ours, theirs        the median rates, in the unit that the table's title names
     ratio, spread       ours / theirs: the median over the rounds, and the smallest and the largest
@@ -50,7 +51,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("preference", "decode", "real", "ground", "overhead", "rows", "memory", "serve", "estimate", "scale")
+BENCHES = ("preference", "decode", "real", "ground", "overhead", "rows", "memory", "serve", "recommend")
+BENCHES += ("estimate", "scale")
 #: Where `make real` keeps its model and its data.
 REAL = Path.home() / ".cache/rayrec/real"
 SIDES = ("ours", "theirs")

@@ -132,3 +132,11 @@ def test_a_service_answers_all_its_clients(tmp_path: Path) -> None:
     assert record["failed"] is None and record["against"] == "single" and record["ratio"] > 0
     for side in ("ours", "theirs"):
         assert 0 < record[f"{side}_p50"] <= record[f"{side}_p99"] and record[f"{side}_refused"] == 0
+
+
+@pytest.mark.slow
+def test_lists_and_constrained_beams_of_others_are_titles(tmp_path: Path) -> None:
+    (record,) = bench(tmp_path, "recommend")
+    assert set(record) == fields("users", "what", "titles", facts=("invalid",))
+    assert record["failed"] is None and record["against"] == "hf" and record["what"] == "tiny"
+    assert record["ours_invalid"] == record["theirs_invalid"] == 0 and record["ratio"] > 0

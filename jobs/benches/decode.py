@@ -106,19 +106,36 @@ def ours(base: str, dtype: str, asked: list, width: int, names: list[str], templ
     return timed(answer, asked, names, template, **facts)
 
 
-def hugging_face(base: str, dtype: str, asked: list, width: int, names: list[str], template: Any) -> dict[str, Any]:
+def hugging_face(
+    base: str,
+    dtype: str,
+    asked: list,
+    width: int,
+    names: list[str],
+    template: Any,
+    steps: int = STEPS,
+    answers: list[list[int]] | None = None,
+) -> dict[str, Any]:
+    """Beams of at most ``steps`` tokens; with ``answers``, the titles' tokens, they may write these alone."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False).eval()
-    shape: dict[str, Any] = {"num_beams": width, "num_return_sequences": width, "max_new_tokens": STEPS}
+    shape: dict[str, Any] = {"num_beams": width, "num_return_sequences": width, "max_new_tokens": steps}
     shape |= {"do_sample": False, "length_penalty": 0.0}
+    next_of: dict[tuple[int, ...], dict[int, None]] = {}
+    for ids in answers or ():
+        for at, token in enumerate(ids):
+            next_of.setdefault(tuple(ids[:at]), {})[token] = None
+    legal = {begun: [*tokens] for begun, tokens in next_of.items()}
 
     @torch.inference_mode()
     def answer(prompts: list) -> list:
         T, made = max(map(len, prompts)), []
         ids_BT = torch.tensor([[template.eos_id] * (T - len(p)) + p for p in prompts])
         mask_BT = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
+        if legal:
+            shape["prefix_allowed_tokens_fn"] = lambda _, ids: legal.get(tuple(ids[T:].tolist()), [template.eos_id])
         for at in range(0, len(prompts), 16):
             part = slice(at, at + 16)
             out = model.generate(ids_BT[part], attention_mask=mask_BT[part], **shape)
@@ -146,10 +163,12 @@ def engine(base: str, dtype: Any, width: int) -> Any:
     )
 
 
-def vllm(base: str, dtype: str, asked: list, width: int, names: list[str], template: Any) -> dict[str, Any]:
+def vllm(
+    base: str, dtype: str, asked: list, width: int, names: list[str], template: Any, steps: int = STEPS
+) -> dict[str, Any]:
     from vllm.sampling_params import BeamSearchParams
 
-    llm, beams = engine(base, dtype, width), BeamSearchParams(beam_width=width, max_tokens=STEPS, length_penalty=0.0)
+    llm, beams = engine(base, dtype, width), BeamSearchParams(beam_width=width, max_tokens=steps, length_penalty=0.0)
 
     def answer(prompts: list) -> list:
         found = llm.beam_search([{"prompt_token_ids": ids} for ids in prompts], beams)
