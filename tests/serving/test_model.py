@@ -137,7 +137,7 @@ def test_a_policy_that_is_broken_is_not_served(policies: Path, versions: Version
         model = Model(str(versions.folder), "cpu", 1)
         for policy, why in (
             (tmp_path / "broken", "no title a finite probability"),
-            (tmp_path / "no", "no such folder"),
+            (tmp_path / "no", "no such run or folder"),
         ):
             made = versions.add(versions.read(1), policy=str(policy))
             found = await model.prepare(made.number)

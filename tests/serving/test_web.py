@@ -239,7 +239,7 @@ def test_changes_lose_no_request_and_no_answer_mixes_versions(talk, policies: Pa
         ("/catalogue", {"rows": []}, "at least 1 item"),
         ("/catalogue", {"file": "/etc/passwd"}, "not readable"),
         ("/catalogue", {"file": "/nowhere.csv"}, "no such file"),
-        ("/policy", {"policy": "/nowhere"}, "no such folder"),
+        ("/policy", {"policy": "/nowhere"}, "no such run or folder"),
         ("/policy", {"policy": "/etc"}, "/etc"),
         ("/policy", {"policy": "/x", "template": "other"}, "template"),
         ("/eligible", {"allow": ["Nowhere"]}, "not in the catalogue"),
