@@ -51,8 +51,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("preference", "decode", "real", "ground", "overhead", "rows", "memory", "serve", "recommend")
-BENCHES += ("estimate", "scale")
+BENCHES = (
+    *("preference", "decode", "real", "ground", "overhead", "rows", "memory"),
+    *("serve", "recommend", "estimate", "scale"),
+)
 #: Where `make real` keeps its model and its data.
 REAL = Path.home() / ".cache/rayrec/real"
 SIDES = ("ours", "theirs")
