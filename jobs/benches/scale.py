@@ -31,7 +31,7 @@ UNIT, FACTS, PAIRS = "iterations per hour", ("phases", "path", "limits", "driver
 #: Rows of an iteration, test rows, and rows of a batch, for each card.
 ROWS, TESTED, BATCH = 128, 32, 16
 #: The sizes of Llama-3.1-8B.
-SIZES = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+SIZES: dict[str, Any] = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
 SIZES |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}
 
 

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from functools import cached_property
+from typing import Any
 
 from rayrec.cluster.devices import check_gpu
 from rayrec.cluster.memory import held, peak
@@ -53,7 +54,7 @@ class Generator:
             begun = time.time()
             try:
                 proofs = self._prepare(part)
-                found = engine.answer(self._here(part))
+                found: list[Any] = engine.answer(self._here(part))
             except engine.died as error:
                 raise EngineDied(f"{type(error).__name__}: {error}") from None
         answers = [[Answer(ids, self.template.text(ids), *rest) for ids, *rest in one] for one in found]
