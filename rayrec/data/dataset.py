@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from rayrec.data import log, period, synthetic, windows
 from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.core import k_core
-from rayrec.data.mapped import ascending, slices, take
+from rayrec.data.mapped import ascending, each, slices, take
 from rayrec.data.schema import places
 from rayrec.data.settings import DataConfig
 from rayrec.data.sources import SOURCES, detect
 from rayrec.data.sources.reading import Log, Raw, Truth
+from rayrec.data.store import is_url
 from rayrec.data.touched import Touched
 
 
@@ -185,6 +186,22 @@ def _outside(cut: windows.Windows, catalogue: Catalogue) -> dict[str, int]:
     return counts | {"items_never_in_training": int((catalogue.popularity == 0).sum())}
 
 
+def _without(cut: windows.Windows, titles: Collection[str]) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    """Return the splits without the rows that ask for one of ``titles``, and their counts."""
+    if not titles:
+        return cut.splits, {}
+    known, splits = pa.array(list(titles), pa.string()), {}
+    for name, rows in cut.splits.items():
+        splits[name] = each(rows, lambda some: some.filter(pa.array(places(some["target"], known) < 0)))
+        if not len(splits[name]):
+            raise ValueError(
+                f"All {len(rows)} {name} rows ask for a title that is too long for an answer. Raise --max-new-tokens, "
+                "or shorten the titles."
+            )
+    counts = {f"{name}_rows_of_long_titles": len(rows) - len(splits[name]) for name, rows in cut.splits.items()}
+    return splits, {name: count for name, count in counts.items() if count}
+
+
 def numbered(rows: pa.Table) -> pa.Table:
     """The rows with a column ``number``, the place of each."""
     return rows.append_column("number", pa.array(ascending(len(rows))))
@@ -208,6 +225,10 @@ def _read(config: DataConfig) -> tuple[str, Raw]:
         return source, _raw(source, folder, config)
     except (pl.exceptions.PolarsError, pa.ArrowException) as error:
         raise ValueError(f"{folder}: a column has a type that does not fit: {error}. Correct the file.") from error
+    except ValueError as error:
+        if config.data is not None and is_url(config.data):
+            raise ValueError(f"--data {config.data}, of which {folder} is a copy: {error}") from error
+        raise
 
 
 def interactions(config: DataConfig) -> tuple[pa.Table, pa.Table]:
@@ -224,19 +245,24 @@ def interactions(config: DataConfig) -> tuple[pa.Table, pa.Table]:
     return kept, rejected
 
 
-def load(config: DataConfig) -> Dataset:
-    """Read, check, window and split the data of ``config``. ValueError: anything is not as wanted."""
+def load(config: DataConfig, without: Collection[str] = ()) -> Dataset:
+    """Read, check, window and split the data of ``config``. ValueError: anything is not as wanted.
+
+    The titles ``without``, which no answer can hold, are in histories alone: neither in the catalogue nor targets.
+    """
     _check_settings(config)
     source, raw = _read(config)
     raw, rejected, counts, told = _checked(raw, config)
     raw = _cored(_between(raw, config, source), config.k_core, source)
-    catalogue = Catalogue.from_items(*(raw.items[name].to_list() for name in ("title", "genres", "item")))
-    counts["duplicate_titles"] = len(raw.items) - len(catalogue)
+    items = raw.items.remove(pl.col("title").is_in(list(without))) if without else raw.items
+    catalogue = Catalogue.from_items(*(items[name].to_list() for name in ("title", "genres", "item")))
+    counts["duplicate_titles"] = len(items) - len(catalogue)
     cut = _cut(raw, config, source)
     seen = dict(zip(*(a.to_pylist() for a in cut.training_titles.value_counts().flatten()), strict=True))
     catalogue = catalogue.with_training(np.array([seen.get(title, 0) for title in catalogue.titles]), raw.genres)
-    train, valid, test = (cut.splits[name] for name in windows.SPLITS)
-    counts |= raw.counts | cut.counts | _outside(cut, catalogue)
+    splits, left_out = _without(cut, without)
+    train, valid, test = (splits[name] for name in windows.SPLITS)
+    counts |= raw.counts | cut.counts | left_out | _outside(cut, catalogue)
     counts |= {"catalogue": len(catalogue), "train": len(train), "valid_windows": len(valid), "test_windows": len(test)}
     every, adherence = (train, valid, test), None
     valid, test = _sample(valid, config.valid_rows, config.seed, 1), _sample(test, config.test_rows, config.seed, 2)

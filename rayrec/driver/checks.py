@@ -17,6 +17,7 @@ from rayrec.data.candidates import CANDIDATES
 from rayrec.data.likings import one_by_one
 from rayrec.data.mapped import slices
 from rayrec.data.touched import Touched
+from rayrec.driver.long_prompts import rooms
 from rayrec.negatives import DEFAULTS, NEGATIVES, mixture
 from rayrec.objectives.settings import LossConfig, make_objective, resolve_sft
 from rayrec.objectives.settings import resolve as resolve_loss
@@ -261,8 +262,7 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
     """Measure prompts and answers in tokens and refuse what the model cannot see.
 
     Raises:
-        ValueError: a prompt with its answer is longer than ``--max-length`` and not ``may_be_long``, or a title than
-            ``--max-new-tokens``.
+        ValueError: a prompt with its answer is longer than ``--max-length`` and not ``may_be_long``.
     """
     read = (data.train, tuning, *data.evaluated.values())
     if config.data.ask == "liking":
@@ -280,23 +280,20 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
     answers = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
     longest_title = max(answers, key=lambda title: answers[title])
     longest = config.model.max_new_tokens or answers[longest_title]
-    if answers[longest_title] > longest:
-        raise ValueError(
-            f"The title {longest_title!r} has {answers[longest_title]} tokens, --max-new-tokens is "
-            f"{longest}: it could never be generated. "
-            f"Take --max-new-tokens {answers[longest_title]} or more."
-        )
     prompts = np.fromiter((len(prompt) for some in parts for prompt in template.prompts(some)), np.int32)
-    room = config.model.max_length - longest
+    trained = (some["split"][0].as_py() == "train" for some in parts)
+    room = np.concatenate(
+        [rooms(config, some, template, longest, not own) for some, own in zip(parts, trained, strict=True)]
+    )
     long = int((prompts > room).sum())
     if long and not may_be_long:
-        how = config.data.long_prompts
+        how, most = config.data.long_prompts, int(room[np.argmax(prompts - room)])
         kept = f", with {config.data.min_history or 1} titles left" if how == "trim" else ""
         titled = "" if config.model.max_new_tokens else f", as the title {longest_title!r:.80} has them"
         other = "" if how == "drop" else ", or leave these rows out with --long-prompts drop"
         raise ValueError(
-            f"{long} of {len(prompts)} prompts are longer than {room} tokens (the longest has {prompts.max()}{kept}): "
-            f"--max-length {config.model.max_length} less {longest} for the answer{titled}. "
+            f"{long} of {len(prompts)} prompts are longer than {most} tokens (the longest has {prompts.max()}{kept}): "
+            f"--max-length {config.model.max_length} less {config.model.max_length - most} for the answer{titled}. "
             f"Shorten --history, or raise --max-length up to the model's context{other}."
         )
     changed = len(template.lossy(data.catalogue.titles))

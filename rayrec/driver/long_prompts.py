@@ -1,9 +1,13 @@
-"""Rows whose prompts are longer than the model sees: their oldest titles are left out, or the rows."""
+"""What is longer than the model sees: titles that no answer can hold, and prompts.
+
+Such titles are left out of the catalogue; of a long prompt they and its oldest titles are, or its row is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,20 +17,90 @@ from rayrec.config import Config
 from rayrec.data import Dataset
 from rayrec.data.mapped import each
 
+#: A catalogue of which a larger share of titles is too long wants another limit.
+_MOST = 0.1
 
-def fit(config: Config, data: Dataset, tuning: pa.Table, template: Any, longest: int) -> tuple[Dataset, pa.Table]:
-    """Return data and tuning rows (schema.EXAMPLES) with prompts of at most --max-length less ``longest`` tokens.
 
-    ``--long-prompts trim`` leaves the oldest titles of a long row out, as few as need be, and --min-history or one
-    stay, so that a row may still be too long; `drop` leaves the row out. ``counts`` has the rows of each split.
+def longest_answer(config: Config) -> int:
+    """Return the most tokens of an answer: --max-new-tokens, or half of --max-length."""
+    return config.model.max_new_tokens or config.model.max_length // 2
+
+
+def long_titles(config: Config, data: Dataset, template: Any) -> dict[str, int]:
+    """Return the titles that are longer than an answer may be, with their tokens, the longest one first.
+
+    Raises:
+        ValueError: they are more than one and more than a tenth of all titles.
     """
-    room, how, least = config.model.max_length - longest, config.data.long_prompts, config.data.min_history or 1
+    tables = (data.train, *data.evaluated.values())
+    targets = (title for table in tables for title in table["target"].unique().to_pylist())
+    every = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
+    long = {title: length for title, length in every.items() if length > longest_answer(config)}
+    if len(long) > max(1, _MOST * len(every)):
+        title, length = max(long.items(), key=lambda one: one[1])
+        least = sorted(every.values())[int((1 - _MOST) * len(every))]
+        remedy = f"Take --max-new-tokens {least} or more"
+        if config.model.max_new_tokens is None:
+            remedy = f"Raise --max-length to {2 * least} or more"
+        raise ValueError(
+            f"{len(long)} of {len(every)} titles have more than {longest_answer(config)} tokens, which "
+            f"{_limit(config)} leaves to an answer; {title!r:.80} has {length}. {remedy}, or shorten the titles."
+        )
+    return dict(sorted(long.items(), key=lambda one: -one[1]))
+
+
+def _limit(config: Config) -> str:
+    most = config.model.max_new_tokens
+    return f"--max-length {config.model.max_length}" if most is None else f"--max-new-tokens {most}"
+
+
+def told(config: Config, data: Dataset, long: Mapping[str, int]) -> Dataset:
+    """Return ``data``, which was read without ``long``, with counts and a line of the plan about these titles."""
+    shown = ", ".join(f"{title!r:.60} ({length} tokens)" for title, length in list(long.items())[:3])
+    rows = sum(count for name, count in data.counts.items() if name.endswith("_rows_of_long_titles"))
+    line = (
+        f"{len(long):,} left out of the catalogue, and {rows:,} rows that ask for them: {shown}"
+        f"{', …' if len(long) > 3 else ''}; an answer has at most {longest_answer(config)} ({_limit(config)})"
+    )
+    counts = {"titles_too_long": len(long)}
+    return dataclasses.replace(data, told={"long titles": line} | data.told, counts=data.counts | counts)
+
+
+def rooms(config: Config, some: pa.Table, template: Any, longest: int, evaluated: bool) -> np.ndarray:
+    """Return the most tokens of each prompt, (N,): what --max-length leaves beside the answer.
+
+    That is any title, of ``longest`` tokens, where a policy answers or where answers are compared; the row's own target
+    where the row is for SFT alone.
+    """
+    if evaluated or (config.train.prefer and config.train.iterations):
+        return np.full(len(some), config.model.max_length - longest)
+    own = (len(template.answer_ids(title)) for title in some["target"].to_pylist())
+    return config.model.max_length - np.fromiter(own, np.int64, len(some))
+
+
+def fit(
+    config: Config, data: Dataset, tuning: pa.Table, template: Any, longest: int, long: Collection[str] = ()
+) -> tuple[Dataset, pa.Table]:
+    """Return data and tuning rows (schema.EXAMPLES) with prompts that fit beside their answers (:func:`rooms`).
+
+    ``--long-prompts trim`` leaves titles of a long row's history out: the ``long`` ones, which no answer can hold, then
+    the oldest, as few as need be. --min-history or one stay, so that a row may still be too long. `drop` leaves the row
+    out. ``counts`` has the rows of each split.
+    """
+    how, least = config.data.long_prompts, config.data.min_history or 1
     counts, done = dict[str, int](), dict[int, pa.Table]()
 
     def fitted(name: str, table: pa.Table) -> pa.Table:
         if id(table) not in done:
-            count = Counter[str]()
-            made = each(table, lambda some: _change(some, room, how, least, template, count))
+            count, evaluated = Counter[str](), name in data.evaluated
+
+            def change(some: pa.Table) -> pa.Table:
+                room = rooms(config, some, template, longest, evaluated)
+                if how == "drop":
+                    return _dropped(some, room, template, count)
+                return _trimmed(some, room, least, long, template, count)
+
+            made = each(table, change)
             counts.update({f"{name}_prompts_{kind}": rows for kind, rows in count.items()})
             done[id(table)] = made if count else table
         return done[id(table)]
@@ -37,21 +111,47 @@ def fit(config: Config, data: Dataset, tuning: pa.Table, template: Any, longest:
     return dataclasses.replace(data, **splits, counts=data.counts | counts), tuning
 
 
-def _change(some: pa.Table, room: int, how: str, least: int, template: Any, count: Counter[str]) -> pa.Table:
-    lengths = np.fromiter(map(len, template.prompts(some)), np.int64, len(some))
-    if not (lengths > room).any():
+def _lengths(some: pa.Table, template: Any) -> np.ndarray:
+    return np.fromiter(map(len, template.prompts(some)), np.int64, len(some))
+
+
+def _dropped(some: pa.Table, room: np.ndarray, template: Any, count: Counter[str]) -> pa.Table:
+    fits = _lengths(some, template) <= room
+    if not fits.all():
+        count["dropped"] += int((~fits).sum())
+    return some.filter(pa.array(fits))
+
+
+def _trimmed(
+    some: pa.Table, room: np.ndarray, least: int, long: Collection[str], template: Any, count: Counter[str]
+) -> pa.Table:
+    over = np.flatnonzero(_lengths(some, template) > room).tolist()
+    if not over:
         return some
-    if how == "drop":
-        count["dropped"] += int((lengths > room).sum())
-        return some.filter(pa.array(lengths <= room))
     rows = some.to_pylist()
-    left = [int(i) for i in np.flatnonzero(lengths > room) if len(rows[i]["history"]) > least]
+    left = [i for i in over if len(rows[i]["history"]) > least]
     count["trimmed"] += len(left)
-    while left:
+    for i in left:
+        if (
+            long
+            and len(kept := [place for place, title in enumerate(rows[i]["history"]) if title not in long]) >= least
+        ):
+            _keep(rows[i], kept)
+    while left := [
+        i for i, length in zip(left, _lengths_of(rows, left, some, template), strict=True) if length > room[i]
+    ]:
+        left = [i for i in left if len(rows[i]["history"]) > least]
         for i in left:
-            rows[i]["history"] = rows[i]["history"][1:]
-            if rows[i]["history_ratings"] is not None:
-                rows[i]["history_ratings"] = rows[i]["history_ratings"][1:]
-        prompts = template.prompts(pa.Table.from_pylist([rows[i] for i in left], schema=some.schema))
-        left = [i for i, ids in zip(left, prompts, strict=True) if len(ids) > room and len(rows[i]["history"]) > least]
+            _keep(rows[i], range(1, len(rows[i]["history"])))
     return pa.Table.from_pylist(rows, schema=some.schema)
+
+
+def _lengths_of(rows: list[dict[str, Any]], numbers: list[int], some: pa.Table, template: Any) -> np.ndarray:
+    return _lengths(pa.Table.from_pylist([rows[i] for i in numbers], schema=some.schema), template)
+
+
+def _keep(row: dict[str, Any], places: Iterable[int]) -> None:
+    """Leave only the titles at ``places`` in a row's history."""
+    for name in ("history", "history_ratings"):
+        if row[name] is not None:
+            row[name] = [row[name][place] for place in places]

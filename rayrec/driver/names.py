@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rayrec.config import Config, TrainConfig
+from rayrec.data.store import is_url
 from rayrec.models import card
 from rayrec.runs.storage import Storage
 
@@ -22,7 +24,7 @@ def default_name(config: Config, of_model: str = "") -> str:
     contents, which tells policies of other runs apart.
     """
     data, train, plain = config.data, config.train, TrainConfig()
-    parts = [Path(data.data).resolve().name if data.data else data.source, model_name(config.model.model, of_model)]
+    parts = [_folder(data.data) if data.data else data.source, model_name(config.model.model, of_model)]
     parts += ["candidates"] * (data.protocol == "candidates") + [data.ask] * (data.ask != "title")
     parts += [config.evaluate.served] if config.evaluate.endpoint and config.evaluate.served else []
     if train.iterations and train.prefer:
@@ -36,6 +38,12 @@ def default_name(config: Config, of_model: str = "") -> str:
     elif train.first_rows:
         parts += [f"lr{train.first_lr:g}"] * (train.first_lr != plain.first_lr)
     return re.sub(r"[^\w.+=-]+", "_", "-".join([*parts, f"seed{data.seed}"])).lstrip(".")
+
+
+def _folder(data: str) -> str:
+    """The name of the folder or file of ``--data``."""
+    parts = urlsplit(data) if is_url(data) else None
+    return Path(data).resolve().name if parts is None else Path(parts.path).name or parts.netloc
 
 
 def model_name(model: str, of_model: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,14 +108,15 @@ def prepare(config: Config, scratch: Path) -> Prepared:
             "--row-tokens 4096 to put several into one row, or take --attention sdpa.",
             stacklevel=2,
         )
-    data = load(config.data)
-    signals.check()
+    data, tuning = read(config)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
-    checks.check_data(config, data)
-    tuning = rows_to_tune(config, data)
-    supervised.check_targets(config.supervised, data.catalogue, tuning)
+    base = make_base(config, data, scratch)
+    template, form = bind(config, data, base)
+    if long := long_prompts.long_titles(config, data, template):
+        data, tuning = read(config, long)
+        data = long_prompts.told(config, data, long)
+        template, form = bind(config, data, base)
     embedder, of_embedder = make_embedder(config, data)
-    base, template, form = make_base(config, data, scratch)
     supervised.make(config.supervised, data.catalogue, template)  # refuses what it is not defined for
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else folder_hash(str(base))
@@ -128,7 +130,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     trims = config.data.long_prompts != "stop" and config.data.ask != "liking"  # whose prompts have one candidate each
     tokens = checks.Lengths(**known) if known else checks.check_lengths(config, data, tuning, template, trims)
     if tokens.long:
-        data, tuning = long_prompts.fit(config, data, tuning, template, tokens.longest)
+        data, tuning = long_prompts.fit(config, data, tuning, template, tokens.longest, long)
         again = tokens if known else checks.check_lengths(config, data, tuning, template)
         tokens = again._replace(long=tokens.long)
     checks.check_vocabulary(template, str(base))
@@ -171,6 +173,20 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         all_threads=placement.threads or max(1, cores // workers),
         shown=shown | {"folder": Storage(config.output.runs or "runs").name(root), "rows_to_tune": len(tuning)},
     )
+
+
+def read(config: Config, without: Collection[str] = ()) -> tuple[Dataset, pa.Table]:
+    """The data, and the rows to tune on; the titles ``without`` are no answers.
+
+    Raises:
+        ValueError: the data is not as wanted, or does not go with the settings.
+    """
+    data = load(config.data, without)
+    signals.check()
+    checks.check_data(config, data)
+    tuning = rows_to_tune(config, data)
+    supervised.check_targets(config.supervised, data.catalogue, tuning)
+    return data, tuning
 
 
 def rows_to_tune(config: Config, data: Dataset) -> pa.Table:
@@ -267,17 +283,14 @@ def whole_model(model: str) -> str:
         ) from error
 
 
-def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Template, str]:
-    """The base model's folder or hub id, and the prompt template bound to its tokenizer, with its name.
-
-    A policy of another run is asked as in that run.
+def make_base(config: Config, data: Dataset, scratch: Path) -> Path:
+    """The base model's folder or hub id; a tiny one is made in ``scratch``.
 
     Raises:
-        ValueError: the model cannot be had or opened, sees fewer tokens than ``--max-length``, or is a policy that was
-            tuned for other prompts.
+        ValueError: the model cannot be had or opened, or sees fewer tokens than ``--max-length``.
     """
-    from rayrec.models.folder import context_length, vocabulary
-    from rayrec.models.policy import check_model, load_tokenizer
+    from rayrec.models.folder import context_length
+    from rayrec.models.policy import check_model
     from rayrec.models.tiny import make_tiny
 
     base = Path(config.model.model).expanduser()
@@ -295,6 +308,19 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     hub.settle(name)
     check_model(name, whole=config.placement.cluster is None)
     context_length(config.model, name)
+    return base
+
+
+def bind(config: Config, data: Dataset, base: Path) -> tuple[Template, str]:
+    """The prompt template bound to the tokenizer of ``base``, and its name; a run's policy is asked as in that run.
+
+    Raises:
+        ValueError: the tokenizer cannot be used, or the model is a policy that was tuned for other prompts.
+    """
+    from rayrec.models.folder import vocabulary
+    from rayrec.models.policy import load_tokenizer
+
+    name = str(base)
     tokenizer = load_tokenizer(name)
     former, form = card.asked(name), config.model.template
     if former is not None:
@@ -303,8 +329,7 @@ def make_base(config: Config, data: Dataset, scratch: Path) -> tuple[Path, Templ
     form = resolve_template(form, config.model.model, tokenizer)
     items = Items(data.catalogue.titles, vocabulary(name)) if config.model.item_vectors else None
     chooses, asking = config.data.protocol == "candidates", (config.data.ratings, config.data.ask, config.data.seed)
-    template = make_template(form, tokenizer, chooses, *asking, items)
-    return base, template, form
+    return make_template(form, tokenizer, chooses, *asking, items), form
 
 
 def keep_base(work: Run, base: Path) -> Path:

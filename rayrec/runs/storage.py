@@ -6,7 +6,6 @@ checked against it. A plain folder is worked on in place, and nothing is copied.
 """
 
 import errno
-import hashlib
 import itertools
 import os
 import re
@@ -16,9 +15,9 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 from rayrec import signals
+from rayrec.data.store import check_url, copy_of, is_url, open_url
 from rayrec.errors import Stopped
 from rayrec.runs.manifest import CHECKPOINT, MANIFEST, parse_manifest, sha256
 
@@ -29,8 +28,6 @@ TROUBLES = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}
 #: Most tries of a call, and the seconds after which it is not tried again: the S3 client's own retries take 90 s.
 _TRIES, _PATIENCE = 5, 90.0
 _CHUNK = 2**24
-#: Options that an address may have; pyarrow accepts keys there as well.
-_OPTIONS = {"region", "endpoint_override", "scheme", "allow_bucket_creation"}
 _PARTIAL = ".partial"
 #: Folder of a run that Ray Train writes into.
 RAY_TRAIN = ".ray_train"
@@ -56,32 +53,18 @@ class Storage:
     """
 
     def __init__(self, runs: str, pause: float = 0.5):
-        self.url, self.pause = runs.rstrip("/") if "://" in runs else "", pause
-        self.root = _copy_of(self.url) if self.url else Path(runs).absolute()
+        self.url, self.pause = runs.rstrip("/") if is_url(runs) else "", pause
+        self.root = copy_of(self.url) if self.url else Path(runs).absolute()
 
     def check(self) -> None:
         """Raise ValueError if pyarrow knows no such store, or the address holds a secret."""
-        parts = urlsplit(self.url)
-        given = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-        if "@" in self.url or given - _OPTIONS or parts.fragment:
-            raise ValueError(
-                "--runs has a user or a key in its address, or a setting that may be one, and would be written down "
-                f"with it. Leave only {', '.join(sorted(_OPTIONS))} there, and give keys in the environment: "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role."
-            )
-        try:
-            _ = self.store if self.url else None
-        except (ValueError, OSError, NotImplementedError) as error:
-            raise ValueError(
-                f"--runs {self.url}: {error}. Name a folder, or a store as s3://BUCKET/FOLDER, gs:// or file://."
-            ) from error
+        if self.url:
+            check_url("--runs", self.url)
 
     @cached_property
     def store(self) -> tuple[Any, str]:
         """The pyarrow filesystem, and the folder in it."""
-        from pyarrow.fs import FileSystem
-
-        return FileSystem.from_uri(self.url)
+        return open_url(self.url)
 
     def name(self, path: Path) -> str:
         """A path of the driver as messages show it."""
@@ -90,7 +73,7 @@ class Storage:
     def here(self, path: str | Path) -> Path:
         """The path on this node of what the driver has at ``path``."""
         path = Path(path)
-        return _copy_of(self.url) / path.relative_to(self.root) if self.url and path.is_relative_to(self.root) else path
+        return copy_of(self.url) / path.relative_to(self.root) if self.url and path.is_relative_to(self.root) else path
 
     def upload(self, path: Path, missing_only: bool = False) -> None:
         """Copy a file or folder into the store, manifests last; ``missing_only``: without files that the store has."""
@@ -122,7 +105,7 @@ class Storage:
 
     def download_sound(self, here: Path) -> list[Path]:
         """:meth:`download` to the path ``here``; removes and returns the files that are damaged in the store."""
-        if not self.url or not here.is_relative_to(_copy_of(self.url)):
+        if not self.url or not here.is_relative_to(copy_of(self.url)):
             return []
         manifests = ((folder, self._manifest(folder)) for folder in (here, here.parent))
         folder, manifest = next((one for one in manifests if one[1] is not None), (here, None))
@@ -227,7 +210,7 @@ class Storage:
         return {"storage_path": str(folder)}
 
     def _at(self, path: Path) -> str:
-        return f"{self.store[1]}/{path.relative_to(_copy_of(self.url)).as_posix()}"
+        return f"{self.store[1]}/{path.relative_to(copy_of(self.url)).as_posix()}"
 
     def _list(self, folder: Path, tries: int = _TRIES) -> list[Path]:
         """The store's files of a folder, as paths of this node."""
@@ -255,7 +238,7 @@ class Storage:
 
     def _remove_pruned(self, here: Path) -> None:
         """Remove this node's copies of weights that are pruned in the store, of the run that ``here`` is in."""
-        root = _copy_of(self.url)
+        root = copy_of(self.url)
         run = root / here.relative_to(root).parts[0]
         for folder in {run.joinpath(*file.relative_to(run).parts[:2]) for file in run.rglob("*.safetensors")}:
             for name in (self._manifest(folder) or {"pruned": []})["pruned"]:
@@ -291,9 +274,3 @@ class Storage:
 def _unlike(sums: dict[Path, str]) -> list[Path]:
     """The files that are missing or have another sha256."""
     return [file for file, known in sums.items() if not (file.is_file() and sha256(file) == known)]
-
-
-def _copy_of(url: str) -> Path:
-    """Folder of this node's copies of a store's runs."""
-    home = os.environ.get("RAYREC_COPIES") or Path.home() / ".cache" / "rayrec"
-    return Path(home) / hashlib.sha256(url.encode()).hexdigest()[:16]

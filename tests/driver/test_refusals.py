@@ -112,7 +112,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(root / "plain", items=[item.rpartition(",")[0] + "," for item in ITEMS])
     write_csv(root / "zero", rows=[row.replace(",0.5,", ",0,") for row in ROWS])
     write_csv(root / "forms", items=[*ITEMS, "30,FILM 0 (1970),z"])
-    write_csv(root / "nan", rows=[*ROWS, "u9,1,nan,5"])
+    write_csv(root / "nan", rows=[*ROWS, "u9,1,five,5"])
     write_csv(root / "twice", items=[*ITEMS, "30,Film 0 (1970),z"])
     write_csv(root / "long", items=[*ITEMS, f"30,{'Very long ' * 40},z"])
     for name in ("unknown", "garbage", "cut"):
@@ -201,9 +201,13 @@ CASES = {
         ["--model", "{root}/model", "--max-length", "513"],
         ["513", "sees 512 tokens", "Set --max-length 512"],
     ),
-    "title too long": (
-        ["--data", "{root}/long", "--model", "{root}/model", "--max-new-tokens", "48"],
-        ["'Very long Very", "--max-new-tokens is 48", "Take --max-new-tokens 4"],
+    "titles too long": (
+        ["--data", "{root}/long", "--model", "{root}/model", "--max-new-tokens", "4"],
+        ["31 of 31 titles", "more than 4 tokens", "'Very long Very", "Take --max-new-tokens"],
+    ),
+    "titles too long for half a prompt": (
+        ["--data", "{root}/long", "--model", "{root}/model", "--max-length", "16"],
+        ["31 of 31 titles", "more than 8 tokens", "--max-length 16", "Raise --max-length"],
     ),
     "no chat template": (
         ["--model", "{root}/model", "--template", "chat"],
@@ -503,6 +507,50 @@ def test_long_prompts_lose_their_oldest_titles_or_their_rows(root: Path, tmp_pat
     assert dropped.shown["counts"]["train_prompts_dropped"] == len(long)
 
 
+@pytest.mark.parametrize("protocol", ["open", "candidates"])
+@pytest.mark.parametrize("limit", [["--max-new-tokens", "48"], []])
+def test_a_title_that_no_answer_can_hold_is_left_out_and_named(
+    root: Path, tmp_path: Path, protocol: str, limit: list[str]
+) -> None:
+    title = "Very long " * 40
+    rows = [line for n, line in enumerate(ROWS) if n not in (30, 31)] + ["u0,30,5,1250", "u1,30,5,1530"]
+    more = [f"{i},Film {i},z" for i in range(31, 60)]
+    write_csv(tmp_path / "films", items=[*ITEMS, *more, f"30,{title},z"], rows=rows)
+    line = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "films"), "--model", str(root / "model")]
+    whole = load(parse("", [*line, "--protocol", protocol]).data)
+    made = prepare(parse("", [*line, *limit, "--protocol", protocol]), tmp_path / "scratch")
+    assert whole.catalogue.titles == [*made.data.catalogue.titles, title]
+    dropped = 0
+    for split in ("train", "valid", "test"):
+        kept = [row for row in getattr(whole, split).to_pylist() if row["target"] != title]
+        assert [row["example_id"] for row in getattr(made.data, split).to_pylist()] == [r["example_id"] for r in kept]
+        dropped += len(getattr(whole, split)) - len(kept)
+        for row in getattr(made.data, split).to_pylist():
+            assert title not in (row["candidates"] or [])
+    assert dropped == 2 and made.shown["counts"]["titles_too_long"] == 1
+    told = made.shown["lines"]["long titles"]
+    length = len(made.template.answer_ids(title))
+    assert f"({length} tokens)" in told and "2 rows" in told and f"at most {limit[1] if limit else 256}" in told
+    assert made.config.model.max_new_tokens < 49 if limit else made.config.model.max_new_tokens < length
+
+
+def test_rows_for_sft_alone_reserve_their_own_answer(root: Path, tmp_path: Path) -> None:
+    title = "A film of many words " * 4
+    write_csv(tmp_path / "films", items=[*ITEMS, f"30,{title},z"])
+    line = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "films"), "--model", str(root / "model")]
+    whole = prepare(parse("", line), tmp_path / "scratch")
+    lengths, longest = list(map(len, whole.template.prompts(whole.tuning))), whole.tokens.longest
+    own = [len(whole.template.answer_ids(title)) for title in whole.tuning["target"].to_pylist()]
+    room = max(n + answer for n, answer in zip(lengths, own, strict=True))
+    assert longest > max(own)
+    line += ["--max-length", str(room), "--max-new-tokens", str(longest)]
+    alone = prepare(parse("", [*line, "--method", "BIGRec"]), tmp_path / "scratch")
+    assert alone.tuning["history"].equals(whole.tuning["history"]) and alone.tokens.longest == longest
+    assert max(map(len, alone.template.prompts(alone.data.test))) <= room - longest
+    paired = prepare(parse("", line), tmp_path / "scratch")
+    assert max(map(len, paired.template.prompts(paired.tuning))) <= room - longest < max(lengths)
+
+
 def test_titles_that_the_tokenizer_changes_are_told(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -517,7 +565,7 @@ def test_bad_rows_are_set_aside_when_asked(root: Path, tmp_path: Path, capsys: p
     plan.write_inputs(tmp_path, data)
     rows = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     assert rows == [
-        {"file": "interactions.csv", "row": 50, "reason": "rating is not a number", "text": "u9, 1, nan, 5"}
+        {"file": "interactions.csv", "row": 50, "reason": "rating is not a number", "text": "u9, 1, five, 5"}
     ]
 
 

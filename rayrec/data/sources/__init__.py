@@ -15,6 +15,7 @@ from rayrec.data.sources import (
     minionerec,
     movielens,
     recbole,
+    remote,
     sprec,
     steam,
     steam_reviews,
@@ -22,10 +23,11 @@ from rayrec.data.sources import (
     yelp,
 )
 from rayrec.data.sources.reading import Raw
+from rayrec.data.store import is_url
 
 
 class Source(NamedTuple):
-    """The files (or patterns) that make a folder this source's, and its reader.
+    """The files (or patterns) that make a folder this source's, its reader, and further files that it may read.
 
     Where ``named``, the reader takes --columns too.
     """
@@ -33,6 +35,7 @@ class Source(NamedTuple):
     files: tuple[str, ...]
     read: Callable[..., Raw]
     named: bool = False
+    more: tuple[str, ...] = ()
 
     def missing(self, folder: Path) -> list[str]:
         """Return the files that ``folder`` lacks."""
@@ -40,17 +43,23 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    "sprec": Source(("train.json", "valid.json", "test.json", "id2name.json"), sprec.read),
+    "sprec": Source(
+        ("train.json", "valid.json", "test.json", "id2name.json"),
+        sprec.read,
+        more=("name2genre.json", "genre_dict.json"),
+    ),
     "movielens": Source(("ratings.csv", "movies.csv"), movielens.read),
     "movielens-dat": Source(("ratings.dat", "movies.dat"), movielens.read_dat),
     "movielens-100k": Source(("u.data", "u.item"), movielens.read_100k),
     "recbole": Source(("*.inter", "*.item"), recbole.read),
     "lastfm": Source(("train.jsonl", "valid.jsonl", "test.jsonl", "id2name.txt"), lastfm.read),
     "amazon": Source(("sequential_data.txt", "items.jsonl"), amazon.read),
-    "amazon-reviews": Source(("meta_*.json*",), amazon_reviews.read),
-    "goodreads": Source(("goodreads_books*.json*", "goodreads_[ir]*.json*"), goodreads.read),
+    "amazon-reviews": Source(("meta_*.json*",), amazon_reviews.read, more=("*.json", "*.jsonl", "*.csv")),
+    "goodreads": Source(
+        ("goodreads_books*.json*", "goodreads_[ir]*.json*"), goodreads.read, more=("goodreads_book_genres*.json*",)
+    ),
     "yelp": Source(("yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"), yelp.read),
-    "hetrec": Source(("user_artists.dat", "artists.dat"), hetrec.read),
+    "hetrec": Source(("user_artists.dat", "artists.dat"), hetrec.read, more=("tags.dat", "user_taggedartists.dat")),
     "minionerec": Source(("train/*.csv", "valid/*.csv", "test/*.csv", "info/*.txt"), minionerec.read),
     "steam-reviews": Source(("steam_reviews.json*", "steam_games.json*"), steam_reviews.read),
     "steam-hours": Source(("game_play.dat", "item_info.dat"), steam.read),
@@ -63,8 +72,16 @@ def _matches(folder: Path) -> list[str]:
     return [name for name, source in SOURCES.items() if not source.missing(folder)]
 
 
+def _fetched(url: str, source: str) -> Path:
+    """This machine's copy of the files in a store that the source, or with `auto` any, reads."""
+    read = [known for name, known in SOURCES.items() if source in ("auto", name)]
+    return remote.fetch(url, {pattern for known in read for pattern in (*known.files, *known.more)})
+
+
 def detect(source: str, data: str | None) -> tuple[str, Path | None]:
     """Return the source's name and its folder (None for ``synthetic``); a file in ``data`` names its folder.
+
+    ``data`` may be an address of a store (:func:`rayrec.data.sources.remote.fetch`).
 
     ValueError: the path is missing or not wanted, lacks the source's files, or is of no known or of several formats.
     """
@@ -74,7 +91,7 @@ def detect(source: str, data: str | None) -> tuple[str, Path | None]:
         return "synthetic", None
     if source == "synthetic":
         raise ValueError(f"--source synthetic reads nothing, but --data is {data}. Remove one of them.")
-    path = Path(data).expanduser()
+    path = _fetched(data, source) if is_url(data) else Path(data).expanduser()
     if not path.exists():
         raise ValueError(f"--data {data}: there is no such file or folder. Name one that exists.")
     folder = path if path.is_dir() else path.parent
