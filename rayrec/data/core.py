@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from rayrec.data.mapped import take
+from rayrec.data.mapped import coded, take
 
 
 def k_core(interactions: pa.Table, k: int) -> pa.Table:
@@ -11,7 +11,7 @@ def k_core(interactions: pa.Table, k: int) -> pa.Table:
 
     Users and titles with fewer than ``k`` interactions are left out until none has. ValueError: nothing is left.
     """
-    sides = [interactions[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in ("user", "title")]
+    sides = [coded(interactions[name])[0] for name in ("user", "title")]
     rows, before = np.arange(len(interactions)), -1
     while len(rows) != before:
         before = len(rows)

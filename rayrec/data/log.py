@@ -1,19 +1,27 @@
 """The interactions of a source: checked, rated in stars, in order of time, each once."""
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from rayrec.data import scale, schema
-from rayrec.data.sources.reading import Log, Rejects, first_case
+from rayrec.data import mapped, scale, schema
+from rayrec.data.sources.reading import Log, Rejects, first_case, ids
 
 #: Rows whose columns are converted at once: intermediate columns take a hundred bytes a row.
 _SLICE = 1 << 17
 #: Seconds since the epoch are below 1e11 until the year 5138.
-_UNITS = {"milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}
+_UNITS = {"seconds": 0.0, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17, "": 1e20}
+#: Seconds of 1973; smaller numbers may be places, or moments that were never set.
+_EARLY = 1e8
+_DATES = "dates"
 _ISO = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _ZONE = r"\s*(?:Z|[+-]\d\d:?\d\d)$"
+#: Texts of a rating, in lower case, that stand for none.
+_NONE = ("", "na", "n/a", "nan", "null", "none", "\\n", "-")
+_YES, _NO = ("true", "t", "yes", "y"), ("false", "f", "no", "n")
 
 
 class Checked(NamedTuple):
@@ -34,69 +42,131 @@ def check(log: Log, rejects: Rejects, duplicates: str = "drop", liked_from: floa
     rated = "rating" in log.frame.columns
     if not rated and liked_from is not None:
         raise ValueError(f"--liked-from {liked_from:g} reads ratings, and {log.file} has none. Leave it out.")
-    ratings = (
-        log.frame.select(_number(log.frame.schema["rating"])).to_series()
-        if rated
-        else pl.Series("rating", [], pl.Float64)
-    )
+    if not len(log.frame) and not rejects:
+        raise ValueError(f"{log.file}: found no interaction, wanted rows below the header. Name another file.")
+    parts = [*log.frame.iter_slices(_SLICE)] or [log.frame]
+    ratings = pl.Series("rating", [], pl.Float64)
+    if rated:
+        kind = log.frame.schema["rating"]
+        ratings = pl.concat([part.select(_number(kind)).to_series() for part in parts])
+    log.frame = log.frame.clear()  # so that a part ends when it is checked
     found = scale.of(ratings, liked_from)
-    unit, told = _unit(log.frame), {"ratings": found.told} if rated else {}
+    del ratings
+    unit, told = _unit(parts), {"ratings": found.told} if rated else {}
     if unit:
-        told["timestamps"] = f"in {unit}"
-    parts = [_checked(part, log, rejects, found, unit) for part in [*log.frame.iter_slices(_SLICE)] or [log.frame]]
-    good, counts = pl.concat(parts), {}
-    unrated = good["rating"].null_count()
+        told["timestamps"] = "dates as year, month and day (20240131)" if unit == _DATES else f"in {unit}"
+    checked = []
+    while parts:
+        checked.append(_compact(_checked(parts.pop(0), log, rejects, found, unit)))
+    good = pl.concat(checked)
+    unrated, counts = good["rating"].null_count(), {}
     if rated and unrated:
         counts["rows_unrated"] = unrated
-    # Rows without a user's own time have their place as time, and no two are equal.
-    again = ~pl.struct("user", "item", "rating", "timestamp", "part").is_first_distinct()
-    if count := good.select(again.sum()).item():
+    again = _again(good)
+    if count := int(again.sum()):
         kept = duplicates == "keep"
         counts["duplicate_rows_kept" if kept else "duplicate_rows_dropped"] = count
-        good = good if kept else good.remove(again)
+        again &= not kept
         did = "all kept" if kept else "each kept once; --duplicates keep keeps all"
         told["duplicates"] = f"{count:,} rows are equal to an earlier one in user, item, rating and time: {did}"
-    good = good.sort("timestamp", "part", maintain_order=True).select("user", "title", "rating", "timestamp")
-    return Checked(schema.check(good.to_arrow(), schema.INTERACTIONS, log.file), counts, told)
+    order = np.lexsort([good[name].to_numpy() for name in ("part", "timestamp")])
+    order = order[~again[order]]
+    good = good.select("user", "title", "rating", "timestamp")
+
+    def ordered() -> Iterator[pa.Table]:
+        for start in range(0, len(order), mapped.SLICE):
+            some = good[order[start : start + mapped.SLICE]].with_columns(pl.col("user", "title").cast(pl.String))
+            yield schema.check(some.to_arrow(), schema.INTERACTIONS, log.file)
+
+    return Checked(mapped.mapped(ordered(), schema.INTERACTIONS), counts, told)
+
+
+def _compact(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with every name in memory once."""
+    return frame.with_columns(pl.col("user", "item", "title").cast(pl.Categorical))
+
+
+def _again(good: pl.DataFrame) -> np.ndarray:
+    """Which rows are equal to an earlier one in user, item, rating and time, (N,).
+
+    Rows without a user's own time have their place as time, and no two are equal.
+    """
+    names = pl.col("user", "item").to_physical()
+    columns = good.select("part", "timestamp", pl.col("rating").fill_null(-1), names)
+    keys = [columns[name].to_numpy() for name in columns.columns]
+    order = np.lexsort(keys)  # stable: of equal rows the first comes first
+    same = np.ones(max(len(order) - 1, 0), bool)
+    for key in keys:
+        sorted_key = key[order]
+        same &= sorted_key[1:] == sorted_key[:-1]
+    again = np.zeros(len(order), bool)
+    again[order[1:][same]] = True
+    return again
 
 
 def _number(kind: pl.DataType) -> pl.Expr:
     """The ratings as numbers, booleans too; null where there is none, or where it is no number."""
     rating = pl.col("rating")
+    if kind == pl.Categorical:
+        rating, kind = rating.cast(pl.String), pl.String()
     if kind == pl.String:
         text = rating.str.strip_chars().str.to_lowercase()
-        rating = pl.when(text == "true").then(pl.lit("1")).when(text == "false").then(pl.lit("0")).otherwise(text)
+        text = pl.when(text.is_in(_NONE)).then(None).otherwise(text)
+        rating = pl.when(text.is_in(_YES)).then(pl.lit("1")).when(text.is_in(_NO)).then(pl.lit("0")).otherwise(text)
+        rating = rating.str.replace(r"^([+-]?\d+),(\d\d?)$", "${1}.${2}")  # three digits may be thousands
     number = rating.cast(pl.Float64, strict=False)
     return number.fill_nan(None) if kind.is_float() else number  # pandas' empty cells in Parquet
 
 
 def _text(frame: pl.DataFrame) -> pl.DataFrame:
-    """Decimals and categories as text, whose every digit counts."""
+    """Decimals and categories as text, whose every digit counts; text without space around it."""
     kind = frame.schema["timestamp"]
-    exact = kind.is_integer() or kind.is_float() or kind.is_temporal() or kind == pl.String
-    return frame if exact else frame.with_columns(pl.col("timestamp").cast(pl.String))
+    if kind.is_integer() or kind.is_float() or kind.is_temporal():
+        return frame
+    return frame.with_columns(pl.col("timestamp").cast(pl.String).str.strip_chars())
 
 
-def _unit(frame: pl.DataFrame) -> str | None:
-    """The unit of numbers that are too large to be seconds."""
-    times = _text(frame.select("timestamp"))["timestamp"]
-    if times.dtype.is_temporal():
+def _unit(parts: Sequence[pl.DataFrame]) -> str | None:
+    """The unit of most numbers, seconds as None; or that they are dates."""
+    if parts[0].schema["timestamp"].is_temporal():
         return None
-    middle = times.cast(pl.Float64, strict=False).median()
-    found = [unit for unit, least in _UNITS.items() if isinstance(middle, float) and middle >= least]
-    return found[-1] if found else None
+    times = (_text(part.select("timestamp"))["timestamp"].cast(pl.Float64, strict=False) for part in parts)
+    every = pl.concat(times).fill_nan(None)
+    low, high, middle = every.min(), every.max(), every.median()
+    if not (isinstance(low, float) and isinstance(high, float) and isinstance(middle, float)):
+        return None
+    if low >= 19000101 and high <= 21001231 and _read_dates(every.cast(pl.Int64, strict=False)).null_count() == 0:
+        return _DATES
+    found = [unit for unit, least in _UNITS.items() if middle >= least]
+    return found[-1] if len(found) > 1 else None
+
+
+def _read_dates(numbers: Any) -> Any:
+    """Dates of numbers such as 20240131, a column of polars; null where there is no such day."""
+    return numbers.cast(pl.String).str.to_date("%Y%m%d", strict=False)
 
 
 def _times(frame: pl.DataFrame, unit: str | None) -> pl.DataFrame:
-    """Add ``whole``, seconds since the epoch rounded down, and ``part``, their fraction in a unit of the column's."""
+    """Add ``whole``, seconds since the epoch rounded down, and ``part``, their fraction in a unit of the column's.
+
+    ``odd`` tells whether a number is in another unit than most.
+    """
     time, kind = pl.col("timestamp"), frame.schema["timestamp"]
     if kind.is_temporal():
         fine = time.cast(pl.Datetime("ns", kind.time_zone)) if isinstance(kind, pl.Datetime) else time
         part = fine.dt.nanosecond() if isinstance(kind, pl.Datetime) else pl.lit(0)
-        return frame.with_columns(_floor(time, kind).alias("whole"), part.cast(pl.Float64).alias("part"))
+        frame = frame.with_columns(pl.lit(False).alias("odd"), _floor(time, kind).alias("whole"))
+        return frame.with_columns(part.cast(pl.Float64).alias("part"))
     seconds = time.cast(pl.Float64, strict=False)
     whole = seconds.floor().cast(pl.Int64, strict=False)
     whole = whole if kind.is_float() else pl.coalesce(time.cast(pl.Int64, strict=False), whole)
+    if unit == _DATES:
+        days = _read_dates(whole).dt.epoch("s")
+        return frame.with_columns(days.alias("whole"), pl.lit(0.0).alias("part"), pl.lit(False).alias("odd"))
+    at = [*_UNITS].index(unit or "seconds")
+    least, most = [*_UNITS.values()][at : at + 2]
+    odd = (seconds >= most) | ((seconds >= _EARLY) & (seconds < least))
+    frame = frame.with_columns(odd.fill_null(False).alias("odd"))
     if unit:
         size = {"milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}[unit]
         part = (whole % size).cast(pl.Float64) + (seconds - seconds.floor())
@@ -107,7 +177,9 @@ def _times(frame: pl.DataFrame, unit: str | None) -> pl.DataFrame:
         part = pl.coalesce(("0" + digits).cast(pl.Float64), part)
     frame = frame.with_columns(whole.alias("whole"), part.alias("part"))
     if kind == pl.String and frame["whole"].null_count():
-        plain = time.str.strip_chars().str.replace("T", " ", literal=True)
+        plain = time.str.replace(r"\s*(?:UTC|GMT)$", "Z").str.replace("T", " ", literal=True)
+        plain = plain.str.replace(r"^(\d{4})/(\d\d)/", "${1}-${2}-")
+        plain = plain.str.replace(r"(:\d\d(?:\.\d+)?)\s*([+-]\d\d)$", "${1}${2}00")
         zone = plain.str.extract(f"({_ZONE})").str.strip_chars().str.replace("Z", "+0000").str.replace(":", "")
         ahead = zone.str.slice(1, 2).cast(pl.Int64) * 3600 + zone.str.slice(3, 2).cast(pl.Int64) * 60
         ahead = pl.when(zone.str.starts_with("-")).then(-ahead).otherwise(ahead).fill_null(0)
@@ -135,11 +207,12 @@ def _checked(frame: pl.DataFrame, log: Log, rejects: Rejects, found: scale.Scale
     number = _number(frame.schema["rating"]) if rated else pl.lit(None, pl.Float64)
     empty = pl.lit(not rated)
     if rated:
-        empty = pl.col("rating").is_null() | (pl.col("rating").cast(pl.String).str.strip_chars() == "")
+        empty = pl.col("rating").is_null()
+        empty |= pl.col("rating").cast(pl.String).str.strip_chars().str.to_lowercase().is_in(_NONE)
         empty |= number.is_null() if frame.schema["rating"].is_float() else pl.lit(False)
     frame = (
         _times(_text(frame), unit)
-        .with_columns(pl.col("user", "item").cast(pl.String))
+        .with_columns(ids(frame, "user", "item"))
         .join(log.catalogue.select("item", "title"), on="item", how="left", maintain_order="left")
         .with_columns(number.alias("number"), empty.alias("empty"))
     )
@@ -151,6 +224,7 @@ def _checked(frame: pl.DataFrame, log: Log, rejects: Rejects, found: scale.Scale
         (~pl.col("empty") & (pl.col("number").is_null() | pl.col("number").is_nan()), "rating is not a number"),
         (~pl.col("empty") & ~inside, f"rating is not {'in ' if ' to ' in found.name else ''}{found.name}"),
         (pl.col("whole").is_null(), "timestamp is not a number of seconds or a date"),
+        (pl.col("odd"), f"timestamp is not in {unit or 'seconds'}, as most are"),
     )
     good = rejects.sift(frame, log.file, reason, show)
     stars = found.stars(pl.col("number")).cast(pl.Float32).alias("rating")

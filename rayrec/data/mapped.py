@@ -69,6 +69,12 @@ def each(table: pa.Table, change: Callable[[pa.Table], pa.Table]) -> pa.Table:
     return mapped(map(change, slices(table)), change(table.slice(0, 0)).schema)
 
 
+def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """Return the place of each value among the distinct ones, (N,) int32, and these in the order of the column."""
+    found = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    return found.indices.to_numpy(), found.dictionary
+
+
 def take(table: pa.Table, numbers: np.ndarray) -> pa.Table:
     """Return the rows ``numbers`` in that order. (pyarrow's ``Table.take`` copies the whole table first.)"""
     if len(numbers) and (np.diff(numbers) == 1).all():

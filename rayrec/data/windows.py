@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from rayrec.data import schema
-from rayrec.data.mapped import SLICE, mapped, slices
+from rayrec.data.mapped import SLICE, coded, mapped, slices
 
 SPLITS = ("train", "valid", "test")
 
@@ -45,37 +45,42 @@ def _lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values)
 
 
-def _examples(table: pa.Table, ends: np.ndarray, past: np.ndarray, split: str) -> Iterator[pa.Table]:
-    """Yield the examples with targets ``ends`` of ``table`` (by user, then time) and ``past`` titles of history."""
-    rated = table["rating"].null_count < len(table)
-    table = table.combine_chunks()
+class _Log(NamedTuple):
+    """Interactions in the order of users and then times: (N,) each."""
+
+    times: np.ndarray
+    users: np.ndarray  #: places in ``names``
+    titles: np.ndarray  #: places in ``known``
+    ratings: np.ndarray | None  #: NaN where there is none; None where there are none at all
+    names: pa.Array
+    known: pa.Array
+    left: np.ndarray  #: number of later interactions of the same user
+    ends: np.ndarray  #: rows that can be targets, in the order of time
+
+
+def _examples(log: _Log, ends: np.ndarray, past: np.ndarray, split: str) -> Iterator[pa.Table]:
+    """Yield the examples with targets ``ends`` of ``log`` and ``past`` titles of history."""
     for start in range(0, len(ends), SLICE):
         rows, lengths = ends[start : start + SLICE], past[start : start + SLICE]
-        target = table.take(rows)
         before = np.arange(lengths.sum()) + np.repeat(rows - np.cumsum(lengths), lengths)
-        seen = table.select(["title", "rating"]).take(before).combine_chunks()
-        ratings = _lists(seen["rating"].chunk(0), lengths) if rated else pa.nulls(len(rows), pa.list_(pa.float32()))
+        ratings = pa.nulls(len(rows), pa.list_(pa.float32()))
         columns = {
             "example_id": _ids(split, start + np.arange(len(rows))),
             "split": pa.repeat(split, len(rows)),
-            "user": target["user"],
-            "timestamp": target["timestamp"],
-            "history": _lists(seen["title"].chunk(0), lengths),
-            "history_ratings": ratings,
-            "target": target["title"],
-            "target_rating": target["rating"],
+            "user": log.names.take(pa.array(log.users[rows])),
+            "timestamp": log.times[rows],
+            "history": _lists(log.known.take(pa.array(log.titles[before])), lengths),
+            "history_ratings": ratings if log.ratings is None else _lists(_rated(log.ratings[before]), lengths),
+            "target": log.known.take(pa.array(log.titles[rows])),
+            "target_rating": pa.nulls(len(rows)) if log.ratings is None else _rated(log.ratings[rows]),
             "candidates": pa.nulls(len(rows), pa.list_(pa.string())),
         }
         yield schema.check(pa.table(columns), schema.EXAMPLES, f"{split} windows")
 
 
-class _Log(NamedTuple):
-    """Interactions in the order of users and then times: (N,) each."""
-
-    times: np.ndarray
-    user: np.ndarray  #: number of the user
-    left: np.ndarray  #: number of later interactions of the same user
-    ends: np.ndarray  #: rows that can be targets, in the order of time
+def _rated(ratings: np.ndarray) -> pa.Array:
+    """Ratings (N,) with NaN where there is none, as Arrow has them."""
+    return pa.array(ratings, pa.float32(), mask=np.isnan(ratings))
 
 
 def _by_time(log: _Log) -> tuple[list[np.ndarray], np.ndarray]:
@@ -101,18 +106,18 @@ def _by_place(log: _Log) -> tuple[list[np.ndarray], np.ndarray]:
 
 def _by_user(log: _Log, last_only: bool) -> tuple[list[np.ndarray], np.ndarray]:
     """Users in the order of their last interaction, 8:1:1: training holds the first, whole (S-DPO, LLaRA)."""
-    users = log.user[log.ends[log.left[log.ends] == 0]]  # in the order of time
+    users = log.users[log.ends[log.left[log.ends] == 0]]  # in the order of time
     if len(users) < 3:
         raise ValueError(
             f"Found {len(users)} users with a past long enough, wanted at least 3 to split 8:1:1. Add interactions."
         )
     valid = min(max(1, round(0.8 * len(users))), len(users) - 2)
     test = min(max(valid + 1, round(0.9 * len(users))), len(users) - 1)
-    part = np.full(log.user.max() + 1, -1)
+    part = np.full(log.users.max() + 1, -1)
     part[users] = np.repeat([0, 1, 2], [valid, test - valid, len(users) - test])
-    of = part[log.user[log.ends]]
+    of = part[log.users[log.ends]]
     shown = (of == 0) | (log.left[log.ends] == 0) | (not last_only)
-    return [log.ends[(of == i) & shown] for i in range(3)], part[log.user] == 0
+    return [log.ends[(of == i) & shown] for i in range(3)], part[log.users] == 0
 
 
 def cut(
@@ -128,9 +133,12 @@ def cut(
     """
     interactions = schema.check(interactions, schema.INTERACTIONS, "interactions")
     least = history if least is None else least
-    users = interactions["user"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    order = np.lexsort((interactions["timestamp"].to_numpy(), users))  # stable: file order breaks ties
-    table, users = interactions.take(order), users[order]
+    users, names = coded(interactions["user"])
+    titles, known = coded(interactions["title"])
+    times, ratings = interactions["timestamp"].to_numpy(), interactions["rating"]
+    order = np.lexsort((times, users))  # stable: file order breaks ties
+    users, titles, times = users[order], titles[order], times[order]
+    rated = None if ratings.null_count == len(ratings) else ratings.to_numpy()[order]
     sizes = np.bincount(users)
     wanted = least + (2 if split == "leave_last_two" else 0)  # so that a user's earliest test row has a training row
     if not len(sizes) or sizes.max() <= wanted:
@@ -140,9 +148,8 @@ def cut(
         )
     place = np.arange(len(users)) - (np.cumsum(sizes) - sizes)[users]
     ends = np.flatnonzero((place >= least) & (sizes[users] > wanted))
-    times = table["timestamp"].to_numpy()
     ends = ends[np.lexsort((order[ends], times[ends]))]
-    log = _Log(times, users, sizes[users] - 1 - place, ends)
+    log = _Log(times, users, titles, rated, names, known, sizes[users] - 1 - place, ends)
     if split == "time":
         parts, seen = _by_time(log)
     elif split == "leave_last_two":
@@ -157,10 +164,11 @@ def cut(
         "rows_only_in_histories": int(least * (~short).sum()),
     }
     tables = {
-        name: mapped(_examples(table, rows, np.minimum(place[rows], history), name), schema.EXAMPLES)
+        name: mapped(_examples(log, rows, np.minimum(place[rows], history), name), schema.EXAMPLES)
         for name, rows in zip(SPLITS, parts, strict=True)
     }
-    return Windows(tables, table["title"].filter(pa.array(seen)), counts)
+    shown = pa.DictionaryArray.from_arrays(pa.array(titles[seen]), known)
+    return Windows(tables, pa.chunked_array([shown]), counts)
 
 
 def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:

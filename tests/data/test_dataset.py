@@ -126,7 +126,7 @@ FACTS = {
     "movielens-100k": (1664, 72457, 9055, 9058, {"rows_read": 100_000, "users": 943, "duplicate_titles": 18}),
     "lastfm": (4606, 49824, 2939, 2681, {"users": 1220, "test_rows_also_in_train": 58}),
     "amazon-beauty": (12073, 32457, 3996, 4141, {"rows_read": 198_502, "users": 22363, "users_too_short": 18121}),
-    "steam-hours": (5155, 29410, 3677, 3676, {"rows_read": 70_489, "users": 11350, "users_too_short": 9978}),
+    "steam-hours": (5153, 29410, 3677, 3676, {"rows_read": 70_489, "users": 11350, "duplicate_titles": 2}),
 }
 
 

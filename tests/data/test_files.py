@@ -14,7 +14,7 @@ import pytest
 
 from rayrec.data import load
 from rayrec.data.settings import DataConfig
-from rayrec.data.sources import genres
+from rayrec.data.sources import columns, genres
 
 ITEMS = [("item", "title", "genres"), (1, "Amélie", "x|y"), (2, 'B "b", b', ""), (3, "C\n2", "x"), (4, "D", "y")]
 PLAYS = [("user", "item", "rating", "timestamp"), *(("u", 1 + n % 4, n % 5 + 0.5, n + 1) for n in range(8))]
@@ -199,3 +199,51 @@ def test_parquet_in_parts_and_hive_partitions(tmp_path, wanted):
         folder.mkdir(parents=True)
         pq.write_table(plays.slice(4 * number, 4), folder / "x.parquet")
     assert load(DataConfig(data=str(tmp_path), history=2)).content_hash == wanted
+
+
+def test_what_spreadsheets_and_pandas_add_changes_nothing(tmp_path, wanted):
+    index = [[("", *rows[0]), *((n, *row) for n, row in enumerate(rows[1:]))] for rows in (ITEMS, PLAYS)]
+    assert load(put(tmp_path / "index", *map(written, index))).content_hash == wanted
+    items = [ITEMS[0], *((f" {item} ", title, f" {names} ") for item, title, names in ITEMS[1:])]
+    plays = [PLAYS[0], *(tuple(f" {cell} " for cell in row) for row in PLAYS[1:])]
+    made = load(put(tmp_path / "spaces", written(items), written(plays)))
+    assert made.catalogue.titles == [row[1] for row in ITEMS[1:]] and made.catalogue.ids == [["1"], ["2"], ["3"], ["4"]]
+    assert made.content_hash == wanted
+    semicolons = [(*ITEMS[0][:2], "genres", "a;b;c;d;e"), *((*row, "") for row in ITEMS[1:])]
+    assert load(put(tmp_path / "semicolons", written(semicolons))).content_hash == wanted
+    own = [(*PLAYS[0], "row"), *((*row, 7) for row in PLAYS[1:])]
+    assert load(put(tmp_path / "row", None, written(own))).content_hash == wanted
+
+
+def test_ids_keep_their_zeros_and_lose_the_point_of_pandas(tmp_path, wanted):
+    items = [("item", "title"), ("1", "A"), ("01", "B"), ("001", "C")]
+    plays = [("user", "item", "timestamp"), *((f"00{n % 2}", "0" * (n % 3) + "1", n + 1) for n in range(12))]
+    made = load(put(tmp_path / "zeros", written(items), written(plays)))
+    assert made.catalogue.ids == [["1"], ["01"], ["001"]] and set(made.train["user"].to_pylist()) == {"000", "001"}
+    columns = {name: [row[i] for row in ITEMS[1:]] for i, name in enumerate(ITEMS[0])}
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    plays = pa.table({name: [row[i] for row in PLAYS[1:]] for i, name in enumerate(PLAYS[0])})
+    pq.write_table(plays.set_column(1, "item", plays["item"].cast(pa.float64())), tmp_path / "interactions.parquet")
+    assert load(DataConfig(data=str(tmp_path), history=2)).content_hash == wanted
+
+
+def test_titles_that_differ_in_space_around_them_are_one_item(tmp_path):
+    made = load(put(tmp_path, written([*ITEMS, (5, "D ", "z")])))
+    assert made.catalogue.titles == [row[1] for row in ITEMS[1:]]
+    assert made.catalogue.ids[3] == ["4", "5"] and made.catalogue.genres[3] == ["y", "z"]
+    assert made.counts["duplicate_titles"] == 1
+
+
+def test_a_file_of_many_blocks_is_one_file(tmp_path, monkeypatch):
+    plays = [(f"u{n % 7}", 1 + n % 4, n % 5 + 0.5, n + 1) for n in range(900)]
+    rows = [PLAYS[0], *plays[:300], ("too", "few"), *plays[300:600], ("u", 9, 1, 1), ("",) * 4, *plays[600:]]
+    config = replace(put(tmp_path, None, written(rows)), bad_rows="drop")
+    whole = load(config)
+    assert [(row["row"], row["reason"]) for row in whole.rejected.to_pylist()] == [
+        (302, "2 columns instead of 4"),
+        (603, "unknown item id"),
+    ]
+    assert whole.counts["rows_read"] == 902
+    monkeypatch.setattr(columns, "_BYTES", 300)
+    parts = load(config)
+    assert parts.content_hash == whole.content_hash and parts.rejected.equals(whole.rejected)

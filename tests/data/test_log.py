@@ -56,8 +56,11 @@ def test_times_of_one_second_order_rows_by_their_fraction(unit, zone):
         [f"{START + timedelta(milliseconds=step):%Y-%m-%d %H:%M:%S.%f}" for step in STEPS],
         [f"2020-09-13T08:26:40.{step:09d}-04:00" for step in STEPS],
         [f"2020-09-13 12:26:40.{step:03d}Z" for step in STEPS],
+        [f" 2020-09-13T14:26:40.{step:03d}+02 " for step in STEPS],
+        [f"2020-09-13 12:26:40.{step:03d} UTC" for step in STEPS],
+        [f"2020/09/13 12:26:40.{step:03d}" for step in STEPS],
     ],
-    ids=["floats", "decimals", "text", "iso", "spaces", "zone", "z"],
+    ids=["floats", "decimals", "text", "iso", "spaces", "zone", "z", "hours", "utc", "slashes"],
 )
 def test_times_in_other_forms(times):
     assert order(times) == ("BDCA", [1_600_000_000] * 4)
@@ -199,3 +202,37 @@ def test_titles_that_unicode_calls_equal_are_one_item(tmp_path):
     made = load(config)
     assert made.catalogue.titles == ["Amélie", "B", "C"] and made.counts["duplicate_titles"] == 1
     assert {title for row in made.test.to_pylist() for title in row["history"]} <= {"Amélie", "B", "C"}
+
+
+@pytest.mark.parametrize("kind", [pl.Int64, pl.Float64, pl.String])
+def test_numbers_that_are_dates_are_read_as_dates(kind):
+    days = pl.Series([20200229, 20191231, 20200101, 20200131]).cast(kind)
+    made, bad = checked({"timestamp": days})
+    assert not len(bad) and "dates" in made.told["timestamps"]
+    wanted = [datetime(*day, tzinfo=UTC) for day in ((2019, 12, 31), (2020, 1, 1), (2020, 1, 31), (2020, 2, 29))]
+    assert made.table["timestamp"].to_pylist() == [int(day.timestamp()) for day in wanted]
+    assert "timestamps" not in checked({"timestamp": [20200229, 20191231, 20200101, 20201331]})[0].told  # seconds
+
+
+@pytest.mark.parametrize(("other", "size", "unit"), [(1, 1000, "milliseconds"), (1000, 1, "seconds")])
+def test_a_time_in_another_unit_than_most_is_a_bad_row(other, size, unit):
+    times = [(1_600_000_000 + n) * size for n in range(4)] + [1_600_000_000 * other, 0]
+    made, bad = checked({"timestamp": times})
+    assert made.table["timestamp"].to_pylist() == [0, *(1_600_000_000 + n for n in range(4))]
+    assert bad["reason"].to_pylist() == [f"timestamp is not in {unit}, as most are"]
+    assert bad["row"].to_pylist() == [4]
+
+
+@pytest.mark.parametrize("word", ["", "NA", "n/a", "NaN", "null", "None", "\\N", "-", " "])
+def test_words_for_no_rating_are_unrated(word):
+    made, bad = checked({"timestamp": range(6), "rating": [word, "3", "4.5", word, "5", "1"]})
+    assert not len(bad) and made.counts == {"rows_unrated": 2}
+    assert made.table["rating"].to_pylist() == [None, 3, 4.5, None, 5, 1]
+
+
+def test_decimal_commas_and_words_are_ratings():
+    made, bad = checked({"timestamp": range(5), "rating": ["0,5", "4,25", "3", "2.5", "1,234"]})
+    assert made.table["rating"].to_pylist() == [0.5, 4.25, 3, 2.5]
+    assert bad["reason"].to_pylist() == ["rating is not a number"]  # a thousand, or a little more than one
+    made, _ = checked({"timestamp": range(6), "rating": ["yes", "No", "y", "n", "T", "false"]})
+    assert made.table["rating"].to_pylist() == [5, 1, 5, 1, 5, 1]

@@ -13,8 +13,9 @@ from typing import Any
 import polars as pl
 
 from rayrec.data.sources import files
+from rayrec.data.sources.columns import Form, read_csv
 from rayrec.data.sources.objects import read_jsonl, read_table
-from rayrec.data.sources.reading import Raw, Rejects, interactions, item_frame, read_csv, rename
+from rayrec.data.sources.reading import Raw, Rejects, interactions, item_frame
 
 _OLD = {"reviewerID": "user", "asin": "item", "overall": "rating", "unixReviewTime": "timestamp"}
 _NEW = {"user_id": "user", "parent_asin": "item", "rating": "rating", "timestamp": "timestamp"}
@@ -31,8 +32,9 @@ def _plays(path: Path, rejects: Rejects) -> pl.DataFrame:
         return read_table(path, rejects, _NEW if "parent_asin" in line else _OLD, optional=("rating",))
     cells = next(csv.reader([line]), [])
     if "parent_asin" in cells:
-        return rename(read_csv(path, rejects), _NEW, path)
-    return read_csv(path, rejects, names=["user", "item", "rating", "timestamp"])
+        return read_csv(path, rejects, _NEW)
+    names = ("user", "item", "rating", "timestamp")
+    return read_csv(path, rejects, dict(zip(names, names, strict=True)), form=Form(names=names))
 
 
 def _categories(value: dict[str, Any]) -> list[str]:

@@ -8,15 +8,15 @@ from pathlib import Path
 import polars as pl
 
 from rayrec.data.sources import files
-from rayrec.data.sources.reading import Raw, Rejects, interactions, items, read_csv, rename
+from rayrec.data.sources.columns import TABS, read_csv
+from rayrec.data.sources.reading import Raw, Rejects, interactions, items
 
 #: An artist's most frequent tags are its genres.
 TAGS = 3
 
 
 def _read(folder: Path, name: str, names: dict[str, str], rejects: Rejects) -> pl.DataFrame:
-    path = files.one(folder, name)
-    return rename(read_csv(path, rejects, "\t", quoted=False, latin=True), names, path)
+    return read_csv(files.one(folder, name), rejects, names, form=TABS._replace(latin=True))
 
 
 def _genres(folder: Path, rejects: Rejects) -> pl.DataFrame:

@@ -7,7 +7,8 @@ import ast
 from pathlib import Path
 
 from rayrec.data.sources import files
-from rayrec.data.sources.reading import Raw, Rejects, item_frame, read_csv, read_lines, rename, window_frame
+from rayrec.data.sources.columns import read_csv
+from rayrec.data.sources.reading import Raw, Rejects, item_frame, read_lines, window_frame
 
 
 def _history(text: str) -> list[str] | None:
@@ -33,7 +34,7 @@ def read(folder: Path) -> Raw:
     for split in ("train", "valid", "test"):
         file = files.one(folder, f"{split}/*.csv")
         names = {"user_id": "user", "history_item_id": "history", "item_id": "item"}
-        for row, user, history, item in rename(read_csv(file, rejects), names, file).iter_rows():
+        for row, user, history, item in read_csv(file, rejects, names).iter_rows():
             ids = _history(history)
             if ids is None or any(one not in titles for one in (*ids, item)):
                 reason = "wanted a list of item ids as the history" if ids is None else "unknown item id"

@@ -8,7 +8,8 @@ u.data (user, item, rating, timestamp) and u.item (item, title, dates, address, 
 from pathlib import Path
 
 from rayrec.data.sources import files
-from rayrec.data.sources.reading import Raw, Rejects, interactions, item_frame, items, read_csv, read_lines, rename
+from rayrec.data.sources.columns import TABS, Form, read_csv
+from rayrec.data.sources.reading import Raw, Rejects, interactions, item_frame, items, read_lines
 
 _RATED = {"userId": "user", "movieId": "item", "rating": "rating", "timestamp": "timestamp"}
 #: The order of u.item, which u.genre names too.
@@ -22,9 +23,9 @@ def read(folder: Path) -> Raw:
     """Read ratings.csv and movies.csv, times in seconds; genres are ``a|b``."""
     rejects = Rejects()
     movies, ratings = files.one(folder, "movies.csv"), files.one(folder, "ratings.csv")
-    films = rename(read_csv(movies, rejects), {"movieId": "item", "title": "title", "genres": "genres"}, movies)
+    films = read_csv(movies, rejects, {"movieId": "item", "title": "title", "genres": "genres"})
     known = items(films, movies.name, rejects)
-    plays = rename(read_csv(ratings, rejects), _RATED, ratings)
+    plays = read_csv(ratings, rejects, _RATED)
     return Raw(known, movies.name, rejects, interactions=interactions(plays, known, ratings.name, rejects))
 
 
@@ -43,7 +44,7 @@ def read_dat(folder: Path) -> Raw:
     known = item_frame(rows, movies.name, rejects)
     # Cut at single colons, so that each pair of them leaves an empty column between.
     names = ["userId", "a", "movieId", "b", "rating", "c", "timestamp"]
-    plays = rename(read_csv(ratings, rejects, ":", quoted=False, names=names), _RATED, ratings)
+    plays = read_csv(ratings, rejects, _RATED, form=Form(":", quoted=False, names=names))
     return Raw(known, movies.name, rejects, interactions=interactions(plays, known, ratings.name, rejects))
 
 
@@ -62,5 +63,5 @@ def read_100k(folder: Path) -> Raw:
         else:
             rejects.add(movies.name, row, f"{len(cells)} columns instead of {5 + len(_GENRES)}", line)
     known = item_frame(rows, movies.name, rejects)
-    plays = rename(read_csv(ratings, rejects, "\t", quoted=False, names=[*_RATED]), _RATED, ratings)
+    plays = read_csv(ratings, rejects, _RATED, form=TABS._replace(names=[*_RATED]))
     return Raw(known, movies.name, rejects, interactions=interactions(plays, known, ratings.name, rejects))

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from rayrec.data.sources import files
+from rayrec.data.sources.columns import ROWS, compact
 from rayrec.data.sources.reading import Rejects
 
 
@@ -83,14 +84,15 @@ def read_table(path: Path, rejects: Rejects, names: Mapping[str, str], optional:
 
     A line without a value that is not ``optional`` is set aside.
     """
-    cells: list[list[Any]] = [[] for _ in (None, *names)]
+    types = {"row": pl.Int64, **dict.fromkeys(names.values(), pl.String)}
     needed = [name for name, wanted in names.items() if wanted not in optional]
+    rows, frames = list[tuple[Any, ...]](), list[pl.DataFrame]()
     for row, value, line in read_jsonl(path, rejects):
         if missing := [name for name in needed if value.get(name) is None]:
             rejects.add(path.name, row, f"without {', '.join(missing)}", line)
             continue
-        found = (value.get(name) for name in names)
-        for cell, one in zip(cells, (row, *(None if one is None else str(one) for one in found)), strict=True):
-            cell.append(one)
-    types = {"row": pl.Int64, **dict.fromkeys(names.values(), pl.String)}
-    return pl.DataFrame(dict(zip(types, cells, strict=True)), types)
+        rows.append((row, *(None if (one := value.get(name)) is None else str(one) for name in names)))
+        if len(rows) == ROWS:
+            frames.append(compact(pl.DataFrame(rows, types, orient="row")))
+            rows = []
+    return pl.concat([*frames, compact(pl.DataFrame(rows, types, orient="row"))], rechunk=False)

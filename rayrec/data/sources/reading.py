@@ -1,24 +1,17 @@
 """Shared by all sources: reading files with good errors, setting bad rows aside, and the tables they return."""
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
 from rayrec.data import schema
 from rayrec.data.sources import files, genres
-
-#: What may separate the columns of a table, likeliest first.
-SEPARATORS = (",", "\t", ";", "|")
 
 #: A row that was set aside: its file, its row there (from 1, a header included), the reason, and its text.
 REJECTED = schema.make("file text, row int64, reason text, text text")
@@ -30,10 +23,11 @@ class Truth(Protocol):
     def probabilities(self, history_titles: Sequence[str], user: str) -> np.ndarray: ...
 
 
-class Log(NamedTuple):
+@dataclass
+class Log:
     """Interactions as read: ``frame`` (row, user, item, timestamp, optional rating) of ``file``, not checked yet.
 
-    ``catalogue`` (item, title) holds the items that they may name.
+    ``catalogue`` (item, title) holds the items that they may name. The check takes the rows out of ``frame``.
     """
 
     frame: pl.DataFrame
@@ -62,6 +56,9 @@ class Rejects:
             columns = (pl.lit(file).alias("file"), pl.col("row").cast(pl.Int64), "reason", text.alias("text"))
             self._frames.append(bad.select(*columns))
         return frame.filter(pl.col("reason").is_null()).drop("reason")
+
+    def __bool__(self) -> bool:
+        return bool(self._rows or self._frames)
 
     def table(self) -> pa.Table:
         """Return all rows set aside, by :data:`REJECTED`."""
@@ -98,127 +95,6 @@ def read_lines(path: Path, latin: bool = False) -> list[tuple[int, str]]:
     return [(row, line.removesuffix("\r")) for row, line in lines if line.strip(" \t\r")]
 
 
-def _check_quotes(path: Path, separator: str, opened: Callable[[], BinaryIO]) -> None:
-    """Arrow reads an unclosed quote to the end of the file in silence; the standard library can be strict about it."""
-    with opened() as raw:
-        if not any(b'"' in block for block in iter(lambda: raw.read(1 << 20), b"")):
-            return
-    with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=separator, strict=True)
-        try:
-            for _ in reader:
-                pass
-        except csv.Error as error:
-            where = f"{path}: the quoted field that ends at row {reader.line_num} is broken"
-            raise ValueError(f"{where}: {error}. Close the quote.") from error
-
-
-def read_csv(
-    path: Path,
-    rejects: Rejects,
-    separator: str | None = ",",
-    quoted: bool = True,
-    names: Sequence[str] = (),
-    latin: bool = False,
-) -> pl.DataFrame:
-    """Return a delimited file as text columns, with the column ``row``; rows of another width are set aside.
-
-    Without ``separator`` it is the one of the header; ``names`` are the columns of a file without a header; ``latin``
-    takes Latin-1 where the file is not UTF-8. Blank rows are passed over.
-
-    Raises ValueError: no header, a repeated column, a quote that is not closed, or bytes that are not UTF-8.
-    """
-    opened = files.opener(path)
-    try:
-        return _read_csv(path, rejects, separator, quoted, names, opened)
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid):
-        text = files.text(path, latin)  # names the row that is not UTF-8
-        if not latin:
-            raise
-        return _read_csv(path, rejects, separator, quoted, names, lambda: io.BytesIO(text.encode()))
-
-
-def _header(opened: Callable[[], BinaryIO], separator: str | None, quoted: bool) -> tuple[list[str], str]:
-    """The names of the columns, and what separates them."""
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline="") as file:
-        if separator is None:
-            line = file.readline()
-            separator = max(SEPARATORS, key=line.count)
-            return next(csv.reader([line], delimiter=separator, quoting=quoting), []), separator
-        return next(csv.reader(file, delimiter=separator, quoting=quoting), []), separator
-
-
-def _read_csv(
-    path: Path,
-    rejects: Rejects,
-    separator: str | None,
-    quoted: bool,
-    names: Sequence[str],
-    opened: Callable[[], BinaryIO],
-) -> pl.DataFrame:
-    header, separator = _header(opened, separator, quoted) if not names else ([*names], separator or ",")
-    if not "".join(header).strip() and not files.text(path).strip():
-        raise ValueError(f"{path}: the file is empty, wanted a header and rows.")
-    if len(set(header)) < len(header):
-        raise ValueError(f"{path}: a column name is repeated in {header}. Rename one.")
-    if quoted:
-        _check_quotes(path, separator, opened)
-    skipped: list[int] = []
-
-    def set_aside(bad: pyarrow.csv.InvalidRow) -> str:
-        skipped.append(bad.number)
-        if bad.text.strip():
-            reason = f"{bad.actual_columns} columns instead of {bad.expected_columns}"
-            rejects.add(path.name, bad.number, reason, bad.text)
-        return "skip"
-
-    with opened() as file:
-        table = pyarrow.csv.read_csv(
-            file,
-            # with threads the row numbers are lost
-            read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=names or None),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=separator,
-                quote_char='"' if quoted else False,
-                newlines_in_values=quoted,
-                ignore_empty_lines=False,
-                invalid_row_handler=set_aside,
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
-            ),
-        )
-    first = 1 if names else 2
-    rows = np.delete(np.arange(first, first + len(table) + len(skipped)), np.array(skipped, int) - first)
-    frame = pl.DataFrame(pl.from_arrow(table, rechunk=False)).with_columns(pl.Series("row", rows, pl.Int64))
-    del table
-    pa.default_memory_pool().release_unused()
-    blank = pl.all_horizontal(pl.col(header) == "")
-    return frame.remove(blank) if frame.select(blank.any()).item() else frame
-
-
-def read_parquet(path: Path) -> pl.DataFrame:
-    """Return a Parquet file's columns, with the column ``row``; ValueError: the file is cut off or no Parquet."""
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: is not readable Parquet: {error}. Is the file cut off? Write it again.") from error
-    return pl.DataFrame(pl.from_arrow(table)).drop("row", strict=False).with_row_index("row", offset=1)
-
-
-def rename(frame: pl.DataFrame, names: dict[str, str], path: Path, optional: Iterable[str] = ()) -> pl.DataFrame:
-    """Return the columns ``names`` (found → wanted name) and ``row``; ValueError if one not ``optional`` is missing."""
-    found = [name for name in frame.columns if name != "row"]
-    missing = [name for name, wanted in names.items() if name not in found and wanted not in optional]
-    if missing:
-        raise ValueError(
-            f"{path}: found columns {found}, but {missing} are missing. Add them or name another format by --source."
-        )
-    # A select would copy all columns into one piece each.
-    return pl.DataFrame([frame["row"], *(frame[name].alias(names[name]) for name in names if name in found)])
-
-
 def _frame(rows: Sequence[tuple], columns: pa.Schema) -> pl.DataFrame:
     """Through Arrow, which takes lists of lists ten times faster than polars does."""
     values = list(zip(*rows, strict=True)) or [()] * len(columns)
@@ -240,19 +116,37 @@ def first_case(*cases: tuple[pl.Expr, str]) -> pl.Expr:
     return pl.coalesce(pl.when(case).then(pl.lit(text)) for case, text in cases)
 
 
+def ids(frame: pl.DataFrame, *names: str) -> list[pl.Expr]:
+    """Columns of ids as text without space around it; whole numbers have no point, though pandas stores them so."""
+    made = []
+    for name in names:
+        column = pl.col(name)
+        text = column.cast(pl.String)
+        if frame.schema[name].is_float():
+            text = (
+                pl.when(column == column.floor())
+                .then(column.cast(pl.Int64, strict=False).cast(pl.String))
+                .otherwise(text)
+            )
+        made.append(text.str.strip_chars())
+    return made
+
+
 def items(frame: pl.DataFrame, file: str, rejects: Rejects, spaces: bool = False) -> pl.DataFrame:
     """Return item, title and genres of the good rows of ``frame`` (row, item, title, optional genres).
 
     Genres may have any form of :func:`rayrec.data.sources.genres.lists`, which reads ``spaces``. Titles that Unicode
-    calls equal (NFC) are written as the first of them.
+    calls equal (NFC), but for space around them, are written as the first of them. ValueError: there is no row.
     """
+    if not len(frame) and not rejects:
+        raise ValueError(f"The catalogue is empty: found no item in {file}. Name a folder whose item file has rows.")
     if "genres" not in frame.columns:
         frame = frame.with_columns(pl.lit([], pl.List(pl.String)).alias("genres"))
     found, told = genres.lists(frame["genres"], spaces)
     if told:
         rejects.told["genres"] = told
-    frame = frame.with_columns(pl.col("item", "title").cast(pl.String), found)
-    same = pl.col("title").str.normalize("NFC")
+    frame = frame.with_columns(*ids(frame, "item"), pl.col("title").cast(pl.String), found)
+    same = pl.col("title").str.strip_chars().str.normalize("NFC")
     if frame.select(same.n_unique() < pl.col("title").n_unique()).item():
         frame = frame.with_columns(pl.col("title").first().over(same))
     reason = first_case(

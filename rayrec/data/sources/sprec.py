@@ -69,12 +69,12 @@ def _parse(row: Any, known: Container[str]) -> tuple[list[str], str] | str:
 
 
 def _known(title: str, known: Container[str], composed: Mapping[str, str]) -> str:
-    """The title of the catalogue that ``title`` is when repaired or composed (NFC), else ``title``."""
+    """The title of the catalogue that ``title`` is when repaired, or composed (NFC) and stripped, else ``title``."""
     if title in known:
         return title
     if (fixed := repair(title)) in known:
         return fixed
-    return composed.get(unicodedata.normalize("NFC", title), title)
+    return composed.get(unicodedata.normalize("NFC", title.strip()), title)
 
 
 def read(folder: Path) -> Raw:
@@ -85,7 +85,7 @@ def read(folder: Path) -> Raw:
     rejects, counts = Rejects(), Counter()
     catalogue, genre_file = _items(folder, rejects), files.find(folder, "genre_dict.json")
     known, windows = set(catalogue["title"]), []
-    composed = {unicodedata.normalize("NFC", title): title for title in known}
+    composed = {unicodedata.normalize("NFC", title.strip()): title for title in known}
     for split in ("train", "valid", "test"):
         file = f"{split}.json"
         for number, row in enumerate(read_json(files.one(folder, file), list), 1):

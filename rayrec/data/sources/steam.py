@@ -5,7 +5,8 @@ from pathlib import Path
 import polars as pl
 
 from rayrec.data.sources import files
-from rayrec.data.sources.reading import Raw, Rejects, interactions, items, read_csv, rename
+from rayrec.data.sources.columns import TABS, read_csv
+from rayrec.data.sources.reading import Raw, Rejects, interactions, items
 
 
 def stars() -> pl.Expr:
@@ -22,10 +23,10 @@ def read(folder: Path) -> Raw:
     """Read plays; the data has no times, so an interaction's time is its row in the file."""
     rejects = Rejects()
     games, plays = files.one(folder, "item_info.dat"), files.one(folder, "game_play.dat")
-    frame = rename(read_csv(games, rejects, "\t", quoted=False), {"Game_ID": "item", "Game Name": "title"}, games)
+    frame = read_csv(games, rejects, {"Game_ID": "item", "Game Name": "title"}, form=TABS)
     known = items(frame, games.name, rejects)
     names = {"User_ID": "user", "Game_ID": "item", "Hours": "hours"}
-    frame = rename(read_csv(plays, rejects, "\t", quoted=False), names, plays)
+    frame = read_csv(plays, rejects, names, form=TABS)
     number = pl.col("hours").cast(pl.Float64, strict=False)
     bad = pl.when(~(number.is_finite() & (number >= 0)).fill_null(False)).then(pl.lit("hours are not a number from 0"))
     good = rejects.sift(frame, plays.name, bad, ["user", "item", "hours"])

@@ -11,6 +11,9 @@ from pathlib import Path
 import polars as pl
 
 from rayrec.data.sources import files, reading
+from rayrec.data.sources.columns import Form, header, parquet_header
+from rayrec.data.sources.columns import read_csv as read_delimited
+from rayrec.data.sources.columns import read_parquet as read_table
 from rayrec.data.sources.reading import Raw, Rejects
 
 #: By column, the names that are obvious, likeliest first, in lower case and without marks.
@@ -23,6 +26,8 @@ OBVIOUS = {
     "genres": "genres genre categories category tags",
 }
 OPTIONAL = ("rating", "genres")
+#: Whatever the header has between columns.
+_ANY = Form(separator=None)
 
 
 def _given(columns: Sequence[str]) -> dict[str, str]:
@@ -44,7 +49,12 @@ def _column(name: str, found: Sequence[str], given: dict[str, str]) -> str | Non
 
 
 def _read(
-    folder: Path, ending: str, read: Callable[[Path], pl.DataFrame], rejects: Rejects, columns: Sequence[str]
+    folder: Path,
+    ending: str,
+    header: Callable[[Path], list[str]],
+    read: Callable[[Path, dict[str, str]], pl.DataFrame],
+    rejects: Rejects,
+    columns: Sequence[str],
 ) -> Raw:
     given, taken, missing, tables = _given(columns), {}, [], []
     used: set[str] = set()
@@ -53,15 +63,14 @@ def _read(
         ("interactions", ("user", "item", "rating", "timestamp")),
     ):
         path = files.one(folder, f"{file}.{ending}")
-        frame = read(path)
-        found = [column for column in frame.columns if column != "row"]
+        found = header(path)
         names = {name: _column(name, found, given) for name in wanted}
         if lacks := [name for name, column in names.items() if column is None and name not in OPTIONAL]:
             missing.append(f"{path}: found columns {found}, but {lacks} are missing")
         names = {column: name for name, column in names.items() if column is not None}
         taken |= {name: column for column, name in names.items() if name != column}
         used |= {*names}
-        tables.append((path, pl.DataFrame([frame["row"], *(frame[c].alias(name) for c, name in names.items())])))
+        tables.append((path, names))
     lost = sorted({column for name, column in given.items() if column not in used})
     if missing or lost:
         unknown = [f"--columns: no file has a column {column!r}" for column in lost]
@@ -70,18 +79,22 @@ def _read(
         )
     if taken:
         rejects.told["columns"] = " ".join(f"{name}={column}" for name, column in sorted(taken.items()))
-    (item_path, films), (path, plays) = tables
-    known = reading.items(films, item_path.name, rejects)
-    log = reading.interactions(plays, known, path.name, rejects)
+    (item_path, of_items), (path, of_plays) = tables
+    known = reading.items(read(item_path, of_items), item_path.name, rejects)
+    log = reading.interactions(read(path, of_plays), known, path.name, rejects)
     return Raw(known, item_path.name, rejects, interactions=log)
 
 
 def read_parquet(folder: Path, columns: Sequence[str] = ()) -> Raw:
     """Read interactions.parquet and items.parquet, files or folders of parts; ``columns`` are ``NAME=COLUMN``."""
-    return _read(folder, "parquet", reading.read_parquet, Rejects(), columns)
+    return _read(folder, "parquet", parquet_header, read_table, Rejects(), columns)
 
 
 def read_csv(folder: Path, columns: Sequence[str] = ()) -> Raw:
     """Read interactions.csv and items.csv: a header, and double quotes around fields that need them."""
     rejects = Rejects()
-    return _read(folder, "csv", lambda path: reading.read_csv(path, rejects, None), rejects, columns)
+
+    def read(path: Path, names: dict[str, str]) -> pl.DataFrame:
+        return read_delimited(path, rejects, names, form=_ANY)
+
+    return _read(folder, "csv", lambda path: header(path, _ANY), read, rejects, columns)

@@ -1,0 +1,241 @@
+"""CSV and Parquet files as a stream: some thousand rows at a time, of which the wanted columns are kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import polars as pl
+import polars.selectors as cs
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.parquet
+
+from rayrec.data.sources import files
+from rayrec.data.sources.reading import Rejects
+
+#: What may separate the columns of a table, likeliest first.
+SEPARATORS = (",", "\t", ";", "|")
+#: Columns of text with few values.
+_NAMES = cs.by_name("user", "item", require_all=False) & cs.string()
+#: The column of row numbers while others have the names of the file, which may be any.
+_ROW = "\0row"
+#: Bytes of a CSV file, and rows of other files, that are read at once.
+_BYTES, ROWS = 1 << 22, 1 << 16
+
+
+class Form(NamedTuple):
+    """How a delimited file is written.
+
+    Without ``separator`` it is the one of the header; ``names`` are the columns of a file without a header; ``latin``
+    takes Latin-1 where the file is not UTF-8.
+    """
+
+    separator: str | None = ","
+    quoted: bool = True
+    names: Sequence[str] = ()
+    latin: bool = False
+
+
+COMMAS = Form()
+#: Tabs between columns, and quotes as they are.
+TABS = Form("\t", quoted=False)
+
+
+def header(path: Path, form: Form = COMMAS) -> list[str]:
+    """Return the columns of a delimited file.
+
+    Raises:
+        ValueError: there is none, one is repeated, or the bytes are not UTF-8.
+    """
+    return _readable(path, form, lambda opened: _header(path, form, opened)[0])
+
+
+def read_csv(
+    path: Path, rejects: Rejects, names: Mapping[str, str], optional: Collection[str] = (), form: Form = COMMAS
+) -> pl.DataFrame:
+    """Return the columns ``names`` (found → wanted name) of a delimited file as text, with the column ``row``.
+
+    Columns whose wanted name is ``optional`` may be missing. Rows of another width are set aside; blank ones are passed
+    over. Rows are counted from 1, a header included.
+
+    Raises:
+        ValueError: a column is missing, or as :func:`header`; or a quote is not closed.
+    """
+    kept = _kept(path, header(path, form), names, optional)
+    types = {"row": pl.Int64, **dict.fromkeys(kept.values(), pl.String)}
+    empty = pl.DataFrame(schema=types)
+    return _readable(path, form, lambda opened: together(_read_csv(path, rejects, kept, form, opened), empty))
+
+
+def _readable(path: Path, form: Form, read: Callable[[Callable[[], BinaryIO]], Any]) -> Any:
+    """Call ``read`` with a function that opens the file, once more as Latin-1 where the form takes it."""
+    opened = files.opener(path)
+    try:
+        return read(opened)
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid):
+        text = files.text(path, form.latin)  # names the row that is not UTF-8
+        if not form.latin:
+            raise
+        return read(lambda: io.BytesIO(text.encode()))
+
+
+def _kept(path: Path, found: Sequence[str], names: Mapping[str, str], optional: Collection[str]) -> dict[str, str]:
+    """Those of ``names`` that are found."""
+    missing = [name for name, wanted in names.items() if name not in found and wanted not in optional]
+    if missing:
+        raise ValueError(
+            f"{path}: found columns {[*found]}, but {missing} are missing. Add them or name another format by --source."
+        )
+    return {name: wanted for name, wanted in names.items() if name in found}
+
+
+def _header(path: Path, form: Form, opened: Callable[[], BinaryIO]) -> tuple[list[str], str]:
+    """The names of the columns, and what separates them."""
+    if form.names:
+        return [*form.names], form.separator or ","
+    quoting = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
+    with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline="") as file:
+        separator, lines = form.separator, file
+        if separator is None:
+            line = file.readline()
+            if re.fullmatch(r"sep=.\s*", line):
+                name = shlex.quote(str(path))
+                raise ValueError(f"{path}: the first row is Excel's {line.strip()}. Remove it: `sed -i 1d {name}`.")
+            bare = re.sub(r'"[^"]*"', "", line)
+            separator, lines = max(SEPARATORS, key=bare.count), [line]
+        found = next(csv.reader(lines, delimiter=separator, quoting=quoting), [])
+    found = [name or f"column {place}" for place, name in enumerate(found, 1)] if "".join(found).strip() else []
+    if not found and not files.text(path).strip():
+        raise ValueError(f"{path}: the file is empty, wanted a header and rows.")
+    if len(set(found)) < len(found):
+        raise ValueError(f"{path}: a column name is repeated in {found}. Rename one.")
+    return found, separator
+
+
+def _check_quotes(path: Path, separator: str, opened: Callable[[], BinaryIO]) -> None:
+    """Arrow reads an unclosed quote to the end of the file in silence; the standard library can be strict about it."""
+    with opened() as raw:
+        if not any(b'"' in block for block in iter(lambda: raw.read(1 << 20), b"")):
+            return
+    with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            for _ in reader:
+                pass
+        except csv.Error as error:
+            where = f"{path}: the quoted field that ends at row {reader.line_num} is broken"
+            raise ValueError(f"{where}: {error}. Close the quote.") from error
+
+
+def _read_csv(
+    path: Path, rejects: Rejects, kept: Mapping[str, str], form: Form, opened: Callable[[], BinaryIO]
+) -> Iterator[pl.DataFrame]:
+    columns, separator = _header(path, form, opened)
+    if form.quoted:
+        _check_quotes(path, separator, opened)
+    skipped, wrong = list[int](), list[pyarrow.csv.InvalidRow]()
+
+    def set_aside(bad: pyarrow.csv.InvalidRow) -> str:
+        skipped.append(bad.number)
+        wrong.extend([bad] if bad.text.strip() else [])
+        return "skip"
+
+    with opened() as file:
+        reader = _reader(
+            file,
+            # with threads the row numbers are lost
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=form.names or None, block_size=_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=separator,
+                quote_char='"' if form.quoted else False,
+                newlines_in_values=form.quoted,
+                ignore_empty_lines=False,
+                invalid_row_handler=set_aside,
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys([*columns, ""], pa.string()), strings_can_be_null=False
+            ),
+        )
+        first = 1 if form.names else 2
+        for batch in reader:
+            rows = np.setdiff1d(np.arange(first, first + len(batch) + len(skipped)), skipped)[: len(batch)]
+            first = int(rows[-1]) + 1 if len(rows) else first
+            skipped = [number for number in skipped if number >= first]
+            frame = pl.DataFrame(pl.from_arrow(batch.rename_columns(columns)))
+            frame = frame.with_columns(pl.Series(_ROW, rows, pl.Int64))
+            blank = pl.all_horizontal(pl.col(columns) == "")
+            yield _renamed(frame.remove(blank) if frame.select(blank.any()).item() else frame, kept)
+    for bad in wrong:  # not before: a file that turns out to be Latin-1 is read again
+        reason = f"{bad.actual_columns} columns instead of {bad.expected_columns}"
+        rejects.add(path.name, bad.number, reason, bad.text)
+    pa.default_memory_pool().release_unused()
+
+
+def _reader(file: BinaryIO, **options: Any) -> Iterable[pa.RecordBatch]:
+    """The rows of a CSV file; Arrow calls a header without a line end an empty file."""
+    try:
+        return pyarrow.csv.open_csv(file, **options)
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" not in str(error):
+            raise
+        return ()
+
+
+def _renamed(frame: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:
+    """The column ``row`` and those of ``names``."""
+    return frame.select(pl.col(_ROW).alias("row"), *(pl.col(name).alias(wanted) for name, wanted in names.items()))
+
+
+def together(frames: Iterable[pl.DataFrame], empty: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of all frames, each read when the one before is compact; ``empty`` has their columns."""
+    return pl.concat([compact(empty), *map(compact, frames)], rechunk=False)
+
+
+def compact(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows with each name of users and items in memory once."""
+    return frame.with_columns(_NAMES.cast(pl.Categorical))
+
+
+def parquet_header(path: Path) -> list[str]:
+    """Return the columns of a Parquet file or folder of parts, Hive partitions too. ValueError: it is cut off."""
+    return _parquet(path).schema.names
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        return pyarrow.dataset.dataset(path, format="parquet", partitioning="hive")
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: is not readable Parquet: {error}. Is the file cut off? Write it again.") from error
+
+
+def read_parquet(path: Path, names: Mapping[str, str], optional: Collection[str] = ()) -> pl.DataFrame:
+    """Return the columns ``names`` of a Parquet table as :func:`read_csv` does, with their types.
+
+    Raises:
+        ValueError: a column is missing, or the file is cut off or no Parquet.
+    """
+    dataset = _parquet(path)
+    kept = _kept(path, parquet_header(path), names, optional)
+
+    empty = pl.DataFrame(pl.from_arrow(dataset.schema.empty_table())).with_columns(pl.Series(_ROW, [], pl.Int64))
+
+    def read() -> Iterator[pl.DataFrame]:
+        first = 1
+        few = {"batch_readahead": 1, "fragment_readahead": 1, "use_threads": False, "batch_size": ROWS}
+        for batch in dataset.to_batches([*kept], **few):
+            rows = pl.Series(_ROW, np.arange(first, first + len(batch)), pl.Int64)
+            yield _renamed(pl.DataFrame(pl.from_arrow(batch)).with_columns(rows), kept)
+            first += len(batch)
+
+    try:
+        return together(read(), _renamed(empty, kept))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: is not readable Parquet: {error}. Is the file cut off? Write it again.") from error
