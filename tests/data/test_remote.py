@@ -81,10 +81,12 @@ CASES: dict[str, dict[str, str | bytes]] = {
         "u.item": "".join(f"{i}|{i.upper()}|||http://x|" + "|".join("1" + "0" * 18) + "\n" for i in "abc"),
     },
     "minionerec": {
-        f"{split}/Toys.csv": f"user_id,history_item_id,item_id\nu,\"['a', 'b']\",{target}\n"
-        for split, target in (("train", "c"), ("valid", "a"), ("test", "b"))
-    }
-    | {"info/Toys.txt": "<a>\tA\ta\n<b>\tB\tb\n<c>\tC\tc\n"},
+        "info/Toys.txt": "<a>\tA\ta\n<b>\tB\tb\n<c>\tC\tc\n",
+        **{
+            f"{split}/Toys.csv": f"user_id,history_item_id,item_id\nu,\"['a', 'b']\",{target}\n"
+            for split, target in (("train", "c"), ("valid", "a"), ("test", "b"))
+        },
+    },
 }
 
 
