@@ -110,13 +110,14 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         )
     data, tuning = read(config)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
+    embedder, of_embedder = make_embedder(config, data)
     base = make_base(config, data, scratch)
     template, form = bind(config, data, base)
     if long := long_prompts.long_titles(config, data, template):
         data, tuning = read(config, long)
         data = long_prompts.told(config, data, long)
         template, form = bind(config, data, base)
-    embedder, of_embedder = make_embedder(config, data)
+        embedder, of_embedder = make_embedder(config, data)
     supervised.make(config.supervised, data.catalogue, template)  # refuses what it is not defined for
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else folder_hash(str(base))
