@@ -42,6 +42,8 @@ class RecommendConfig:
     """Folder of interactions, as in jobs/sprec.py; every user's last titles are the history. Default: the data of the
     policy's run."""
     source: str = "auto"
+    columns: tuple[str, ...] = ()
+    """Columns of --data that have other names, as in jobs/sprec.py."""
     histories: str | None = None
     """Parquet or JSONL file with `user` and `history` (titles, oldest first) instead of --data."""
     users: str = "all"
@@ -162,6 +164,7 @@ def _open(settings: dict[str, Any]) -> Recommender:
 def _settings(config: RecommendConfig) -> dict[str, Any]:
     """Everything that decides the lists."""
     found = {name: value for name, value in asdict(config).items() if name not in ("placement", "out")}
+    found["columns"] = list(config.columns)  # as JSON gives them back
     for name in ("policy", "catalogue"):  # actors open them from other folders
         if found[name] and (path := Path(found[name]).expanduser()).exists():
             found[name] = str(path.absolute())
@@ -192,7 +195,7 @@ def _write_histories(config: RecommendConfig, folder: Path) -> None:
     if config.histories:
         tables = histories.from_file(config.histories)
     else:
-        tables = histories.from_logs(*place.data(config.source, config.data))
+        tables = histories.from_logs(*place.data(config.source, config.data, config.columns))
     if config.users != "all":
         tables = _chosen(tables, config.users)
     path, count = folder / "histories.parquet.partial", 0

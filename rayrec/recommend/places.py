@@ -27,7 +27,9 @@ class Place(NamedTuple):
     asked: dict[str, Any] | None
     """How it is asked (:data:`rayrec.models.card.FILE`); None where nothing tells."""
 
-    def data(self, source: str = "auto", data: str | None = None) -> tuple[DataConfig, int]:
+    def data(
+        self, source: str = "auto", data: str | None = None, columns: tuple[str, ...] = ()
+    ) -> tuple[DataConfig, int]:
         """Return which interactions its users have, by default those of its run, and how many titles of a prompt.
 
         Raises:
@@ -36,14 +38,15 @@ class Place(NamedTuple):
         own = self.settings.get("data", {})
         length = int(self.asked["history"]) if self.asked else 10
         if data is not None or source != "auto":
-            return DataConfig(source=source, data=data, bad_rows="drop"), length
+            return DataConfig(source=source, data=data, columns=tuple(columns), bad_rows="drop"), length
         if not own:
             raise ValueError(
                 f"{self.name}: a policy outside of a run has no data. Name users by --data DIR or --histories FILE."
             )
         names = {one.name for one in fields(DataConfig)} & {*own}
         given: dict[str, Any] = {name: tuple(v) if isinstance(v := own[name], list) else v for name in names}
-        return DataConfig(**given | {"bad_rows": "drop"}), length
+        given["bad_rows"] = "drop"
+        return DataConfig(**given), length
 
 
 def find(policy: str) -> Place:

@@ -186,8 +186,8 @@ def print_lists(lists: UserLists, console: Console | None = None) -> None:
     """Print what a few users chose next and their first three titles by two policies; a star marks a hit."""
     table = _grid(f"{len(lists.users)} users: {lists.title}", "chose next", lists.first, lists.last, left=3)
     for user in lists.users:
-        lists = (user.before, user.after)
-        cells = [Text("\n").join(_marked(title, user.target) for title in one[:3] or ["none"]) for one in lists]
+        both = (user.before, user.after)
+        cells = [Text("\n").join(_marked(title, user.target) for title in one[:3] or ["none"]) for one in both]
         table.add_row(plain(user.target), *cells, end_section=True)
     (console or _console(TABLE_WIDTH)).print(table)
 

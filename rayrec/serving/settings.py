@@ -30,6 +30,8 @@ class ServeConfig:
     data: str | None = None
     """Folder of interactions, as in jobs/sprec.py, instead of --histories: every user's last titles."""
     source: str = "auto"
+    columns: tuple[str, ...] = ()
+    """Columns of --data that have other names, as in jobs/sprec.py."""
     host: str = "127.0.0.1"
     """Address to listen on; one beyond this machine wants a token."""
     port: Annotated[int, _PORT] = 8000

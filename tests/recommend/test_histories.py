@@ -29,6 +29,17 @@ def test_logs_give_every_users_last_titles_oldest_first(tmp_path: Path) -> None:
     ]
 
 
+def test_logs_with_other_column_names_are_read(tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_text("buyer,item,at\nb,1,5\na,2,9\n")
+    (tmp_path / "items.csv").write_text("item,title\n1,One\n2,Two\n")
+    place = places.Place("model", "model", None, {}, None)
+    config, length = place.data(data=str(tmp_path), columns=("user=buyer", "timestamp=at"))
+    assert [(row["user"], row["history"]) for row in rows(histories.from_logs(config, length))] == [
+        ("a", ["Two"]),
+        ("b", ["One"]),
+    ]
+
+
 def test_a_policy_of_a_run_has_the_users_of_its_run(tmp_path: Path) -> None:
     own = {"source": "csv", "data": "/logs", "columns": ["user=customer"], "history": 7, "bad_rows": "stop", "old": 1}
     of_run = places.Place("NAME/01/prefer", "model", tmp_path, {"data": own}, {"history": 7})
@@ -37,6 +48,8 @@ def test_a_policy_of_a_run_has_the_users_of_its_run(tmp_path: Path) -> None:
         7,
     )
     assert of_run.data(data="/other") == (DataConfig(data="/other", bad_rows="drop"), 7)
+    named = of_run.data(data="/other", columns=("user=buyer",))
+    assert named == (DataConfig(data="/other", columns=("user=buyer",), bad_rows="drop"), 7)
     alone = places.Place("model", "model", None, {}, None)
     assert alone.data("synthetic") == (DataConfig(source="synthetic", bad_rows="drop"), 10)
     with pytest.raises(ValueError, match=r"outside of a run has no data\. Name users by --data DIR or --hist"):
