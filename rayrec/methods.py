@@ -85,6 +85,14 @@ def _recpo(margin: str) -> dict[str, Any]:
     return _prefer("recpo", "candidates", 3, loss=loss, train=train, adapters={"train": _PREFERENCE})
 
 
+def _rollouts(objective: str, batches: int, loss: dict[str, Any]) -> dict[str, Any]:
+    """A method that learns from groups of 16 beams, in ``batches`` steps of each roll-out."""
+    train, adapters = {"sft": False}, {"train": {"lr": 1e-5, "clip": 0.3}}
+    return _prefer(objective, "group_beams", 16, once=False, loss=loss, train=train, adapters=adapters) | {
+        "rollout": {"batches": batches}
+    }
+
+
 def _sft(**train: Any) -> dict[str, Any]:
     """A method that has the first SFT alone."""
     return {"train": {"iterations": 0, **train}}
@@ -111,7 +119,8 @@ _LLARA = {
     "train": {"first_lr": 5e-4, "first_epochs": 5, "first_warmup": 0.05, "batch": 128},
 }
 #: The methods of the papers as settings, by --method. ``offline`` methods tune once, against the first SFT, on all the
-#: rows of the iterations that they replace. ``adapters`` are settings for models that get some; the tiny one is trained
+#: rows of the iterations that they replace. A method with a ``rollout`` divides these rows into iterations of so many
+#: batches. ``adapters`` are settings for models that get some; the tiny one is trained
 #: whole. The run decides the rest: the number of rows, the first SFT of preference methods, and most protocols.
 METHODS: dict[str, dict[str, Any]] = {
     "zero-shot": _sft(first_rows=0),
@@ -138,6 +147,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "DynamicPO": _prefer(
         "dynamicpo", "candidates", 15, loss={"beta": 1.0, "shift": 6.0}, adapters={"train": _PREFERENCE}
     ),
+    "ReRe": _rollouts("rere", 1, {}),
+    "GSPO": _rollouts("gspo", 4, {"clip_low": 3e-4, "clip_high": 4e-4}),
     "DMPO": _prefer("dmpo", "random", 3),
     "RecPO": _recpo("ratio"),
     "RecPO-log-ratio": _recpo("log_ratio"),
@@ -211,6 +222,11 @@ def with_method(config: Config, method: str, model: str) -> Config:
         train = config.train
         once = {"iterations": 1, "sft": False, "rows_per_iteration": train.iterations * train.rows_per_iteration}
         groups["train"] = once | groups["train"]
+    if (rollout := groups.pop("rollout", None)) is not None:
+        train = config.train
+        rows = rollout["batches"] * train.prefer_batch
+        iterations = -(-train.iterations * train.rows_per_iteration // rows)
+        groups["train"] = {"iterations": iterations, "rows_per_iteration": rows} | groups["train"]
     return dataclasses.replace(config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in groups.items()})
 
 
@@ -244,7 +260,8 @@ def parse(
     """Read the command line; ``--config`` or ``--preset`` and then ``--method`` choose the defaults of all other flags.
 
     ``engines``: the names that ``--engine`` takes beside `auto`; without them it takes any. Beside ``--method``,
-    ``--iterations`` and ``--rows-per-iteration`` say what self-play would do: methods that tune once see as many rows.
+    ``--iterations`` and ``--rows-per-iteration`` say what self-play would do: methods that tune once see as many rows,
+    and methods with roll-outs of some batches of ``--prefer-batch`` as many, to a whole roll-out.
 
     Raises:
         ValueError: the file of ``--config`` is no run's config.json, or stands beside ``--preset``.
@@ -267,11 +284,12 @@ def parse(
         budget.add_argument("--iterations", type=int)
         budget.add_argument("--rows-per-iteration", type=int)
         given, rest = budget.parse_known_args(rest)
-        train = dataclasses.replace(default.train, **vars(given))
         named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         named.add_argument("--model", default=default.model.model)
-        model = named.parse_known_args(rest)[0].model
-        default = with_method(dataclasses.replace(default, train=train), chosen.method, model)
+        named.add_argument("--prefer-batch", type=int, default=default.train.prefer_batch)
+        also = named.parse_known_args(rest)[0]
+        train = dataclasses.replace(default.train, prefer_batch=also.prefer_batch, **vars(given))
+        default = with_method(dataclasses.replace(default, train=train), chosen.method, also.model)
         if prog and default.train.iterations == 0 and vars(given).get("iterations"):
             told = "--iterations %d: %s has none, and its run is the same with any."
             _log.warning(told, given.iterations, chosen.method)

@@ -45,6 +45,7 @@ FLAGS = """
 --prefer-epochs --warmup --schedule --weight-decay --clip --dtype --zero-stage
 --sft-loss --sft-temperature --sft-eta --sft-beams --sft-lam --sft-xi --sft-theta
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --shift --inner --anchor
+--clip-low --clip-high
 --smoothing
 --decode --normalise --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma
 --engine --endpoint --served --part
@@ -103,6 +104,8 @@ def test_methods_have_the_published_settings_and_flags_override_them() -> None:
         train = config.train
         if train.iterations == 1:  # offline methods tune once, on the rows of all iterations
             assert (train.rows_per_iteration, train.sft) == (3 * 2048, False)
+        elif (batches := METHODS[name].get("rollout", {}).get("batches")) is not None:  # the same rows, in roll-outs
+            assert (train.iterations, train.rows_per_iteration) == (3 * 2048 // (32 * batches), 32 * batches)
         else:
             assert (train.iterations, train.rows_per_iteration) in ((0, 2048), (3, 2048))
     for method, wanted in (("LLaRA", (8, 32, 5e-4, 5, 128)), ("TALLRec", (8, 16, 1e-4, 1, 128))):

@@ -17,6 +17,7 @@ from rayrec.data.candidates import CANDIDATES
 from rayrec.data.likings import one_by_one
 from rayrec.data.mapped import slices
 from rayrec.data.touched import Touched
+from rayrec.driver.groups import check_groups
 from rayrec.driver.long_prompts import rooms
 from rayrec.negatives import DEFAULTS, NEGATIVES, mixture
 from rayrec.objectives.settings import LossConfig, make_objective, resolve_sft
@@ -155,6 +156,8 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             "--no-sft and --no-prefer leave an iteration nothing to do. Leave one of them out, or add --iterations 0."
         )
+    if train.prefer and train.iterations:
+        check_groups(config)
     for name in mixture.parse(train.negatives):
         if "embedder" in NEGATIVES[name].needs and evaluate.embedder == "title":
             raise ValueError(
@@ -194,7 +197,8 @@ def _check_together(config: Config) -> None:
             "--ask liking has one question for each candidate, and no titles to prefer. Take --method TALLRec, which "
             "has --protocol candidates, --decode score and --iterations 0, and no --reweight."
         )
-    scored = train.score_negatives or any(NEGATIVES[name].decode == "score" for name in mixture.parse(train.negatives))
+    decoders = {NEGATIVES[name].decode for name in mixture.parse(train.negatives)}
+    scored = train.score_negatives or decoders & {"score", "beams"}
     searched = scored or set(evaluate.decode) - {"greedy", "free_beams", "gumbel"}
     if evaluate.normalise == "catalogue" and (config.data.ask == "liking" or not searched):
         raise ValueError(

@@ -14,6 +14,7 @@ from rayrec.data.candidates import CANDIDATES
 from rayrec.data.catalogue import Catalogue
 from rayrec.negatives.candidate_items import candidates_of, candidates_table, self_hard_table
 from rayrec.negatives.draw import Draw
+from rayrec.negatives.group import group_table
 from rayrec.negatives.popular_items import popular_table
 from rayrec.negatives.random_items import random_table
 from rayrec.negatives.self_play import finish_self_play
@@ -30,15 +31,16 @@ class Sampler(NamedTuple):
     #: (examples, each once, outputs, catalogue, draw): rows of schema.NEGATIVES, the same however it is divided.
     finish: Callable[[pa.Table, pa.Table | None, Catalogue, Draw], pa.Table]
     doc: str  #: its line of ``--help``
-    decode: Literal["greedy", "sample", "free_beams", "score", "gumbel"] | None = (
-        None  #: how the policy answers, if it does
-    )
+    #: How the policy answers, if it does.
+    decode: Literal["greedy", "sample", "beams", "free_beams", "score", "gumbel"] | None = None
     answers: Callable[[int], int] = lambda k: 1  #: answers to a prompt, or for ``score`` titles, from K
     #: For ``score``: the titles of each example whose log-probabilities ``outputs`` then holds, in the same order.
     choices: Callable[[pa.Table, Catalogue, Draw], list[list[str]]] | None = None
     #: ``touched``, ``later``, ``embedder``: fields of the draw that are filled (``embedder`` is ``draw.similar``);
     #: ``candidates``: the catalogue has a whole candidate set for every user, and K wrong titles are in it.
     needs: frozenset[Need] = frozenset()
+    #: Whether the titles are a group that may hold the target (:class:`rayrec.objectives.Group`), and not rejected.
+    groups: bool = False
 
 
 NEGATIVES: dict[str, Sampler] = {
@@ -55,6 +57,13 @@ NEGATIVES: dict[str, Sampler] = {
         "K distinct titles drawn by it",
         "gumbel",
         lambda k: k + 1,
+    ),
+    "group_beams": Sampler(
+        group_table,
+        "K beams over the catalogue, the target among them (ReRe)",
+        "beams",
+        lambda k: k,
+        groups=True,
     ),
     "random": Sampler(random_table, "uniform over items outside history and target"),
     "popular": Sampler(popular_table, "in proportion to popularity (RosePO)"),

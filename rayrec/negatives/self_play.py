@@ -36,7 +36,7 @@ def finish_self_play(
     from ``random``, ``raw`` null. Texts are equal after :func:`rayrec.data.text.fold`. Raises ValueError: an example
     has no row in ``outputs``; too few items are left to fill from.
     """
-    lists = _aligned(examples, outputs)
+    lists = aligned(examples, outputs)
     plain, table = _plain_rows(examples, lists, draw, sampler)
     others = np.flatnonzero(~plain)
     if not len(others):
@@ -62,7 +62,7 @@ def finish_self_play(
     return pa.concat_tables([table, table_of(made)]).take(order).combine_chunks()
 
 
-def _aligned(examples: pa.Table, outputs: pa.Table | None) -> dict[str, Any]:
+def aligned(examples: pa.Table, outputs: pa.Table | None) -> dict[str, Any]:
     """Return the texts, log-probabilities and ids of each example, as lists."""
     names = examples["example_id"]
     known = pa.array([], pa.string()) if outputs is None else outputs["example_id"]

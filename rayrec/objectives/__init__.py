@@ -11,6 +11,8 @@ from rayrec.objectives.dmpo import Dmpo
 from rayrec.objectives.dpo import Dpo
 from rayrec.objectives.dynamicpo import Dynamicpo
 from rayrec.objectives.flower import Flower
+from rayrec.objectives.group import Group
+from rayrec.objectives.gspo import Gspo
 from rayrec.objectives.ipo import Ipo
 from rayrec.objectives.kto import Kto
 from rayrec.objectives.msl import Msl
@@ -18,6 +20,7 @@ from rayrec.objectives.odpo import Odpo
 from rayrec.objectives.orpo import Orpo
 from rayrec.objectives.pairs import Pairs, chosen_nll, pairs_of, rewards
 from rayrec.objectives.recpo import Recpo
+from rayrec.objectives.rere import Rere
 from rayrec.objectives.rosepo import Rosepo
 from rayrec.objectives.sdpo import Sdpo
 from rayrec.objectives.simpo import Simpo
@@ -36,6 +39,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "odpo": Odpo,
     "orpo": Orpo,
     "dynamicpo": Dynamicpo,
+    "rere": Rere,
+    "gspo": Gspo,
 }
 DEFAULT = "dpo"
 SFT_LOSSES: dict[str, type[SftLoss]] = {"sft": SftLoss, "msl": Msl, "bear": Bear, "flower": Flower}
@@ -45,6 +50,7 @@ __all__ = [
     "OBJECTIVES",
     "SFT_LOSSES",
     "Choices",
+    "Group",
     "Objective",
     "Pairs",
     "SftLoss",

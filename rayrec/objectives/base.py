@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Protocol, get_args, get_type_hints
 
 import numpy as np
 
@@ -37,6 +38,42 @@ class Settings:
                 raise ValueError(f"Found {one.name} = {value}; it must be a finite number {'>=' if zero else '>'} 0.")
 
 
+class Shape(Protocol):
+    """What the answers of a micro-batch become for a loss: :class:`Pairs`, or :class:`~.group.Group`."""
+
+    groups: ClassVar[bool]
+    """Whether it reads groups that may hold the target (``negatives.Sampler.groups``), and no chosen answer."""
+
+    @staticmethod
+    def row(row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row (schema.TOKENS, the target as its first answer) with the answers that pass the model."""
+        ...
+
+    @classmethod
+    def of(
+        cls,
+        logprob_BA: Tensor,
+        rows: Sequence[Mapping[str, Any]],
+        ref_BA: Tensor | None = None,
+        baseline: float | None = None,
+        more: Collection[str] = (),
+    ) -> Any:
+        """Return what the loss is called with, from log π of the answers of these rows and, if it is needed, log π_ref.
+
+        ``baseline`` is z of the global batch, ``more`` are further columns of the rows that the objective reads.
+        """
+        ...
+
+    def logged(self, scale: float) -> dict[str, Tensor]:
+        """Return what a step records beside its loss: values of each example, [B], without gradient."""
+        ...
+
+    @staticmethod
+    def told(rows: Iterable[tuple[str, Sequence[str]]]) -> dict[str, float]:
+        """Return counts of a phase, from the target and the other titles of each of its rows."""
+        ...
+
+
 @dataclass(frozen=True)
 class Objective(Settings, ABC):
     """A loss per example; the batch loss is its mean.
@@ -45,7 +82,9 @@ class Objective(Settings, ABC):
     below, never a name.
     """
 
-    needs_reference: ClassVar[bool] = True  #: reads log π of the frozen reference
+    shape: ClassVar[type[Shape]] = Pairs  #: what it is called with
+    needs_reference: ClassVar[bool] = True  #: reads log π of the frozen reference, the policy as the phase starts
+    on_policy: ClassVar[bool] = False  #: learns from the answers of the very policy that it moves: in one step a phase
     #: Columns of the training rows (``training.pair_columns.COLUMNS``) without which there is no loss.
     reads: ClassVar[frozenset[str]] = frozenset()
     smooths: ClassVar[bool] = False  #: honours ``smoothing_BK``; one that needs it also ``reads`` smoothing
@@ -53,8 +92,11 @@ class Objective(Settings, ABC):
     least_batch: ClassVar[int] = 1  #: smallest global batch
 
     @abstractmethod
-    def __call__(self, pairs: Pairs) -> Tensor:
-        """Return ``loss_B``; 0 for an example without a rejected answer, unless its docstring has another rule."""
+    def __call__(self, pairs: Any, /) -> Tensor:
+        """Return ``loss_B`` of a batch of the ``shape``.
+
+        Of :class:`Pairs`: 0 for an example without a rejected answer, unless its docstring has another rule.
+        """
 
     @property
     def scale(self) -> float:

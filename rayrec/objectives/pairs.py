@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,34 @@ class Pairs:
     score_rejected_BK: Tensor | None = None
     baseline_B: Tensor | None = None  #: z, the reference point of the global batch
     columns_BA: Mapping[str, Tensor] = field(default_factory=dict)  #: further columns, the chosen answer first
+    groups: ClassVar[bool] = False
+
+    @staticmethod
+    def row(row: dict[str, Any]) -> dict[str, Any]:
+        """Return a token row as it passes the model: its answers are the chosen one and then the rejected ones."""
+        return row
+
+    @classmethod
+    def of(
+        cls,
+        logprob_BA: Tensor,
+        rows: Sequence[Mapping[str, Any]],
+        ref_BA: Tensor | None = None,
+        baseline: float | None = None,
+        more: Collection[str] = (),
+    ) -> Pairs:
+        """Return :func:`pairs_of` these."""
+        return pairs_of(logprob_BA, rows, ref_BA, baseline, more)
+
+    def logged(self, scale: float) -> dict[str, Tensor]:
+        """Return the :func:`rewards` of each example."""
+        margin_B, accuracy_B = rewards(self, scale)
+        return {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
+
+    @staticmethod
+    def told(rows: Iterable[tuple[str, Sequence[str]]]) -> dict[str, float]:
+        """Return nothing: the negatives of a phase are counted where they are made."""
+        return {}
 
 
 def need(value: Tensor | None, name: str) -> Tensor:
@@ -121,19 +149,10 @@ def pairs_of(
     """
     import torch
 
-    B, A = logprob_BA.shape
-
-    def padded(values: list[Any], width: int) -> Any:
-        """Lists as [B, width], zeros at their ends; None where the rows have none."""
-        if values[0] is None:
-            return None
-        table = torch.zeros(B, width)
-        for b, one in enumerate(values):
-            table[b, : len(one)] = torch.as_tensor(one)
-        return table.to(logprob_BA.device, non_blocking=True)
-
-    lengths_BA = padded([[len(answer) for answer in row["answers"]] for row in rows], A)
-    scores_BA = padded([row["scores"] for row in rows], A)
+    (B, A), device = logprob_BA.shape, logprob_BA.device
+    lengths_BA = padded([[len(answer) for answer in row["answers"]] for row in rows], A, device)
+    scores_BA = None if rows[0]["scores"] is None else padded([row["scores"] for row in rows], A, device)
+    doubts_BK = None if rows[0]["smoothing"] is None else padded([row["smoothing"] for row in rows], A - 1, device)
     return Pairs(
         chosen_B=logprob_BA[:, 0],
         rejected_BK=logprob_BA[:, 1:],
@@ -142,9 +161,19 @@ def pairs_of(
         ref_rejected_BK=None if ref_BA is None else ref_BA[:, 1:],
         chosen_length_B=lengths_BA[:, 0],
         rejected_length_BK=lengths_BA[:, 1:],
-        smoothing_BK=padded([row["smoothing"] for row in rows], A - 1),
+        smoothing_BK=doubts_BK,
         score_chosen_B=None if scores_BA is None else scores_BA[:, 0],
         score_rejected_BK=None if scores_BA is None else scores_BA[:, 1:],
-        baseline_B=None if baseline is None else torch.full((B,), baseline, device=logprob_BA.device),
-        columns_BA={name: padded([row[name] for row in rows], A) for name in more},
+        baseline_B=None if baseline is None else torch.full((B,), baseline, device=device),
+        columns_BA={name: padded([row[name] for row in rows], A, device) for name in more},
     )
+
+
+def padded(values: Sequence[Sequence[float]], width: int, device: Any) -> Tensor:
+    """Return lists as [B, width] on ``device``, zeros at their ends."""
+    import torch
+
+    table = torch.zeros(len(values), width)
+    for b, one in enumerate(values):
+        table[b, : len(one)] = torch.as_tensor(one)
+    return table.to(device, non_blocking=True)

@@ -111,6 +111,11 @@ def resolve(loss: LossConfig) -> LossConfig:
         raise ValueError(
             f"--anchor is {loss.anchor}, wanted a finite number, 0 or more. Without it there is no anchor."
         )
+    if loss.anchor and objective.shape.groups:
+        raise ValueError(
+            f"--anchor {loss.anchor:g} pulls at a chosen answer, and --objective {name} learns from groups, which have "
+            "none. Leave --anchor out."
+        )
     if smoothing == "auto":
         smoothing = "sasrec" if needed else "none"
     if smoothing == "none" and needed:

@@ -29,6 +29,7 @@ NOT_READ_FIRST: dict[str, tuple[str, ...]] = {
         *("train.prefer_batch", "train.prefer_epochs", "train.warmup", "train.schedule"),
         *("loss.objective", "loss.beta", "loss.gamma", "loss.lam", "loss.margin", "loss.tau", "loss.average"),
         *("loss.alpha", "loss.lambda_d", "loss.lambda_u", "loss.smoothing", "loss.anchor", "loss.shift", "loss.inner"),
+        *("loss.clip_low", "loss.clip_high"),
     ),
     "decides what generators write and how it is judged": (
         *("model.max_new_tokens", "train.negatives", "train.num_negatives", "train.score_negatives"),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from rayrec.data import preferences
+from rayrec.data.mapped import slices
 from rayrec.lanes import Lane, Planned, Policy, Shared
 from rayrec.objectives.settings import make_objective
 from rayrec.runs import cache
@@ -126,7 +127,7 @@ class TrainLane(Lane):
             names = objective.reads | ({"smoothing"} if loss.smoothing != "none" else set())
             known = pair_columns.Known(self.shared.data, train.target != "next", judge)
             table = pair_columns.fill(preferences.pairs(rows, rejected), names, known)
-            counts = {}
+            counts = dict[str, float]()
             if objective.ordered:
                 table, counts["unordered"] = pair_columns.ordered(table)
                 if counts["unordered"] and not len(table):
@@ -136,6 +137,11 @@ class TrainLane(Lane):
                         "--objective."
                     )
             counts["left_out"] = len(rows) - len(table)
+            titles = (some.select(["chosen", "rejected"]).to_pylist() for some in slices(table))
+            if told := objective.shape.told((row["chosen"], row["rejected"]) for some in titles for row in some):
+                self.shared.progress.log(name, ", ".join(f"{key} {value:.4g}" for key, value in told.items()))
+                facts |= told
+                counts |= told
             table = preferences.arrange(table, train.prefer_batch, train.prefer_epochs, seed, name, names)
             table = pair_columns.fill(table, names, known, of_batches=True)
             self._sample(table, t)
@@ -153,7 +159,7 @@ class TrainLane(Lane):
         batch: int,
         pace: Pace,
         dropout: float,
-        counts: dict[str, int] | None = None,
+        counts: dict[str, float] | None = None,
         items: Path | None = None,
     ) -> dict:
         """Train a policy into ``folder`` on the arranged rows of ``table``; returns the phase's metrics."""

@@ -70,7 +70,7 @@ class Preference(Steps):
 
     def train(self, done: list[dict]) -> list[dict]:
         from rayrec.models.logprobs import carried
-        from rayrec.objectives import chosen_nll, pairs_of, rewards
+        from rayrec.objectives import chosen_nll
 
         objective, begun, first = self.process.objective, len(done), self.slots.start
         anchor = self.config.loss.anchor
@@ -93,12 +93,16 @@ class Preference(Steps):
             ref_BA = reference(rows)
             if ref_BA is not None:
                 ref_BA = carried(ref_BA[:, : logprob_BA.shape[1]], logprob_BA.device)
-            pairs = pairs_of(logprob_BA, rows, ref_BA, baseline, further)
-            margin_B, accuracy_B = rewards(pairs, objective.scale)
-            loss_B = objective(pairs) + anchor * chosen_nll(pairs) if anchor else objective(pairs)
-            return loss_B, {"reward_margin": margin_B, "reward_accuracy": accuracy_B}
+            made = objective.shape.of(logprob_BA, rows, ref_BA, baseline, further)
+            loss_B = objective(made) + anchor * chosen_nll(made) if anchor else objective(made)
+            return loss_B, made.logged(objective.scale)
 
         return self._steps(done, self._rows(begun), loss, lambda row: float(row["weight"] > 0), before)
+
+    def _rows(self, begun: int) -> Iterator[list[dict]]:
+        """Yield the rows of each step with the answers that pass the model, as the objective's shape has them."""
+        shaped = self.process.objective.shape.row
+        return ([*map(shaped, rows)] for rows in super()._rows(begun))
 
     def _reference(self, begun: int) -> Any:
         """log π_ref of every answer and then of the neighbour, of this worker's rows from step ``begun`` on: [S, B, A].

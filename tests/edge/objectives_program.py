@@ -1,6 +1,6 @@
 """One training process of ``world``: a phase with each objective and each supervised loss over the catalogue.
 
-Started by test_objectives.py.
+Started by test_objectives.py. Objectives of groups learn from other rows than those of pairs.
 
 Policies lie in ``root/NAME/policy``, and what the steps recorded in ``root/steps.json``.
 """
@@ -48,7 +48,12 @@ SETTINGS: dict[str, dict[str, float]] = {
     "orpo": {"lam": 0.35},
     "dynamicpo": {"beta": 0.8, "shift": 1.5},
     "anchored": {"beta": 0.5, "anchor": 0.8},
+    "rere": {},
+    "gspo": {"clip_low": 0.004, "clip_high": 0.003},
 }
+#: Those of groups, whose rows are in ``root/groups.parquet``, with what they want of a run.
+GROUPS = ("rere", "gspo")
+ROLLOUT = ["--negatives", "group_beams", "--num-negatives", "4", "--no-sft", "--rows-per-iteration", "32"]
 #: The same of the supervised losses that read the catalogue; `ats` is MSL with a temperature that adapts itself.
 SUPERVISED: dict[str, tuple[str, dict[str, float]]] = {
     "msl": ("msl", {"temperature": 1.7}),
@@ -89,6 +94,7 @@ def settings(name: str) -> Config:
     else:
         args += ["--objective", "sdpo" if name == "anchored" else name]
         args += [f"--{one.replace('_', '-')}={value}" for one, value in SETTINGS[name].items()]
+        args += ROLLOUT if name in GROUPS else []
     return resolve(parse("", [*args, "--dtype", "float32", "--checkpoint-steps", "0", "--checkpoint-seconds", "0"]))
 
 
@@ -119,6 +125,7 @@ def main(root: Path, rank: int, world: int) -> None:
     doubted = Tokenise("prefer", template)(table)
     place = doubted.column_names.index("smoothing")
     sure = doubted.set_column(place, "smoothing", pa.nulls(len(doubted), doubted["smoothing"].type))
+    groups = Tokenise("prefer", template)(pq.read_table(root / "groups.parquet"))
     for name in [*SETTINGS, "outside", *SUPERVISED]:
         config = settings("dpo" if name == "outside" else name)
         setup: dict[str, Any] = {"config": config, "base": base, "gpu": False, "storage": Storage("")}
@@ -141,7 +148,7 @@ def main(root: Path, rank: int, world: int) -> None:
             key="k",
             schedule="constant",
         )
-        tokens = doubted if name == "rosepo" else sure
+        tokens = groups if name in GROUPS else doubted if name == "rosepo" else sure
         steps[name] = worker.run(phase, partial(shard, tokens, rank, world))["steps"]
     if rank == 0:
         (root / "steps.json").write_text(json.dumps(steps))

@@ -139,6 +139,37 @@ def test_d3_is_both_models_word(mixed: Path) -> None:
         assert row["logprobs"] == pytest.approx((alpha * policy_A + (1 - alpha) * judge_A).tolist(), abs=1e-3)
 
 
+def test_rere_learns_from_groups_of_its_own_beams(runs: Path) -> None:
+    """Two roll-outs of a batch each: titles in the order of the policy that wrote them, the target where it stands."""
+    rows = ["--iterations", "1", "--rows-per-iteration", "16", "--num-negatives", "24", "--lr", "1e-3", "--keep", "all"]
+    rows += ["--test-rows", "32", "--valid-rows", "16", "--decode", "beams", "--normalise", "catalogue"]
+    folder = Command(runs, "rere", "--method", "ReRe", *rows).wait()
+    titles = {*Catalogue.from_table(pq.read_table(folder / "catalogue.parquet")).titles}
+    found = {r["phase"]: r for r in records(folder) if r["kind"] == "prefer"}
+    assert [*found] == ["01/prefer", "02/prefer"] and not (folder / "01" / "sft").exists()
+    held = []
+    for name, policy in (("01", "00/sft"), ("02", "01/prefer")):
+        made = pq.read_table(folder / name / "negatives" / "group_beams.parquet").to_pylist()
+        trained = [row for row in pq.read_table(folder / name / "prefer" / "rows.parquet").to_pylist() if row["weight"]]
+        assert {row["policy"] for row in made} == {policy} and len(made) == 8 * 24 and len(trained) == 8
+        for row in trained:
+            group = [one for one in made if one["example_id"] == row["example_id"]]
+            assert [one["text"] for one in group] == row["rejected"] and len({*row["rejected"]}) == 24
+            assert {*row["rejected"]} <= titles
+            logprobs = [one["logprob"] for one in group]
+            assert logprobs == sorted(logprobs, reverse=True) and sum(map(math.exp, logprobs)) < 1
+        hits = sum(row["chosen"] in row["rejected"] for row in trained)
+        record = found[f"{name}/prefer"]
+        assert (record["groups_with_target"], record["group_hit"], record["final_group_hit"]) == (
+            (hits, hits / 8, pytest.approx(hits / 8))
+        )
+        assert record["steps"] == 1 and abs(record["first_loss"]) < 1e-5
+        assert (record["final_grad_norm"] > 0) == (hits > 0)
+        held.append(hits)
+    assert sum(held)  # else nothing was learnt, and nothing tested
+    assert f"groups_with_target {held[0]}" in (runs / "rere.log").read_text()
+
+
 def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
     """TALLRec, with the item vectors of LLaRA in its questions: one run for both."""
     rows = ["--test-rows", "48", "--valid-rows", "16"]

@@ -23,7 +23,7 @@ from rayrec.prompts import Template, make_template
 from rayrec.runs.manifest import read_json
 from tests.edge.conftest import ROOT
 from tests.edge.network import free_port
-from tests.edge.objectives_program import BATCH, LR, SETTINGS, STEPS, SUPERVISED, TITLES, catalogue, letters
+from tests.edge.objectives_program import BATCH, GROUPS, LR, SETTINGS, STEPS, SUPERVISED, TITLES, catalogue, letters
 
 
 def rows() -> pa.Table:
@@ -39,12 +39,23 @@ def rows() -> pa.Table:
     return preferences.with_neighbours(preferences.arrange(table, BATCH, 1, 0, "t"))
 
 
+def groups() -> pa.Table:
+    """The same examples with groups of two to four titles; in every third group the target is missing."""
+    table = rows()
+    made = []
+    for i, row in enumerate(table.to_pylist()):
+        others = [title for title in TITLES if title != row["chosen"]][i % 5 :][: 2 + i % 2]
+        made.append([*others[: i % 2], *[row["chosen"]] * (i % 3 > 0), *others[i % 2 :]])
+    return schema.with_column(schema.with_column(table, "rejected", made), "scores", [None] * len(table))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the policies of all objectives, by two workers of one process group."""
     root = tmp_path_factory.mktemp("objectives")
     make_tiny(TITLES, ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), root / "base", 0)
     pq.write_table(rows(), root / "rows.parquet")
+    pq.write_table(groups(), root / "groups.parquet")
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     with (root / "log").open("w") as log:
@@ -72,8 +83,24 @@ def minus_log_sigmoid(x: Tensor) -> Tensor:
     return torch.log1p(torch.exp(-x))
 
 
+def of_group(name: str, l_K: Tensor, length_K: Tensor, row: dict, delta_K: Tensor) -> Tensor:
+    """A loss over a group: log π of its titles, their tokens, and log π - log π_old."""
+    place = row["rejected"].index(row["chosen"]) if row["chosen"] in row["rejected"] else None
+    gains = [1 / math.log2(k + 2) for k in range(len(l_K))]
+    reward_K = torch.tensor([1.0 if k == place else -gain / sum(gains) for k, gain in enumerate(gains)])
+    reward_K = reward_K * (place is not None)
+    a_K = (reward_K - reward_K.mean()) / (torch.std(reward_K) + 1e-4)
+    if name == "rere":  # REINFORCE, and the value of a ratio, 1
+        return -(a_K * (1 + (l_K - l_K.detach()) / length_K)).mean()
+    s, ratio_K = SETTINGS[name], (delta_K / length_K).exp()
+    kept_K = ratio_K.clamp(1 - s["clip_low"], 1 + s["clip_high"])
+    return -torch.minimum(ratio_K * a_K, kept_K * a_K).mean()
+
+
 def formula(name: str, w: Tensor, l_K: Tensor, lengths: list[int], row: dict, delta_w: Tensor, delta_K: Tensor, z):
     """The formula: log π of the chosen and rejected answers, Δ of both, tokens, and KTO's z."""
+    if name in GROUPS:
+        return of_group(name, l_K, torch.tensor(lengths[1:]), row, delta_K)
     if name == "outside":
         return (torch.tensor(letters(row)[1:]) * (1 - delta_w + delta_K).clamp(min=0)).mean()
     s = SETTINGS[name]
@@ -131,7 +158,8 @@ def plain(root: Path, name: str) -> tuple[list[float], dict[str, Tensor]]:
         logp_TV = lm(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         return logp_TV[range(len(answer)), answer].sum()
 
-    table, found = [row for row in rows().to_pylist() if row["weight"]], []
+    own_rows = groups() if name in GROUPS else rows()
+    table, found = [row for row in own_rows.to_pylist() if row["weight"]], []
     for step in range(STEPS):
         batch, losses = [row for row in table if row["step"] == step], []
         with torch.no_grad():
@@ -233,7 +261,11 @@ def test_the_worker_takes_the_steps_of_the_formula(trained: Path, name: str) -> 
         assert steps[-1]["temperature"] == pytest.approx(temperature, rel=1e-5)
     else:
         losses, wanted = plain(trained, name)
-    assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-5)
+    assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-5, abs=1e-6 * (name in GROUPS))
+    if name in GROUPS:
+        table = [row for row in groups().to_pylist() if row["weight"]]
+        held = [[r["weight"] * (r["chosen"] in r["rejected"]) for r in table if r["step"] == n] for n in range(STEPS)]
+        assert [step["group_hit"] for step in steps] == pytest.approx([sum(one) / len(one) for one in held])
     start, found = (load_file(folder / "model.safetensors") for folder in (trained / "base", trained / name / "policy"))
     moved = torch.cat([(wanted[key] - start[key]).abs().flatten() for key in found])
     errors = torch.cat([(wanted[key] - found[key]).abs().flatten() for key in found])

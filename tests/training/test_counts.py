@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rayrec.data import schema
 from rayrec.models import adapters, policy
 from rayrec.models.logprobs import Packed, PackedLM, pack
-from rayrec.objectives import OBJECTIVES, pairs_of, rewards
+from rayrec.objectives import OBJECTIVES
 
 #: Operations that launch nothing.
 VIEWS = {"view", "_unsafe_view", "reshape", "t", "transpose", "expand", "slice", "select", "unsqueeze", "squeeze"}
@@ -90,9 +90,10 @@ def test_a_step_reads_nothing_back(name: str) -> None:
     further = sorted(objective.reads - set(schema.PREFERENCES.names))
     row: dict[str, Any] = {"answers": [[2] * 4] * 3, "scores": [5.0, 3.0, 1.0], "smoothing": [0.1, 0.2]}
     rows = [row | dict.fromkeys(further, [1.0] * 3)] * 2
-    pairs = pairs_of(logprob_BA, rows, torch.zeros(2, 3).to("meta"), 0.5, further)
-    margin_B, accuracy_B = rewards(pairs, objective.scale)
-    loss_B = objective(pairs)
+    passed = [objective.shape.row(row) for row in rows]
+    width = len(passed[0]["answers"])
+    made = objective.shape.of(logprob_BA[:, :width], passed, torch.zeros(2, width).to("meta"), 0.5, further)
+    logged, loss_B = made.logged(objective.scale), objective(made)
     loss_B.sum().backward()
-    assert {one.device.type for one in (margin_B, accuracy_B, loss_B)} == {"meta"}
+    assert {one.device.type for one in (*logged.values(), loss_B)} == {"meta"} and logged
     assert all(p.grad is not None and p.grad.device.type == "meta" for p in lm.parameters() if p.requires_grad)

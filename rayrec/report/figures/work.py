@@ -28,6 +28,7 @@ def training(steps: Mapping[str, Sequence[Row]]) -> str:
         ("prefer", "loss", "Preference loss  ↓", "nats per example"),
         ("prefer", "reward_margin", "Reward margin  ↑", "β · nats, chosen − rejected"),
         ("prefer", "reward_accuracy", "Reward accuracy  ↑", "share of pairs"),
+        ("prefer", "group_hit", "Groups with the target  ↑", "share of rows"),
     )
     for kind, key, title, unit in wanted:
         of_kind = {phase: found for phase, found in steps.items() if phase.endswith(f"/{kind}")}
@@ -59,7 +60,7 @@ def _training_panel(axes: Axes, key: str, rows: Mapping[str, Sequence[Row]]) -> 
         x = [sum(value(row, "step") for row in part) / len(part) for part in points]
         y = [sum(value(row, key) for row in part) / len(part) for part in points]
         axes.plot(x, y, color=colour, linewidth=1.1, label=phase)
-    if key == "reward_accuracy":
+    if key in ("reward_accuracy", "group_hit"):
         axes.set_ylim(0, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis="x", visible=False)
