@@ -1,6 +1,7 @@
 """Speed, side by side with what people use: ratios from one run on this machine.
 
     python jobs/bench.py preference              # the packed preference step against TRL's DPOTrainer
+    python jobs/bench.py losses                  # every loss beside sft or dpo, catalogue beams, groups against TRL's
     python jobs/bench.py decode                  # catalogue-constrained beams against vLLM's and Hugging Face's
     python jobs/bench.py real                    # a real model: steps against TRL's, answers against vLLM's and HF's
     python jobs/bench.py ground                  # exact nearest titles against numpy's argsort and faiss
@@ -13,19 +14,19 @@
     python jobs/bench.py estimate --rounds 1     # the estimate of --dry-run --cluster against runs and workers
     python jobs/bench.py preference --quick --json out.json
 
-Every contender runs in a process of its own, in turn, for several rounds; a ratio is the median over the rounds, its
-spread the smallest and the largest. A contender that fails or exceeds --limit is not run again, and its row has the
-reason.
+Every contender runs in a process of its own, in turn, for several rounds; the losses take turns in one process. A ratio
+is the median over the rounds, its spread the smallest and the largest. A contender that fails or exceeds --limit is not
+run again, and its row has the reason.
 
 --json writes a record for every row. It has all fields of its bench, None where there is no value:
 
-    k, users (preference); width, titles, prompts (decode); what, k, width, rows (real); items, queries (ground);
-    rows, what, logical, processes (overhead); rows, processes (rows);
+    k, users (preference); what, k, rows (losses); width, titles, prompts (decode); what, k, width, rows (real);
+    items, queries (ground); rows, what, logical, processes (overhead); rows, processes (rows);
     name, weights, again, k, kind (memory); clients, titles (serve); case, what, rows, args (estimate);
     cards, rows (scale); users, what, titles (recommend); dtype
                         the setting
-    against             trl, trl_cached; vllm, hf, vllm_choice; scripts; faiss, numpy; ray; ray_data; single; measured;
-                        allowed; one, small
+    against             trl, trl_cached; sft, dpo, vocabulary; vllm, hf, vllm_choice; scripts; faiss, numpy; ray;
+                        ray_data; single; measured; allowed; one, small
     rounds              number of measurements
     ours, theirs        the median rates, in the unit that the table's title names
     ratio, spread       ours / theirs: the median over the rounds, and the smallest and the largest
@@ -52,7 +53,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BENCHES = (
-    *("preference", "decode", "real", "ground", "overhead", "rows", "memory"),
+    *("preference", "losses", "decode", "real", "ground", "overhead", "rows", "memory"),
     *("serve", "recommend", "estimate", "scale"),
 )
 #: Where `make real` keeps its model and its data.
@@ -108,13 +109,24 @@ def cases(bench: Any, args: argparse.Namespace, scratch: Path) -> list[tuple[dic
 
 def compare(bench: Any, args: argparse.Namespace, setting: dict[str, Any], rivals: list[str]) -> list[dict[str, Any]]:
     """Measure ours and the rivals in turn; one record per rival."""
+    rounds = 1 if args.quick else args.rounds
+    if "together" in setting:
+        return in_turn(bench, args, setting | {"rounds": rounds}, rivals[0])
     made: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *rivals)}
-    for _ in range(1 if args.quick else args.rounds):
+    for _ in range(rounds):
         for name, results in made.items():
             if not results or "failed" not in results[-1]:
                 results.append(run_one(args, setting, name))
                 print(f"{setting} {name}: {results[-1]}", flush=True)
     return [record_of(bench, setting, name, made["ours"], made[name]) for name in rivals]
+
+
+def in_turn(bench: Any, args: argparse.Namespace, setting: dict[str, Any], rival: str) -> list[dict[str, Any]]:
+    """Measure the names of ``together`` and a rival in one process, in turn; one record for each name."""
+    found, names = run_one(args, setting, rival), setting["together"]
+    made = found.get("made") or {name: [found] for name in (*names, rival)}
+    print(f"{bench.shown(setting)} {made}", flush=True)
+    return [record_of(bench, setting | {"what": name}, rival, made[name], made[rival]) for name in names]
 
 
 def record_of(bench: Any, setting: dict[str, Any], name: str, ours: list[dict], theirs: list[dict]) -> dict[str, Any]:

@@ -48,6 +48,19 @@ def test_preference_steps_end_with_the_loss_of_trl(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_losses_take_turns_and_groups_have_the_gradient_of_trl(tmp_path: Path) -> None:
+    records = bench(tmp_path, "losses", "--against", "sft", "trl")
+    assert [(record["what"], record["against"]) for record in records] == [
+        *((name, "sft") for name in ("msl", "bear", "flower")),
+        ("rere", "trl"),
+    ]
+    for record in records:
+        assert set(record) == fields("what", "k", "rows", facts=("grad_norm",))
+        assert record["failed"] is None and record["ratio"] > 0 and record["ours_grad_norm"] > 0
+    assert records[-1]["ours_grad_norm"] == pytest.approx(records[-1]["theirs_grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_constrained_beams_are_titles(tmp_path: Path) -> None:
     (record,) = bench(tmp_path, "decode")
     facts = ("invalid", "trie_seconds", "trie_bytes")

@@ -12,7 +12,7 @@ import random
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benches import peak, reset_peak
 
@@ -90,7 +90,15 @@ def timed(answer: Any, asked: list, names: list[str], template: Any, **facts: An
     return {"rate": len(asked) / seconds, "memory": max(1, peak() - before), "invalid": invalid, **facts}
 
 
-def ours(base: str, dtype: str, asked: list, width: int, names: list[str], template: Any) -> dict[str, Any]:
+def ours(
+    base: str,
+    dtype: str,
+    asked: list,
+    width: int,
+    names: list[str],
+    template: Any,
+    normalise: Literal["vocabulary", "catalogue"] = "vocabulary",
+) -> dict[str, Any]:
     from rayrec.decoding import Trie, beam_search
     from rayrec.models.policy import load_base
 
@@ -101,7 +109,7 @@ def ours(base: str, dtype: str, asked: list, width: int, names: list[str], templ
     facts = {"trie_seconds": time.perf_counter() - begun, "trie_bytes": peak() - before}
 
     def answer(prompts: list) -> list:
-        return [[ids[i] for i, _ in one] for one in beam_search(model, prompts, trie, width)]
+        return [[ids[i] for i, _ in one] for one in beam_search(model, prompts, trie, width, normalise=normalise)]
 
     return timed(answer, asked, names, template, **facts)
 
