@@ -139,6 +139,7 @@ def test_d3_is_both_models_word(mixed: Path) -> None:
         assert row["logprobs"] == pytest.approx((alpha * policy_A + (1 - alpha) * judge_A).tolist(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_rere_learns_from_groups_of_its_own_beams(runs: Path) -> None:
     """Two roll-outs of a batch each: titles in the order of the policy that wrote them, the target where it stands."""
     rows = ["--iterations", "1", "--rows-per-iteration", "16", "--num-negatives", "24", "--lr", "1e-3", "--keep", "all"]
