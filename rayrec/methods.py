@@ -49,7 +49,6 @@ PRESETS = {
             "rows_per_iteration": 128,
             "batch": 16,
             "prefer_batch": 16,
-            "lr": 1e-4,
         },
         evaluate={"decode": ("greedy", "beams")},
     ),
