@@ -118,7 +118,7 @@ def _test(rows: dict[str, dict], of: dict[str, list[Cell]], against: str, tested
     for entry, (method, _, key) in zip(entries, each, strict=True):
         if entry["value"] is not None:
             rows[method][f"Δ{key}"] = entry
-    known = [(entry, entry["p"]) for entry in entries if entry.get("p") is not None]
+    known = [(entry, p) for entry in entries if (p := entry.get("p")) is not None]
     for (entry, _), p in zip(known, holm([p for _, p in known]), strict=True):
         entry["p_holm"] = float(p)
 
