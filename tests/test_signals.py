@@ -46,6 +46,8 @@ hashlib.pbkdf2_hmac("sha512", b"long", b"", 10**9)  # in C, where no handler of 
 def started(script: str) -> tuple[subprocess.Popen[str], str]:
     """A process of the script, and the first line that it prints."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Under nohup these tests inherit an ignored SIGHUP, which a process of its own keeps ignoring.
+    script = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n" + script
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes)
     assert process.stdout
     return process, process.stdout.readline()
