@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import subprocess
@@ -71,11 +72,12 @@ def watched(folder: Path, answers: dict[str, dict[str, Any]], chosen: dict[str, 
             output = {"recommendedItems": [item["title"] for item in answer["items"]]}
             output |= {name: answer[name] for name in ("policy", "catalogue", "fallback")}
             file.write(json.dumps({"input": {"userId": user}, "output": output, "error": None}) + "\n")
-    for name, head, lines in (
-        ("outcomes.csv", "user,title", [f'"{user}","{title}"' for user, title in chosen.items()]),
-        ("titles.csv", "title", [f'"{title}"' for title in titles]),
+    for name, rows in (
+        ("outcomes.csv", [("user", "title"), *chosen.items()]),
+        ("titles.csv", [("title",), *((title,) for title in titles)]),
     ):
-        (folder / name).write_text("\n".join([head, *lines]))
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
     line = [sys.executable, "-m", "rayrec.watch", str(folder / "nightly.parquet"), str(folder / "online.jsonl")]
     line += ["--catalogue", str(folder / "titles.csv"), "--outcomes", str(folder / "outcomes.csv"), "--k", str(K)]
     line += ["--out", str(folder / "watch.html"), "--json", str(folder / "watch.json"), "--limits", "coverage>0.99"]
