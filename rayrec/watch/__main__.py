@@ -60,7 +60,7 @@ def watch(config: WatchConfig) -> list[str]:
     grid = Table(*head)
     for row in rows:
         grid.add_row(*map(plain, row))
-    Console().print(grid)
+    Console(width=None if sys.stdout.isatty() else 250).print(grid)
     write_text(Path(config.out), page.page(watched, config.k, wrong))
     if config.json:
         write_json(Path(config.json), [one.row() for one in watched])
