@@ -121,6 +121,8 @@ class EvaluateConfig:
     d3_alpha: float | None = None
     """Weight of the language model in `d3`, SASRec has the rest; default: the one of 0.1, 0.3, 0.5, 0.7, 0.9 with the
     best NDCG on the validation rows, logged with every result."""
+    every: Annotated[int, POSITIVE] = 1
+    """Iterations from one evaluation to the next; the first SFT and the last iteration are always evaluated."""
     beam_width: Annotated[int, POSITIVE] = 10
     """Beams of a search."""
     top_k: Annotated[tuple[int, ...], POSITIVE] = (1, 5, 10)

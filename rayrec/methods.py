@@ -226,6 +226,7 @@ def with_method(config: Config, method: str, model: str) -> Config:
         rows = rollout["batches"] * train.prefer_batch
         iterations = -(-train.iterations * train.rows_per_iteration // rows)
         groups["train"] = {"iterations": iterations, "rows_per_iteration": rows} | groups["train"]
+        groups["evaluate"] = {"every": max(1, train.rows_per_iteration // rows)} | groups.get("evaluate", {})
     return dataclasses.replace(config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in groups.items()})
 
 

@@ -34,4 +34,5 @@ def self_play(
             tuned = policy = trainers.sft(current, rows, t)
         if negatives is not None:
             policy = trainers.prefer(tuned, rows, negatives, oracle, t)  # reference = tuned, frozen
-        generators.evaluate(policy, oracle, t)  # runs beside iteration t + 1
+        if t % config.evaluate.every == 0 or t == train.iterations:
+            generators.evaluate(policy, oracle, t)  # runs beside iteration t + 1

@@ -198,6 +198,22 @@ def test_epochs_of_the_preference_step_are_planned() -> None:
     assert (found["sft"].epochs, found["negatives"].rows) == (1, 50)
 
 
+def test_evaluations_are_every_so_many_iterations_and_at_the_end() -> None:
+    def evaluated(*args: str) -> list[str]:
+        config = checks.resolve(parse("", ["--rows-per-iteration", "64", *args]))
+        return [phase.name for phase in plan.phases(config, load(config.data)) if phase.kind == "evaluate"]
+
+    assert evaluated("--iterations", "2") == ["00/evaluate", "01/evaluate", "02/evaluate"]
+    assert evaluated("--iterations", "5", "--every", "2") == [
+        "00/evaluate",
+        "02/evaluate",
+        "04/evaluate",
+        "05/evaluate",
+    ]
+    rollouts = evaluated("--method", "ReRe", "--iterations", "2", "--rows-per-iteration", "96", "--prefer-batch", "32")
+    assert rollouts == ["00/evaluate", "03/evaluate", "06/evaluate"]
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
