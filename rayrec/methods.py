@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from rayrec import flags
@@ -264,16 +265,22 @@ def parse(
     and methods with roll-outs of some batches of ``--prefer-batch`` as many, to a whole roll-out.
 
     Raises:
-        ValueError: the file of ``--config`` is no run's config.json, or stands beside ``--preset``.
+        ValueError: no such preset or method; the file of ``--config`` is no run's config.json, or stands beside
+            ``--preset``.
     """
     import sys
 
     args = _ranges(sys.argv[1:] if args is None else args)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=sorted(PRESETS))
-    first.add_argument("--method", choices=sorted(METHODS))
+    first.add_argument("--preset")
+    first.add_argument("--method")
     first.add_argument("--config")
     chosen, rest = first.parse_known_args(args)
+    for name, value, known in (("preset", chosen.preset, PRESETS), ("method", chosen.method, METHODS)):
+        if value is not None and value not in known:
+            alike = [one for one in known if one.lower() == value.lower()] or get_close_matches(value, known, 3)
+            near = f" Did you mean {' or '.join(alike)}?" if alike else ""
+            raise ValueError(f"--{name} {value}: no such {name}.{near} Take one of {', '.join(known)}.")
     default = PRESETS[chosen.preset] if chosen.preset else Config()
     if chosen.config:
         if chosen.preset:

@@ -48,7 +48,7 @@ FLAGS = """
 --clip-low --clip-high
 --smoothing
 --decode --normalise --d3-alpha --beam-width --top-k --embedder --embedder-path --popularity-gamma
---engine --endpoint --served --part
+--engine --every --endpoint --served --part
 --train-workers --max-train-workers --generators --tensor-parallel --device --placement --sequential --no-sequential
 --threads --address --cluster
 --checkpoint-steps --checkpoint-seconds
@@ -196,6 +196,19 @@ def test_epochs_of_the_preference_step_are_planned() -> None:
     found = {phase.kind: phase for phase in plan.phases(config, load(config.data)) if phase.name.startswith("01/")}
     assert (found["prefer"].rows, found["prefer"].epochs, found["prefer"].batches) == (50, 3, 5)  # 150 of 32
     assert (found["sft"].epochs, found["negatives"].rows) == (1, 50)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--method SPREC", r"--method SPREC: no such method\. Did you mean SPRec\? Take one of zero-shot, "),
+        ("--preset demmo", r"--preset demmo: no such preset\. Did you mean demo\? Take one of small, toy, "),
+        ("--method x", r"--method x: no such method\. Take one of "),
+    ],
+)
+def test_a_method_or_preset_that_is_none_is_answered_in_one_line(args: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse("", args.split())
 
 
 def test_evaluations_are_every_so_many_iterations_and_at_the_end() -> None:
