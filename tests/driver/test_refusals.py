@@ -756,8 +756,6 @@ def test_a_read_only_mount_is_refused(root: Path, tmp_path: Path) -> None:
     [
         (["--betta", "1"], "--betta"),
         (["--objective", "dpoo"], "dpoo"),
-        (["--preset", "huge"], "huge"),
-        (["--method", "SPReck"], "SPReck"),
         (["--iterations", "two"], "two"),
         (["stray"], "stray"),
     ],
