@@ -1,4 +1,4 @@
-"""What one card, two cards and a node of eight take: GB of a training and a generating card, seconds of an iteration.
+"""GB of a training and a generating card and seconds of an iteration, on one card, two cards and a node of eight.
 
     python jobs/cards.py                 # the table of docs/cluster.md
     python jobs/cards.py --card A100

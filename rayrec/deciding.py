@@ -1,4 +1,4 @@
-"""What decides the numbers of a run: the settings that are hashed, how two runs differ, and reading config.json."""
+"""The settings that decide the numbers of a run: their hash, the differences of two runs, and reading config.json."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""What losses cost: users per second of each in one process, beams over the catalogue, and groups against TRL's GRPO.
+"""Users per second of each loss in one process, of beams over the catalogue, and of groups against TRL's GRPO.
 
 Supervised losses stand beside `sft`, objectives beside `dpo` with K = 3 negatives, or groups of 3 titles that hold the
 target, on the same rows; each takes its steps in turn with the others, for several rounds in one process. Beams over

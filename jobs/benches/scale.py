@@ -301,7 +301,7 @@ def _nothing(setup: dict) -> None:
 
 
 def lines(records: list[dict[str, Any]]) -> list[str]:
-    """What is told below the table."""
+    """The lines below the table."""
     told = []
     for one in records:
         told.append(f"\n{one['cards']} cards, the last iteration")

@@ -215,7 +215,7 @@ def _no_cluster(address: str, how: str) -> str:
 
 
 def _wanted(config: AnyConfig, gpu: bool) -> Counter[str]:
-    """What trainers and generators take in all."""
+    """CPUs and GPUs that trainers and generators take in all."""
     generators = reserve.generator_bundles(config, gpu) * config.placement.generators
     found = reserve.total([*reserve.trainer_bundles(config, gpu), *generators])
     return found | (Counter[str](GPU=reserve.cards(config)) if gpu else Counter[str]())

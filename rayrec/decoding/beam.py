@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayrec.decoding.packed import TOGETHER, PromptCache, batches
+from rayrec.decoding.packed import PromptCache, batches, together
 from rayrec.decoding.steps import Beams, Edges, edges_of, follow, read
 from rayrec.decoding.tails import complete, log_titles, tails
 from rayrec.decoding.trie import Trie, logsumexp_by
@@ -128,7 +128,7 @@ def _search_all(
     allowed_PI: Tensor | None,
     targets: list[int] | None = None,
 ) -> list[Measured]:
-    batch = TOGETHER[model.device.type] if batch is None else batch
+    batch = together(model.device.type) if batch is None else batch
     if min(rule.width, rule.best, batch) < 1:
         raise ValueError(f"width {rule.width}, return_best {rule.best} and batch {batch} must be at least 1.")
     trie, made = trie.to(model.device), dict[int, Measured]()

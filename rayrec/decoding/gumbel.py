@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayrec.decoding.packed import TOGETHER, PromptCache, batches
+from rayrec.decoding.packed import PromptCache, batches, together
 from rayrec.decoding.steps import Beams, edges_of, follow, read
 from rayrec.decoding.trie import Trie, logsumexp_by
 
@@ -61,7 +61,7 @@ def sample_titles(
     Raises:
         ValueError: k below 1, or a model or prompt that the packed pass cannot compute exactly.
     """
-    batch = TOGETHER[model.device.type] if batch is None else batch
+    batch = together(model.device.type) if batch is None else batch
     if min(k, batch) < 1:
         raise ValueError(f"k {k} and batch {batch} must be at least 1.")
     trie, made = trie.to(model.device), dict.fromkeys(range(len(prompts)), Sample([], -torch.inf))

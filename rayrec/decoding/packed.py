@@ -13,8 +13,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from rayrec.models.folder import reach
 
-#: Prompts that a search computes together, by the kind of device: on a CPU, padding costs most.
-TOGETHER = {"cpu": 16, "cuda": 64}
+
+def together(device: str) -> int:
+    """Return how many prompts a search computes at once on a kind of device: few on a CPU, where padding costs most."""
+    return 16 if device == "cpu" else 64
 
 
 @dataclass

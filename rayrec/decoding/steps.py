@@ -22,7 +22,7 @@ class Beams:
 
     ``next`` is the trie node, or ``~item`` once stopped; ``token`` is the last one read, ``depth`` counts those read,
     ``path`` names their columns in the cache, as far as they were computed. A place without a beam scores -inf.
-    ``more`` is what a search knows of each beam besides, [B, W] each.
+    ``more`` has further values of each beam by name, [B, W] each.
     """
 
     score_BW: Tensor

@@ -203,7 +203,7 @@ class Work:
         return max(step.computing, step.launching, step.exchange) + step.beside
 
     def step(self, phase: Planned) -> Step:
-        """What one optimiser step of a training phase takes."""
+        """Parts of the time of one optimiser step of a training phase, in seconds."""
         workers, preferring = self.config.placement.train_workers, phase.kind == "prefer"
         adapted, more = bool(self.config.model.lora_rank), 4 / 3 if preferring else 1
         length, answers, _ = row = self._row(phase.kind)

@@ -1,4 +1,4 @@
-"""What is longer than the model sees: titles that no answer can hold, and prompts.
+"""Titles and prompts that are longer than the model sees.
 
 Such titles are left out of the catalogue; of a long prompt they and its oldest titles are, or its row is.
 """

@@ -130,12 +130,12 @@ def generator_bytes(config: Config, tokens: Lengths, shape: Shape, gpu: bool) ->
     cache = min(2**30, 256 * config.model.max_length * shape.kv * number)
     if not searches:
         return weights + cache
-    from rayrec.decoding.packed import TOGETHER
+    from rayrec.decoding.packed import together
     from rayrec.decoding.tails import TAIL_LOGITS
 
     # Keys and values of the prompts and of all tokens read; logits of a pass, in float32, and what normalises them.
-    columns = TOGETHER["cpu"] * (tokens.prompt + width * tokens.longest)
-    logits = min(TOGETHER["cpu"] * width * tokens.longest * shape.words // shape.hidden, TAIL_LOGITS)
+    columns = together("cpu") * (tokens.prompt + width * tokens.longest)
+    logits = min(together("cpu") * width * tokens.longest * shape.words // shape.hidden, TAIL_LOGITS)
     return weights + cache + weights + columns * shape.kv * number + 12 * logits
 
 

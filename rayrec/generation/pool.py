@@ -72,7 +72,7 @@ class GeneratorPool:
         self._in_flight = setup.engine.in_flight(setup.gpu)
         self._free = Free(self._in_flight)
         self._pending: dict[Any, tuple[Slot, Task | None]] = {}
-        """What is waited for: an actor's start, or its answer to a task."""
+        """The task that the pool waits for: an actor's start, or its answer."""
         self._awake, self._closed, self._new_job = False, False, threading.Event()
         self._resting = threading.Event()
         self._kills = KernelKills()

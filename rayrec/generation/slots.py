@@ -1,4 +1,4 @@
-"""What the pool knows of its generators: their parts, and who may take the next one."""
+"""The pool's record of its generators: the parts that each has, and which one may take the next part."""
 
 from __future__ import annotations
 

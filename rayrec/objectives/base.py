@@ -39,7 +39,7 @@ class Settings:
 
 
 class Shape(Protocol):
-    """What the answers of a micro-batch become for a loss: :class:`Pairs`, or :class:`~.group.Group`."""
+    """The form in which a loss takes the answers of a micro-batch: :class:`Pairs`, or :class:`~.group.Group`."""
 
     groups: ClassVar[bool]
     """Whether it reads groups that may hold the target (``negatives.Sampler.groups``), and no chosen answer."""

@@ -1,4 +1,4 @@
-"""What changed from the first to the last policy of a run, with intervals over users."""
+"""Differences between the first and the last policy of a run, with intervals over users."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Answer(_Body):
 
 
 class Outcome(_Body):
-    """What was chosen after a list, which is named by its id, or by its user: then it is that user's last one."""
+    """The title that a user chose after a list; the list is named by its id, or is the user's last one."""
 
     id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     user: User | None = None
