@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,14 +22,6 @@ from rayrec.methods import parse
 PLAYS = [(f"u{n // 6}", "abc"[n % 3], 1 + n % 5, 1_000_000_000 + 86_400 * n) for n in range(6)]
 PLAYS_CSV = "user,item,rating,timestamp\n" + "".join(",".join(map(str, row)) + "\n" for row in PLAYS)
 ITEMS_CSV = "item,title\na,A\nb,B\nc,C\n"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ThreadedMotoServer]:
-    made = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    made.start()
-    yield made
-    made.stop()
 
 
 @pytest.fixture

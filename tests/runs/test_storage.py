@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,6 @@ from rayrec.runs.trace import LISTED_PARTS, Trace
 from rayrec.training import checkpoint
 
 Node = Callable[[str], None]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ThreadedMotoServer]:
-    made = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    made.start()
-    yield made
-    made.stop()
 
 
 @pytest.fixture(params=["s3", "file"])
