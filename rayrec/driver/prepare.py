@@ -186,7 +186,10 @@ def read(config: Config, without: Collection[str] = ()) -> tuple[Dataset, pa.Tab
     signals.check()
     checks.check_data(config, data)
     tuning = rows_to_tune(config, data)
-    supervised.check_targets(config.supervised, data.catalogue, tuning)
+    if outside := supervised.outside(config.supervised, data.catalogue, tuning):
+        line = f"SFT leaves out {len(outside):,} rows of {len(tuning):,}: their target is no title, as {outside[0]!r}"
+        counts = data.counts | {"sft_rows_outside_catalogue": len(outside)}
+        data = dataclasses.replace(data, counts=counts, told=data.told | {config.supervised.sft_loss: line})
     return data, tuning
 
 

@@ -18,6 +18,7 @@ from rayrec.objectives import Objective
 from rayrec.runs.storage import Storage
 from rayrec.seeds import seed_of
 from rayrec.training import checkpoint, memory
+from rayrec.training.batches import padding
 from rayrec.training.board import Phase
 from rayrec.training.supervised import CatalogueLoss
 
@@ -95,7 +96,7 @@ class Steps:
             found = [(row["step"], row["slot"]) for row in rows]
             wanted = [(number, slot) for slot in self.slots]
             assert found == wanted, f"step {number}, slots {self.slots} received rows {found}"
-            yield [row if row["weight"] else _stub(row) for row in rows]
+            yield [row if row["weight"] else padding(row) for row in rows]
 
     def _steps(
         self,
@@ -146,6 +147,7 @@ class Steps:
         engine, phase, process = self.engine, self.phase, self.process
         total = torch.tensor(float(sum(map(count, rows))), dtype=torch.float64)
         dist.all_reduce(total)
+        counted = float(total) or 1.0
         rate = phase.lr * _schedule(phase.schedule, number, phase.steps, phase.warmup)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
@@ -156,10 +158,10 @@ class Steps:
             engine.set_gradient_accumulation_boundary(last := micro is micros[-1])
             loss_B, logged = loss(micro)
             weight_B = carried(torch.tensor([row["weight"] for row in micro]), loss_B.device)
-            share = (weight_B * loss_B).sum() / float(total)
+            share = (weight_B * loss_B).sum() / counted
             losses.append((micro, loss_B.detach()))
             for name, value_B in {"loss": loss_B.detach(), **logged}.items():
-                part = (weight_B * value_B.detach()).sum().double() / float(total)
+                part = (weight_B * value_B.detach()).sum().double() / counted
                 sums[name] = sums.get(name, 0) + part
             # DeepSpeed averages over workers; the share is already of the global batch.
             engine.backward(share * process.world)
@@ -231,12 +233,6 @@ class Steps:
         self.seen[0] += sum(1 for row in rows if row["weight"])
         self.seen[1] += packed.ids_RT.numel()
         return packed
-
-
-def _stub(row: dict) -> dict:
-    """Shorten padding to one token each: with ZeRO all workers must run the model equally often, also for padding."""
-    short = {"prompt": row["prompt"][:1], "answers": [answer[:1] for answer in row["answers"]]}
-    return row | short | {"neighbour": row["neighbour"] and row["neighbour"][:1]}
 
 
 def _schedule(name: str, step: int, steps: int, warmup: int) -> float:

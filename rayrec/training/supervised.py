@@ -16,6 +16,7 @@ import pyarrow as pa
 from rayrec.data.mapped import slices
 from rayrec.objectives import Choices, SftLoss
 from rayrec.objectives.settings import SupervisedConfig, make_sft_loss
+from rayrec.training.batches import padding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from rayrec.decoding import Legal, Trie
     from rayrec.models.logprobs import Packed
     from rayrec.prompts import Template
+
+#: A larger share of targets that are no titles wants another item file.
+_MOST_OUTSIDE = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,20 +67,22 @@ def make(config: SupervisedConfig, catalogue: Catalogue, template: Template) -> 
     return CatalogueLoss(loss, trie, share_E)
 
 
-def check_targets(config: SupervisedConfig, catalogue: Catalogue, rows: pa.Table) -> None:
-    """Refuse rows to tune on whose target is no title, for a loss that reads the catalogue.
+def outside(config: SupervisedConfig, catalogue: Catalogue, rows: pa.Table) -> list[str]:
+    """Return the targets of rows to tune on that are no title: a loss that reads the catalogue leaves them out.
 
     Raises:
-        ValueError: with the first such target and the remedy.
+        ValueError: they are more than a tenth of the rows.
     """
     if not make_sft_loss(config).reads_catalogue:
-        return
-    outside = [title for some in slices(rows) for title in some["target"].to_pylist() if title not in catalogue.index]
-    if outside:
+        return []
+    found = [title for some in slices(rows) for title in some["target"].to_pylist() if title not in catalogue.index]
+    if len(found) > _MOST_OUTSIDE * len(rows):
         raise ValueError(
-            f"--sft-loss {config.sft_loss} chooses among titles of the catalogue, and {len(outside)} rows to tune on "
-            f"have another target, such as {outside[0]!r}. Add these titles to the item file, or take --sft-loss sft."
+            f"--sft-loss {config.sft_loss} chooses among titles of the catalogue, and {len(found):,} of {len(rows):,} "
+            f"rows to tune on have another target, such as {found[0]!r}. Add these titles to the item file, or take "
+            "--sft-loss sft."
         )
+    return found
 
 
 def described(config: SupervisedConfig, data: Dataset) -> str:
@@ -92,8 +98,9 @@ def described(config: SupervisedConfig, data: Dataset) -> str:
 class CatalogueSteps:
     """The steps of one SFT phase by a loss that reads the catalogue.
 
-    Rows get ``item``, the number of their target, -1 for padding; where the loss counts only tokens with a choice, the
-    answer ends with the last of these, for nothing behind it is trained on.
+    Rows get ``item``, the number of their target; padding gets -1, as a row whose target is no title, which becomes
+    padding. Where the loss counts only tokens with a choice, the answer ends with the last of these, for nothing behind
+    it is trained on.
     """
 
     def __init__(self, catalogue: CatalogueLoss, device: Any, done: list[dict]):
@@ -115,9 +122,9 @@ class CatalogueSteps:
             yield [self._numbered(row) for row in rows]
 
     def _numbered(self, row: dict) -> dict:
-        if not row["weight"]:
-            return row | {"item": -1, "answers": row["answers"][:1]}
-        item = self.items[tuple(row["answers"][0])]
+        item = self.items.get(tuple(row["answers"][0])) if row["weight"] else None
+        if item is None:
+            return padding(row) | {"item": -1}
         end = None if self.loss.counts_all else self.lengths[item]
         return row | {"item": item, "answers": [row["answers"][0][:end]]}
 
@@ -156,5 +163,6 @@ class CatalogueSteps:
         if self.loss.adapts:
             gap, variance, first = (record.pop(name) for name in ("gap", "variance", "first"))
             branches = int(self.trie.pointers[1])
-            self.temperature = self.loss.following(self.temperature, gap / first, variance / first, branches)
+            if first:
+                self.temperature = self.loss.following(self.temperature, gap / first, variance / first, branches)
         record["temperature"] = self.temperature
