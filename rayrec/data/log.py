@@ -220,7 +220,7 @@ def _checked(frame: pl.DataFrame, log: Log, rejects: Rejects, found: scale.Scale
     inside = inside & pl.col("number").is_in([0.0, 1.0]) if found.name == "0 or 1" else inside
     reason = first_case(
         (pl.col("user").fill_null("") == "", "no user id"),
-        (pl.col("title").is_null(), "unknown item id"),
+        (pl.col("title").is_null(), log.unknown),
         (~pl.col("empty") & (pl.col("number").is_null() | pl.col("number").is_nan()), "rating is not a number"),
         (~pl.col("empty") & ~inside, f"rating is not {'in ' if ' to ' in found.name else ''}{found.name}"),
         (pl.col("whole").is_null(), "timestamp is not a number of seconds or a date"),

@@ -201,6 +201,59 @@ def test_parquet_in_parts_and_hive_partitions(tmp_path, wanted):
     assert load(DataConfig(data=str(tmp_path), history=2)).content_hash == wanted
 
 
+def test_a_log_with_titles_is_one_table(tmp_path, wanted):
+    films = {row[0]: row[1:] for row in ITEMS[1:]}
+    rows = [(user, item, *films[item], rating, time) for user, item, rating, time in PLAYS[1:]]
+    names = ("customer", "asin", "product name", "categories", "stars", "when")
+    put(tmp_path / "csv")  # files of a format, beside which one of none is read
+    path = tmp_path / "csv" / "my.csv"
+    path.write_bytes(written([names, *rows]))
+    made = load(DataConfig(data=str(path), history=2))
+    told = "genres=categories item=asin rating=stars timestamp=when title=product name user=customer"
+    assert made.source == "csv" and made.told["columns"] == told
+    assert made.content_hash == wanted and made.catalogue.ids == [["1"], ["2"], ["3"], ["4"]]
+    assert load(DataConfig(data=str(tmp_path / "csv"), history=2)).told == {"ratings": made.told["ratings"]}
+    parts = tmp_path / "log.parquet"
+    for day in range(2):
+        (parts / f"day={day}").mkdir(parents=True)
+        columns = zip(*rows[4 * day : 4 * day + 4], strict=True)
+        table = pa.table(dict(zip(names, map(list, columns), strict=True)))
+        pq.write_table(table, parts / f"day={day}" / "x.parquet")
+    for data in (parts, tmp_path / "csv" / "my.parquet"):
+        made = load(DataConfig(data=str(data), history=2))
+        assert made.source == "parquet" and made.content_hash == wanted
+        pq.write_table(pq.read_table(parts), tmp_path / "csv" / "my.parquet")
+
+
+def test_a_log_of_titles_alone(tmp_path, wanted):
+    titles = {row[0]: row[1] for row in ITEMS[1:]}
+    rows = [("who", "what", "at"), *((user, titles[item], time) for user, item, _, time in PLAYS[1:])]
+    (tmp_path / "views.tsv").write_bytes(written(rows, separator="\t"))
+    config = DataConfig(data=str(tmp_path), history=2, columns=("user=who", "title=what", "timestamp=at"))
+    made, both = load(config), load(DataConfig(data=str(tmp_path / "plain"), history=2))
+    assert made.test["target"].equals(both.test["target"]) and made.train["history"].equals(both.train["history"])
+    assert made.catalogue.titles == both.catalogue.titles
+    assert made.catalogue.ids == [[title] for title in made.catalogue.titles]
+    assert made.told["items"].startswith("each title is one")
+
+
+def test_items_of_one_table_have_one_title(tmp_path):
+    rows = [(n % 2, n % 3, ["A", "B", "C"][n % 3], n + 1) for n in range(12)]
+    rows[6] = (0, 0, " A", 7)  # the same title
+    rows[7] = (1, 1, "B, renamed", 8)
+    rows[8] = (0, 2, "", 9)  # C as elsewhere
+    rows += [(1, 7, " ", 14), (1, "", "D", 15)]
+    (tmp_path / "log.csv").write_bytes(written([("user", "item", "title", "timestamp"), *rows]))
+    made = load(DataConfig(data=str(tmp_path), history=2, bad_rows="drop"))
+    assert made.catalogue.titles == ["A", "B", "C"] and made.counts["items_of_several_titles"] == 1
+    assert made.told["titles"] == "1 item has several titles: the first is taken"
+    assert [(row["row"], row["reason"]) for row in made.rejected.to_pylist()] == [
+        (14, "no item, or no title"),
+        (15, "no item, or no title"),
+    ]
+    assert made.counts["rows_read"] == 14 and made.counts["item_rows_read"] == 3
+
+
 def test_what_spreadsheets_and_pandas_add_changes_nothing(tmp_path, wanted):
     index = [[("", *rows[0]), *((n, *row) for n, row in enumerate(rows[1:]))] for rows in (ITEMS, PLAYS)]
     assert load(put(tmp_path / "index", *map(written, index))).content_hash == wanted

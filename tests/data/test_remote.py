@@ -94,6 +94,18 @@ def test_formats_are_read_from_a_store_as_from_a_folder(
     assert copied == {*CASES[source]}
 
 
+def test_a_log_with_titles_is_read_from_a_store(put: Callable[[dict[str, str | bytes]], str], tmp_path: Path) -> None:
+    rows = [(user, item, item.upper(), rating, time) for user, item, rating, time in PLAYS]
+    log = table(rows, ("user", "item", "title", "rating", "timestamp"))
+    wanted = load(local(tmp_path / "folder", CASES["csv"])).content_hash
+    url = put({"days/day=1/x.parquet": log, "days/more/y.parquet": log, "my.parquet": log, "other.csv": ""})
+    for data, copied in ((f"{url}/days", "day=1/x.parquet"), (f"{url}/my.parquet", "my.parquet")):
+        found = load(DataConfig(data=data, history=2))
+        assert (found.source, found.content_hash) == ("parquet", wanted)
+        here = copy_of(data) / "data"
+        assert [str(path.relative_to(here)) for path in here.rglob("*.*")] == [copied]
+
+
 def test_a_changed_object_is_copied_again_and_others_are_not(
     put: Callable[[dict[str, str | bytes]], str], tmp_path: Path
 ) -> None:

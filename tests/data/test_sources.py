@@ -102,7 +102,10 @@ def test_a_bad_item_is_set_aside(tmp_path, line, reason):
         ({"interactions.csv": "user,item,rating,timestamp\n", "items.csv": ITEMS}, "found no interaction"),
         ({"interactions.csv": "user,item,rating,timestamp", "items.csv": ITEMS}, "found no interaction"),
         ({"interactions.csv": log(), "items.csv": "sep=,\n" + ITEMS}, "Excel's sep=,. Remove it: `sed -i 1d"),
-        ({"interactions.csv": log(header="user,item,rating,when"), "items.csv": ITEMS}, r"\['timestamp'\] are missing"),
+        (
+            {"interactions.csv": log(header="user,item,rating,moment"), "items.csv": ITEMS},
+            r"\['timestamp'\] are missing",
+        ),
         ({"interactions.csv": log(header="user,user,item,timestamp"), "items.csv": ITEMS}, "column name is repeated"),
         ({"interactions.csv": log(), "items.csv": ITEMS + '5,"E,x\n'}, "row 6 is broken.*Close the quote"),
         ({"interactions.csv": log(), "items.csv": ITEMS.encode() + b"5,\xff,x\n"}, "items.csv: row 6 is not UTF-8"),
@@ -110,8 +113,12 @@ def test_a_bad_item_is_set_aside(tmp_path, line, reason):
         ({"interactions.parquet": b"PAR1cut", "items.parquet": b""}, "items.parquet: is not readable Parquet"),
         ({"nothing.txt": ""}, "format is not known. Looked for sprec: train.json"),
         (
-            {"orders.csv.gz": b""},
-            r"Found \['orders.csv.gz'\]. Of tables of your own, call the log interactions.csv and",
+            {"a.csv.gz": b"", "b.csv": b""},
+            r"Found \['a.csv.gz', 'b.csv'\]. Name the one with user, title and timestamp; or call the log interactions",
+        ),
+        (
+            {"orders.csv": log()},
+            r"\['title'\] are missing. Say .* or put titles into items.csv beside interactions.csv",
         ),
         ({"interactions.csv": "", "items.csv": "", "ratings.csv": "", "movies.csv": ""}, "'movielens', 'csv'"),
     ],

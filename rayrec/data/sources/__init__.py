@@ -1,6 +1,5 @@
 """One reader per format, and the rule that recognises a folder by its files."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +40,10 @@ class Source(NamedTuple):
         """Return the files that ``folder`` lacks."""
         return [pattern for pattern in self.files if not files.find(folder, pattern)]
 
+    def has(self, path: Path) -> bool:
+        """Return whether a file is one that this source reads in its folder."""
+        return any(path in files.find(path.parent, pattern) for pattern in (*self.files, *self.more))
+
 
 SOURCES = {
     "sprec": Source(
@@ -67,6 +70,9 @@ SOURCES = {
     "csv": Source(("interactions.csv", "items.csv"), tables.read_csv, True),
 }
 
+#: Sources that also read one table of any name.
+_LOGS = ("auto", "parquet", "csv")
+
 
 def _matches(folder: Path) -> list[str]:
     return [name for name, source in SOURCES.items() if not source.missing(folder)]
@@ -75,13 +81,26 @@ def _matches(folder: Path) -> list[str]:
 def _fetched(url: str, source: str) -> Path:
     """This machine's copy of the files in a store that the source, or with `auto` any, reads."""
     read = [known for name, known in SOURCES.items() if source in ("auto", name)]
-    return remote.fetch(url, {pattern for known in read for pattern in (*known.files, *known.more)})
+    return remote.fetch(url, [(known.files, known.more) for known in read])
+
+
+def _kind(table: Path) -> str:
+    return "parquet" if ".parquet" in table.name else "csv"
+
+
+def _alone(path: Path) -> tuple[str, Path] | None:
+    """The source and the path of one table: a file, the only one of a folder, or the parts of a folder."""
+    own = files.tables(path) if path.is_dir() else [path] * files.is_table(path.name)
+    if len(own) == 1 and own[0].parent in (path, path.parent):
+        return _kind(own[0]), own[0]
+    return ("parquet", path) if own and {*map(_kind, own)} == {"parquet"} else None
 
 
 def detect(source: str, data: str | None) -> tuple[str, Path | None]:
-    """Return the source's name and its folder (None for ``synthetic``); a file in ``data`` names its folder.
+    """Return the source's name and its folder, or the one table that it reads; None for ``synthetic``.
 
-    ``data`` may be an address of a store (:func:`rayrec.data.sources.remote.fetch`).
+    ``data`` is a folder or a file, or an address of one in a store (:func:`rayrec.data.sources.remote.fetch`). A file
+    of a known format names its folder; a table of no format, and the only one of a folder, is a log with titles.
 
     ValueError: the path is missing or not wanted, lacks the source's files, or is of no known or of several formats.
     """
@@ -95,25 +114,23 @@ def detect(source: str, data: str | None) -> tuple[str, Path | None]:
     if not path.exists():
         raise ValueError(f"--data {data}: there is no such file or folder. Name one that exists.")
     folder = path if path.is_dir() else path.parent
-    if source != "auto":
-        if missing := SOURCES[source].missing(folder):
-            raise ValueError(
-                f"--data {data}: --source {source} wants {missing}, which are not there. Try --source auto."
-            )
-        return source, folder
-    found = _matches(folder)
+    missing = [] if source == "auto" else SOURCES[source].missing(folder)
+    found = _matches(folder) if source == "auto" else [] if missing else [source]
+    if path.is_file() and files.is_table(path.name) and source in _LOGS:
+        found = [name for name in found if SOURCES[name].has(path)]
     if len(found) == 1:
         return found[0], folder
     if found:
         raise ValueError(f"--data {data}: the files fit the formats {found}. Name one by --source.")
+    if (alone := _alone(path)) and source in ("auto", alone[0]):
+        return alone
+    if source != "auto":
+        raise ValueError(f"--data {data}: --source {source} wants {missing}, which are not there. Try --source auto.")
     looked = "; ".join(f"{name}: {', '.join(known.files)}" for name, known in SOURCES.items())
     inner = sorted(child.name for child in folder.iterdir() if child.is_dir() and _matches(child))
     hint = f" Its folders {inner} can be read: name one." if inner else ""
-    own = sorted(child.name for child in folder.iterdir() if re.search(r"\.(csv|parquet)(\.\w+)?$", child.name))
-    if own:
-        ending = "parquet" if ".parquet" in own[0] else "csv"
-        hint += (
-            f" Found {own[:3]}. Of tables of your own, call the log interactions.{ending} and the titles, one row an "
-        )
-        hint += f"item, items.{ending}; --columns names columns (docs/data.md)."
+    if own := files.tables(folder):
+        ending = _kind(own[0])
+        hint += f" Found {[table.name for table in own[:3]]}. Name the one with user, title and timestamp; or call the "
+        hint += f"log interactions.{ending} and the titles, one row an item, items.{ending} (docs/data.md)."
     raise ValueError(f"--data {data}: the format is not known.{hint} Looked for {looked}.")

@@ -25,6 +25,8 @@ from rayrec.data.sources.reading import Rejects
 SEPARATORS = (",", "\t", ";", "|")
 #: Columns of text with few values.
 _NAMES = cs.by_name("user", "item", require_all=False) & cs.string()
+#: Those that rows of a log have too, where titles are in it.
+_TITLES = cs.by_name("title", "genres", require_all=False) & cs.string()
 #: The column of row numbers while others have the names of the file, which may be any.
 _ROW = "\0row"
 #: Bytes of a CSV file, and rows of other files, that are read at once.
@@ -200,8 +202,9 @@ def together(frames: Iterable[pl.DataFrame], empty: pl.DataFrame) -> pl.DataFram
 
 
 def compact(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows with each name of users and items in memory once."""
-    return frame.with_columns(_NAMES.cast(pl.Categorical))
+    """Return the rows with each name of users, items, titles and genres in memory once."""
+    names = _NAMES | _TITLES if "user" in frame.columns else _NAMES
+    return frame.with_columns(names.cast(pl.Categorical))
 
 
 def parquet_header(path: Path) -> list[str]:

@@ -10,6 +10,8 @@ from typing import BinaryIO
 import pyarrow as pa
 
 PACKED = ("", ".gz", ".zst", ".bz2")
+#: A table of anyone's: a file of a folder, or a part of Hive partitions there.
+_TABLE = r"(?:[^/=]+=[^/]*/)*[^/.][^/]*\.(?:csv|tsv|parquet)(?:\.(?:gz|zst|bz2))?"
 #: By the first bytes of a file, Arrow's name of its packing and the tool that packs and unpacks it.
 _PACKINGS = {b"\x1f\x8b": ("gzip", "gzip"), b"\x28\xb5\x2f\xfd": ("zstd", "zstd"), b"BZh": ("bz2", "bzip2")}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -29,6 +31,18 @@ def find(folder: Path, pattern: str) -> list[Path]:
     if pattern.endswith(".parquet") and parts.is_dir() and any(parts.rglob("*.parquet")):
         found.setdefault(str(parts), parts)
     return list(found.values())
+
+
+def is_table(name: str) -> bool:
+    """Whether a path in a folder is that of a table, or of a part of one: CSV or Parquet, of any name."""
+    return re.fullmatch(_TABLE, name) is not None
+
+
+def tables(folder: Path) -> list[Path]:
+    """Return the tables of a folder, and the parts of Hive partitions, of any name."""
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and "=" in path.name]
+    found = [path for path in sorted(folder.iterdir()) if path.is_file() and is_table(path.name)]
+    return found + [path for part in inner for path in sorted(part.rglob("*.parquet"))]
 
 
 def one(folder: Path, pattern: str) -> Path:

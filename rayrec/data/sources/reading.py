@@ -27,12 +27,14 @@ class Truth(Protocol):
 class Log:
     """Interactions as read: ``frame`` (row, user, item, timestamp, optional rating) of ``file``, not checked yet.
 
-    ``catalogue`` (item, title) holds the items that they may name. The check takes the rows out of ``frame``.
+    ``catalogue`` (item, title) holds the items that they may name; ``unknown`` is why a row of none is bad. The check
+    takes the rows out of ``frame``.
     """
 
     frame: pl.DataFrame
     catalogue: pl.DataFrame
     file: str
+    unknown: str = "unknown item id"
 
 
 class Rejects:
@@ -157,9 +159,11 @@ def items(frame: pl.DataFrame, file: str, rejects: Rejects, spaces: bool = False
     return rejects.sift(frame, file, reason, ["item", "title"]).select("item", "title", "genres")
 
 
-def interactions(frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, rejects: Rejects) -> Log:
+def interactions(
+    frame: pl.DataFrame, catalogue: pl.DataFrame, file: str, rejects: Rejects, unknown: str = "unknown item id"
+) -> Log:
     """Return the rows of ``frame`` (row, user, item, timestamp, optional rating) as ``Raw.interactions``.
 
     They are checked together with the settings (:mod:`rayrec.data.log`), when ``rejects`` takes the bad ones.
     """
-    return Log(frame, catalogue, file)
+    return Log(frame, catalogue, file, unknown)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,11 +16,12 @@ from rayrec.data.sources import files
 _CHUNK = 2**24
 
 
-def fetch(url: str, patterns: Collection[str]) -> Path:
-    """Return the folder of this machine with those files of the folder ``url`` that fit ``patterns``.
+def fetch(url: str, formats: Sequence[tuple[Collection[str], Collection[str]]]) -> Path:
+    """Return the folder of this machine with those files of the folder ``url`` that a format reads.
 
-    A file that was copied before and has the same size and time is not copied again. An address of a file stands for
-    its folder, and file:// is read in place.
+    ``formats`` are patterns of files that must be there, and of others. Of a folder of no format the tables are copied
+    (:func:`rayrec.data.sources.files.is_table`). An address of a file stands for its folder, and the file is returned;
+    file:// is read in place. A file that was copied before and has the same size and time is not copied again.
 
     Raises:
         ValueError: there is no such folder, the store cannot be read, or the disk here is too small.
@@ -32,15 +34,21 @@ def fetch(url: str, patterns: Collection[str]) -> Path:
         return Path(at)
     try:
         kind = system.get_file_info(at).type
-        at = at.rpartition("/")[0] if kind == FileType.File else at
+        at, _, own = at.rpartition("/") if kind == FileType.File else (at, "", "")
         found = system.get_file_info(FileSelector(at, recursive=True)) if kind != FileType.NotFound else []
         known = {info.path[len(at.rstrip("/")) + 1 :]: info for info in found if info.is_file}
         if not known:
             raise ValueError(f"--data {url}: there is no such file or folder. Name one that exists.")
-        wanted = {name: info for name, info in known.items() if _fits(name, patterns)}
-        return _copied(url, system, wanted)
+        read = [(*needed, *more) for needed, more in formats if all(_any(known, {one}) for one in needed)]
+        every, tables = {*chain(*read)}, not read and not own
+        wanted = {name for name in known if name == own or _fits(name, every) or (tables and files.is_table(name))}
+        return _copied(url, system, {name: known[name] for name in wanted}) / own
     except OSError as error:
         raise ValueError(f"--data {url}: cannot be read: {error}. Name one that can.") from error
+
+
+def _any(names: Iterable[str], patterns: Collection[str]) -> bool:
+    return any(_fits(name, patterns) for name in names)
 
 
 def _fits(name: str, patterns: Collection[str]) -> bool:

@@ -1,7 +1,8 @@
-"""Anyone's logs in two tables, as Parquet or CSV.
+"""Anyone's logs in two tables or one, as Parquet or CSV.
 
-``interactions``: user, item, timestamp, optional rating. ``items``: item, title, optional genres. Other names of
-columns are given, or taken where they are obvious.
+``interactions``: user, item, timestamp, optional rating. ``items``: item, title, optional genres. One table of any
+name: user, title, timestamp, optional item, rating, genres. Other names of columns are given, or taken where they are
+obvious.
 """
 
 import re
@@ -21,11 +22,14 @@ OBVIOUS = {
     "user": "user userid uid reviewerid customerid customer username accountid memberid visitorid",
     "item": "item itemid iid movieid productid asin parentasin bookid isbn businessid trackid songid artistid gameid",
     "title": "title itemtitle movietitle producttitle booktitle itemname moviename productname trackname songname name",
-    "timestamp": "timestamp time ts unixreviewtime unixtime datetime date eventtime createdat ratedat",
+    "timestamp": "timestamp time ts unixreviewtime unixtime datetime date when eventtime createdat ratedat",
     "rating": "rating ratings stars score overall liked thumbs",
     "genres": "genres genre categories category tags",
 }
 OPTIONAL = ("rating", "genres")
+#: The columns of two tables, and of one.
+TWO = {"items": ("item", "title", "genres"), "interactions": ("user", "item", "rating", "timestamp")}
+ONE = ("user", "item", "title", "rating", "timestamp", "genres")
 #: Whatever the header has between columns.
 _ANY = Form(separator=None)
 
@@ -57,16 +61,18 @@ def _read(
     columns: Sequence[str],
 ) -> Raw:
     given, taken, missing, tables = _given(columns), {}, [], []
-    used: set[str] = set()
-    for file, wanted in (
-        ("items", ("item", "title", "genres")),
-        ("interactions", ("user", "item", "rating", "timestamp")),
-    ):
-        path = files.one(folder, f"{file}.{ending}")
+    used, wrong = set[str](), list[str]()
+    two = folder.is_dir() and all(files.find(folder, f"{file}.{ending}") for file in TWO)
+    optional = OPTIONAL if two else (*OPTIONAL, "item")
+    wanted_of = (
+        {files.one(folder, f"{file}.{ending}"): wanted for file, wanted in TWO.items()} if two else {folder: ONE}
+    )
+    for path, wanted in wanted_of.items():
         found = header(path)
         names = {name: _column(name, found, given) for name in wanted}
-        if lacks := [name for name, column in names.items() if column is None and name not in OPTIONAL]:
+        if lacks := [name for name, column in names.items() if column is None and name not in optional]:
             missing.append(f"{path}: found columns {found}, but {lacks} are missing")
+            wrong += lacks
         names = {column: name for name, column in names.items() if column is not None}
         taken |= {name: column for column, name in names.items() if name != column}
         used |= {*names}
@@ -74,24 +80,52 @@ def _read(
     lost = sorted({column for name, column in given.items() if column not in used})
     if missing or lost:
         unknown = [f"--columns: no file has a column {column!r}" for column in lost]
-        raise ValueError(
-            f"{'; '.join(missing + unknown)}. Say which column is which, such as --columns timestamp=COLUMN."
-        )
+        example = " ".join(f"{name}=COLUMN" for name in dict.fromkeys(wrong or ["timestamp"]))
+        remedy = f"Say which column is which, such as --columns {example}"
+        if "title" in wrong and not two:
+            remedy += f", or put titles into items.{ending} beside interactions.{ending}"
+        raise ValueError(f"{'; '.join(missing + unknown)}. {remedy}.")
     if taken:
         rejects.told["columns"] = " ".join(f"{name}={column}" for name, column in sorted(taken.items()))
+    if not two:
+        return _of_one(read(*tables[0]), folder.name, rejects)
     (item_path, of_items), (path, of_plays) = tables
     known = reading.items(read(item_path, of_items), item_path.name, rejects)
     log = reading.interactions(read(path, of_plays), known, path.name, rejects)
     return Raw(known, item_path.name, rejects, interactions=log)
 
 
+def _of_one(rows: pl.DataFrame, file: str, rejects: Rejects) -> Raw:
+    """A log with titles in its rows; without items a title is one. Of an item with several the first title is taken."""
+    if "item" not in rows.columns:
+        rows = rows.with_columns(pl.col("title").alias("item"))
+        rejects.told["items"] = "each title is one; --columns item=COLUMN names a column of ids"
+    pairs = rows.unique(["item", "title"], keep="first", maintain_order=True)
+    pairs = pairs.with_columns(*reading.ids(pairs, "item"), pl.col("title").cast(pl.String))
+    same = pl.col("title").str.strip_chars().str.normalize("NFC")
+    pairs = pairs.filter(pl.col("item") != "", same != "").unique(["item", same], keep="first", maintain_order=True)
+    first = pairs.unique("item", keep="first", maintain_order=True)
+    counts = {}
+    if len(pairs) > len(first):
+        several = len(pairs.filter(pl.col("item").is_duplicated()).unique("item"))
+        counts["items_of_several_titles"] = several
+        some = f"{several:,} items have" if several > 1 else "1 item has"
+        rejects.told["titles"] = f"{some} several titles: the first is taken"
+    known = reading.items(first, f"the titles of {file}", rejects)
+    log = reading.interactions(rows.drop("title", "genres", strict=False), known, file, rejects, "no item, or no title")
+    return Raw(known, f"the titles of {file}", rejects, interactions=log, counts=counts)
+
+
 def read_parquet(folder: Path, columns: Sequence[str] = ()) -> Raw:
-    """Read interactions.parquet and items.parquet, files or folders of parts; ``columns`` are ``NAME=COLUMN``."""
+    """Read interactions.parquet and items.parquet, files or folders of parts, or the one table that ``folder`` is.
+
+    ``columns`` are ``NAME=COLUMN``.
+    """
     return _read(folder, "parquet", parquet_header, read_table, Rejects(), columns)
 
 
 def read_csv(folder: Path, columns: Sequence[str] = ()) -> Raw:
-    """Read interactions.csv and items.csv: a header, and double quotes around fields that need them."""
+    """Read interactions.csv and items.csv, or one table: a header, and double quotes around fields that need them."""
     rejects = Rejects()
 
     def read(path: Path, names: dict[str, str]) -> pl.DataFrame:
