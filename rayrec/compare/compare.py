@@ -129,16 +129,18 @@ def _jackknife(
     """Fill in the intervals of a metric of all lists at once, and its paired differences from ``against``."""
     without, key = {method: _without(members, metric, k) for method, members in of.items()}, metric.key(k)
 
-    def interval(value: float | None, without_U: np.ndarray, *values: float | None) -> dict[str, float | None]:
+    def interval(
+        value: float | None, without_U: np.ndarray, ends: tuple[float, float], *values: float | None
+    ) -> dict[str, float | None]:
         few = any(one is not None and one < metric.least for one in values)
-        return _entry(Interval(value) if few else jackknife(value, without_U))
+        return _entry(Interval(value) if few else jackknife(value, without_U, ends))
 
     for method, row in rows.items():
         own, base = row[key]["value"], rows[against][key]["value"]
-        row[key] |= interval(own, without[method], own)
+        row[key] |= interval(own, without[method], metric.ends, own)
         if method in tested:
             gap = None if own is None or base is None else own - base
-            row[f"Δ{key}"] = interval(gap, without[method] - without[against], own, base)
+            row[f"Δ{key}"] = interval(gap, without[method] - without[against], metric.change_ends, own, base)
 
 
 def _entry(found: Interval) -> dict[str, float | None]:

@@ -1,5 +1,6 @@
 """A metric: its name, its direction, and the function that computes it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,7 @@ class Metric:
     #: nothing is left. It makes a jackknife interval.
     without: Callable[[Answers, Sequence[str], int], np.ndarray] | None = None
     least: float = 0.0  #: the value below which that interval does not hold, and none is given
+    share: bool = False  #: it lies between 0 and 1, as the share of rows does anyway
     count: str = ""  #: key of the number of rows that count, where that is not N
     written: bool = False  #: a comparison takes it from the written answer, where candidates were ranked as well
     tested: bool = False  #: a comparison tests it although it is of a choice from candidates, and not of every list
@@ -46,6 +48,17 @@ class Metric:
     def binomial(self) -> bool:
         """Whether it is a share p of rows, with a binomial interval."""
         return self.of_rows is not None and self.unit == ROWS
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest value that it can have."""
+        return (0.0, 1.0) if self.share or self.binomial else (-math.inf, math.inf)
+
+    @property
+    def change_ends(self) -> tuple[float, float]:
+        """The least and the largest change that it can have."""
+        low, high = self.ends
+        return low - high, high - low
 
     @property
     def at_k(self) -> bool:

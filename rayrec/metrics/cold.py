@@ -29,4 +29,6 @@ HR_COLD = Metric(
     count="N_cold",
     about="HR of users whose next title training never saw",
 )
-NDCG_COLD = Metric("NDCG_cold", "up", of_rows=of_cold(gains), unit=NDCG.unit, when="cold", count="N_cold", brief=False)
+NDCG_COLD = Metric(
+    "NDCG_cold", "up", of_rows=of_cold(gains), unit=NDCG.unit, share=True, when="cold", count="N_cold", brief=False
+)

@@ -33,5 +33,6 @@ DIV_RATIO = Metric(
     of_lists=div_ratio,
     unit="distinct items / items",
     without=without_users,
+    share=True,
     about="different titles",
 )

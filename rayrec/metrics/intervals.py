@@ -119,19 +119,22 @@ def of_few(found: Interval, value_N: np.ndarray, users: Sequence[str]) -> Interv
     return found._replace(low=low, high=high)
 
 
-def jackknife(value: float | None, without_U: np.ndarray) -> Interval:
+def jackknife(
+    value: float | None, without_U: np.ndarray, ends: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
     """95 % interval of a statistic from its values without each user in turn (Efron and Tibshirani 1993, chapter 11).
 
     value ± z·se, se² = (U − 1)/U · Σ_u (without_u − mean)². For statistics that count distinct items: a bootstrap draws
     users twice, and copies bring no new item, so it would be below the value. The value is not corrected for bias,
-    because such a metric is a property of N rows and not an estimate of a limit.
+    because such a metric is a property of N rows and not an estimate of a limit. The interval is cut at the ``ends`` of
+    what the statistic can be.
     """
     users = len(without_U)
     if value is None or users < 2 or not np.isfinite(without_U).all():
         return Interval(value)
     error = np.sqrt((users - 1) / users * np.square(without_U - without_U.mean()).sum())
     reach = float(ndtri(0.975) * error)
-    return Interval(value, value - reach, value + reach)
+    return Interval(value, max(ends[0], value - reach), min(ends[1], value + reach))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

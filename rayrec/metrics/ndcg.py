@@ -15,4 +15,4 @@ def gains(answers: Answers, k: int) -> np.ndarray:
     return np.where(found, 1 / np.log2(np.where(found, answers.rank_N, 1) + 1), 0.0)
 
 
-NDCG = Metric("NDCG", "up", of_rows=gains, unit="mean gain of a row", about="weighted by its place")
+NDCG = Metric("NDCG", "up", of_rows=gains, unit="mean gain of a row", share=True, about="weighted by its place")

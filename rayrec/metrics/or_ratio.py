@@ -39,6 +39,7 @@ OR_RATIO = Metric(
     of_lists=or_ratio,
     unit="share of items",
     without=without_users,
+    share=True,
     least=0.02,
     about="share of the three top titles",
 )

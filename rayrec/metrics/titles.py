@@ -19,5 +19,5 @@ def lost_targets(answers: Answers, k: int) -> np.ndarray:
     return (answers.rank_N == 0) * answers.ahead_N if len(answers.ahead_N) else answers.ahead_N
 
 
-LOST_MASS = Metric("LostMass", "down", of_rows=lost_mass, unit="share of probability", when="measured")
+LOST_MASS = Metric("LostMass", "down", of_rows=lost_mass, unit="share of probability", share=True, when="measured")
 LOST_TARGETS = Metric("LostTargets", "down", of_rows=lost_targets, when="measured", count="N_searched")

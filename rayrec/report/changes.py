@@ -86,7 +86,8 @@ def _difference(
         _, user_N = np.unique(np.asarray(users, dtype=object), return_inverse=True)
         sum_U, rows_U = np.bincount(user_N, weights=gap_N), np.bincount(user_N)
         left_U = len(gap_N) - rows_U
-        return jackknife(change, np.where(left_U > 0, (gap_N.sum() - sum_U) / np.maximum(left_U, 1), np.nan))
+        without_U = np.where(left_U > 0, (gap_N.sum() - sum_U) / np.maximum(left_U, 1), np.nan)
+        return jackknife(change, without_U, metric.change_ends)
     if metric.without is None or min(values) < metric.least:
         return Interval(change)
-    return jackknife(change, metric.without(last, users, k) - metric.without(first, users, k))
+    return jackknife(change, metric.without(last, users, k) - metric.without(first, users, k), metric.change_ends)

@@ -92,11 +92,11 @@ def _of_lists(metric: Metric, found: Answers, users: list[str], k: int) -> Inter
     value = metric.compute(found, k)
     if value is None or value < metric.least or metric.without is None:
         return Interval(value)
-    return jackknife(value, metric.without(found, users, k))
+    return jackknife(value, metric.without(found, users, k), metric.ends)
 
 
 def _mean(value_N: np.ndarray, users: list[str], weight_N: np.ndarray | None = None) -> Interval:
-    """The mean of rows, NaN for those that do not count, with its jackknife over users."""
+    """The mean of rows between 0 and 1, NaN for those that do not count, with its jackknife over users."""
     known_N = ~np.isnan(value_N)
     weight_N = known_N.astype(float) if weight_N is None else weight_N * known_N
     if not weight_N.sum():
@@ -109,7 +109,7 @@ def _mean(value_N: np.ndarray, users: list[str], weight_N: np.ndarray | None = N
     value = float(sum_U.sum() / weight_U.sum())
     if len(sum_U) < 2:
         return Interval(value)
-    made = jackknife(value, (sum_U.sum() - sum_U) / (weight_U.sum() - weight_U))
+    made = jackknife(value, (sum_U.sum() - sum_U) / (weight_U.sum() - weight_U), (0.0, 1.0))
     return of_few(made, value_N, users)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayrec.metrics import METRICS
 from rayrec.metrics.intervals import Interval, bootstrap_means, holm, jackknife, of_few, wilson
 
 
@@ -156,6 +157,14 @@ def test_jackknife_of_a_mean_is_the_standard_error(values):
     assert (value, low, high) == pytest.approx(
         (x.mean(), x.mean() - 1.959964 * error, x.mean() + 1.959964 * error), abs=1e-6
     )
+
+
+def test_a_jackknife_interval_ends_where_its_metric_does():
+    without = np.array([0.5, 0.99, 1.0])
+    assert jackknife(0.9, without)[1:3] == pytest.approx((0.253, 1.547), abs=1e-3)
+    assert jackknife(0.9, without, METRICS["DivRatio"].ends)[1:3] == pytest.approx((0.253, 1.0), abs=1e-3)
+    assert jackknife(-0.9, -without, METRICS["HR"].change_ends)[1:3] == pytest.approx((-1.0, -0.253), abs=1e-3)
+    assert METRICS["NDCG"].ends == (0, 1) and METRICS["DGU"].ends == (-np.inf, np.inf)
 
 
 def test_bootstrap_lowers_the_diversity_ratio_and_jackknife_does_not():

@@ -85,7 +85,7 @@ def test_measures_are_those_of_the_definitions(files: list[str]) -> None:
     for name in ("HR", "DivRatio", "ORRatio", "new", "fallback"):
         one = second.measures[name]
         assert one.low is not None and one.high is not None and one.value is not None
-        assert one.low <= one.value <= one.high
+        assert 0 <= one.low <= one.value <= one.high <= 1
 
     # The run's own metrics, of the same lists.
     rows = [row for row in next(iter(shown.values())).to_pylist() if row["user"] in outcomes]
