@@ -150,8 +150,8 @@ def python(words: list[str]) -> None:
         tyro.cli(WatchConfig, args=args)
     elif program == "jobs/bench.py":
         importlib.import_module("bench").options().parse_args(args)
-    elif program == "jobs/check_gpu.py":
-        importlib.import_module("check_gpu").options().parse_args(args)
+    elif program in ("jobs/check_gpu.py", "jobs/theory.py"):
+        importlib.import_module(Path(program).stem).options().parse_args(args)
     elif program == "tests.faults":
         options().parse_args(args)
     else:
