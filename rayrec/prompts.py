@@ -6,7 +6,7 @@ apart, so a title has the same tokens in every place, and no title can merge wit
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -221,6 +221,48 @@ class LikingTemplate(HalvesTemplate):
     def scored_ids(self, answer: str) -> list[int]:
         """Return the first token, at which TALLRec compares the answers."""
         return self.answer_ids(answer)[:1]
+
+
+def trim(
+    rows: list[dict[str, Any]],
+    schema: pa.Schema,
+    rooms: Sequence[int],
+    template: Template,
+    least: int = 1,
+    long: Collection[str] = (),
+) -> list[list[int]]:
+    """Leave titles out of histories whose prompts have more tokens than there is room; return all prompts.
+
+    Such ``rows`` (of ``schema``) lose the ``long`` titles, which no answer can hold, then their oldest ones, as few as
+    need be. ``least`` stay, so that a prompt may still be too long.
+    """
+
+    def asked(numbers: Sequence[int]) -> list[list[int]]:
+        return template.prompts(pa.Table.from_pylist([rows[i] for i in numbers], schema=schema))
+
+    def open_(numbers: Iterable[int]) -> list[int]:
+        return [i for i in numbers if len(prompts[i]) > rooms[i] and len(rows[i]["history"]) > least]
+
+    prompts = asked(range(len(rows)))
+    left = open_(range(len(rows)))
+    for i in left if long else ():
+        kept = [place for place, title in enumerate(rows[i]["history"]) if title not in long]
+        if len(kept) >= least:
+            _keep(rows[i], kept)
+            (prompts[i],) = asked([i])
+    while left := open_(left):
+        for i in left:
+            _keep(rows[i], range(1, len(rows[i]["history"])))
+        for i, made in zip(left, asked(left), strict=True):
+            prompts[i] = made
+    return prompts
+
+
+def _keep(row: dict[str, Any], places: Iterable[int]) -> None:
+    """Leave only the titles at ``places`` in a row's history."""
+    for name in ("history", "history_ratings"):
+        if row.get(name) is not None:
+            row[name] = [row[name][place] for place in places]
 
 
 @lru_cache(maxsize=4)

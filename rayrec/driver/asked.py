@@ -26,6 +26,8 @@ def how_asked(config: Config, template: Template, form: str, catalogue: Catalogu
         "prompt": template.tokenizer.decode(ids, skip_special_tokens=False),
         "eos": template.tokenizer.id_to_token(template.eos_id),
         "eos_id": template.eos_id,
+        "max_length": config.model.max_length,
+        "max_new_tokens": config.model.max_new_tokens,
         "catalogue": catalogue_hash(catalogue.titles),
         "items": len(catalogue),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 from rayrec.config import Config
 from rayrec.data import Dataset
 from rayrec.data.mapped import each
+from rayrec.prompts import trim
 
 #: A catalogue of which a larger share of titles is too long wants another limit.
 _MOST = 0.1
@@ -131,27 +132,5 @@ def _trimmed(
     rows = some.to_pylist()
     left = [i for i in over if len(rows[i]["history"]) > least]
     count["trimmed"] += len(left)
-    for i in left:
-        if (
-            long
-            and len(kept := [place for place, title in enumerate(rows[i]["history"]) if title not in long]) >= least
-        ):
-            _keep(rows[i], kept)
-    while left := [
-        i for i, length in zip(left, _lengths_of(rows, left, some, template), strict=True) if length > room[i]
-    ]:
-        left = [i for i in left if len(rows[i]["history"]) > least]
-        for i in left:
-            _keep(rows[i], range(1, len(rows[i]["history"])))
+    trim([rows[i] for i in left], some.schema, room[left].tolist(), template, least, long)
     return pa.Table.from_pylist(rows, schema=some.schema)
-
-
-def _lengths_of(rows: list[dict[str, Any]], numbers: list[int], some: pa.Table, template: Any) -> np.ndarray:
-    return _lengths(pa.Table.from_pylist([rows[i] for i in numbers], schema=some.schema), template)
-
-
-def _keep(row: dict[str, Any], places: Iterable[int]) -> None:
-    """Leave only the titles at ``places`` in a row's history."""
-    for name in ("history", "history_ratings"):
-        if row[name] is not None:
-            row[name] = [row[name][place] for place in places]

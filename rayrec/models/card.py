@@ -12,7 +12,8 @@ from rayrec.models import hub
 
 #: The file beside the weights. Its keys: ``policy``, the phase that made it; ``template``, ``history``, ``protocol``,
 #: ``ask`` and ``ratings``, the settings of a prompt, named as the flags; ``prompt``, a prompt as text; ``eos`` and
-#: ``eos_id``, by which an answer ends; ``catalogue``, the hash of its titles, and ``items``, their number.
+#: ``eos_id``, by which an answer ends; ``max_length`` and ``max_new_tokens``, the most tokens of prompt and answer and
+#: of an answer; ``catalogue``, the hash of its titles, and ``items``, their number.
 FILE = "policy.json"
 #: The settings of a prompt, by the group that has them.
 ASKED = {"template": "model", "history": "data", "protocol": "data", "ask": "data", "ratings": "data"}

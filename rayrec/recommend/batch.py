@@ -84,6 +84,9 @@ class _Actor:
         with pq.ParquetFile(self.folder / "histories.parquet") as file:
             rows = file.read_row_group(part).to_pylist()
         asked = [row for row in rows if row["error"] is None]
+        for row, refused in zip(asked, self.recommender.refusals([row["history"] for row in asked]), strict=True):
+            row["error"] = refused
+        asked = [row for row in asked if row["error"] is None]
         table = self.recommender.recommend(
             [row["history"] for row in asked],
             self.settings["top_k"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from rayrec.data.settings import DataConfig
 from rayrec.models import card
 from rayrec.report.rows import best_policy, last_policy
 from rayrec.runs.manifest import read_json
+from rayrec.runs.names import check_exists, is_run, like
 
 
 class Place(NamedTuple):
@@ -56,9 +56,9 @@ def find(policy: str) -> Place:
         ValueError: there is no such run or folder, the run has no finished policy, or its weights were removed.
     """
     path = Path(policy).expanduser()
-    run = next((folder for folder in (path, *path.parents) if _is_run(folder)), None)
+    run = next((folder for folder in (path, *path.parents) if is_run(folder)), None)
     if run is None:
-        _check_exists(policy, path)
+        check_exists(policy, path, hub=True)
         return Place(policy, policy, None, {}, card.asked(policy))
     if run == path:
         metrics = run / "metrics.jsonl"
@@ -87,37 +87,8 @@ def _of_settings(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     tiny = found["template"] == "auto" and settings["model"]["model"] == "tiny"
     return found | {
         "template": "compact" if tiny else found["template"],
-        "item_vectors": settings["model"]["item_vectors"],
+        **{name: settings["model"].get(name) for name in ("item_vectors", "max_length", "max_new_tokens")},
     }
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and "config" in read_json(folder / "config.json")
-
-
-def _check_exists(policy: str, path: Path) -> None:
-    """Refuse the path of a run or folder that does not exist. ``OWNER/NAME`` is a hub id where OWNER holds no run.
-
-    Raises:
-        ValueError: with the runs that are there, those of a similar name first.
-    """
-    if path.exists() or "://" in policy:
-        return
-    if len(path.parts) == 1 and _is_run(Path("runs", policy)):
-        raise ValueError(f"{policy}: no such folder here, but a run in runs. Take runs/{policy}.")
-    parent = next(folder for folder in path.parents if folder.is_dir() or folder == folder.parent)
-    is_path = len(path.parts) > 2 or policy.startswith((".", "~", "/"))  # which no hub id is
-    runs = _runs(parent, path.parts[len(parent.parts)]) if is_path or parent != Path() else []
-    if runs:
-        raise ValueError(f"{policy}: there is no such run. In {parent} are {', '.join(runs)}. Name one of them.")
-    if is_path:
-        raise ValueError(f"{policy}: there is no such run or folder. Name one that exists, or a hub id OWNER/NAME.")
-
-
-def _runs(folder: Path, name: str) -> list[str]:
-    """Return the names of the runs in a folder, at most eight, those most like ``name`` first."""
-    found = sorted(one.name for one in folder.iterdir() if _is_run(one))
-    return difflib.get_close_matches(name, found, 8, cutoff=0.0) if found else []
 
 
 def _instead(run: Path) -> str:
@@ -125,5 +96,5 @@ def _instead(run: Path) -> str:
     kept = sorted({one.relative_to(run).parts[:2] for one in run.glob("*/*/policy/**/*.safetensors")})
     if kept:
         return f"Name one that is kept: {', '.join(str(run.joinpath(*parts)) for parts in kept)}."
-    others = [name for name in _runs(run.parent, run.name) if name != run.name]
+    others = [name for name in like(run.parent, run.name) if name != run.name]
     return "Finish the run" + (f", or name another of {run.parent}: {', '.join(others)}." if others else ".")

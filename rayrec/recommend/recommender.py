@@ -35,12 +35,14 @@ class Recommender:
         history: int,
         width: int,
         normalise: Any = "vocabulary",
+        max_length: int | None = None,
+        max_new: int | None = None,
     ):
         from rayrec.decoding import Trie
 
         self.model, self.template, self.catalogue = model, template, catalogue
         self.policy, self.history, self.width = policy, history, width
-        self.normalise = normalise
+        self.normalise, self.max_length, self.max_new = normalise, max_length, max_new
         self._answers = [template.answer_ids(title) for title in catalogue.titles]
         self._trie = Trie.build(self._answers)
 
@@ -76,6 +78,7 @@ class Recommender:
         """
         import torch
 
+        from rayrec.models.folder import reach
         from rayrec.models.policy import load_policy
 
         place = places.find(str(policy))
@@ -90,7 +93,9 @@ class Recommender:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         lm = load_policy(place.model, dtype or "float32", device)
         lm = lm.merge_and_unload() if _is_adapter(place) else lm
-        return cls(lm.eval(), form, items, place.name, titles, width, normalise or "vocabulary")
+        sizes = [(place.asked or {}).get(name) for name in ("max_length", "max_new_tokens")]
+        sizes[0] = sizes[0] or reach(lm.config)[0]
+        return cls(lm.eval(), form, items, place.name, titles, width, normalise or "vocabulary", *sizes)
 
     @staticmethod
     def check(policy: str | Path, catalogue: str | Path | None = None, *, template: str = "auto") -> None:
@@ -100,7 +105,7 @@ class Recommender:
     def with_catalogue(self, catalogue: str | Path) -> Recommender:
         """Return a recommender of the same policy in memory for the titles of a file. ValueError: as :meth:`open`."""
         items = read_catalogue(catalogue)
-        more = self.policy, self.history, self.width, self.normalise
+        more = self.policy, self.history, self.width, self.normalise, self.max_length, self.max_new
         return Recommender(self.model, copy.copy(self.template), items, *more)
 
     @cached_property
@@ -121,7 +126,8 @@ class Recommender:
     ) -> pa.Table:
         """Return the best ``k`` titles for every history (oldest title first), as :data:`LISTS`.
 
-        A list is shorter where fewer titles are allowed.
+        A list is shorter where fewer titles are allowed. Of a history that makes a prompt and an answer longer than the
+        policy's --max-length the oldest titles are not read.
 
         Args:
             exclude_history: leave the history's own titles out of its list.
@@ -132,7 +138,8 @@ class Recommender:
             seeds: of the draws, one for each history; or one number, from which and from the row they follow.
 
         Raises:
-            ValueError: k below 1, titles that the catalogue does not have, or another number of seeds.
+            ValueError: k below 1, titles that the catalogue does not have, another number of seeds, or a history whose
+                last title alone is too long.
         """
         allowed_I = self._allowed(k, allow, exclude)
         if explore not in ("none", "gumbel"):
@@ -160,12 +167,45 @@ class Recommender:
         if not titles:
             return [[] for _ in histories]
         answers, items = [self.template.answer_ids(title) for title in titles], titles_of(self._answers)
-        asked = [(self._prompt(history), answers) for history in histories]
+        asked = [(prompt, answers) for prompt in self._prompts(histories)]
         found = score_answers(PackedLM(self.model), asked, self._trie, items, self.normalise)
         return [[logprob for logprob, _ in one] for one in found]
 
-    def _prompt(self, history: Sequence[str]) -> list[int]:
-        return self.template.prompt_ids(list(history)[-self.history :])
+    def refusals(self, histories: Sequence[Sequence[str]]) -> list[str | None]:
+        """Return why each history cannot be asked; None where it can."""
+        room = self._room
+        made = self._trimmed(histories)
+        return [None if room is None or len(ids) <= room else self._too_long(len(ids), room) for ids in made]
+
+    def _prompts(self, histories: Sequence[Sequence[str]]) -> list[list[int]]:
+        made, room = self._trimmed(histories), self._room
+        if room is not None and (most := max(map(len, made), default=0)) > room:
+            raise ValueError(self._too_long(most, room))
+        return made
+
+    def _trimmed(self, histories: Sequence[Sequence[str]]) -> list[list[int]]:
+        """The prompts of histories, without their oldest titles where a prompt would be too long."""
+        from rayrec.prompts import trim
+
+        rows = [{"history": list(history)[-self.history :]} for history in histories]
+        room, schema = self._room, pa.schema([("history", pa.list_(pa.string()))])
+        if room is None:
+            return [self.template.prompt_ids(row["history"]) for row in rows]
+        return trim(rows, schema, [room] * len(rows), self.template)
+
+    @property
+    def _room(self) -> int | None:
+        """Tokens of a prompt beside the longest answer, for which at most a half is kept unless the policy says so."""
+        if self.max_length is None:
+            return None
+        longest = min(max(map(len, self._answers)), self.max_length // 2)
+        return self.max_length - max(longest, self.max_new or 0)
+
+    def _too_long(self, length: int, room: int) -> str:
+        return (
+            f"The last title of a history makes a prompt of {length} tokens; the policy reads {self.max_length} with "
+            f"the answer, which leaves {room}. Shorten the title."
+        )
 
     def _allowed(self, k: int, allow: Collection[str] | None, exclude: Collection[str]) -> Any:
         if k < 1:
@@ -245,7 +285,7 @@ class Recommender:
         if self.template.known > len(self.catalogue) + _TEXTS:
             self.template.forget()
         asked = [row for row, history in enumerate(histories) if len(history)]
-        return asked, [self._prompt(histories[row]) for row in asked]
+        return asked, self._prompts([histories[row] for row in asked])
 
     def _whole(self, made: dict[int, list[Entry]], k: int, allowed_PI: Any) -> list[list[Entry]]:
         """The lists of all rows; those that were not ``made`` are of popular titles."""

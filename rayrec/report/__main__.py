@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rayrec.report.build import build_report
+from rayrec.runs.names import check_run
 
 
 def rebuild(folder: Path) -> None:
@@ -15,6 +16,7 @@ def rebuild(folder: Path) -> None:
         folder: Run folder, as in runs/NAME.
     """
     try:
+        check_run(folder)
         print(build_report(folder))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -70,6 +70,23 @@ def test_a_history_is_cut_to_what_the_policy_read(policy: Path, recommender: Rec
     assert short.score([TITLES[:9]], TITLES) == recommender.score([TITLES[7:9]], TITLES)
 
 
+def test_a_prompt_is_no_longer_than_the_policy_reads(policy: Path, recommender: Recommender) -> None:
+    long = "Long " * 30
+    short = Recommender.open(policy / "model", policy / "titles.csv", template="compact", device="cpu", width=16)
+    answer = max(len(short.template.answer_ids(title)) for title in TITLES)
+    short.max_length = len(short.template.prompt_ids(TITLES[:3])) + answer
+    histories = [[long, *TITLES[:3]], [*TITLES[:2], long], [*TITLES[4:9], *TITLES[:3]]]
+    assert short.score(histories[::2], TITLES) == [recommender.score([TITLES[:3]], TITLES)[0]] * 2
+    assert short.recommend(histories[2:]) == short.recommend([TITLES[:3]], exclude=TITLES[4:9])
+    length, room = len(short.template.prompt_ids([long])), short.max_length - answer
+    told = (
+        f"makes a prompt of {length} tokens; the policy reads {short.max_length} with the answer, which leaves {room}. "
+    )
+    assert [refused and told in refused for refused in short.refusals(histories)] == [None, True, None]
+    with pytest.raises(ValueError, match=told):
+        short.recommend(histories)
+
+
 def test_drawn_lists_permit_unbiased_estimates(policy: Path, recommender: Recommender) -> None:
     history, k, draws = HISTORIES[0], 4, 1500
     rest = [title for title in TITLES if title not in history]

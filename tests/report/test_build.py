@@ -239,13 +239,22 @@ def test_no_text_from_data_becomes_markup(run: Path) -> None:
     assert EVIL in page.texts and "<b>$N$</b>" in page.texts  # genre names stand inside the pictures
 
 
-def test_the_command_rebuilds_the_same_bytes_and_names_its_error(finished: Path, run: Path, tmp_path: Path) -> None:
+def test_the_command_rebuilds_the_same_bytes_and_names_its_error(finished: Path, run: Path) -> None:
     command = [sys.executable, "-m", "rayrec.report"]
     good = subprocess.run([*command, str(run)], capture_output=True, text=True)
     assert (good.returncode, good.stdout.strip()) == (0, str(run / "report.html"))
     assert (run / "report.html").read_bytes() == (finished / "report.html").read_bytes()
-    bad = subprocess.run([*command, str(tmp_path / "nowhere")], capture_output=True, text=True)
-    assert bad.returncode == 1 and "no such file" in bad.stderr and "Traceback" not in bad.stderr
+    nowhere, runs = run.parent / "nowhere", run.parent
+    for named, told in (
+        (nowhere, f"{nowhere}: there is no such run. In {runs} are {run.name}. Name one of them.\n"),
+        (runs, f"{runs}: it holds runs and is none. Name one of them: {run.name}.\n"),
+        (
+            tmp_path / "none" / "x",
+            f"{tmp_path / 'none' / 'x'}: there is no such run or folder. Name one that exists.\n",
+        ),
+    ):
+        bad = subprocess.run([*command, str(named)], capture_output=True, text=True)
+        assert (bad.returncode, bad.stderr) == (1, f"error: {told}")
 
 
 def test_an_unfinished_run_says_so(run: Path) -> None:

@@ -118,8 +118,8 @@ def test_refusals_say_what_is_wrong_and_repeat_nothing(talk) -> None:
         assert found.status_code == 422 and found.json() == {
             "error": "body.k: Input should be greater than or equal to 1"
         }
-        long = {"history": ["x" * 400] * 10}
-        assert "the model sees" in (await client.post("/recommend", json=long)).json()["error"]
+        long = {"history": ["é" * 500]}
+        assert "makes a prompt of" in (await client.post("/recommend", json=long)).json()["error"]
         found = await client.post("/recommend", content=b"x" * 2_000_000)
         assert found.status_code == 413 and "1048576 bytes" in found.json()["error"]
 
