@@ -248,10 +248,7 @@ def test_the_command_rebuilds_the_same_bytes_and_names_its_error(finished: Path,
     for named, told in (
         (nowhere, f"{nowhere}: there is no such run. In {runs} are {run.name}. Name one of them.\n"),
         (runs, f"{runs}: it holds runs and is none. Name one of them: {run.name}.\n"),
-        (
-            tmp_path / "none" / "x",
-            f"{tmp_path / 'none' / 'x'}: there is no such run or folder. Name one that exists.\n",
-        ),
+        ("/no-such/x", "/no-such/x: there is no such run or folder. Name one that exists.\n"),
     ):
         bad = subprocess.run([*command, str(named)], capture_output=True, text=True)
         assert (bad.returncode, bad.stderr) == (1, f"error: {told}")
