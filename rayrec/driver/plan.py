@@ -20,15 +20,15 @@ from rayrec.lanes import BASE, Planned, Policy, Shared
 from rayrec.report.terminal import size
 from rayrec.selfplay import self_play
 from rayrec.training.lane import TrainLane
-from rayrec.training.memory import Memory
+from rayrec.training.memory import LIBRARIES, Memory
 
 if TYPE_CHECKING:
     from rayrec.models.shape import Shape
 
 #: Bytes that one parameter needs in a policy folder, for the disk estimate.
 _BYTES = {"float32": 4, "bfloat16": 2}
-#: Bytes of a training worker and of a generator without a model: Python and its libraries.
-_TRAINER, _GENERATOR = 0.8e9, 1.5e9
+#: Bytes of a generator without a model: Python and its libraries.
+_GENERATOR = 1.5e9
 #: Limits of this machine's memory for a container, where there is one.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -106,7 +106,7 @@ def _memory(config: Config, tokens: Lengths, shape: Shape, device: str) -> dict[
         batch = config.train.prefer_batch if kind == "prefer" else config.train.batch
         length, predicted = tokens.prompt + answers * (tokens.answer - 1), answers * tokens.answer
         rows, computing = of.largest(length, predicted, batch)
-        needs = of.held_bytes(computing) + (0 if gpu else _TRAINER)
+        needs = of.held_bytes(computing) + (0 if gpu else LIBRARIES)
         if needs > found["trainer"]:
             found = {"trainer": needs, "rows": rows, "tokens": rows * length}
     generator = generator_bytes(config, tokens, shape, gpu) + (0 if gpu else _GENERATOR)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Bytes that a pass may take by default (--pass-memory), on CPUs and on GPUs.
 ON_CPU, ON_GPU = 1.0, 16.0
 GIB = 2**30
+#: Bytes of a training worker without a model: Python and its libraries, whose pages in files processes share.
+LIBRARIES = 0.8e9
 #: Environment of a training worker. By themselves glibc's small free lists keep the edges of large blocks, so that a
 #: block does not fit again where an equal one was, and the heap grows to 1.7 times of what is held.
 HEAP = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
