@@ -193,7 +193,7 @@ class Recommender:
             return [self.template.prompt_ids(row["history"]) for row in rows]
         return trim(rows, schema, [room] * len(rows), self.template)
 
-    @property
+    @cached_property
     def _room(self) -> int | None:
         """Tokens of a prompt beside the longest answer, for which at most a half is kept unless the policy says so."""
         if self.max_length is None:

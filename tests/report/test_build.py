@@ -198,7 +198,8 @@ def test_the_headline_names_objective_and_negatives(finished: Path) -> None:
 
 def test_metrics_of_choices_stand_in_terminal_and_report(finished: Path) -> None:
     page, printed = Page(finished / "report.html"), (finished.parent / "tiny.txt").read_text()
-    assert re.search(r"resources +\d+ s, most memory of a process: trainers \d\.\d GB, generators \d\.\d GB", printed)
+    memory = r"most memory of a process: trainers \d\.\d GB, generators \d\.\d GB"
+    assert re.search(rf"resources +\d+ (s|min), {memory}", printed)
     for name in ("ValidRatio", "HR@1_liked", "AvoidanceRate", "AdherenceRate"):
         assert f"{name} ↑" in page.text and name in printed
     row = next(row for row in records(finished) if "AdherenceRate" in row)
