@@ -1,6 +1,6 @@
 """How near the preference step comes to the policy that SPRec's theorem 1 predicts, on data whose truth is known.
 
-    python jobs/theory.py                             # about 15 minutes on two cores
+    python jobs/theory.py                             # 16 runs
     python jobs/theory.py --betas 1 --rows 512 --prompts 50
     python jobs/theory.py --json theory.json
 
