@@ -124,7 +124,7 @@ class CatalogueSteps:
     def _numbered(self, row: dict) -> dict:
         item = self.items.get(tuple(row["answers"][0])) if row["weight"] else None
         if item is None:
-            return padding(row) | {"item": -1}
+            return padding(row) | {"item": -1, "answers": [row["answers"][0][:1]]}
         end = None if self.loss.counts_all else self.lengths[item]
         return row | {"item": item, "answers": [row["answers"][0][:end]]}
 

@@ -58,23 +58,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(groups(), root / "groups.parquet")
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    with (root / "log").open("w") as log:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.edge.objectives_program", str(root), str(rank), "2"],
-                cwd=ROOT,
-                env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=log,
-                stderr=log,
-            )
-            for rank in range(2)
-        ]
-        try:
-            codes = [process.wait(120) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-    assert codes == [0, 0], (root / "log").read_text()[-3000:]
+    logs = [root / "log.0", root / "log.1"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.edge.objectives_program", str(root), str(rank), "2"],
+            cwd=ROOT,
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        codes = [process.wait(120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], "\n\n".join(log.read_text()[-3000:] for log in logs)
     return root
 
 
