@@ -1,5 +1,6 @@
 """The interactions of a source: checked, rated in stars, in order of time, each once."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -45,62 +46,67 @@ def check(log: Log, rejects: Rejects, duplicates: str = "drop", liked_from: floa
     if not len(log.frame) and not rejects:
         raise ValueError(f"{log.file}: found no interaction, wanted rows below the header. Name another file.")
     parts = [*log.frame.iter_slices(_SLICE)] or [log.frame]
-    ratings = pl.Series("rating", [], pl.Float64)
-    if rated:
-        kind = log.frame.schema["rating"]
-        ratings = pl.concat([part.select(_number(kind)).to_series() for part in parts])
+    kind = log.frame.schema["rating"] if rated else pl.Null()
+    found = scale.of((part.select(_number(kind)).to_series() for part in parts if rated), liked_from)
     log.frame = log.frame.clear()  # so that a part ends when it is checked
-    found = scale.of(ratings, liked_from)
-    del ratings
     unit, told = _unit(parts), {"ratings": found.told} if rated else {}
     if unit:
         told["timestamps"] = "dates as year, month and day (20240131)" if unit == _DATES else f"in {unit}"
     checked = []
     while parts:
         checked.append(_compact(_checked(parts.pop(0), log, rejects, found, unit)))
-    good = pl.concat(checked)
-    unrated, counts = good["rating"].null_count(), {}
+    good = pl.concat(checked, how="diagonal")
+    del checked
+    unrated, counts, order = good["rating"].null_count(), {}, _order(good)
     if rated and unrated:
         counts["rows_unrated"] = unrated
-    again = _again(good)
+    again = _again(good, order)
     if count := int(again.sum()):
         kept = duplicates == "keep"
         counts["duplicate_rows_kept" if kept else "duplicate_rows_dropped"] = count
-        again &= not kept
+        order = order if kept else order[~again]
         did = "all kept" if kept else "each kept once; --duplicates keep keeps all"
         told["duplicates"] = f"{count:,} rows are equal to an earlier one in user, item, rating and time: {did}"
-    order = np.lexsort([good[name].to_numpy() for name in ("part", "timestamp")])
-    order = order[~again[order]]
-    good = good.select("user", "title", "rating", "timestamp")
+    del again
 
     def ordered() -> Iterator[pa.Table]:
         for start in range(0, len(order), mapped.SLICE):
-            some = good[order[start : start + mapped.SLICE]].with_columns(pl.col("user", "title").cast(pl.String))
+            some = good[order[start : start + mapped.SLICE]].select("user", "title", "rating", "timestamp")
+            some = some.with_columns(pl.col("user", "title").cast(pl.String))
             yield schema.check(some.to_arrow(), schema.INTERACTIONS, log.file)
 
     return Checked(mapped.mapped(ordered(), schema.INTERACTIONS), counts, told)
 
 
 def _compact(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows with every name in memory once."""
-    return frame.with_columns(pl.col("user", "item", "title").cast(pl.Categorical))
+    """The rows with every name in memory once, and without ``part`` where all times are whole."""
+    frame = frame.with_columns(pl.col("user", "item", "title").cast(pl.Categorical))
+    return frame if (frame["part"] != 0).any() else frame.drop("part")
 
 
-def _again(good: pl.DataFrame) -> np.ndarray:
-    """Which rows are equal to an earlier one in user, item, rating and time, (N,).
+def _order(good: pl.DataFrame) -> np.ndarray:
+    """The rows by time, equal times in file order, (N,)."""
+    time = good["timestamp"].to_numpy()
+    if "part" not in good.columns:
+        order = np.argsort(time, kind="stable")
+    else:
+        order = np.lexsort((good["part"].fill_null(0).to_numpy(), time))
+    return mapped.filled(len(order), [order], np.uint32)
+
+
+def _again(good: pl.DataFrame, order: np.ndarray) -> np.ndarray:
+    """Which rows in the ``order`` of time are equal to an earlier one in user, item, rating and time, (N,).
 
     Rows without a user's own time have their place as time, and no two are equal.
     """
-    names = pl.col("user", "item").to_physical()
-    columns = good.select("part", "timestamp", pl.col("rating").fill_null(-1), names)
-    keys = [columns[name].to_numpy() for name in columns.columns]
-    order = np.lexsort(keys)  # stable: of equal rows the first comes first
-    same = np.ones(max(len(order) - 1, 0), bool)
-    for key in keys:
-        sorted_key = key[order]
-        same &= sorted_key[1:] == sorted_key[:-1]
-    again = np.zeros(len(order), bool)
-    again[order[1:][same]] = True
+    again, start = np.zeros(len(order), bool), 0
+    time = good["timestamp"].to_numpy()
+    while start < len(order):
+        end = min(start + _SLICE, len(order))
+        end = bisect_right(range(len(order)), time[order[end - 1]], end, key=lambda row: time[order[row]])
+        rows = good[order[start:end]].select(pl.exclude("title").to_physical())
+        again[start:end] = ~rows.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
+        start = end
     return again
 
 
@@ -127,17 +133,22 @@ def _text(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _unit(parts: Sequence[pl.DataFrame]) -> str | None:
-    """The unit of most numbers, seconds as None; or that they are dates."""
+    """The unit of most numbers, seconds as None; or that they are dates. Parts are read one by one."""
     if parts[0].schema["timestamp"].is_temporal():
         return None
-    times = (_text(part.select("timestamp"))["timestamp"].cast(pl.Float64, strict=False) for part in parts)
-    every = pl.concat(times).fill_nan(None)
-    low, high, middle = every.min(), every.max(), every.median()
-    if not (isinstance(low, float) and isinstance(high, float) and isinstance(middle, float)):
+    rows, reached, dates = 0, dict.fromkeys(_UNITS, 0), True
+    for part in parts:
+        times = _text(part.select("timestamp"))["timestamp"].cast(pl.Float64, strict=False).fill_nan(None).drop_nulls()
+        rows += len(times)
+        for unit, least in _UNITS.items():
+            reached[unit] += int((times >= least).sum())
+        dates = dates and bool(times.is_between(19000101, 21001231).all())
+        dates = dates and _read_dates(times.cast(pl.Int64, strict=False)).null_count() == 0
+    if not rows:
         return None
-    if low >= 19000101 and high <= 21001231 and _read_dates(every.cast(pl.Int64, strict=False)).null_count() == 0:
+    if dates:
         return _DATES
-    found = [unit for unit, least in _UNITS.items() if middle >= least]
+    found = [unit for unit in _UNITS if 2 * reached[unit] >= rows]
     return found[-1] if len(found) > 1 else None
 
 

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 #: Rows of a slice. A row takes kilobytes as Python objects, and some hundred bytes in Arrow.
 SLICE = 1 << 13
 #: Rows of a chunk, the unit of a file and of :func:`take`. Each chunk takes some kilobytes of memory in each table.
 CHUNK = 2 * SLICE
+#: Numbers that are computed at once.
+_PART = 1 << 17
 
 
 def mapped(slices: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
@@ -43,11 +46,33 @@ def array(length: int, dtype: type = np.int32) -> np.ndarray:
         return np.frombuffer(mmap.mmap(file.fileno(), size), dtype)
 
 
+def filled(length: int, parts: Iterable[np.ndarray], dtype: type = np.int32) -> np.ndarray:
+    """Return an :func:`array` of ``parts``, one after the other."""
+    whole, start = array(length, dtype), 0
+    for part in parts:
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
+
+
+def computed(length: int, values: Callable[[slice], np.ndarray], dtype: type = np.int32) -> np.ndarray:
+    """Return an :func:`array` whose numbers are the ``values`` of their places, a hundred thousand at once."""
+    return filled(length, map(values, places(length)), dtype)
+
+
+def places(length: int) -> Iterator[slice]:
+    """Yield 0 to ``length`` in parts of a hundred thousand numbers."""
+    return (slice(start, min(start + _PART, length)) for start in range(0, length, _PART))
+
+
 def ascending(length: int) -> np.ndarray:
     """Return 0 to ``length`` − 1, (length,) int32, as an :func:`array`."""
-    numbers = array(length)
-    numbers[1:] = 1
-    return np.cumsum(numbers, dtype=np.int32, out=numbers)
+    return computed(length, lambda part: np.arange(part.start, part.stop))
+
+
+def numbers(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
+    """Return the values of a column as an :func:`array`, null as NaN."""
+    return filled(len(column), (chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks), dtype)
 
 
 @contextmanager
@@ -70,9 +95,26 @@ def each(table: pa.Table, change: Callable[[pa.Table], pa.Table]) -> pa.Table:
 
 
 def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Return the place of each value among the distinct ones, (N,) int32, and these in the order of the column."""
-    found = column.dictionary_encode().unify_dictionaries().combine_chunks()
-    return found.indices.to_numpy(), found.dictionary
+    """Return the place of each text among the distinct ones, (N,) int32, and these in the order of the column."""
+    names, known, count = pl.Series(dtype=pl.Categorical), [pl.Series(dtype=pl.String)], 0
+    place = np.zeros(0, np.int32)
+
+    def codes() -> Iterator[np.ndarray]:
+        nonlocal names, place, count
+        for chunk in column.chunks:
+            texts = pl.Series(pl.from_arrow(chunk), dtype=pl.String)
+            names = texts.cast(pl.Categorical)  # while one column of them lives, a text has one number in all
+            code = names.to_physical().to_numpy()
+            room = max(int(code.max(initial=0)) + 1 - len(place), 0)
+            place = np.concatenate([place, np.full(room and max(room, len(place)), -1, np.int32)])
+            found, first = np.unique(code, return_index=True)
+            new = np.sort(first[place[found] < 0])
+            place[code[new]] = count + np.arange(len(new))
+            count += len(new)
+            known.append(texts[new])
+            yield place[code]
+
+    return filled(len(column), codes()), pl.concat(known).to_arrow().cast(pa.string())
 
 
 def take(table: pa.Table, numbers: np.ndarray) -> pa.Table:

@@ -1,8 +1,10 @@
 """Ratings of any scale as stars from 0 to 5: METHODS calls an item liked above 3 and good from 4 stars."""
 
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import polars as pl
 
 #: Stars of what counts as liked, at least, and as disliked, at most (RecPO).
@@ -43,17 +45,20 @@ _KNOWN = {
 _BORDERS = {"0 or 1": (1.0, 0.0), "-1 to 1": (1.0, -1.0), "0 to 5": (LIKED, DISLIKED), "0 to 10": (8.0, 4.0)}
 
 
-def of(ratings: pl.Series, liked_from: float | None) -> Scale:
-    """Return the scale of a file's ratings (Float64, null where there is none).
+def of(ratings: Iterable[pl.Series], liked_from: float | None) -> Scale:
+    """Return the scale of a file's ratings, which come in parts (Float64, null where there is none).
 
     ``liked_from`` is the least rating that counts as liked; without it a file of no known scale is unrated. Raises
     ValueError: ``liked_from`` would make all rows liked, or none.
     """
-    values = ratings.filter(ratings.is_finite()).unique().sort()
-    if not len(values):
+    counts = Counter[float]()
+    for part in ratings:
+        counts.update(dict(part.drop_nulls().drop_nans().value_counts().iter_rows()))
+    values = sorted(filter(math.isfinite, counts))
+    if not values:
         return Scale(0, 5, "0 to 5", "none", LIKED)
     low, high = values[0], values[-1]
-    name = _name(ratings, values.to_numpy())
+    name = _name(counts, values)
     span = f"{low:g} to {high:g}" if name != "0 or 1" else "0 and 1"
     if liked_from is not None and (name is None or liked_from != _BORDERS[name][0]):
         if not low < liked_from <= high:
@@ -84,19 +89,26 @@ def _ends(name: str) -> tuple[float, float]:
     return low, high
 
 
-def _name(ratings: pl.Series, values: np.ndarray) -> str | None:
-    """The known scale that the ratings are of; single values outside are faults of their rows."""
+def _name(counts: Mapping[float, int], values: Sequence[float]) -> str | None:
+    """The known scale that ratings are of, with the ``counts`` of all and the finite ``values``.
+
+    Single values outside a scale are faults of their rows.
+    """
     if set(values) <= {0, 1}:
         return "0 or 1"
     if set(values) <= {-1, 0, 1}:
         return "-1 to 1"
-    rated = ratings.drop_nulls().drop_nans()
-    few = OUTSIDE * len(rated)
-    some = max(few, len(rated) >= FEWEST)
-    if (~rated.is_in([0.0, 1.0])).sum() <= few:
+
+    def rows(wanted: Callable[[float], bool]) -> int:
+        return sum(count for value, count in counts.items() if wanted(value))
+
+    every = sum(counts.values())
+    few = OUTSIDE * every
+    some = max(few, every >= FEWEST)
+    if rows(lambda value: value not in (0, 1)) <= few:
         return "0 or 1"
-    if (~rated.is_between(0, 5)).sum() <= some:
+    if rows(lambda value: not 0 <= value <= 5) <= some:
         return "0 to 5"
-    if (~rated.is_between(0, 10)).sum() <= some and (rated > 5).sum() >= len(rated) / 4:
+    if rows(lambda value: not 0 <= value <= 10) <= some and rows(lambda value: value > 5) >= every / 4:
         return "0 to 10"
     return None

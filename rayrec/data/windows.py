@@ -1,5 +1,6 @@
 """From interactions to examples: the last titles and the one that came next, in three splits."""
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from rayrec.data import schema
-from rayrec.data.mapped import SLICE, coded, mapped, slices
+from rayrec.data.mapped import SLICE, array, coded, computed, filled, mapped, numbers, places, slices, take
 
 SPLITS = ("train", "valid", "test")
 
@@ -26,7 +27,7 @@ def borders(times: np.ndarray) -> tuple[int, int]:
 
     Windows of one time are never in two splits. ValueError: there are fewer than three different times.
     """
-    starts = np.flatnonzero(np.diff(times)) + 1
+    starts = np.flatnonzero(times[1:] != times[:-1]) + 1
     if len(starts) < 2:
         raise ValueError(
             f"Found {len(times)} windows at {len(starts) + 1} different times, wanted at least 3 times to split 8:1:1. "
@@ -46,7 +47,7 @@ def _lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
 
 
 class _Log(NamedTuple):
-    """Interactions in the order of users and then times: (N,) each."""
+    """Interactions in the order of users and then times, (N,) each, in files where that is as long as the log."""
 
     times: np.ndarray
     users: np.ndarray  #: places in ``names``
@@ -54,8 +55,50 @@ class _Log(NamedTuple):
     ratings: np.ndarray | None  #: NaN where there is none; None where there are none at all
     names: pa.Array
     known: pa.Array
-    left: np.ndarray  #: number of later interactions of the same user
+    place: np.ndarray  #: number of earlier interactions of the same user
+    left: np.ndarray  #: number of later ones
     ends: np.ndarray  #: rows that can be targets, in the order of time
+
+
+def _logged(interactions: pa.Table) -> tuple[_Log, np.ndarray, np.ndarray]:
+    """Return the log without ``ends``, the interactions of each user, (U,), and the place in time of each row, (N,)."""
+    if not _in_time(interactions):
+        times = numbers(interactions["timestamp"], np.int64)
+        interactions = take(interactions, np.argsort(times, kind="stable"))  # file order breaks ties
+    users, names = coded(interactions["user"])
+    titles, known = coded(interactions["title"])
+    order = filled(len(users), [np.argsort(users, kind="stable")])
+
+    def ordered(column: np.ndarray) -> np.ndarray:
+        return computed(len(order), lambda part: column[order[part]], column.dtype.type)
+
+    rated = interactions["rating"].null_count < len(interactions)
+    ratings = ordered(numbers(interactions["rating"], np.float32)) if rated else None
+    times = ordered(numbers(interactions["timestamp"], np.int64))
+    users, titles, sizes = ordered(users), ordered(titles), np.bincount(users)
+    first = np.cumsum(sizes) - sizes
+    place = computed(len(users), lambda part: np.arange(part.start, part.stop) - first[users[part]])
+    left = computed(len(users), lambda part: sizes[users[part]] - 1 - place[part])
+    return _Log(times, users, titles, ratings, names, known, place, left, array(0)), sizes, order
+
+
+def _in_time(interactions: pa.Table) -> bool:
+    """Whether no row is earlier than the one before."""
+    chunks = [chunk.to_numpy() for chunk in interactions["timestamp"].chunks if len(chunk)]
+    between = all(a[-1] <= b[0] for a, b in itertools.pairwise(chunks))
+    return between and all((a[1:] >= a[:-1]).all() for a in chunks)
+
+
+def _ends(log: _Log, order: np.ndarray, least: int, wanted: int) -> np.ndarray:
+    """The rows with ``least`` earlier ones, of users with more than ``wanted``, in the order of time."""
+    row = array(len(order))
+    for part in places(len(order)):
+        row[order[part]] = np.arange(part.start, part.stop)
+    found = []
+    for part in places(len(order)):
+        some = row[part]
+        found.append(some[(log.place[some] >= least) & (log.place[some] + log.left[some] >= wanted)])
+    return np.concatenate(found)
 
 
 def _examples(log: _Log, ends: np.ndarray, past: np.ndarray, split: str) -> Iterator[pa.Table]:
@@ -133,23 +176,14 @@ def cut(
     """
     interactions = schema.check(interactions, schema.INTERACTIONS, "interactions")
     least = history if least is None else least
-    users, names = coded(interactions["user"])
-    titles, known = coded(interactions["title"])
-    times, ratings = interactions["timestamp"].to_numpy(), interactions["rating"]
-    order = np.lexsort((times, users))  # stable: file order breaks ties
-    users, titles, times = users[order], titles[order], times[order]
-    rated = None if ratings.null_count == len(ratings) else ratings.to_numpy()[order]
-    sizes = np.bincount(users)
+    log, sizes, order = _logged(interactions)
     wanted = least + (2 if split == "leave_last_two" else 0)  # so that a user's earliest test row has a training row
     if not len(sizes) or sizes.max() <= wanted:
         raise ValueError(
             f"No user has a past long enough: the longest has {sizes.max(initial=0)} interactions, wanted more than "
             f"{wanted}. Lower --history or --min-history, or name other data."
         )
-    place = np.arange(len(users)) - (np.cumsum(sizes) - sizes)[users]
-    ends = np.flatnonzero((place >= least) & (sizes[users] > wanted))
-    ends = ends[np.lexsort((order[ends], times[ends]))]
-    log = _Log(times, users, titles, rated, names, known, sizes[users] - 1 - place, ends)
+    log = log._replace(ends=_ends(log, order, least, wanted))
     if split == "time":
         parts, seen = _by_time(log)
     elif split == "leave_last_two":
@@ -164,10 +198,10 @@ def cut(
         "rows_only_in_histories": int(least * (~short).sum()),
     }
     tables = {
-        name: mapped(_examples(log, rows, np.minimum(place[rows], history), name), schema.EXAMPLES)
+        name: mapped(_examples(log, rows, np.minimum(log.place[rows], history), name), schema.EXAMPLES)
         for name, rows in zip(SPLITS, parts, strict=True)
     }
-    shown = pa.DictionaryArray.from_arrays(pa.array(titles[seen]), known)
+    shown = pa.DictionaryArray.from_arrays(pa.array(log.titles[seen]), log.known)
     return Windows(tables, pa.chunked_array([shown]), counts)
 
 

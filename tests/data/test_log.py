@@ -140,6 +140,23 @@ def test_liked_from_sets_the_border():
         load(DataConfig(liked_from=3))
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_duplicates_are_found_across_slices(whole, monkeypatch):
+    monkeypatch.setattr(log, "_SLICE", 4)  # equal times are longer than a slice
+    draw = np.random.default_rng(0)
+    columns = {
+        "user": draw.choice(["u", "v"], 200),
+        "item": draw.choice([*"abc"], 200),
+        "rating": draw.integers(1, 4, 200),
+    }
+    columns |= {"timestamp": 1_600_000_000 + draw.integers(0, 20, 200) / (1 if whole else 4)}
+    made, bad = checked(columns)
+    rows = sorted(zip(*(columns[name].tolist() for name in columns), strict=True), key=lambda row: row[3])
+    wanted = [(user, item.upper(), rating, int(time)) for user, item, rating, time in dict.fromkeys(rows)]
+    assert [tuple(row.values()) for row in made.table.to_pylist()] == wanted and not len(bad)
+    assert made.counts["duplicate_rows_dropped"] == 200 - len(wanted) > 20
+
+
 def test_equal_rows_are_counted_and_kept_once():
     frame = pl.DataFrame(
         {

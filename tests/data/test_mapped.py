@@ -104,6 +104,14 @@ def test_numbers_in_files_are_those_in_memory(length: int, tmp_path: Path, monke
     assert numbers.dtype == np.int32 and (numbers == np.arange(length)).all() and not list(tmp_path.iterdir())
 
 
+@given(st.lists(st.lists(st.text(max_size=3), max_size=5), max_size=5))
+def test_texts_are_numbered_across_chunks_in_the_order_of_the_column(chunks: list[list[str]]) -> None:
+    code, known = mapped.coded(pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks], pa.string()))
+    texts = [text for chunk in chunks for text in chunk]
+    assert known.to_pylist() == [*dict.fromkeys(texts)]
+    assert [known[int(number)].as_py() for number in code] == texts
+
+
 FULL = [
     "mapped((pa.table({'a': range(10**4)}) for _ in range(9)), pa.schema([('a', pa.int64())]))",
     "ascending(10**5)",

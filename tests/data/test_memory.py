@@ -1,4 +1,4 @@
-"""Logs are read as a stream: a row takes some 150 bytes where its text alone has 40."""
+"""Logs are read as a stream: beyond some 100 MB a row takes 50 bytes."""
 
 import os
 import subprocess
@@ -67,4 +67,4 @@ def test_a_large_log_is_read_in_little_memory(tmp_path: Path, ending: str) -> No
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr
     peak, rows = map(float, done.stdout.split())
-    assert rows == ROWS and peak < 180, f"{peak:.0f} MB"
+    assert rows == ROWS and peak < 150, f"{peak:.0f} MB"

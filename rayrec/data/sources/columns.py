@@ -233,10 +233,12 @@ def read_parquet(path: Path, names: Mapping[str, str], optional: Collection[str]
     def read() -> Iterator[pl.DataFrame]:
         first = 1
         few = {"batch_readahead": 1, "fragment_readahead": 1, "use_threads": False, "batch_size": ROWS}
+        few["fragment_scan_options"] = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
         for batch in dataset.to_batches([*kept], **few):
             rows = pl.Series(_ROW, np.arange(first, first + len(batch)), pl.Int64)
             yield _renamed(pl.DataFrame(pl.from_arrow(batch)).with_columns(rows), kept)
             first += len(batch)
+            pa.default_memory_pool().release_unused()
 
     try:
         return together(read(), _renamed(empty, kept))
