@@ -71,8 +71,8 @@ def variation(one: np.ndarray, other: np.ndarray) -> float:
 
 def run(args: argparse.Namespace, name: str, flags: str, beta: float | None) -> Path:
     """Do a run, or what is left of it, and return its folder."""
-    flags += f" --preset demo --decode beams --first-rows {args.first_rows} --test-rows 200 --lr {args.lr}"
-    flags += f" --seed {args.seed}"
+    flags += f" --pretrain-steps 350 --tiny-vocab 2048 --first-rows {args.first_rows} --lr {args.lr} --seed {args.seed}"
+    flags += " --decode beams --test-rows 200 --valid-rows 128"
     if beta:
         flags += f" --iterations 1 --rows-per-iteration {args.rows} --no-sft --beta {beta} --equal-target drop"
         flags += " --allow-random-negatives"
