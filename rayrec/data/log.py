@@ -55,7 +55,7 @@ def check(log: Log, rejects: Rejects, duplicates: str = "drop", liked_from: floa
     checked = []
     while parts:
         checked.append(_compact(_checked(parts.pop(0), log, rejects, found, unit)))
-    good = pl.concat(checked, how="diagonal")
+    good = pl.concat(checked, how="diagonal").with_columns(pl.col("^part$").fill_null(0))
     del checked
     unrated, counts, order = good["rating"].null_count(), {}, _order(good)
     if rated and unrated:
@@ -90,7 +90,7 @@ def _order(good: pl.DataFrame) -> np.ndarray:
     if "part" not in good.columns:
         order = np.argsort(time, kind="stable")
     else:
-        order = np.lexsort((good["part"].fill_null(0).to_numpy(), time))
+        order = np.lexsort((good["part"].to_numpy(), time))
     return mapped.filled(len(order), [order], np.uint32)
 
 

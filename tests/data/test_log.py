@@ -149,7 +149,8 @@ def test_duplicates_are_found_across_slices(whole, monkeypatch):
         "item": draw.choice([*"abc"], 200),
         "rating": draw.integers(1, 4, 200),
     }
-    columns |= {"timestamp": 1_600_000_000 + draw.integers(0, 20, 200) / (1 if whole else 4)}
+    part = (np.arange(200) >= 100) * draw.integers(0, 2, 200) / 4  # the first slices have whole times alone
+    columns |= {"timestamp": 1_600_000_000 + draw.integers(0, 10, 200) + (0 if whole else part)}
     made, bad = checked(columns)
     rows = sorted(zip(*(columns[name].tolist() for name in columns), strict=True), key=lambda row: row[3])
     wanted = [(user, item.upper(), rating, int(time)) for user, item, rating, time in dict.fromkeys(rows)]

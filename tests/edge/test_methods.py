@@ -23,7 +23,7 @@ from rayrec.models.item_vectors import attach
 from rayrec.models.logprobs import PackedLM, pack
 from rayrec.models.policy import load_base, load_policy, load_tokenizer
 from rayrec.prompts import Items, make_template
-from tests.edge.conftest import Command
+from tests.edge.conftest import Command, contents
 from tests.edge.test_runs import records
 from tests.faults.kinds import named
 
@@ -169,6 +169,19 @@ def test_rere_learns_from_groups_of_its_own_beams(runs: Path) -> None:
         held.append(hits)
     assert sum(held)  # else nothing was learnt, and nothing tested
     assert f"groups_with_target {held[0]}" in (runs / "rere.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_group_run_that_is_killed_in_a_roll_out_and_in_a_step_ends_alike(runs: Path) -> None:
+    args = ["--method", "GSPO", "--iterations", "1", "--rows-per-iteration", "64", "--num-negatives", "24"]
+    args += ["--lr", "1e-3", "--keep", "all", "--test-rows", "32", "--valid-rows", "16", "--decode", "beams"]
+    args += ["--checkpoint-steps", "1"]
+    whole = contents(Command(runs, "gspo", *args).wait())
+    for phase in ("01/negatives", "01/prefer"):
+        command = Command(runs, "gspo-killed", *args)
+        command.until_inside(phase)
+        command.kill()
+    assert contents(Command(runs, "gspo-killed", *args).wait()) == whole
 
 
 @pytest.mark.slow
