@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayrec.metrics import METRICS
+from rayrec.runs.manifest import sha256
 from tests.edge.conftest import ROOT
 from tests.edge.test_runs import records
 
@@ -56,6 +57,8 @@ def test_two_steps_of_every_phase(tmp_path: Path) -> None:
     assert all(len(set(row["titles"])) == 10 for row in lists)
     rejected = pq.read_table(run / "01/negatives/self_play.parquet")
     assert len(rejected) == 8 and set(rejected["policy"].to_pylist()) == {"00/sft"}
+    (shared,) = (tmp_path / ".shared").glob("*/policy/adapter_model.safetensors")  # for the other cells of a comparison
+    assert sha256(shared) == sha256(run / "00/sft/policy/adapter_model.safetensors")
 
     # The policy is an ordinary model: transformers opens it, and it writes.
     merged: Any = AutoModelForCausalLM.from_pretrained(run / "01/prefer/policy/merged", dtype=torch.float32)
