@@ -133,7 +133,7 @@ def _text(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _unit(parts: Sequence[pl.DataFrame]) -> str | None:
-    """The unit of most numbers, seconds as None; or that they are dates. Parts are read one by one."""
+    """The unit of most numbers, seconds as None; or that they are dates."""
     if parts[0].schema["timestamp"].is_temporal():
         return None
     rows, reached, dates = 0, dict.fromkeys(_UNITS, 0), True

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import polars as pl
@@ -51,14 +51,16 @@ def of(ratings: Iterable[pl.Series], liked_from: float | None) -> Scale:
     ``liked_from`` is the least rating that counts as liked; without it a file of no known scale is unrated. Raises
     ValueError: ``liked_from`` would make all rows liked, or none.
     """
-    counts = Counter[float]()
+    rows, low, high = Counter[str](), math.inf, -math.inf
     for part in ratings:
-        counts.update(dict(part.drop_nulls().drop_nans().value_counts().iter_rows()))
-    values = sorted(filter(math.isfinite, counts))
-    if not values:
+        rated = part.drop_nulls().drop_nans()
+        finite = rated.filter(rated.is_finite())
+        ends = finite.sort()
+        low, high = min([low, *ends.head(1)]), max([high, *ends.tail(1)])
+        rows.update(_rows(rated, finite))
+    if low > high:
         return Scale(0, 5, "0 to 5", "none", LIKED)
-    low, high = values[0], values[-1]
-    name = _name(counts, values)
+    name = _name(rows)
     span = f"{low:g} to {high:g}" if name != "0 or 1" else "0 and 1"
     if liked_from is not None and (name is None or liked_from != _BORDERS[name][0]):
         if not low < liked_from <= high:
@@ -89,26 +91,32 @@ def _ends(name: str) -> tuple[float, float]:
     return low, high
 
 
-def _name(counts: Mapping[float, int], values: Sequence[float]) -> str | None:
-    """The known scale that ratings are of, with the ``counts`` of all and the finite ``values``.
+def _rows(rated: pl.Series, finite: pl.Series) -> dict[str, int]:
+    """Count the rows that :func:`_name` asks for."""
+    return {
+        "rated": len(rated),
+        "finite, not 0 or 1": int((~finite.is_in([0.0, 1.0])).sum()),
+        "finite, not -1, 0 or 1": int((~finite.is_in([-1.0, 0.0, 1.0])).sum()),
+        "not 0 or 1": int((~rated.is_in([0.0, 1.0])).sum()),
+        "not 0 to 5": int((~rated.is_between(0, 5)).sum()),
+        "not 0 to 10": int((~rated.is_between(0, 10)).sum()),
+        "above 5": int((rated > 5).sum()),
+    }
 
-    Single values outside a scale are faults of their rows.
-    """
-    if set(values) <= {0, 1}:
+
+def _name(rows: Mapping[str, int]) -> str | None:
+    """The known scale that ratings are of, by the counts of :func:`_rows`; single values outside are faults of their
+    rows."""
+    if not rows["finite, not 0 or 1"]:
         return "0 or 1"
-    if set(values) <= {-1, 0, 1}:
+    if not rows["finite, not -1, 0 or 1"]:
         return "-1 to 1"
-
-    def rows(wanted: Callable[[float], bool]) -> int:
-        return sum(count for value, count in counts.items() if wanted(value))
-
-    every = sum(counts.values())
-    few = OUTSIDE * every
-    some = max(few, every >= FEWEST)
-    if rows(lambda value: value not in (0, 1)) <= few:
+    few = OUTSIDE * rows["rated"]
+    some = max(few, rows["rated"] >= FEWEST)
+    if rows["not 0 or 1"] <= few:
         return "0 or 1"
-    if rows(lambda value: not 0 <= value <= 5) <= some:
+    if rows["not 0 to 5"] <= some:
         return "0 to 5"
-    if rows(lambda value: not 0 <= value <= 10) <= some and rows(lambda value: value > 5) >= every / 4:
+    if rows["not 0 to 10"] <= some and rows["above 5"] >= rows["rated"] / 4:
         return "0 to 10"
     return None
