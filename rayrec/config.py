@@ -202,8 +202,8 @@ class OutputConfig:
     keep: str = "2"
     """Policies that stay, a number or `all`; the last and the best on validation always do."""
     share: bool = True
-    """Take the oracle, the tiny model's training from scratch, and the first SFT of it or of adapters, from a run of
-    --runs that had the same."""
+    """Take the oracle, the tiny model's training from scratch, and the first SFT of it or of adapters of a model in a
+    folder, from a run of --runs that had the same."""
     dry_run: bool = False
     """Print the plan and stop."""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()

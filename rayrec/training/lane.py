@@ -203,9 +203,10 @@ class TrainLane(Lane):
             record |= {"first_loss": first["loss"], "last_loss": last["loss"], **_tail_means(result["steps"])}
             return {"records": [record], "steps": result["steps"], "proof": result["proof"]}
 
-        # The number of workers of an elastic group is not known beforehand. A whole policy of a large model would take
-        # its disk twice.
-        fixed, small = len(config.worker_counts) == 1, config.model.model == "tiny" or config.model.lora_rank
+        # The number of workers of an elastic group is not known beforehand, nor the files behind a hub id. A whole
+        # policy of a large model would take its disk twice.
+        adapters = config.model.lora_rank and start.folder.is_dir()
+        fixed, small = len(config.worker_counts) == 1, config.model.model == "tiny" or adapters
         shares = alone and config.output.share and fixed and small
         if not shares:
             return fit()
