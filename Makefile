@@ -1,6 +1,7 @@
 # Two commands set everything up on a machine that has Python 3.11 to 3.13 and pip: `make demo` and `make test`.
-# The first of these that is there: the tests ran on 3.11, and the pinned versions resolve for the others too.
-PYTHON ?= $(firstword $(foreach one,python3.11 python3.12 python3.13,$(if $(shell command -v $(one)),$(one))) python3.11)
+# The newest of these that is there and can make an environment: Debian's python3 lacks ensurepip without python3-venv.
+works = $(shell command -v $(1) > /dev/null && $(1) -c "import ensurepip" 2> /dev/null && echo $(1))
+PYTHON ?= $(firstword $(foreach one,python3.13 python3.12 python3.11,$(call works,$(one))) python3.11)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile
