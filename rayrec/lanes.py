@@ -7,7 +7,7 @@ The lanes of a plan only list their phases, so the loop itself says which phases
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,6 +82,7 @@ class Lane:
     def __init__(self, name: str, shared: Shared, threads: int):
         self.name, self.shared = name, shared
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-ahead")
         self.futures = list[Future]()
         """All phases that were submitted."""
 
@@ -92,12 +93,16 @@ class Lane:
         result: Callable[[Path], Any],
         *inputs: Any,
         threads: ThreadPoolExecutor | None = None,
+        ahead: Callable[..., Any] | None = None,
     ) -> Future:
         """Do a phase once its ``inputs`` are there, futures among them, unless it is finished.
 
         ``make(folder, facts, *inputs)`` writes the files of the phase and returns its ``metrics.json``: ``records``,
         the lines of metrics.jsonl, and for training ``steps`` and ``proof``; ``facts`` go to the trace. The future
         holds ``result(folder)``. In a plan the phase is listed, and its future never ends.
+
+        ``ahead(folder, *inputs)`` does what needs no policy, the first input, once the others are there: beside the
+        phases before this one. ``make(folder, facts, policy, done)`` gets what it returned in their place.
         """
         made_by = self.shared.made_by
         needs = tuple(made_by[one] for one in inputs if isinstance(one, Future))
@@ -105,26 +110,38 @@ class Lane:
         if self.shared.run is None:
             future = Future()
         else:
-            future = self._submit(planned, make, result, inputs, threads or self._threads)
+            future = self._submit(planned, make, result, inputs, threads or self._threads, ahead)
         made_by[future] = planned.name
         return future
 
-    def _submit(self, planned: Planned, make: Any, result: Any, inputs: Any, threads: ThreadPoolExecutor) -> Future:
-        def work() -> Any:
-            given = [one.result() if isinstance(one, Future) else one for one in inputs]
-            return result(self._do(planned, lambda folder, facts: make(folder, facts, *given)))
+    def _submit(
+        self, planned: Planned, make: Any, result: Any, inputs: Any, threads: ThreadPoolExecutor, ahead: Any
+    ) -> Future:
+        run, name = self.shared.run, planned.name
 
+        def early(others: Any) -> Any:
+            if run.done(name):
+                return None
+            given = _known(others)
+            return ahead(run.begin(name), *given)
+
+        def work() -> Any:
+            given = _known(inputs)
+            return result(self._do(planned, lambda folder, facts: make(folder, facts, *given), begun=bool(ahead)))
+
+        if ahead:
+            inputs = (inputs[0], self._ahead.submit(early, inputs[1:]))
         future = threads.submit(work)
         self.futures.append(future)
         if self.shared.config.placement.sequential:
             signals.wait_for([future], meanwhile=self.shared.check_held)
         return future
 
-    def _do(self, planned: Planned, make: Callable[[Path, dict], dict]) -> Path:
+    def _do(self, planned: Planned, make: Callable[[Path, dict], dict], begun: bool) -> Path:
         """The folder of the phase, finished."""
         run, name = self.shared.run, planned.name
         if new := not run.done(name):
-            folder = run.begin(name)
+            folder = run.folder(name) if begun else run.begin(name)
             self.shared.progress.start(self.name, name, planned.batches, planned.unit)
             with run.trace.phase(name, self.name) as facts:
                 run.finish(name, make(folder, facts))
@@ -135,6 +152,12 @@ class Lane:
     def close(self) -> None:
         """Drop the phases that have not begun."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._ahead.shutdown(wait=False, cancel_futures=True)
+
+
+def _known(inputs: Iterable[Any]) -> list[Any]:
+    """The inputs, once the phases that make them are finished."""
+    return [one.result() if isinstance(one, Future) else one for one in inputs]
 
 
 class Once:

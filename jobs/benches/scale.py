@@ -3,8 +3,8 @@
 The driver's loop, lanes, pool and board are those of a run, on a real Ray; a generator and a training worker sleep for
 as long as the cost model says a card computes (rayrec/driver/cost_model.py: Llama-3.1-8B, adapters of rank 16, H100).
 Half of the cards train and half generate; rows, batches and test rows grow with their number, so the phases are equally
-long. Ray Data's tokens are not written: a phase waits as long as one of its tasks takes here, for on a cluster the
-tasks of a phase run side by side.
+long. Ray Data's tokens are not written: they are there after as long as one of its tasks takes here, for on a cluster
+the tasks of a phase run side by side.
 
 "ours" and "theirs" are iterations per hour, as they came and as the phases allow: what the two lanes take if nothing
 but cards is waited for. Below the table, of every phase of an iteration: the seconds that its cards compute, those that
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,7 +157,8 @@ class Run:
         )
         pool, group = self._pool(), self._group()
         base = Policy(BASE, plan.folder / "base")
-        lanes = TrainLane(shared, lambda: group, base), GenerateLane(shared, lambda: pool, TitleEmbedder(plan.titles))
+        trainers = TrainLane(shared, lambda: group, base, lambda phase: time.sleep(self.tokens))
+        lanes = trainers, GenerateLane(shared, lambda: pool, TitleEmbedder(plan.titles))
         count = config.train.rows_per_iteration
         self.begun, cpu = time.time(), time.process_time()
         self_play(
@@ -215,8 +215,7 @@ class Run:
                 keeper: Any = ray.remote(Workers).options(num_cpus=0).remote(self.board, seconds)
                 ray.get(keeper.work.remote(self.size))
 
-        wait: Callable[[Any], None] = lambda phase: time.sleep(self.tokens)  # noqa: E731
-        return Group(plan.config, _nothing, {}, self.work, True, None, wait)  # pyright: ignore[reportArgumentType]
+        return Group(plan.config, _nothing, {}, self.work, True, None)  # pyright: ignore[reportArgumentType]
 
     def _tokens(self) -> float:
         """Seconds in which Ray Data writes the tokens of one file of rows, once it has done so before."""
@@ -281,11 +280,7 @@ class Run:
             gap = max(0.0, span.start - by_name[cause].end)
             cards, rest = self.plan.seconds(planned[name]), span.seconds
             kind = "training workers" if planned[name].makes_policy else "engines"
-            spent = {kind: min(cards, rest)}
-            if planned[name].makes_policy:
-                spent["Ray Data's tokens"] = self.tokens
-            spent["driver"] = max(0.0, rest - sum(spent.values()))
-            spent["between phases"] = gap
+            spent = {kind: min(cards, rest), "driver": max(0.0, rest - cards), "between phases": gap}
             for what, seconds in spent.items():
                 lost[what] = lost.get(what, 0.0) + seconds
             told = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in spent.items())

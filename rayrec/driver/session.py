@@ -159,12 +159,9 @@ class Session:
         training = {"config": config, "base": base, "template": ready.template, "probe": probe, "asked": ready.asked}
         training["objective"] = make_objective(config.loss)
         training["catalogue"] = supervised.make(config.supervised, ready.data.catalogue, ready.template)
-        patience = config.placement.wait_seconds
-        tokens = partial(write_tokens, template=ready.template, storage=work.storage, patience=patience)
         self.shares = config.placement.placement == "shared"
 
         def before(phase: Phase) -> None:
-            tokens(phase)
             if self.shares:
                 self.pool().rest()
 
@@ -225,8 +222,11 @@ class Session:
             check_held=self.work.lease.check_held,
             gpu=ready.gpu,
         )
-        base = Policy(BASE, ready.base)
-        return TrainLane(shared, self.group, base), GenerateLane(shared, self.pool, ready.embedder)
+        tokens = partial(
+            write_tokens, template=ready.template, storage=self.work.storage, patience=placement.wait_seconds
+        )
+        trainers = TrainLane(shared, self.group, Policy(BASE, ready.base), tokens)
+        return trainers, GenerateLane(shared, self.pool, ready.embedder)
 
     def _submit(self, trainers: TrainLane, generators: GenerateLane) -> None:
         train, seed, rows = self.config.train, self.config.data.seed, self.ready.tuning

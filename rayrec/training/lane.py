@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -20,6 +20,9 @@ from rayrec.runs import cache
 from rayrec.runs.manifest import write_json
 from rayrec.training import keys, pair_columns, supervised
 from rayrec.training.oracle import train_oracle
+
+if TYPE_CHECKING:
+    from rayrec.training.board import Phase
 
 
 class Pace(NamedTuple):
@@ -51,12 +54,31 @@ class Pace(NamedTuple):
             )
 
 
-class TrainLane(Lane):
-    """SFT and preference phases, in the order in which they are submitted."""
+class Arranged(NamedTuple):
+    """The rows of a phase in the order of its steps."""
 
-    def __init__(self, shared: Shared, group: Callable[[], Any], base: Policy):
+    phase: Phase
+    """Without the policy at its start."""
+    rows: int
+    counts: dict[str, float]
+    """Rows that were left out, and other facts of them, by name."""
+
+
+class TrainLane(Lane):
+    """SFT and preference phases, in the order in which they are submitted.
+
+    The rows of an iteration's phase are arranged, and their ``tokens`` written, beside the phase before it.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        group: Callable[[], Any],
+        base: Policy,
+        tokens: Callable[[Phase], None] = lambda phase: None,
+    ):
         super().__init__("trainers", shared, threads=1)
-        self.base, self._group = base, group
+        self.base, self._group, self._tokens = base, group, tokens
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="oracle")
 
     def oracle(self) -> Future | None:
@@ -80,13 +102,13 @@ class TrainLane(Lane):
         rows, batch = model.pretrain_steps * model.pretrain_batch, model.pretrain_batch
         planned = Planned("00/pretrain", "pretrain", rows, model.pretrain_steps, "steps", makes_policy=True)
 
-        def make(folder: Path, facts: dict) -> dict:
+        def arrange(folder: Path) -> Arranged:
             drawn = preferences.draw(data.train, 0, rows, seed, "pretrain")
             table = preferences.sft_rows(drawn, batch, 1, seed, planned.name)
             pace = Pace(model.pretrain_lr, float(model.pretrain_steps // 20), "linear")
-            return self._train(planned, folder, facts, self.base, table, batch, pace, 0.0)
+            return self._arranged(planned, folder, table, batch, pace, 0.0)
 
-        return self.phase(planned, make, partial(_policy, planned.name))
+        return self._training(planned, arrange, self.base)
 
     def sft(self, policy: Future | Policy, rows: pa.Table, t: int, oracle: Future | None = None) -> Future:
         """Supervised tuning on (x, y_w): BIGRec for ``t`` = 0, step 3 of iteration ``t`` else.
@@ -102,13 +124,13 @@ class TrainLane(Lane):
         pace.check(name, steps)
         planned = Planned(name, "sft", len(rows), steps, "steps", epochs, makes_policy=True)
 
-        def make(folder: Path, facts: dict, start: Policy, items: Path | None) -> dict:
+        def arrange(folder: Path, items: Path | None) -> Arranged:
             table = preferences.sft_rows(rows, train.batch, epochs, seed, name)
             dropout = self.shared.config.model.lora_dropout
-            return self._train(planned, folder, facts, start, table, train.batch, pace, dropout, items=items)
+            return self._arranged(planned, folder, table, train.batch, pace, dropout, items=items)
 
         read = oracle if self.shared.config.model.item_vectors else None
-        return self.phase(planned, make, partial(_policy, name), policy, read)
+        return self._training(planned, arrange, policy, read)
 
     def prefer(
         self, policy: Future | Policy, rows: pa.Table, negatives: Future, oracle: Future | None, t: int
@@ -121,7 +143,7 @@ class TrainLane(Lane):
         pace.check(name, steps)
         planned = Planned(name, "prefer", len(rows), steps, "steps", train.prefer_epochs, 1 + train.num_negatives, True)
 
-        def make(folder: Path, facts: dict, start: Policy, rejected: Iterable[pa.Table], judge: Path | None) -> dict:
+        def arrange(folder: Path, rejected: Iterable[pa.Table], judge: Path | None) -> Arranged:
             loss = self.shared.config.loss
             objective = make_objective(loss)
             names = objective.reads | ({"smoothing"} if loss.smoothing != "none" else set())
@@ -140,43 +162,40 @@ class TrainLane(Lane):
             titles = (some.select(["chosen", "rejected"]).to_pylist() for some in slices(table))
             if told := objective.shape.told((row["chosen"], row["rejected"]) for some in titles for row in some):
                 self.shared.progress.log(name, ", ".join(f"{key} {value:.4g}" for key, value in told.items()))
-                facts |= told
                 counts |= told
             table = preferences.arrange(table, train.prefer_batch, train.prefer_epochs, seed, name, names)
             table = pair_columns.fill(table, names, known, of_batches=True)
             self._sample(table, t)
-            return self._train(planned, folder, facts, start, table, train.prefer_batch, pace, 0.0, counts)
+            return self._arranged(planned, folder, table, train.prefer_batch, pace, 0.0, counts)
 
-        return self.phase(planned, make, partial(_policy, name), policy, negatives, oracle)
+        return self._training(planned, arrange, policy, negatives, oracle)
 
-    def _train(
+    def _training(self, planned: Planned, arrange: Callable[..., Arranged], policy: Any, *inputs: Any) -> Future:
+        """Train from ``policy`` on what ``arrange(folder, *inputs)`` returns; the future holds the new policy."""
+        made = partial(_policy, planned.name)
+        return self.phase(planned, partial(self._train, planned), made, policy, *inputs, ahead=arrange)
+
+    def _arranged(
         self,
         planned: Planned,
         folder: Path,
-        facts: dict,
-        start: Policy,
         table: pa.Table,
         batch: int,
         pace: Pace,
         dropout: float,
         counts: dict[str, float] | None = None,
         items: Path | None = None,
-    ) -> dict:
-        """Train a policy into ``folder`` on the arranged rows of ``table``; returns the phase's metrics."""
-        from rayrec.training.batches import remove_tokens, write_rows
+    ) -> Arranged:
+        """Write the arranged rows of a phase into its ``folder``, and of an iteration their tokens."""
+        from rayrec.training.batches import write_rows
         from rayrec.training.board import Phase
 
-        name, kind, steps = planned.name, planned.kind, table["step"][-1].as_py() + 1
-        config = self.shared.config
-        alone = name.startswith("00/")  # no generator works beside iteration 0's training
-
-        rows = folder / "rows.parquet"
-        write_rows(table, rows, batch)
+        config, kind, steps = self.shared.config, planned.kind, table["step"][-1].as_py() + 1
         phase = Phase(
-            name=name,
+            name=planned.name,
             kind=kind,
-            rows=str(rows),
-            start=str(start.folder),
+            rows=str(folder / "rows.parquet"),
+            start="",
             out=str(folder / "policy"),
             steps=steps,
             batch=batch,
@@ -184,22 +203,39 @@ class TrainLane(Lane):
             warmup=pace.steps(steps),
             schedule=pace.schedule,
             dropout=dropout,
-            threads=self.shared.all_threads if alone else self.shared.threads,
+            threads=self.shared.all_threads if _alone(planned) else self.shared.threads,
             items=str(items or ""),
             sft_loss=supervised.described(config.supervised, self.shared.data) if kind == "sft" else "",
         )
+        write_rows(table, Path(phase.rows), batch)
+        if not _alone(planned):
+            self._write_tokens(phase)
+        return Arranged(phase, len(table), counts or {})
 
-        key, storage = cache.key_hash(keys.checkpoint_key(phase, config)), self.shared.run.storage
+    def _write_tokens(self, phase: Phase) -> None:
+        self.shared.run.storage.upload(Path(phase.rows))  # Ray Data reads it, on whatever node
+        self._tokens(phase)
+
+    def _train(self, planned: Planned, folder: Path, facts: dict, start: Policy, arranged: Arranged) -> dict:
+        """Train a policy into ``folder``, from ``start`` on the arranged rows; returns the phase's metrics."""
+        from rayrec.training.batches import remove_tokens
+
+        name, kind, alone = planned.name, planned.kind, _alone(planned)
+        config, storage = self.shared.config, self.shared.run.storage
+        phase = dataclasses.replace(arranged.phase, start=str(start.folder))
+        key = cache.key_hash(keys.checkpoint_key(phase, config))
+        facts |= arranged.counts
 
         def fit() -> dict:
-            storage.upload(rows)  # Ray Data reads it, on whatever node
+            if alone:  # where no other run has made the policy
+                self._write_tokens(phase)
             keyed = dataclasses.replace(phase, key=key)
             result = self._group().run(keyed, lambda **beat: self._hear(name, **beat))
             remove_tokens(phase, storage)
             facts.update(result["facts"], proof=result["proof"])
             first, last = result["steps"][0], result["steps"][-1]
             record = {"kind": kind, "phase": name, "iteration": int(name.split("/")[0])}
-            record |= {"rows": len(table), "steps": steps, **(counts or {})}
+            record |= {"rows": arranged.rows, "steps": phase.steps, **arranged.counts}
             record |= {"first_loss": first["loss"], "last_loss": last["loss"], **_tail_means(result["steps"])}
             return {"records": [record], "steps": result["steps"], "proof": result["proof"]}
 
@@ -231,6 +267,11 @@ class TrainLane(Lane):
         run, name = self.shared.run, f"{t:02d}/samples.json"
         write_json(run.root / name, table.select(columns).slice(0, 3).to_pylist())
         run.upload(name)
+
+
+def _alone(planned: Planned) -> bool:
+    """Whether a phase trains for iteration 0, beside which no generator works."""
+    return planned.name.startswith("00/")
 
 
 def _policy(name: str, folder: Path) -> Policy:

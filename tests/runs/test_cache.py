@@ -240,10 +240,10 @@ def test_the_policy_of_a_worker_on_another_node_is_shared(tmp_path: Path, monkey
         lane = TrainLane(shared, lambda: group, start)
         planned = Planned("00/sft", "sft", 1, 1, "steps", makes_policy=True)
 
-        def make(folder: Path, facts: dict, lane: TrainLane = lane, planned: Planned = planned) -> dict:
-            return lane._train(planned, folder, facts, start, table, 8, Pace(0.1, None, "linear"), 0.0)
+        def arrange(folder: Path, lane: TrainLane = lane, planned: Planned = planned) -> Any:
+            return lane._arranged(planned, folder, table, 8, Pace(0.1, None, "linear"), 0.0)
 
-        made = lane.phase(planned, make, lambda folder: Policy("00/sft", folder / "policy")).result()
+        made = lane._training(planned, arrange, start).result()
         lane.close()
         assert (made.folder / "model.safetensors").read_bytes() == b"tuned"
         names = {entry["name"] for entry in json.loads((made.folder.parent / "DONE").read_text())["files"]}
