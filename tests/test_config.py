@@ -30,7 +30,7 @@ FILES = sorted((ROOT / "rayrec").rglob("*.py"))
 #: A flag that goes, comes or changes its name breaks somebody's script: change this list on purpose.
 FLAGS = """
 --source --data --history --min-history --k-core --split --targets --protocol --ask --ratings --no-ratings --bad-rows
---duplicates --liked-from --columns --since --until
+--duplicates --liked-from --columns --date-order --since --until
 --long-prompts
 --test-rows --valid-rows --seed
 --model --template --item-vectors --no-item-vectors --lora-rank --lora-alpha --lora-dropout --max-length

@@ -107,10 +107,14 @@ def _checked(raw: Raw, config: DataConfig) -> tuple[Raw, pa.Table, dict[str, int
     """
     dropped, told = {}, dict[str, str]()
     if isinstance(raw.interactions, Log):
-        table, dropped, told = log.check(raw.interactions, raw.rejects, config.duplicates, config.liked_from)
+        table, dropped, told = log.check(
+            raw.interactions, raw.rejects, config.duplicates, config.liked_from, config.date_order
+        )
         raw = replace(raw, interactions=table)
     elif config.liked_from is not None:
         raise ValueError(f"--liked-from {config.liked_from:g} reads the ratings of files, found none. Leave it out.")
+    elif config.date_order is not None:
+        raise ValueError(f"--date-order {config.date_order} reads the dates of files, found none. Leave it out.")
     kept: Any = raw.interactions if raw.interactions is not None else raw.windows
     assert kept is not None, "a source returns interactions or windows"
     rejected = raw.rejects.table()

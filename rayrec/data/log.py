@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from rayrec.data import mapped, scale, schema
+from rayrec.data import dates, mapped, scale, schema
 from rayrec.data.sources.reading import Log, Rejects, first_case, ids
 
 #: Rows whose columns are converted at once: intermediate columns take a hundred bytes a row.
@@ -17,8 +17,13 @@ _SLICE = 1 << 17
 _UNITS = {"seconds": 0.0, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17, "": 1e20}
 #: Seconds of 1973; smaller numbers may be places, or moments that were never set.
 _EARLY = 1e8
-_DATES = "dates"
-_ISO = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+#: Numbers that are dates, by their name: the form, the least and the greatest.
+_DATES = {
+    "dates as year, month and day (20240131)": ("%Y%m%d", 19000101, 21001231),
+    "dates with hour and minute (202401312359)": ("%Y%m%d%H%M", 190001010000, 210012312359),
+    "dates with hour, minute and second (20240131235959)": ("%Y%m%d%H%M%S", 19000101000000, 21001231235959),
+}
+_ISO = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y-%m-%d %I:%M:%S %p", "%Y-%m-%d %I:%M %p")
 _ZONE = r"\s*(?:Z|[+-]\d\d:?\d\d)$"
 #: Texts of a rating, in lower case, that stand for none.
 _NONE = ("", "na", "n/a", "nan", "null", "none", "\\n", "-")
@@ -33,12 +38,18 @@ class Checked(NamedTuple):
     told: dict[str, str]
 
 
-def check(log: Log, rejects: Rejects, duplicates: str = "drop", liked_from: float | None = None) -> Checked:
+def check(
+    log: Log,
+    rejects: Rejects,
+    duplicates: str = "drop",
+    liked_from: float | None = None,
+    date_order: dates.First | None = None,
+) -> Checked:
     """Return the good rows of ``log`` and set the others aside.
 
     Rows are in order of time at its full precision, equal times in file order; times are cut to seconds then. Of rows
     that are equal in user, item, rating and time the first is kept, or all with ``duplicates`` "keep". ``liked_from``
-    is described at :func:`rayrec.data.scale.of`.
+    is described at :func:`rayrec.data.scale.of`, ``date_order`` at :func:`rayrec.data.dates.first_of`.
     """
     rated = "rating" in log.frame.columns
     if not rated and liked_from is not None:
@@ -51,10 +62,13 @@ def check(log: Log, rejects: Rejects, duplicates: str = "drop", liked_from: floa
     log.frame = log.frame.clear()  # so that a part ends when it is checked
     unit, told = _unit(parts), {"ratings": found.told} if rated else {}
     if unit:
-        told["timestamps"] = "dates as year, month and day (20240131)" if unit == _DATES else f"in {unit}"
+        told["timestamps"] = unit if unit in _DATES else f"in {unit}"
+    first = dates.first_of(_texts(parts), date_order, log.file)
+    if first:
+        told["timestamps"] = f"dates with the {first} first"
     checked = []
     while parts:
-        checked.append(_compact(_checked(parts.pop(0), log, rejects, found, unit)))
+        checked.append(_compact(_checked(parts.pop(0), log, rejects, found, unit, first)))
     good = pl.concat(checked, how="diagonal").with_columns(pl.col("^part$").fill_null(0))
     del checked
     unrated, counts, order = good["rating"].null_count(), {}, _order(good)
@@ -132,32 +146,47 @@ def _text(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col("timestamp").cast(pl.String).str.strip_chars())
 
 
+def _texts(parts: Sequence[pl.DataFrame]) -> Iterator[pl.Series]:
+    """The times of parts whose column holds texts."""
+    for part in parts:
+        times = _text(part.select("timestamp"))["timestamp"]
+        if times.dtype == pl.String:
+            yield times
+
+
 def _unit(parts: Sequence[pl.DataFrame]) -> str | None:
-    """The unit of most numbers, seconds as None; or that they are dates."""
+    """The unit of most numbers, seconds as None; or the dates that all of them are."""
     if parts[0].schema["timestamp"].is_temporal():
         return None
-    rows, reached, dates = 0, dict.fromkeys(_UNITS, 0), True
+    rows, reached, forms = 0, dict.fromkeys(_UNITS, 0), {*_DATES}
     for part in parts:
         times = _text(part.select("timestamp"))["timestamp"].cast(pl.Float64, strict=False).fill_nan(None).drop_nulls()
         rows += len(times)
         for unit, least in _UNITS.items():
             reached[unit] += int((times >= least).sum())
-        dates = dates and bool(times.is_between(19000101, 21001231).all())
-        dates = dates and _read_dates(times.cast(pl.Int64, strict=False)).null_count() == 0
+        forms -= {form for form in forms if not _are_dates(times, form)}
     if not rows:
         return None
-    if dates:
-        return _DATES
+    if forms:
+        return forms.pop()
     found = [unit for unit in _UNITS if 2 * reached[unit] >= rows]
     return found[-1] if len(found) > 1 else None
 
 
-def _read_dates(numbers: Any) -> Any:
-    """Dates of numbers such as 20240131, a column of polars; null where there is no such day."""
-    return numbers.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+def _are_dates(times: pl.Series, form: str) -> bool:
+    """Whether all numbers are dates of a form."""
+    _, least, most = _DATES[form]
+    if not times.is_between(least, most).all():
+        return False
+    return _read_dates(times.cast(pl.Int64, strict=False), form).null_count() == 0
 
 
-def _times(frame: pl.DataFrame, unit: str | None) -> pl.DataFrame:
+def _read_dates(numbers: Any, form: str) -> Any:
+    """Moments of numbers such as 20240131, a column of polars; null where there is no such day."""
+    return numbers.cast(pl.String).str.to_datetime(_DATES[form][0], time_unit="ms", strict=False)
+
+
+def _times(frame: pl.DataFrame, unit: str | None, first: dates.First | None) -> pl.DataFrame:
     """Add ``whole``, seconds since the epoch rounded down, and ``part``, their fraction in a unit of the column's.
 
     ``odd`` tells whether a number is in another unit than most.
@@ -171,9 +200,9 @@ def _times(frame: pl.DataFrame, unit: str | None) -> pl.DataFrame:
     seconds = time.cast(pl.Float64, strict=False)
     whole = seconds.floor().cast(pl.Int64, strict=False)
     whole = whole if kind.is_float() else pl.coalesce(time.cast(pl.Int64, strict=False), whole)
-    if unit == _DATES:
-        days = _read_dates(whole).dt.epoch("s")
-        return frame.with_columns(days.alias("whole"), pl.lit(0.0).alias("part"), pl.lit(False).alias("odd"))
+    if unit in _DATES:
+        moments = _read_dates(whole, unit).dt.epoch("s")
+        return frame.with_columns(moments.alias("whole"), pl.lit(0.0).alias("part"), pl.lit(False).alias("odd"))
     at = [*_UNITS].index(unit or "seconds")
     least, most = [*_UNITS.values()][at : at + 2]
     odd = (seconds >= most) | ((seconds >= _EARLY) & (seconds < least))
@@ -188,7 +217,7 @@ def _times(frame: pl.DataFrame, unit: str | None) -> pl.DataFrame:
         part = pl.coalesce(("0" + digits).cast(pl.Float64), part)
     frame = frame.with_columns(whole.alias("whole"), part.alias("part"))
     if kind == pl.String and frame["whole"].null_count():
-        plain = time.str.replace(r"\s*(?:UTC|GMT)$", "Z").str.replace("T", " ", literal=True)
+        plain = dates.iso(time, first).str.replace(r"\s*(?:UTC|GMT)$", "Z").str.replace("T", " ", literal=True)
         plain = plain.str.replace(r"^(\d{4})/(\d\d)/", "${1}-${2}-")
         plain = plain.str.replace(r"(:\d\d(?:\.\d+)?)\s*([+-]\d\d)$", "${1}${2}00")
         zone = plain.str.extract(f"({_ZONE})").str.strip_chars().str.replace("Z", "+0000").str.replace(":", "")
@@ -211,7 +240,14 @@ def _floor(time: pl.Expr, kind: pl.DataType) -> pl.Expr:
     return time.to_physical() // size
 
 
-def _checked(frame: pl.DataFrame, log: Log, rejects: Rejects, found: scale.Scale, unit: str | None) -> pl.DataFrame:
+def _checked(
+    frame: pl.DataFrame,
+    log: Log,
+    rejects: Rejects,
+    found: scale.Scale,
+    unit: str | None,
+    first: dates.First | None,
+) -> pl.DataFrame:
     """The good rows of some: user, item, title, rating (stars), timestamp (whole seconds), part."""
     show = [name for name in ("user", "item", "rating", "timestamp") if name in frame.columns]
     rated = "rating" in show
@@ -222,7 +258,7 @@ def _checked(frame: pl.DataFrame, log: Log, rejects: Rejects, found: scale.Scale
         empty |= pl.col("rating").cast(pl.String).str.strip_chars().str.to_lowercase().is_in(_NONE)
         empty |= number.is_null() if frame.schema["rating"].is_float() else pl.lit(False)
     frame = (
-        _times(_text(frame), unit)
+        _times(_text(frame), unit, first)
         .with_columns(ids(frame, "user", "item"))
         .join(log.catalogue.select("item", "title"), on="item", how="left", maintain_order="left")
         .with_columns(number.alias("number"), empty.alias("empty"))

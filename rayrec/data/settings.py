@@ -50,6 +50,9 @@ class DataConfig:
     liked_from: float | None = None
     """Least rating, as the files have it, that counts as liked. Default: 4 of 5 stars, 8 of 10, 1 of 0/1 and -1/1; rows
     of other scales are unrated without it."""
+    date_order: Literal["day", "month"] | None = None
+    """Which of the two numbers before the year stands first in dates such as 03/04/2025. Default: as a number above 12
+    shows; the day if there are dots."""
     long_prompts: Literal["trim", "drop", "stop"] = "trim"
     """Rows whose prompt and answer are longer than --max-length: their oldest titles are left out, at least
     --min-history or one stay (`trim`), the rows are left out (`drop`), or the run stops. They are counted."""
