@@ -171,6 +171,8 @@ def test_columns_with_other_names(tmp_path, wanted):
         ValueError, match=r"\['item', 'title'\] are missing; .*\['user', 'item', 'timestamp'\] are missing"
     ):
         load(config)
+    some = load(replace(config, columns=("user=w", "item=k", "title=t", "timestamp=at")))
+    assert some.told["columns"] == "item=k timestamp=at title=t user=w; not read: g, r"
     columns = ("user=w", "item=k", "title=t", "genres=g", "rating=r", "timestamp=at")
     assert load(replace(config, columns=columns)).content_hash == wanted
     for bad, message in (

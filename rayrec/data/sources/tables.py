@@ -61,7 +61,7 @@ def _read(
     columns: Sequence[str],
 ) -> Raw:
     given, taken, missing, tables = _given(columns), {}, [], []
-    used, wrong = set[str](), list[str]()
+    used, wrong, unread = set[str](), list[str](), list[str]()
     two = folder.is_dir() and all(files.find(folder, f"{file}.{ending}") for file in TWO)
     optional = OPTIONAL if two else (*OPTIONAL, "item")
     wanted_of = (
@@ -76,6 +76,7 @@ def _read(
         names = {column: name for name, column in names.items() if column is not None}
         taken |= {name: column for column, name in names.items() if name != column}
         used |= {*names}
+        unread += [column for column in found if column not in names]
         tables.append((path, names))
     lost = sorted({column for name, column in given.items() if column not in used})
     if missing or lost:
@@ -85,8 +86,11 @@ def _read(
         if "title" in wrong and not two:
             remedy += f", or put titles into items.{ending} beside interactions.{ending}"
         raise ValueError(f"{'; '.join(missing + unknown)}. {remedy}.")
-    if taken:
-        rejects.told["columns"] = " ".join(f"{name}={column}" for name, column in sorted(taken.items()))
+    told = [" ".join(f"{name}={column}" for name, column in sorted(taken.items()))] if taken else []
+    if unread:
+        told.append(f"not read: {', '.join(unread[:8])}" + (f" and {len(unread) - 8} more" if len(unread) > 8 else ""))
+    if told:
+        rejects.told["columns"] = "; ".join(told)
     if not two:
         return _of_one(read(*tables[0]), folder.name, rejects)
     (item_path, of_items), (path, of_plays) = tables
