@@ -1,8 +1,9 @@
-"""Warnings for readers of a run's numbers: negatives that are not the policy's own, answers that are no titles."""
+"""Warnings for readers of a run's numbers: negatives that are not the policy's own, answers that are no titles, a first
+policy that popularity beats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from rayrec.data.mapped import slices
 from rayrec.data.text import fold
+from rayrec.metrics import BEST
 from rayrec.negatives import NEGATIVES
 from rayrec.runs.manifest import MANIFEST, METRICS, read_json
 
@@ -24,7 +26,7 @@ class Doubt(NamedTuple):
 
     phase: str
     kind: str
-    """`negatives` or `evaluation`."""
+    """`negatives`, `evaluation` or `accuracy`."""
     share: float
     text: str
 
@@ -34,10 +36,11 @@ class Doubt(NamedTuple):
 
 def found(metrics: Iterable[Mapping[str, Any]]) -> list[Doubt]:
     """Return the doubts of some phases' ``metrics.json``, in their order."""
-    made = []
+    made, metrics = [], [*metrics]
     for one in metrics:
         made += [_of_negatives(record) for record in one.get("records", ()) if record.get("kind") == "negatives"]
         made += [_of_answers(counts) for counts in one.get("answers", ())]
+    made.append(_of_accuracy([record for one in metrics for record in one.get("records", ())]))
     return [doubt for doubt in made if doubt is not None]
 
 
@@ -78,6 +81,25 @@ def _of_answers(counts: Mapping[str, Any]) -> Doubt | None:
     text += f" (an empty answer has an empty list, {lists})" if other else " (an empty answer has an empty list)"
     text += "; --decode beams lists titles whatever the policy writes" if counts["grounded"] else ""
     return Doubt(counts["phase"], "evaluation", empty + other, text)
+
+
+def _of_accuracy(records: Sequence[Mapping[str, Any]]) -> Doubt | None:
+    """Of the first SFT, if all its lists of test rows are worse than Popular's."""
+    tested = [record for record in records if record.get("split") == "test"]
+    popular = [record for record in tested if record["kind"] == "baseline"]
+    first = [record for record in tested if record.get("policy") == "00/sft"]
+    if not popular or not first:
+        return None
+    key = [name for name in popular[0] if name.startswith(f"{BEST.name}@")][-1]
+    best = max(record[key] for record in first)
+    if best >= popular[0][key]:
+        return None
+    text = (
+        f"{key} is {best:.3f} after the first SFT, and Popular's {popular[0][key]:.3f}: self-play starts from a policy "
+    )
+    text += "that has not learnt the histories. Train it longer, under another --name: --first-epochs, --first-rows, "
+    text += "--first-lr; the tiny model also takes --pretrain-steps, and --preset demo sets all four"
+    return Doubt(first[0]["phase"], "accuracy", 0.0, text)
 
 
 def count_answers(

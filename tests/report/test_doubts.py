@@ -51,6 +51,20 @@ def test_samplers_that_ask_no_policy_are_not_doubted(record: Any) -> None:
         assert doubts.found([{"records": [record("", "", "", "") | {"sampler": sampler}]}]) == []
 
 
+def test_a_first_policy_that_popularity_beats_is_told() -> None:
+    def phases(*found: float, policy: str = "00/sft") -> list[dict]:
+        popular = {"kind": "baseline", "split": "test", "NDCG@1": 0.1, "NDCG@5": 0.2}
+        tested = {"kind": "evaluation", "phase": "00/evaluate", "split": "test", "policy": policy, "NDCG@1": 0.0}
+        return [{"records": [popular]}, {"records": [tested | {"NDCG@5": one} for one in found]}]
+
+    (told,) = doubts.found(phases(0.125, 0.163))
+    assert str(told).startswith(
+        "00/evaluate: NDCG@5 is 0.163 after the first SFT, and Popular's 0.200: self-play starts"
+    )
+    assert not doubts.found(phases(0.1, 0.2)) and not doubts.found(phases(0.1, policy="base"))
+    assert not doubts.found(phases(0.1)[:1]) and not doubts.found(phases(0.1)[1:])
+
+
 def test_answers_that_are_empty_or_no_titles_are_counted(catalogue: Catalogue, examples: Any) -> None:
     texts, lists = [["A"], [" "], ["nothing"], []], [["A"], [], ["B"], []]
     table = prediction_table(examples, "00/sft", "greedy", texts, [[0.0]] * 4, lists)
