@@ -47,7 +47,7 @@ class RecommendConfig:
     histories: str | None = None
     """Parquet or JSONL file with `user` and `history` (titles, oldest first) instead of --data."""
     users: str = "all"
-    """`all`, or a file with one user per line."""
+    """`all`, users separated by commas, or a file with one user per line."""
     out: str = "recommendations.parquet"
     """File that is written, .parquet or .jsonl."""
     catalogue: str | None = None
@@ -179,7 +179,8 @@ def _claim(config: RecommendConfig, folder: Path) -> int:
     place = places.find(config.policy)
     weights = {file.name: sha256(file) for file in sorted(Path(place.model).glob("*.safetensors"))}
     key = {"settings": _settings(config), "policy": place.name, "weights": weights}
-    key["files"] = {name: sha256(Path(name).expanduser()) for name in (config.histories, config.catalogue) if name}
+    files = {name: Path(name).expanduser() for name in (config.histories, config.catalogue, config.users) if name}
+    key["files"] = {name: sha256(path) for name, path in files.items() if path.is_file()}
     if (folder / "key.json").exists():
         found = read_json(folder / "key.json")
         if found["key"] != key:
@@ -212,16 +213,25 @@ def _write_histories(config: RecommendConfig, folder: Path) -> None:
 
 
 def _chosen(tables: Iterable[pa.Table], users: str) -> Iterator[pa.Table]:
-    """Keep the users of a file; one that the data does not have gets a row with an empty history."""
+    """Keep the users of a file, or those named; one that the data does not have gets a row with an empty history.
+
+    Raises:
+        ValueError: ``users`` is no file, and the data has none of them.
+    """
     path = Path(users).expanduser()
-    if not path.is_file():
-        raise ValueError(f"--users {users}: no such file. Name a file with one user per line, or take `all`.")
-    wanted = dict.fromkeys(line for line in path.read_text("utf-8").splitlines() if line)
+    names = path.read_text("utf-8").splitlines() if path.is_file() else users.split(",")
+    wanted = dict.fromkeys(name for name in names if name)
+    named = len(wanted)
     for table in tables:
         keep = [user in wanted for user in table["user"].to_pylist()]
         yield table.filter(pa.array(keep))
         for user in table["user"].to_pylist():
             wanted.pop(user, None)
+    if len(wanted) == named and not path.is_file():
+        raise ValueError(
+            f"--users {users}: no such file, and the data has no such user. Name a file with one user per line, or "
+            "users, separated by commas, or take `all`."
+        )
     unknown = [{"user": user, "history": [], "error": None} for user in wanted]
     yield pa.Table.from_pylist(unknown, schema=histories.HISTORIES)
 

@@ -9,7 +9,7 @@ import pytest
 
 from rayrec.config import Config
 from rayrec.deciding import to_dict
-from rayrec.recommend import places
+from rayrec.recommend import batch, places
 
 
 def make_run(folder: Path, *policies: str) -> None:
@@ -73,3 +73,14 @@ def test_a_policy_without_weights_is_refused_with_those_that_have_some(runs: Pat
     assert told == (
         "runs/begun: no policy of this run was evaluated yet. Finish the run, or name another of runs: demo, other."
     )
+
+
+def test_other_users_in_the_same_file_are_another_job(runs: Path) -> None:
+    users = runs / "users.txt"
+    users.write_text("ann\n")
+    config = batch.RecommendConfig(policy="runs/demo", users=str(users))
+    begun = batch._claim(config, runs / "parts")
+    assert batch._claim(config, runs / "parts") == begun
+    users.write_text("bob\n")
+    with pytest.raises(ValueError, match="found parts of other settings, policy or users"):
+        batch._claim(config, runs / "parts")
