@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import subprocess
 from dataclasses import replace
 
@@ -201,6 +202,31 @@ def test_parquet_in_parts_and_hive_partitions(tmp_path, wanted):
         folder.mkdir(parents=True)
         pq.write_table(plays.slice(4 * number, 4), folder / "x.parquet")
     assert load(DataConfig(data=str(tmp_path), history=2)).content_hash == wanted
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_json_lines_are_tables_too(tmp_path, wanted, packed):
+    def lines(names, rows):
+        text = "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+        return gzip.compress(text.encode()) if packed else text.encode()
+
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / f"items.jsonl{packed}").write_bytes(lines(ITEMS[0], ITEMS[1:]))
+    (tmp_path / "two" / f"interactions.jsonl{packed}").write_bytes(lines(("userId", *PLAYS[0][1:]), PLAYS[1:]))
+    made = load(DataConfig(data=str(tmp_path / "two"), history=2))
+    assert made.source == "jsonl" and made.content_hash == wanted
+    films = {row[0]: row[1:] for row in ITEMS[1:]}
+    rows = [(user, item, *films[item], rating, time) for user, item, rating, time in PLAYS[1:]]
+    (tmp_path / "one").mkdir()
+    log = tmp_path / "one" / f"events.ndjson{packed}"
+    log.write_bytes(lines(("who", "asin", "name", "tags", "stars", "ts"), rows))
+    for path in (log, log.parent):
+        with pytest.raises(ValueError, match=r"events.ndjson.*: found columns \['who', .* \['user'\] are missing"):
+            load(DataConfig(data=str(path), history=2))
+        assert load(DataConfig(data=str(path), history=2, columns=("user=who",))).content_hash == wanted
+    log.write_bytes(lines(("who",), []))
+    with pytest.raises(ValueError, match="found no line that is a JSON object"):
+        load(DataConfig(data=str(log)))
 
 
 def test_a_log_with_titles_is_one_table(tmp_path, wanted):

@@ -67,11 +67,12 @@ SOURCES = {
     "steam-reviews": Source(("steam_reviews.json*", "steam_games.json*"), steam_reviews.read),
     "steam-hours": Source(("game_play.dat", "item_info.dat"), steam.read),
     "parquet": Source(("interactions.parquet", "items.parquet"), tables.read_parquet, True),
+    "jsonl": Source(("interactions.jsonl", "items.jsonl"), tables.read_jsonl, True),
     "csv": Source(("interactions.csv", "items.csv"), tables.read_csv, True),
 }
 
 #: Sources that also read one table of any name.
-_LOGS = ("auto", "parquet", "csv")
+_LOGS = ("auto", "parquet", "jsonl", "csv")
 
 
 def _matches(folder: Path) -> list[str]:
@@ -85,7 +86,8 @@ def _fetched(url: str, source: str) -> Path:
 
 
 def _kind(table: Path) -> str:
-    return "parquet" if ".parquet" in table.name else "csv"
+    kinds = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+    return next((kind for ending, kind in kinds.items() if ending in table.name), "csv")
 
 
 def _alone(path: Path) -> tuple[str, Path] | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 PACKED = ("", ".gz", ".zst", ".bz2")
 #: A table of anyone's: a file of a folder, or a part of Hive partitions there.
-_TABLE = r"(?:[^/=]+=[^/]*/)*[^/.][^/]*\.(?:csv|tsv|parquet)(?:\.(?:gz|zst|bz2))?"
+_TABLE = r"(?:[^/=]+=[^/]*/)*[^/.][^/]*\.(?:csv|tsv|jsonl|ndjson|parquet)(?:\.(?:gz|zst|bz2))?"
 #: By the first bytes of a file, Arrow's name of its packing and the tool that packs and unpacks it.
 _PACKINGS = {b"\x1f\x8b": ("gzip", "gzip"), b"\x28\xb5\x2f\xfd": ("zstd", "zstd"), b"BZh": ("bz2", "bzip2")}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -34,7 +34,7 @@ def find(folder: Path, pattern: str) -> list[Path]:
 
 
 def is_table(name: str) -> bool:
-    """Whether a path in a folder is that of a table, or of a part of one: CSV or Parquet, of any name."""
+    """Whether a path in a folder is that of a table, or of a part of one: CSV, JSON lines or Parquet, of any name."""
     return re.fullmatch(_TABLE, name) is not None
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ import polars as pl
 from rayrec.data.sources import files
 from rayrec.data.sources.columns import ROWS, compact
 from rayrec.data.sources.reading import Rejects
+
+#: Objects whose keys are those of a table.
+_FIRST = 100
 
 
 def _is_utf8(value: Any) -> bool:
@@ -77,6 +81,14 @@ def read_jsonl(path: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, An
             rejects.add(path.name, row, "not a JSON object of UTF-8 text", line)
             continue
         yield row, value, line
+
+
+def keys(path: Path) -> list[str]:
+    """Return the keys of the first objects of a file, one in a line. ValueError: there is no object in them."""
+    found = [value for _, value, _ in itertools.islice(read_jsonl(path, Rejects()), _FIRST)]
+    if not found:
+        raise ValueError(f"{path}: found no line that is a JSON object, wanted one in each line.")
+    return list(dict.fromkeys(key for value in found for key in value))
 
 
 def read_table(path: Path, rejects: Rejects, names: Mapping[str, str], optional: Collection[str] = ()) -> pl.DataFrame:

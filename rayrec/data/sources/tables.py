@@ -1,4 +1,4 @@
-"""Anyone's logs in two tables or one, as Parquet or CSV.
+"""Anyone's logs in two tables or one, as Parquet, CSV or JSON lines.
 
 ``interactions``: user, item, timestamp, optional rating. ``items``: item, title, optional genres. One table of any
 name: user, title, timestamp, optional item, rating, genres. Other names of columns are given, or taken where they are
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rayrec.data.sources import files, reading
+from rayrec.data.sources import files, objects, reading
 from rayrec.data.sources.columns import Form, header, parquet_header
 from rayrec.data.sources.columns import read_csv as read_delimited
 from rayrec.data.sources.columns import read_parquet as read_table
@@ -126,6 +126,16 @@ def read_parquet(folder: Path, columns: Sequence[str] = ()) -> Raw:
     ``columns`` are ``NAME=COLUMN``.
     """
     return _read(folder, "parquet", parquet_header, read_table, Rejects(), columns)
+
+
+def read_jsonl(folder: Path, columns: Sequence[str] = ()) -> Raw:
+    """Read interactions.jsonl and items.jsonl, or one table: an object in each line, its keys as columns."""
+    rejects = Rejects()
+
+    def read(path: Path, names: dict[str, str]) -> pl.DataFrame:
+        return objects.read_table(path, rejects, names, OPTIONAL)
+
+    return _read(folder, "jsonl", objects.keys, read, rejects, columns)
 
 
 def read_csv(folder: Path, columns: Sequence[str] = ()) -> Raw:
