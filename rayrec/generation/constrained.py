@@ -21,7 +21,7 @@ class Constrained:
         self.died = self.engine.died
         self.model: Any = None
         self._device, self._is_adapter = "cuda" if setup.gpu else "cpu", False
-        self._policy = ("", "")
+        self._policy, self._kept = ("", ""), dict[str, Any]()
         self._loaded: dict[bool, tuple[str, str]] = {}
         self._sequential = dict[str, Any]()
 
@@ -111,16 +111,18 @@ class Constrained:
         import torch
 
         from rayrec.decoding import Trie, titles_of
-        from rayrec.models import policy
+        from rayrec.models import lora, policy
 
         folder = weights_folder(path)
         is_adapter = (folder / "adapter_config.json").exists()
         if self.model is not None and is_adapter == self._is_adapter:
-            return policy.load_weights(self.model, folder)
-        self._is_adapter = is_adapter
+            policy.load_weights(self.model, folder)
+            return lora.fold(self.model, self._kept)
+        self._is_adapter, self._kept = is_adapter, {}
         # The policy's own settings name its base as the user typed it, which may not resolve on this machine.
         dtype, base = self.setup.config.train.precision, self.setup.base
         self.model = policy.load_policy(folder, dtype=dtype, device=self._device, base=base)
+        lora.fold(self.model, self._kept)
         self.ids = [self.setup.template.answer_ids(title) for title in self.setup.titles]
         self.trie, self.items = Trie.build(self.ids).to(torch.device(self._device)), titles_of(self.ids)
 

@@ -42,6 +42,26 @@ def merge(state: Mapping[str, Tensor], model: PeftModel) -> Iterator[tuple[str, 
         yield name.removeprefix("base_model.model.").replace(".base_layer", ""), merged
 
 
+def fold(model: Any, kept: dict[str, Tensor]) -> None:
+    """Add the adapters to the weights that they adapt, in float32: a pass then launches no kernel for them.
+
+    ``kept`` holds these weights as they were, on the CPU; the first call fills it. Called again after other adapters
+    were copied in. Adapters that are not plain products stay beside their weights.
+    """
+    with torch.no_grad():
+        for name, layer in layers(model):
+            plain = [*layer.lora_A] == ["default"] and not layer.lora_variant and not any(layer.lora_bias.values())
+            if isinstance(layer, ParamWrapper) or not plain:
+                continue
+            weight = layer.base_layer.weight
+            if name not in kept:
+                kept[name] = weight.detach().to("cpu", copy=True)
+            a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
+            delta = layer.scaling["default"] * _delta(layer, a, b)
+            weight.copy_(kept[name].to(weight.device).float() + delta)
+            layer.merged_adapters = ["default"]
+
+
 def _adapted(module: str, layer: Any) -> str:
     """Return the name of the parameter that an adapter layer changes; adapters of one module's experts are nested."""
     below, name = layer.base_layer, f"{module}.base_layer"

@@ -218,7 +218,8 @@ def read_weights(model: Any, folder: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: a trainable parameter is not in the folder, a tensor is left over, or a shape differs.
     """
-    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad or not isinstance(model, PeftModel)}
+    whole = not isinstance(model, PeftModel)
+    wanted = {n: p for n, p in model.named_parameters() if whole or p.requires_grad or "lora_" in n}
     wanted = {name: p for name, p in wanted.items() if not item_vectors.owns(name)}
     adapter = Path(folder) / ADAPTER
     if isinstance(model, PeftModel) != adapter.exists():

@@ -10,8 +10,10 @@ import sys
 import sysconfig
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from rayrec.config import Config
@@ -22,6 +24,7 @@ from rayrec.generation.engine import EngineDied, Part, Setup, modes_of
 from rayrec.generation.vllm_models import RANKS, lora_room, takes_adapters
 from rayrec.lanes import BASE
 from rayrec.methods import parse
+from rayrec.models import lora, policy
 from rayrec.models.policy import load_tokenizer
 from rayrec.models.tiny import make_tiny
 from rayrec.prompts import make_template
@@ -115,6 +118,33 @@ def test_an_engine_gets_the_modes_that_it_lacks(tmp_path: Path) -> None:
     assert facts["tokens"] == sum(len(answer.ids) for one in scored for answer in one)
     own, _ = actor.answer(Part("01/evaluate", 7, BASE, str(tmp_path), [[5, 6]], "greedy", seed=4))
     assert own[0][0].ids == [5, 6] and own[0][0].logprob == -4.0  # the engine's own mode
+
+
+def test_beams_over_adapters_have_the_weights_of_each_policy_in_turn(tmp_path: Path) -> None:
+    """A run on GPUs keeps adapters alone."""
+    actor, part = generator(tmp_path / "base")
+    answers = []
+    for number, name in enumerate(("a", "b", "a")):
+        lm = policy.add_lora(policy.load_base(tmp_path / "base"), 4, 8, 0.0, seed=ord(name))
+        for _, layer in lora.layers(lm):
+            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1, generator=torch.manual_seed(ord(name)))
+        lm.save_pretrained(tmp_path / name)
+        asked = Part("01/evaluate", number, f"0{number}/prefer", str(tmp_path / name), part.prompts, "beams", 3)
+        found, _ = actor.answer(asked)
+        answers.append([answer.logprob for one in found for answer in one])
+        lm.eval()
+        wanted = [
+            logprob(lm, prompt, answer.ids) for prompt, one in zip(part.prompts, found, strict=True) for answer in one
+        ]
+        assert answers[-1] == pytest.approx(wanted, abs=1e-4)
+    assert answers[0] == answers[2] != answers[1]
+
+
+@torch.no_grad()
+def logprob(lm: Any, prompt: list[int], answer: list[int]) -> float:
+    """Log-probability of an answer, by a plain pass."""
+    logp_TV = lm(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+    return sum(logp_TV[len(prompt) - 1 + place, token].item() for place, token in enumerate(answer))
 
 
 def test_an_error_that_the_engine_declares_is_its_death(tmp_path: Path) -> None:

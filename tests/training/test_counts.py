@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rayrec.data import schema
-from rayrec.models import adapters, policy
+from rayrec.models import adapters, lora, policy
 from rayrec.models.logprobs import Packed, PackedLM, pack
 from rayrec.objectives import OBJECTIVES
 
@@ -70,6 +70,18 @@ def test_kernels_of_a_training_pass(kind: str) -> None:
     found = forward.kernels, backward.kernels - casts
     assert found[0] <= MOST[kind][0] and found[1] <= MOST[kind][1], (kind, found)
     assert not {"_local_scalar_dense", "_unique2", "nonzero"} & {*forward.found, *backward.found}
+
+
+def test_adapters_in_the_weights_launch_nothing() -> None:
+    def launched(lm: PackedLM) -> int:
+        with torch.no_grad(), Count() as count:
+            lm(batch(3))
+        return count.kernels
+
+    whole, beside, inside = model(0).eval(), model(8).eval(), model(8).eval()
+    adapters.copy(beside.model)
+    lora.fold(inside.model, {})
+    assert launched(inside) <= launched(whole) + 2 < launched(beside) - 7 * LAYERS  # two of peft's own
 
 
 def test_passes_have_few_shapes() -> None:
