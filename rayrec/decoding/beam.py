@@ -171,11 +171,11 @@ def _search(
 ) -> list[list[Found]]:
     none_B1 = torch.zeros_like(cache.lengths)[:, None].float()
     more = {"prior": none_B1} if prior else {}
-    beams = Beams.start(none_B1, **more, **({"kept": none_B1} if rule.measures else {}))
+    beams = Beams.start(trie, none_B1, **more, **({"kept": none_B1} if rule.measures else {}))
     logits_BNV: Tensor | None = cache.logits_B1V
     while logits_BNV is not None:
         beams = _extend(beams, logits_BNV, trie, rule, prior, open_BE)
-        logits_BNV = read(cache, beams)
+        logits_BNV = read(cache, beams, trie)
     if not rule.catalogue:
         complete(cache, beams, trie, rule.best, prior.alpha if prior else 1.0)
     elif rule.measures:

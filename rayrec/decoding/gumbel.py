@@ -77,10 +77,10 @@ def sample_titles(
 
 def _draw(cache: PromptCache, trie: Trie, k: int, seed_B: Tensor, open_BE: Tensor | None) -> list[Sample]:
     root_B1 = gumbel(seed_B, torch.full_like(seed_B, -1))[:, None]
-    beams, logits_BNV = Beams.start(root_B1, logprob=root_B1 * 0), cache.logits_B1V
+    beams, logits_BNV = Beams.start(trie, root_B1, logprob=root_B1 * 0), cache.logits_B1V
     while logits_BNV is not None:
         beams = _extend(beams, logits_BNV, trie, k + 1, seed_B, open_BE)
-        logits_BNV = read(cache, beams)
+        logits_BNV = read(cache, beams, trie)
     order_BW = beams.score_BW.argsort(dim=1, descending=True, stable=True)
     columns = [x.gather(1, order_BW).tolist() for x in (beams.score_BW, beams.next_BW, beams.more["logprob"])]
     samples = []

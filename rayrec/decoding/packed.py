@@ -78,7 +78,7 @@ class PromptCache:
         self.model, self._columns = model, _Columns(0, spare)
         device, low = model.device, torch.finfo(model.dtype).min
         self.lengths = torch.tensor([len(p) for p in prompts], device=device)
-        self.root = int(self.lengths.max()) - 1
+        self.root = max(map(len, prompts)) - 1
         self.prompt_mask = torch.zeros(len(prompts), 1, self.root + 1, dtype=model.dtype, device=device)
         self.prompt_mask[:, 0, :-1].masked_fill_(
             torch.arange(self.root, device=device) >= self.lengths[:, None] - 1, low

@@ -16,6 +16,27 @@ from rayrec.decoding.trie import Trie, ragged
 from rayrec.topk import stable_topk
 
 
+class Sizes(NamedTuple):
+    """The sizes of a step, read from the device at once when the step before it ends: nothing else waits for it."""
+
+    live: int
+    """Most live beams of a prompt."""
+    edges: int
+    """Edges of all live beams."""
+    most: int
+    """Most edges of a prompt."""
+
+    @classmethod
+    def of(cls, next_BW: Tensor, trie: Trie) -> Sizes:
+        """Return those of the step after beams came to these nodes."""
+        edges_B = _edges(next_BW, trie).sum(1)
+        return cls(*torch.stack([(next_BW >= 0).sum(1).max(), edges_B.sum(), edges_B.max()]).tolist())
+
+
+#: Where no step follows.
+NONE = Sizes(0, 0, 0)
+
+
 @dataclass
 class Beams:
     """W beams of B prompts, live ones first.
@@ -31,12 +52,15 @@ class Beams:
     depth_BW: Tensor
     path_BWS: Tensor
     more: dict[str, Tensor]
+    sizes: Sizes
+    """Of the next step."""
 
     @classmethod
-    def start(cls, score_B1: Tensor, **more: Tensor) -> Beams:
+    def start(cls, trie: Trie, score_B1: Tensor, **more: Tensor) -> Beams:
         """Return one beam of each prompt at the root."""
         zero_B1 = torch.zeros_like(score_B1, dtype=torch.long)
-        return cls(score_B1, zero_B1, zero_B1, zero_B1, zero_B1[:, :, None][:, :, :0], more)
+        sizes = Sizes.of(zero_B1, trie)
+        return cls(score_B1, zero_B1, zero_B1, zero_B1, zero_B1[:, :, None][:, :, :0], more, sizes)
 
 
 class Edges(NamedTuple):
@@ -54,6 +78,12 @@ class Edges(NamedTuple):
     """The place of each prompt's first edge."""
 
 
+def _edges(next_BW: Tensor, trie: Trie) -> Tensor:
+    """Return the number of edges of each beam, 0 of a stopped one."""
+    node_BW = next_BW.clamp(min=0)
+    return (trie.pointers[node_BW + 1] - trie.pointers[node_BW]).where(next_BW >= 0, 0)
+
+
 def edges_of(beams: Beams, logits_BNV: Tensor, trie: Trie, open_BE: Tensor | None = None) -> Edges:
     """Return the edges of the live beams with the logits of their tokens; logits are given for the first N beams.
 
@@ -61,10 +91,9 @@ def edges_of(beams: Beams, logits_BNV: Tensor, trie: Trie, open_BE: Tensor | Non
     """
     N = logits_BNV.shape[1]
     next_N = beams.next_BW[:, :N].flatten()
-    node_N = next_N.clamp(min=0)
-    count_N = (trie.pointers[node_N + 1] - trie.pointers[node_N]).where(next_N >= 0, 0)
-    beam_E, rank_E, first_N = ragged(count_N)
-    edge_E = trie.pointers[node_N][beam_E] + rank_E
+    count_N = _edges(next_N, trie)
+    beam_E, rank_E, first_N = ragged(count_N, beams.sizes.edges)
+    edge_E = trie.pointers[next_N.clamp(min=0)][beam_E] + rank_E
     if open_BE is not None:
         open_E = open_BE[beam_E // N, edge_E]
         beam_E, edge_E = beam_E[open_E], edge_E[open_E]
@@ -79,8 +108,7 @@ def follow(beams: Beams, edges: Edges, score_E: Tensor, trie: Trie, width: int, 
 
     Ties are in the order of edges, before stopped beams. ``more_E`` is ``more`` of a beam that follows an edge.
     """
-    B, N = len(edges.first_B), len(edges.count_N) // len(edges.first_B)
-    most = int(edges.count_N.view(B, N).sum(1).max())
+    B, N, most = len(edges.first_B), len(edges.count_N) // len(edges.first_B), beams.sizes.most
     place_E = torch.arange(len(edges.beam_E), device=score_E.device) - edges.first_B[edges.prompt_E]
     score_BC = score_E.new_full((B, most + beams.score_BW.shape[1]), -torch.inf)
     score_BC[edges.prompt_E, place_E] = score_E
@@ -105,13 +133,14 @@ def follow(beams: Beams, edges: Edges, score_E: Tensor, trie: Trie, width: int, 
         (beams.depth_BW.gather(1, parent_BW) + ~stays_BW).gather(1, order_BW),
         beams.path_BWS.gather(1, path_BW),
         {name: taken(beams.more[name], value_E[flat_BW]).gather(1, order_BW) for name, value_E in more_E.items()},
+        beams.sizes,
     )
 
 
-def read(cache: PromptCache, beams: Beams) -> Tensor | None:
+def read(cache: PromptCache, beams: Beams, trie: Trie) -> Tensor | None:
     """Read the last tokens of the live beams and return the logits that follow, [B, N, V]; None where all stopped."""
-    live = int((beams.next_BW >= 0).sum(1).max())
-    if not live:
+    beams.sizes = Sizes.of(beams.next_BW, trie)
+    if not (live := beams.sizes.live):
         return None
     own_BW1 = torch.full_like(beams.next_BW, cache.root)[:, :, None]
     own_BW1[:, :live, 0] = torch.arange(cache.columns, cache.columns + live, device=own_BW1.device)

@@ -171,8 +171,11 @@ def logsumexp_by(value_E: Tensor, owner_E: Tensor, count_N: Tensor) -> Tensor:
     return sum_N.where(count_N > 0, 1.0).log() + most_N
 
 
-def ragged(count_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return owner and rank within the owner of each of E = sum(count) elements, and each owner's first element."""
+def ragged(count_N: Tensor, size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return owner and rank within the owner of each of E = sum(count) elements, and each owner's first element.
+
+    Without ``size``, which is E, the device is waited for.
+    """
     first_N = count_N.cumsum(0) - count_N
-    owner_E = torch.repeat_interleave(count_N)
+    owner_E = torch.repeat_interleave(count_N, output_size=size)
     return owner_E, torch.arange(len(owner_E), device=count_N.device) - first_N[owner_E], first_N

@@ -2,9 +2,11 @@
 
 import gc
 import random
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, MistralConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -204,3 +206,43 @@ def test_d3_follows_the_step_by_step_rule() -> None:
             chosen = [i for i in alike if titles[i][: depth + 1] == title[: depth + 1]]
             score += 0.5 * float((prob_I[chosen].sum() / prob_I[alike].sum()).log())
         assert found[item] == pytest.approx(score, abs=1e-4)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what a device would be waited for: a number that is read, or a size that follows from numbers."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        super().__init__()
+        self.found, listed = Counter(), torch.Tensor.tolist
+
+        def tolist(tensor: torch.Tensor) -> list:
+            self.found["tolist"] += 1
+            return listed(tensor)
+
+        patch.setattr(torch.Tensor, "tolist", tolist)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.__name__.split(".")[0], kwargs or {}
+        sized = name == "repeat_interleave" and kwargs.get("output_size") is not None
+        masks = name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1])
+        if (
+            name in ("_local_scalar_dense", "nonzero", "unique_consecutive")
+            or masks
+            or (not sized and "repeat" in name)
+        ):
+            self.found[name] += 1
+        return func(*args, **kwargs)
+
+
+def test_a_step_reads_one_line_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of longer titles waits for the device once more for each step, and else as often."""
+    model, found = random_model("llama"), []
+    for length in (3, 9):
+        trie = Trie.build([[*[3] * length, 4 + i, EOS] for i in range(16)])
+        with monkeypatch.context() as patch, Reads(patch) as reads:
+            beam_search(model, PROMPTS[:2], trie, 4)
+        found.append(reads.found)
+    short, long = found
+    assert long["tolist"] - short["tolist"] == 9 - 3
+    del short["tolist"], long["tolist"]
+    assert short == long
