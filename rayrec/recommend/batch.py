@@ -44,6 +44,8 @@ class RecommendConfig:
     source: str = "auto"
     columns: tuple[str, ...] = ()
     """Columns of --data that have other names, as in jobs/sprec.py."""
+    date_order: Literal["day", "month"] | None = None
+    """What stands first in its dates such as 03/04/2025, as in jobs/sprec.py."""
     histories: str | None = None
     """Parquet or JSONL file with `user` and `history` (titles, oldest first) instead of --data."""
     users: str = "all"
@@ -199,7 +201,7 @@ def _write_histories(config: RecommendConfig, folder: Path) -> None:
     if config.histories:
         tables = histories.from_file(config.histories)
     else:
-        tables = histories.from_logs(*place.data(config.source, config.data, config.columns))
+        tables = histories.from_logs(*place.data(config.source, config.data, config.columns, config.date_order))
     if config.users != "all":
         tables = _chosen(tables, config.users)
     path, count = folder / "histories.parquet.partial", 0

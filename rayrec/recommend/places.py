@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rayrec.data.settings import DataConfig
 from rayrec.models import card
@@ -28,7 +28,11 @@ class Place(NamedTuple):
     """How it is asked (:data:`rayrec.models.card.FILE`); None where nothing tells."""
 
     def data(
-        self, source: str = "auto", data: str | None = None, columns: tuple[str, ...] = ()
+        self,
+        source: str = "auto",
+        data: str | None = None,
+        columns: tuple[str, ...] = (),
+        date_order: Literal["day", "month"] | None = None,
     ) -> tuple[DataConfig, int]:
         """Return which interactions its users have, by default those of its run, and how many titles of a prompt.
 
@@ -38,7 +42,8 @@ class Place(NamedTuple):
         own = self.settings.get("data", {})
         length = int(self.asked["history"]) if self.asked else 10
         if data is not None or source != "auto":
-            return DataConfig(source=source, data=data, columns=tuple(columns), bad_rows="drop"), length
+            named = DataConfig(source=source, data=data, columns=tuple(columns), date_order=date_order)
+            return replace(named, bad_rows="drop"), length
         if not own:
             raise ValueError(
                 f"{self.name}: a policy outside of a run has no data. Name users by --data DIR or --histories FILE."

@@ -32,6 +32,8 @@ class ServeConfig:
     source: str = "auto"
     columns: tuple[str, ...] = ()
     """Columns of --data that have other names, as in jobs/sprec.py."""
+    date_order: Literal["day", "month"] | None = None
+    """What stands first in its dates such as 03/04/2025, as in jobs/sprec.py."""
     host: str = "127.0.0.1"
     """Address to listen on; one beyond this machine wants a token."""
     port: Annotated[int, _PORT] = 8000

@@ -45,7 +45,7 @@ def read_users(config: ServeConfig) -> Users | None:
         return Users(histories.from_file(config.histories))
     place = places.find(config.policy)
     if config.data:
-        return Users(histories.from_logs(*place.data(config.source, config.data, config.columns)))
+        return Users(histories.from_logs(*place.data(config.source, config.data, config.columns, config.date_order)))
     if not place.settings:
         return None
     try:

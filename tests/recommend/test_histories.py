@@ -90,6 +90,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         histories.from_file(str(tmp_path / "half.parquet"))
 
 
+def test_dates_are_read_in_the_order_that_is_said(tmp_path: Path) -> None:
+    place = places.Place("x", "x", None, {}, None)
+    (tmp_path / "log.csv").write_text("user,title,timestamp\nann,One,04/05/2025\nann,Two,05/04/2025\n")
+    with pytest.raises(ValueError, match="Add --date-order day or --date-order month"):
+        rows(histories.from_logs(*place.data(data=str(tmp_path))))
+    for order, wanted in (("day", ["Two", "One"]), ("month", ["One", "Two"])):
+        (row,) = rows(histories.from_logs(*place.data(data=str(tmp_path), date_order=order)))
+        assert row["history"] == wanted
+
+
 def test_parts_have_equal_sizes_and_chosen_users_all_stand_there(tmp_path: Path) -> None:
     made = [{"user": str(i), "history": ["One"], "error": None} for i in range(1300)]
     tables = [pa.Table.from_pylist(made[i : i + 700], schema=histories.HISTORIES) for i in (0, 700)]
