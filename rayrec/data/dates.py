@@ -1,11 +1,10 @@
 """Texts of dates as programs for tables write them, turned into ISO's order: year, month, day."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 import polars as pl
 
-First = Literal["day", "month"]
+from rayrec.data.settings import DateOrder
 
 _REST = r"(\D.*)?$"
 #: Two numbers and a year, such as 14.05.2025 or 5/14/2025.
@@ -19,7 +18,7 @@ _NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", 
 _NUMBER = {name: f"{number:02d}" for number, name in enumerate(_NAMES, 1)}
 
 
-def first_of(times: Iterable[pl.Series], given: First | None, file: str) -> First | None:
+def first_of(times: Iterable[pl.Series], given: DateOrder | None, file: str) -> DateOrder | None:
     """Whether dates of two numbers and a year begin with the day or the month; None unless most texts are such dates.
 
     ``times`` are the parts of a column of texts. A number above 12 is a day; dates with dots begin with it.
@@ -41,7 +40,10 @@ def first_of(times: Iterable[pl.Series], given: First | None, file: str) -> Firs
         example = example or part.filter(part.str.contains(_NUMBERS))[0]
     if not example or balance < 0:
         if given is not None:
-            raise ValueError(f"--date-order {given} reads dates such as 03/04/2025, and {file} has none. Leave it out.")
+            raise ValueError(
+                f"--date-order {given} reads dates such as 03/04/2025, and most times of {file} are no such dates. "
+                "Leave it out."
+            )
         return None
     if given is not None:
         return given
@@ -53,7 +55,7 @@ def first_of(times: Iterable[pl.Series], given: First | None, file: str) -> Firs
     return "month" if months_first > days_first else "day"
 
 
-def iso(text: pl.Expr, first: First | None) -> pl.Expr:
+def iso(text: pl.Expr, first: DateOrder | None) -> pl.Expr:
     """The texts with their date in the order of ISO; those of other forms stay as they are.
 
     Two numbers and a year are a date if ``first`` says which number the day is.

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from rayrec.data import dates, mapped, scale, schema
+from rayrec.data.settings import DateOrder
 from rayrec.data.sources.reading import Log, Rejects, first_case, ids
 
 #: Rows whose columns are converted at once: intermediate columns take a hundred bytes a row.
@@ -43,7 +44,7 @@ def check(
     rejects: Rejects,
     duplicates: str = "drop",
     liked_from: float | None = None,
-    date_order: dates.First | None = None,
+    date_order: DateOrder | None = None,
 ) -> Checked:
     """Return the good rows of ``log`` and set the others aside.
 
@@ -186,7 +187,7 @@ def _read_dates(numbers: Any, form: str) -> Any:
     return numbers.cast(pl.String).str.to_datetime(_DATES[form][0], time_unit="ms", strict=False)
 
 
-def _times(frame: pl.DataFrame, unit: str | None, first: dates.First | None) -> pl.DataFrame:
+def _times(frame: pl.DataFrame, unit: str | None, first: DateOrder | None) -> pl.DataFrame:
     """Add ``whole``, seconds since the epoch rounded down, and ``part``, their fraction in a unit of the column's.
 
     ``odd`` tells whether a number is in another unit than most.
@@ -246,7 +247,7 @@ def _checked(
     rejects: Rejects,
     found: scale.Scale,
     unit: str | None,
-    first: dates.First | None,
+    first: DateOrder | None,
 ) -> pl.DataFrame:
     """The good rows of some: user, item, title, rating (stars), timestamp (whole seconds), part."""
     show = [name for name in ("user", "item", "rating", "timestamp") if name in frame.columns]

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from rayrec.data.sources import SOURCES
 from rayrec.fields import at_least, one_of
 
+#: What a date of two numbers and a year begins with.
+DateOrder = Literal["day", "month"]
 SOURCE = one_of(lambda: ("auto", "synthetic", *SOURCES))
 
 
@@ -50,7 +52,7 @@ class DataConfig:
     liked_from: float | None = None
     """Least rating, as the files have it, that counts as liked. Default: 4 of 5 stars, 8 of 10, 1 of 0/1 and -1/1; rows
     of other scales are unrated without it."""
-    date_order: Literal["day", "month"] | None = None
+    date_order: DateOrder | None = None
     """Which of the two numbers before the year stands first in dates such as 03/04/2025. Default: as a number above 12
     shows; the day if there are dots."""
     long_prompts: Literal["trim", "drop", "stop"] = "trim"

@@ -19,6 +19,7 @@ import tyro
 from rayrec import fields, signals
 from rayrec.cluster import address, connect
 from rayrec.config import Config, PlacementConfig
+from rayrec.data.settings import DateOrder
 from rayrec.fields import POSITIVE, at_least
 from rayrec.recommend import histories, places
 from rayrec.recommend.lists import Explore
@@ -44,8 +45,8 @@ class RecommendConfig:
     source: str = "auto"
     columns: tuple[str, ...] = ()
     """Columns of --data that have other names, as in jobs/sprec.py."""
-    date_order: Literal["day", "month"] | None = None
-    """What stands first in its dates such as 03/04/2025, as in jobs/sprec.py."""
+    date_order: DateOrder | None = None
+    """Whether its dates such as 03/04/2025 begin with the day or the month, as in jobs/sprec.py."""
     histories: str | None = None
     """Parquet or JSONL file with `user` and `history` (titles, oldest first) instead of --data."""
     users: str = "all"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from rayrec.data.settings import DataConfig
+from rayrec.data.settings import DataConfig, DateOrder
 from rayrec.models import card
 from rayrec.report.rows import best_policy, last_policy
 from rayrec.runs.manifest import read_json
@@ -32,7 +32,7 @@ class Place(NamedTuple):
         source: str = "auto",
         data: str | None = None,
         columns: tuple[str, ...] = (),
-        date_order: Literal["day", "month"] | None = None,
+        date_order: DateOrder | None = None,
     ) -> tuple[DataConfig, int]:
         """Return which interactions its users have, by default those of its run, and how many titles of a prompt.
 
@@ -41,15 +41,16 @@ class Place(NamedTuple):
         """
         own = self.settings.get("data", {})
         length = int(self.asked["history"]) if self.asked else 10
+        given: dict[str, Any]
         if data is not None or source != "auto":
-            named = DataConfig(source=source, data=data, columns=tuple(columns), date_order=date_order)
-            return replace(named, bad_rows="drop"), length
+            given = {"source": source, "data": data, "columns": tuple(columns), "date_order": date_order}
+            return DataConfig(**given, bad_rows="drop"), length
         if not own:
             raise ValueError(
                 f"{self.name}: a policy outside of a run has no data. Name users by --data DIR or --histories FILE."
             )
         names = {one.name for one in fields(DataConfig)} & {*own}
-        given: dict[str, Any] = {name: tuple(v) if isinstance(v := own[name], list) else v for name in names}
+        given = {name: tuple(v) if isinstance(v := own[name], list) else v for name in names}
         given["bad_rows"] = "drop"
         return DataConfig(**given), length
 

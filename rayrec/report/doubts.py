@@ -94,11 +94,9 @@ def _of_accuracy(records: Sequence[Mapping[str, Any]]) -> Doubt | None:
     best = max(record[key] for record in first)
     if best >= popular[0][key]:
         return None
-    text = (
-        f"{key} is {best:.3f} after the first SFT, and Popular's {popular[0][key]:.3f}: self-play starts from a policy "
-    )
-    text += "that has not learnt the histories. Train it longer, under another --name: --first-epochs, --first-rows, "
-    text += "--first-lr; the tiny model also takes --pretrain-steps, and --preset demo sets all four"
+    text = f"{key} is {best:.3f} after the first SFT, and Popular's {popular[0][key]:.3f}: self-play starts from a "
+    text += "policy that has not learnt the histories. Train it longer, under another --name: --first-epochs, "
+    text += "--first-rows, --first-lr; the tiny model also takes --pretrain-steps, and --preset demo sets all four"
     return Doubt(first[0]["phase"], "accuracy", 0.0, text)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rayrec.config import PlacementConfig
+from rayrec.data.settings import DateOrder
 from rayrec.fields import POSITIVE, Range
 from rayrec.recommend.lists import Explore
 
@@ -32,8 +33,8 @@ class ServeConfig:
     source: str = "auto"
     columns: tuple[str, ...] = ()
     """Columns of --data that have other names, as in jobs/sprec.py."""
-    date_order: Literal["day", "month"] | None = None
-    """What stands first in its dates such as 03/04/2025, as in jobs/sprec.py."""
+    date_order: DateOrder | None = None
+    """Whether its dates such as 03/04/2025 begin with the day or the month, as in jobs/sprec.py."""
     host: str = "127.0.0.1"
     """Address to listen on; one beyond this machine wants a token."""
     port: Annotated[int, _PORT] = 8000

@@ -72,7 +72,7 @@ def test_a_day_that_the_order_does_not_know_is_a_bad_row() -> None:
 
 
 def test_an_order_without_such_dates_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"--date-order day reads dates .* plays has none"):
+    with pytest.raises(ValueError, match=r"--date-order day reads dates .* most times of plays are no such dates"):
         read(["2025-05-30"], date_order="day")
     with pytest.raises(ValueError, match="--date-order month reads the dates of files, found none"):
         load(DataConfig(source="synthetic", date_order="month"))

@@ -81,8 +81,9 @@ def test_the_page_shows_the_run_and_fetches_nothing(finished: Path) -> None:
 def test_the_run_tells_its_phases_and_evaluations_as_they_end(finished: Path) -> None:
     lines = (finished.parent / "tiny.txt").read_text().splitlines()
     (told,) = (at for at, line in enumerate(lines) if "00/evaluate" in line and "test, score, N = 24: HR@5 0." in line)
-    assert any("01/evaluate" in line and "starts: " in line and "phase 8 of 8" in line for line in lines[told:])
-    assert any("More is better: HR (next title in the list)" in line for line in lines)
+    assert any("01/evaluate" in line and "starts: " in line and "phase 8 of 8" in line for line in lines)
+    (explained,) = (at for at, line in enumerate(lines) if "More is better: HR (next title in the list)" in line)
+    assert told < explained  # when it ends, and not with the tables
 
 
 def test_perfetto_drops_no_event_of_a_run(finished: Path) -> None:
