@@ -75,12 +75,10 @@ class TrainConfig:
     pass_memory: Annotated[float | None, POSITIVE] = None
     """GiB that what is computed at once may take for activations, attention mask and logits: as many examples as fit,
     --micro-batch at most. Default: 1 on CPUs, 16 on GPUs."""
-    row_tokens: Annotated[int, NOT_NEGATIVE] = 0
-    """Examples share a row of the packed pass up to this many tokens; 0: as many as its longest example has, which is
-    fastest on a CPU."""
-    attention: Literal["sdpa", "flex"] = "sdpa"
-    """How a GPU attends within packed rows: over a dense mask (`sdpa`), or by FlexAttention, which passes over blocks
-    where nobody looks (`flex`; it needs a model that supports it, and a compiler)."""
+    attention: Literal["sdpa", "varlen"] | None = None
+    """How training attends: over a dense mask (`sdpa`), or on GPUs in bfloat16 by FlashAttention over the runs of
+    tokens that see each other, without padding (`varlen`). Default: `varlen` there, where the model's own attention is
+    the same, else `sdpa`."""
     activation_checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept."""
     warmup: Annotated[float | None, NOT_NEGATIVE] = None

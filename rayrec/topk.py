@@ -31,6 +31,8 @@ def stable_topk(score: Tensor, k: int, largest: bool = True) -> Tensor:
     kth = score.topk(k, dim=-1, largest=largest).values[..., -1:]
     better, tied = score > kth if largest else score < kth, score == kth
     kept = better | (tied & (tied.cumsum(-1) <= k - better.sum(-1, keepdim=True)))
-    index = kept.nonzero()[..., -1].view(*score.shape[:-1], k)
+    # `nonzero` would make a GPU wait for its count, which is k.
+    places = torch.arange(score.shape[-1], device=score.device)
+    index = places.where(kept, score.shape[-1]).topk(k, dim=-1, largest=False, sorted=True).values
     order = score.gather(-1, index).sort(dim=-1, descending=largest, stable=True).indices
     return index.gather(-1, order)

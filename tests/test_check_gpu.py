@@ -19,12 +19,12 @@ def test_the_checks_that_a_cpu_can_do_pass(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "a.json").read_text())
     lines = {(line["check"], line["what"]): line for line in found["lines"]}
     assert {check for check, _ in lines} == {
-        *("shapes", "adapters", "exact", "flex"),
+        *("shapes", "adapters", "exact", "varlen"),
         *("phases", "resume", "speed"),
         *("beams-exact", "beams", "sleep", "vllm"),
     }
     passed = {line["check"] for line in lines.values() if line["passed"]}
-    assert passed >= {"adapters", "exact", "phases", "resume", "beams-exact", "sleep"}
+    assert passed >= {"adapters", "exact", "varlen", "phases", "resume", "beams-exact", "sleep"}
     assert lines["speed", "preference, K = 3"]["numbers"]["users_per_s"] > 0
     assert lines["beams", "beams of width 10"]["numbers"]["prompts_per_s"] > 0
     assert found["machine"]["torch"] and "all of" in done.stdout and done.stdout.count("| pass |") >= 7

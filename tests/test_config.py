@@ -41,7 +41,7 @@ FLAGS = """
 --negatives --num-negatives --score-negatives --no-score-negatives --allow-random-negatives
 --no-allow-random-negatives
 --equal-target --ground --no-ground --sft --no-sft --prefer --no-prefer --lr --batch --prefer-batch --micro-batch
---pass-memory --row-tokens --attention --activation-checkpointing --no-activation-checkpointing
+--pass-memory --attention --activation-checkpointing --no-activation-checkpointing
 --prefer-epochs --warmup --schedule --weight-decay --clip --dtype --zero-stage
 --sft-loss --sft-temperature --sft-eta --sft-beams --sft-lam --sft-xi --sft-theta
 --objective --beta --gamma --lam --margin --tau --average --alpha --lambda-d --lambda-u --shift --inner --anchor

@@ -98,7 +98,7 @@ def told(worked: Worked) -> dict[str, Any]:
     size = len(sizes) // STEPS
     steps = [sorted(sizes[a : a + size]) for a in range(0, len(sizes), size)]
     parts = [rows[a:b] for rows in steps for a, b in cuts(size, of.passes(rows))]
-    passes = [of.pass_bytes(len(part), part[-1][0], sum(n for _, n in part)) for part in parts]
+    passes = [of.pass_bytes(part) for part in parts]
     return {"rate": (of.held_bytes(max(passes)) + LIBRARIES) / 1e6, "rows": max(map(len, parts))}
 
 

@@ -52,7 +52,8 @@ class Trained:
             store = f"file://{place.folder}/store"
             torch.distributed.init_process_group(backends(place.gpu), init_method=store, rank=0, world_size=1)
         flags = ["--model", place.base, "--lora-rank", str(RANK), "--lora-alpha", str(ALPHA), "--max-length", "1024"]
-        flags += ["--micro-batch", str(MICRO), "--dtype", "bfloat16" if place.gpu else "float32", "--beta", "0.1"]
+        flags += ["--micro-batch", str(MICRO), "--beta", "0.1"]
+        flags += ["--dtype", "bfloat16", "--attention", "varlen"] if place.gpu else ["--dtype", "float32"]
         config = resolve(parse("", [*flags, "--checkpoint-seconds", "0", *args]), place.gpu)
         self.place, self.beats = place, list[tuple[float, dict[str, Any]]]()
         setup = {"config": config, "base": place.base, "gpu": place.gpu, "storage": Storage("")}

@@ -1,5 +1,6 @@
 """Whether this library's passes compute what a model computes, which is checked before the first actor starts.
 
+A GPU's own attention is checked there, as a worker starts.
 A wrong mask or position moves a log-probability by far more than rounding does in float32, so the check works in
 float32 whatever the run works in, and allows what the model's own plain passes, padded and not, differ by.
 Shapes: B examples, A answers, N answer tokens, L tokens of a sequence, S of a branch, V vocabulary.
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rayrec.decoding.packed import PromptCache, check_kinds
-from rayrec.models import weights
+from rayrec.models import varlen, weights
 from rayrec.models.folder import local_folder
-from rayrec.models.logprobs import Logits, PackedLM, Row, attend_by_flex, is_flex, pack, plain
+from rayrec.models.logprobs import Logits, PackedLM, Row, pack, plain
 from rayrec.models.policy import add_lora, open_base
 
 #: Times the difference of the model's own plain passes that a pass of ours may differ by.
@@ -24,6 +25,8 @@ TIMES = 4
 LEAST = 1e-6
 #: Weights above which a model is checked by its first layers alone: 4 GiB of float32.
 LARGE = 2**30
+#: Share of the largest number by which attention in bfloat16 may differ from that in float32.
+ROUNDING = 0.03
 
 
 OTHER = "Take another model: docs/models.md lists those that run."
@@ -48,10 +51,9 @@ def check_base(path: str, attention: str = "sdpa", lora: bool = False) -> None:
     weights.check_numbers(folder)
     model = open_base(folder, torch.float32, few=large).eval()
     check_exact(model)
-    if attention == "flex":
-        attend_by_flex(model)
-        with torch.compiler.set_stance("force_eager"):  # it would be compiled, which takes minutes
-            check_exact(model)
+    if attention == "varlen":
+        varlen.attend_by_runs(model)
+        check_exact(model)
     if lora:
         _check_adapters(model)
 
@@ -69,7 +71,7 @@ def _check_adapters(model: Any) -> None:
 def check_exact(model: Any) -> None:
     """Refuse a float32 model that the packed pass or the prompt cache does not compute as the model does.
 
-    The prompt cache is left out of a model that attends by FlexAttention, which trains alone.
+    A model that attends over runs trains alone, without a prompt cache.
 
     Raises:
         ValueError: with the model's class and the difference, or the error that a pass stops with.
@@ -78,7 +80,7 @@ def check_exact(model: Any) -> None:
     if any(buffer.dim() == 4 and buffer.shape[-1] == buffer.shape[-2] > 1 for buffer in lm.buffers()):
         raise ValueError(f"{name} masks by a table of its own, which a row of several answers outgrows. {OTHER}")
     rows = _rows(int(lm.config.get_text_config().vocab_size))
-    passes = {"packed pass": _packed} | ({} if is_flex(lm) else {"prompt cache": _cached})
+    passes = {"packed pass": _packed} | ({} if varlen.by_runs(lm) else {"prompt cache": _cached})
     training = model.training
     model.eval()
     try:
@@ -99,6 +101,40 @@ def check_exact(model: Any) -> None:
                 f"{name}: log-probabilities of the {what} differ by {error:.2g} nats from those of plain passes, which "
                 f"differ by {noise:.2g} among themselves: the model does not honour masks or positions. {OTHER}"
             )
+
+
+def check_kernel(lm: Any) -> None:
+    """Compare the device's own kernel with sdpa in float32, forward and back, in the shapes of a causal LM's heads.
+
+    Raises:
+        ValueError: it does not run there, or differs by more than rounding.
+    """
+    text, device = lm.config.get_text_config(), lm.device
+    heads = text.num_attention_heads
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    packed = pack([([1] * 19, [[1] * 5, [1] * 9, [1]]), ([1] * 3, [[1] * 17])], runs=True).to(device)
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, n, packed.ids_RT.shape[1], size, generator=generator) for n in (heads, groups, groups)]
+    module = torch.nn.Module()
+    module.num_key_value_groups = heads // groups  # type: ignore[assignment]
+
+    def computed(dtype: torch.dtype, mask: Tensor) -> list[Tensor]:
+        query, key, value = inputs = [one.to(device, dtype, copy=True).requires_grad_() for one in given]
+        out, _ = varlen.attend(module, query, key, value, mask)
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)]
+
+    assert packed.runs is not None
+    wanted = computed(torch.float32, packed.mask(torch.float32))
+    try:
+        found = computed(lm.dtype, packed.runs.mask())
+    except (RuntimeError, TypeError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--attention varlen does not run on {device}: {why} Take --attention sdpa.") from error
+    for one, other in zip(found, wanted, strict=True):
+        far = float((one.float() - other).abs().max() / other.abs().max())
+        if not far < ROUNDING:
+            raise ValueError(f"--attention varlen differs from sdpa on {device} by {far:.2g}. Take --attention sdpa.")
 
 
 def _rows(vocabulary: int) -> list[Row]:
@@ -134,7 +170,8 @@ def _padded(lm: Any, rows: list[Row]) -> Tensor:
 
 def _packed(lm: Any, rows: list[Row]) -> Tensor:
     """The same in one row, as training and scores compute it."""
-    packed = pack(rows, sum(len(prompt) + sum(map(len, answers)) for prompt, answers in rows)).to(lm.device)
+    tokens = sum(len(prompt) + sum(map(len, answers)) for prompt, answers in rows)
+    packed = pack(rows, tokens, runs=varlen.by_runs(lm)).to(lm.device)
     order_N = torch.argsort(packed.answer_N * int(packed.lengths_BA.max()) + packed.offset_N)
     return _logprobs(Logits(lm)(PackedLM(lm).hidden(packed))[order_N])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -98,20 +97,11 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=folder_of(config.model.model)))
     config = resolve_engine(config, on_gpus)  # what `auto` means is recorded and hashed
     engine, placement = ENGINES[config.evaluate.engine], config.placement
-    if config.train.attention == "flex" and not on_gpus:
-        raise ValueError(
-            "--attention flex trains on GPUs alone, and this plan is on CPUs. Take --attention sdpa, or --device gpu."
-        )
-    if config.train.attention == "flex" and not config.train.row_tokens:
-        warnings.warn(
-            "--attention flex without --row-tokens: a row is one example, with hardly a block to pass over. Add "
-            "--row-tokens 4096 to put several into one row, or take --attention sdpa.",
-            stacklevel=2,
-        )
     data, tuning = read(config)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data.source))
     embedder, of_embedder = make_embedder(config, data)
     base = make_base(config, data, scratch)
+    config = settle_attention(config, str(base), on_gpus)
     template, form = bind(config, data, base)
     if long := long_prompts.long_titles(config, data, template):
         data, tuning = read(config, long)
@@ -125,7 +115,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     lengths_key = {"lengths": fixed(config), "hashes": hashes}
     known = cache.find(run_folder(config).parent / cache.SHARED / "lengths", lengths_key)
     if not known and placement.cluster is None:  # a run that goes on has been checked
-        check_base(str(base), config.train.attention, bool(config.model.lora_rank))
+        check_base(str(base), config.train.attention or "sdpa", bool(config.model.lora_rank))
     engine.check_model(config, on_gpus, str(base))
     signals.check()
     trims = config.data.long_prompts != "stop" and config.data.ask != "liking"  # whose prompts have one candidate each
@@ -285,6 +275,25 @@ def whole_model(model: str) -> str:
             f"--embedder lm reads the weights of --model {model}, and the hub does not give them. Download them first, "
             f"or name a folder with --embedder-path. ({str(error).strip().splitlines()[0]})"
         ) from error
+
+
+def settle_attention(config: Config, base: str, on_gpus: bool) -> Config:
+    """Settle ``--attention`` for a model and kind of device.
+
+    Raises:
+        ValueError: `varlen` is asked for, and the plan is not on GPUs in bfloat16.
+    """
+    from rayrec.models import varlen
+
+    train, serves = config.train, on_gpus and config.train.dtype == "bfloat16"
+    if train.attention == "varlen" and not serves:
+        found, remedy = ("on CPUs", "--device gpu") if not on_gpus else ("in float32", "--dtype bfloat16")
+        raise ValueError(
+            f"--attention varlen is FlashAttention, on GPUs in bfloat16, and this plan is {found}. Take "
+            f"--attention sdpa, or {remedy}."
+        )
+    attention = train.attention or ("varlen" if serves and varlen.fits(base) else "sdpa")
+    return dataclasses.replace(config, train=dataclasses.replace(train, attention=attention))
 
 
 def make_base(config: Config, data: Dataset, scratch: Path) -> Path:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 
-from rayrec.models import adapters, blocks
+from rayrec.models import adapters, varlen
 
 #: Logits held at once; more are computed chunk by chunk, and again in the backward pass.
 MAX_LOGITS = 2**25
@@ -45,7 +44,7 @@ class Packed:
     which tokens attend to which. Answer token n is predicted at flat place ``source_N`` of the row tensor, is
     ``target_N``, and is number ``offset_N`` of answer ``answer_N`` (b · A + a). ``lengths_BA`` counts tokens, EOS
     included; 0 is an absent answer, and ``longest`` the largest. ``read_U`` are the places of ``source_N``, each once.
-    ``blocks`` are those of FlexAttention, where they were asked for.
+    ``runs`` stand in place of a mask, where they were asked for.
     """
 
     ids_RT: Tensor
@@ -59,12 +58,13 @@ class Packed:
     lengths_BA: Tensor
     read_U: Tensor
     longest: int
-    blocks: Tensor | None = None
+    runs: varlen.Runs | None = None
 
     def to(self, device: torch.device | str) -> Packed:
         """Return the batch on ``device``; a GPU does not wait for it."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        there: dict[str, Any] = {k: carried(v, device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        there: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        there |= {name: carried(value, device) for name, value in there.items() if isinstance(value, Tensor)}
+        there["runs"] = self.runs and replace(self.runs, lists=carried(self.runs.lists, device))
         return Packed(**there)
 
     def mask(self, dtype: torch.dtype) -> Tensor:
@@ -76,19 +76,6 @@ class Packed:
         sees_RTT &= (segment_R1T == 0) | (segment_R1T == self.segment_RT[:, :, None])
         return torch.where(sees_RTT[:, None], 0.0, torch.finfo(dtype).min).to(dtype)
 
-    def block_mask(self) -> BlockMask:
-        """Return the same mask for FlexAttention, which passes over blocks where no token may look."""
-
-        def sees(r: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            together = self.example_RT[r, query] == self.example_RT[r, key]
-            shared = (self.segment_RT[r, key] == 0) | (self.segment_RT[r, key] == self.segment_RT[r, query])
-            return together & (query >= key) & shared
-
-        rows, length = self.ids_RT.shape
-        if self.blocks is not None:
-            return blocks.block_mask(self.blocks, rows, length, sees)
-        return create_block_mask(sees, rows, None, length, length, device=self.ids_RT.device)
-
 
 def carried(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return a tensor of the CPU on ``device``, through pinned memory to a GPU, whose work the copy waits for alone."""
@@ -97,13 +84,13 @@ def carried(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0, multiple: int = 1, flex: bool = False) -> Packed:
+def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0, multiple: int = 1, runs: bool = False) -> Packed:
     """Lay out (prompt, answers) examples; K may differ. Answers end with EOS, prompts are not empty.
 
     Rows take whole examples up to ``token_budget`` tokens or, where that is longer, the longest example. Attention over
-    a dense mask grows with the square of the row, so on the CPU rows no longer than the longest example are fastest.
-    Rows are padded to a ``multiple`` of tokens, by which the kernels of GPUs work; for ``flex`` to whole blocks of
-    FlexAttention, which are listed here and not on the GPU.
+    a dense mask grows with the square of the row, so rows no longer than the longest example are fastest. With ``runs``
+    attention needs no mask, and all examples share one row. Rows are padded to a ``multiple`` of tokens, by which the
+    kernels of GPUs work.
 
     Raises:
         ValueError: there is no example, or a prompt or an answer is empty.
@@ -113,9 +100,8 @@ def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0, multiple: 
         raise ValueError(f"Examples {empty} of {len(rows)} have an empty prompt or answer. Every one needs a token.")
     # An answer's last token predicts nothing, so it is never an input.
     sizes = [len(prompt) + sum(len(answer) - 1 for answer in answers) for prompt, answers in rows]
-    lines = _fill(sizes, max(token_budget, *sizes))
+    lines = _fill(sizes, sum(sizes) if runs else max(token_budget, *sizes))
     A = max(len(answers) for _, answers in rows)
-    multiple = blocks.BLOCK if flex else multiple
     T = -(-max(sum(sizes[b] for b in line) for line in lines) // multiple) * multiple
     table = {"ids": pad_id, "positions": 0, "example": -1, "segment": 0}
     table = {name: torch.full((len(lines), T), value) for name, value in table.items()}
@@ -147,8 +133,8 @@ def pack(rows: Sequence[Row], token_budget: int = 0, pad_id: int = 0, multiple: 
     read_U, longest = torch.tensor(sorted({*source})), max(max(map(len, answers), default=0) for _, answers in rows)
     ids_RT, positions_RT, example_RT, segment_RT = table.values()
     loose_N = source_N, target_N, answer_N, offset_N
-    listed = blocks.listed(example_RT, segment_RT) if flex else None
-    return Packed(ids_RT, positions_RT, example_RT, segment_RT, *loose_N, lengths_BA, read_U, longest, listed)
+    found = varlen.runs(example_RT, segment_RT) if runs else None
+    return Packed(ids_RT, positions_RT, example_RT, segment_RT, *loose_N, lengths_BA, read_U, longest, found)
 
 
 def _fill(sizes: Sequence[int], budget: int) -> list[list[int]]:
@@ -198,7 +184,7 @@ class PackedLM(nn.Module):
         with _last_mlp_at(packed, lm if self.narrows else None):
             hidden_RTH = decoder(lm)(
                 input_ids=packed.ids_RT,
-                attention_mask=packed.block_mask() if is_flex(lm) else packed.mask(lm.dtype),
+                attention_mask=packed.runs.mask() if packed.runs else packed.mask(lm.dtype),
                 position_ids=packed.positions_RT,
                 use_cache=False,
             )[0]
@@ -284,25 +270,6 @@ def _last_mlp_at(packed: Packed, lm: Any) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def attend_by_flex(model: Any) -> None:
-    """Let ``model`` attend by FlexAttention in place of sdpa; PyTorch has no backward pass of it on a CPU.
-
-    Raises:
-        ValueError: the model does not support it.
-    """
-    lm = plain(model)
-    try:
-        lm.set_attn_implementation("flex_attention")
-    except ValueError as error:
-        raise ValueError(
-            f"--attention flex: {type(lm).__name__} does not support it. Take --attention sdpa."
-        ) from error
-
-
-def is_flex(lm: Any) -> bool:
-    return lm.config._attn_implementation == "flex_attention"
 
 
 def token_logprobs(logits: Logits, hidden_NH: Tensor, target_N: Tensor) -> Tensor:

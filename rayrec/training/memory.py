@@ -83,22 +83,23 @@ class Memory:
             return 0.0
         return (float(model.lora_dropout > 0) if self.gpu else 8 * model.lora_dropout) * inputs
 
-    def pass_bytes(self, rows: int, longest: float, predicted: float) -> float:
+    def pass_bytes(self, rows: Sequence[tuple[float, float]]) -> float:
         """Bytes of one pass: of activations, mask and logits, with what the heap of a CPU holds between them.
 
-        Args:
-            rows: rows of the packed pass; each is as long as the longest.
-            longest: tokens of that one.
-            predicted: tokens of all answers.
+        ``rows`` are pairs of the tokens put in and the tokens predicted. Each row is as long as the longest, but where
+        attention takes no mask.
         """
         from rayrec.models.logprobs import MAX_LOGITS
 
-        tokens = rows * longest
+        longest, predicted = max(n for n, _ in rows), sum(m for _, m in rows)
+        masked = self.config.train.attention != "varlen"
+        tokens = len(rows) * longest if masked else sum(n for n, _ in rows)
         logits = min(predicted * self.shape.words // self.shape.hidden, MAX_LOGITS) * _LOGIT
         mlp = 4 * self.number * self.shape.mlp * predicted  # of the last layer
         # Beside them a layer's widest numbers, their gradients, and what a product is cast to.
         beside = 12 * self.shape.mlp * tokens
-        counted = tokens * (self.token() + self.number * longest) + mlp + max(logits, beside)
+        mask = self.number * longest if masked else 0
+        counted = tokens * (self.token() + mask) + mlp + max(logits, beside)
         return counted * (1.0 if self.gpu else HEAP_GROWTH)
 
     @property
@@ -114,7 +115,7 @@ class Memory:
         least, budget = -(-len(rows) // self.config.train.micro_batch), self.budget
         for parts in range(least, len(rows)):
             found = [rows[a:b] for a, b in cuts(len(rows), parts)]
-            if all(self.pass_bytes(len(c), c[-1][0], sum(m for _, m in c)) <= budget for c in found):
+            if all(self.pass_bytes(one) <= budget for one in found):
                 return parts
         return len(rows)
 
@@ -122,7 +123,7 @@ class Memory:
         """Return the most rows of a pass, where all have ``longest`` tokens, and the bytes that it takes."""
         rows = [(longest, predicted)] * (batch // self.config.placement.train_workers)
         most = -(-len(rows) // self.passes(rows))
-        return most, self.pass_bytes(most, longest, most * predicted)
+        return most, self.pass_bytes(rows[:most])
 
     def held_bytes(self, computing: float) -> float:
         """Bytes of a training worker at its largest: in a pass that takes ``computing``, or as the optimiser steps.

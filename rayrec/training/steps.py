@@ -227,8 +227,8 @@ class Steps:
 
         more = extra or [[]] * len(rows)
         examples = [(row["prompt"], row["answers"] + other) for row, other in zip(rows, more, strict=True)]
-        flex = self.config.train.attention == "flex"
-        packed = pack(examples, self.config.train.row_tokens, multiple=self.process.multiple, flex=flex)
+        runs = self.config.train.attention == "varlen"
+        packed = pack(examples, multiple=self.process.multiple, runs=runs)
         self.report(**self.progress)
         self.seen[0] += sum(1 for row in rows if row["weight"])
         self.seen[1] += packed.ids_RT.numel()

@@ -72,8 +72,9 @@ class Worker:
         import deepspeed
         import torch
 
-        from rayrec.models import policy
-        from rayrec.models.logprobs import PackedLM, attend_by_flex
+        from rayrec.decoding.exact import check_kernel
+        from rayrec.models import policy, varlen
+        from rayrec.models.logprobs import PackedLM
         from rayrec.models.shape import Shape
 
         self.config: Config = setup["config"]
@@ -95,9 +96,11 @@ class Worker:
         deepspeed.init_distributed(dist_backend="nccl" if setup["gpu"] else "gloo", auto_mpi_discovery=False)
         self.tokenizer = policy.load_tokenizer(here)
         lm = policy.without_dropout(policy.load_base(here, getattr(torch, train.precision), self.device))
-        multiple = 16 if setup["gpu"] else 1  # tokens of a row, for the mask that a GPU's kernels want
-        if train.attention == "flex":
-            attend_by_flex(lm)
+        # Tokens of a row: for the mask that a GPU's kernels want, or one row whose length would never come again.
+        multiple = (128 if train.attention == "varlen" else 16) if setup["gpu"] else 1
+        if train.attention == "varlen":
+            varlen.attend_by_runs(lm)
+            check_kernel(lm)
         self.hidden = int(lm.config.get_text_config().hidden_size)
         self.memory = memory.Memory(Shape.of(here), self.config, setup["gpu"])
         if model.lora_rank:
@@ -227,8 +230,8 @@ class Worker:
             return None
         engine.eval()
         with torch.no_grad():
-            flex, multiple = self.config.train.attention == "flex", self.process.multiple
-            packed = pack([(self.probe.prompt, [self.probe.answer])], multiple=multiple, flex=flex)
+            runs, multiple = self.config.train.attention == "varlen", self.process.multiple
+            packed = pack([(self.probe.prompt, [self.probe.answer])], multiple=multiple, runs=runs)
             logprob_BA = engine(packed.to(self.device))
         if self.rank:
             return None

@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, LlamaFo
 
 from rayrec.decoding import exact
 from rayrec.decoding.exact import check_base, check_exact
-from rayrec.models import policy
-from rayrec.models.logprobs import Packed, attend_by_flex
+from rayrec.models import policy, varlen
+from rayrec.models.logprobs import Packed
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
+from rayrec.models.varlen import attend_by_runs
 from tests.decoding.small_models import CONFIGS, random_model
 
 
@@ -24,10 +25,14 @@ def test_what_is_exact_is_accepted(name: str) -> None:
     check_exact(policy.add_lora(model, 4, 8, 0.0))
 
 
-def test_flex_attention_is_checked_as_it_is() -> None:
+def test_attention_over_runs_is_checked_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that a key too few is found."""
     lm: Any = random_model("llama", attn_implementation="sdpa")
-    attend_by_flex(lm)
-    with torch.compiler.set_stance("force_eager"):
+    attend_by_runs(lm)
+    check_exact(lm)
+    own = varlen.runs
+    monkeypatch.setattr(varlen, "runs", lambda example_RT, segment_RT: own(example_RT, segment_RT.clamp(max=1)))
+    with pytest.raises(ValueError, match="log-probabilities of the packed pass differ by"):
         check_exact(lm)
 
 

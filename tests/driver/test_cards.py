@@ -13,7 +13,7 @@ from rayrec.driver import checks, cost_model
 from rayrec.driver.checks import Lengths
 from rayrec.driver.cost_model import Work
 from rayrec.driver.device import DEVICES, KERNELS
-from rayrec.driver.prepare import make_embedder, prepare
+from rayrec.driver.prepare import make_embedder, settle_attention
 from rayrec.lanes import Planned
 from rayrec.methods import parse
 from rayrec.models.shape import Shape
@@ -83,10 +83,26 @@ def test_a_language_model_that_would_fill_the_machine_is_no_embedder(tmp_path: P
         make_embedder(config, None)  # pyright: ignore[reportArgumentType], it is refused before the data is read
 
 
-def test_flex_attention_without_room_for_several_examples_warns(tmp_path: Path) -> None:
-    words = ["--preset", "toy", "--attention", "flex", "--dry-run", "--cluster", "1x2xH100"]
-    with pytest.warns(UserWarning, match="--attention flex without --row-tokens.*Add --row-tokens 4096"):
-        prepare(parse("", words), tmp_path)
+@pytest.mark.parametrize(
+    ("words", "on_gpus", "wanted"),
+    [
+        ([], True, "varlen"),
+        ([], False, "sdpa"),
+        (["--dtype", "float32"], True, "sdpa"),
+        (["--attention", "sdpa"], True, "sdpa"),
+        (["--attention", "varlen"], True, "varlen"),
+    ],
+)
+def test_attention_is_that_of_the_device(tmp_path: Path, words: list[str], on_gpus: bool, wanted: str) -> None:
+    llama(tmp_path)
+    config = checks.resolve(parse("", ["--model", str(tmp_path), *words]), on_gpus)
+    assert settle_attention(config, str(tmp_path), on_gpus).train.attention == wanted
+
+
+def test_flash_attention_in_float32_is_refused(tmp_path: Path) -> None:
+    config = checks.resolve(parse("", ["--attention", "varlen", "--dtype", "float32"]), True)
+    with pytest.raises(ValueError, match=r"and this plan is in float32. Take --attention sdpa, or --dtype bfloat16"):
+        settle_attention(config, "", True)
 
 
 def test_the_documents_have_the_table_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

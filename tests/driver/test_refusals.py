@@ -156,9 +156,9 @@ CASES = {
         ["--tensor-parallel", "2", "--device", "cpu"],
         ["--tensor-parallel 2 spreads an engine's model over GPUs", "on CPUs", "Leave it out"],
     ),
-    "flex attention on a CPU": (
-        ["--attention", "flex", "--device", "cpu"],
-        ["--attention flex trains on GPUs alone", "on CPUs", "Take --attention sdpa"],
+    "attention over runs on a CPU": (
+        ["--attention", "varlen", "--device", "cpu"],
+        ["--attention varlen is FlashAttention, on GPUs", "on CPUs", "Take --attention sdpa"],
     ),
     "no data": (["--source", "csv"], ["--data is missing", "reads files", "Add --data"]),
     "two data": (
@@ -417,7 +417,7 @@ CASES = {
 ABOVE_0 = """min-rating lr first-lr clip batch prefer-batch prefer-epochs micro-batch first-epochs rows-per-iteration
 num-negatives max-length max-new-tokens pretrain-steps pretrain-batch pretrain-lr tiny-layers lora-alpha top-k
 beam-width part train-workers generators tensor-parallel threads wait-seconds pass-memory"""
-FROM_0 = "iterations first-rows row-tokens first-warmup warmup max-deaths lora-rank weight-decay popularity-gamma"
+FROM_0 = "iterations first-rows first-warmup warmup max-deaths lora-rank weight-decay popularity-gamma"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -36,8 +36,8 @@ def mixed(runs: Path) -> Path:
     args += ["--min-rating", "3", "--keep", "all", "--decode", "beams", "d3", "--negatives"]
     args += ["self_play_sample:0.4", "self_hard:0.3", "candidates:0.2", "popular:0.1", "--score-negatives"]
     args += ["--sft-loss", "msl", "--valid-rows", "32", "--engine", "torch"]
-    # Two workers, rows that examples share and activations that are computed twice change nothing but rounding.
-    args += ["--train-workers", "2", "--row-tokens", "512", "--activation-checkpointing"]
+    # Two workers and activations that are computed twice change nothing but rounding.
+    args += ["--train-workers", "2", "--activation-checkpointing"]
     command = Command(runs, "mixed", *args)
     command.until_inside("00/oracle")
     os.kill(named("ray::Oracle", command.process.pid)[0], signal.SIGKILL)

@@ -25,7 +25,7 @@ from rayrec.prompts import make_template
 from rayrec.runs.manifest import read_json
 from tests.edge.conftest import ROOT
 from tests.edge.exactness_program import STAGES
-from tests.edge.worker_program import BATCH, CASES, CUT_OFF, LR, STEPS, Case, settings
+from tests.edge.worker_program import BATCH, CASES, CUT_OFF, LR, STEPS, WHOLE, Case, settings
 from tests.models.test_logprobs import CONFIGS
 
 TITLES = [f"The {word} of {name}" for word in ("Night", "Return", "Last Day") for name in ("Ann", "Bob", "Eve Smith")]
@@ -141,9 +141,23 @@ def test_every_stage_and_number_of_workers_is_the_plain_loop(trained: Path, case
     for world in (1, 2):
         for stage in (1, 2, 3):
             found = load_file(trained / f"out{world}" / f"{case}-{stage}" / "policy" / "model.safetensors")
-            # AdamW divides by the root of tiny squared gradients, so rounding is seen in the weights that hardly move.
-            errors = torch.cat([(found[name] - wanted[name]).abs().flatten() for name in found])
-            assert float(errors.mean()) < 1e-5 * LR / 1e-3 and float(errors.max()) < 0.3 * moved, (world, stage)
+            assert_same(found, wanted, 0.3 * moved)
+
+
+def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], most: float) -> None:
+    """AdamW divides by the root of tiny squared gradients, so rounding is seen in the weights that hardly move."""
+    errors = torch.cat([(found[name] - wanted[name]).abs().flatten() for name in found])
+    assert float(errors.mean()) < 1e-5 * LR / 1e-3 and float(errors.max()) < most
+
+
+@pytest.mark.parametrize("case", [case for case in WHOLE if case.attention == "varlen"], ids=lambda case: case.folder)
+def test_attention_over_runs_ends_as_over_a_mask(trained: Path, case: Case) -> None:
+    start = load_file(trained / "base" / "model.safetensors")
+    for world in (1, 2):
+        one, other = case, case._replace(attention="sdpa")
+        found, wanted = (load_file(weights_of(trained / f"out{world}" / each.folder)) for each in (one, other))
+        moved = max(float((wanted[name] - start[name]).abs().max()) for name in start)
+        assert_same(found, wanted, 0.3 * moved)
 
 
 @pytest.mark.parametrize("world", [1, 2])

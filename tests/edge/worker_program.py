@@ -51,11 +51,12 @@ class Case(NamedTuple):
     """Its checkpoint comes by the clock, after the first step, and not by the number of steps."""
     early: bool = False
     """It is cut off in the reference's pass, and not in training."""
+    attention: str = "sdpa"
 
     @property
     def folder(self) -> str:
         marks = ["lora"] * bool(self.lora) + ["bf16"] * (self.dtype != "float32") + ["timed"] * self.timed
-        marks += ["early"] * self.early
+        marks += ["early"] * self.early + ["runs"] * (self.attention == "varlen")
         return "-".join([self.name, str(self.stage), *marks])
 
     @property
@@ -91,19 +92,26 @@ WHOLE = [
     *(Case("sdpo", stage, lora=4, dtype="bfloat16") for stage in (0, 2)),
     Case("sft", 0),
     Case("sft", 1, lora=4),
+    *(Case(name, stage, attention="varlen") for name, stage in (("sft", 1), ("sdpo", 3), ("kto", 2))),
     *(Case("sft", stage, dtype="bfloat16") for stage in (0, 2, 3)),
     *(Case(name, stage, lora=4) for name in ITEMS for stage in (1, 2, 3)),
 ]
 
 
 def settings(
-    objective: str = "dpo", stage: int = 1, lora: int = 0, dtype: str = "float32", timed: bool = False
+    objective: str = "dpo",
+    stage: int = 1,
+    lora: int = 0,
+    dtype: str = "float32",
+    timed: bool = False,
+    attention: str = "sdpa",
 ) -> Config:
     """A resolved configuration for direct use."""
     from rayrec.driver.checks import resolve
 
     args = ["--objective", objective, "--zero-stage", str(stage), "--micro-batch", "2", "--lora-rank", str(lora)]
     when = ["--checkpoint-seconds", "1e-9", "--checkpoint-steps", "0"] if timed else ["--checkpoint-seconds", "0"]
+    args += ["--attention", attention]
     config = resolve(parse("", [*args, "--dtype", dtype, "--checkpoint-steps", str(STEPS - 1), *when]))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, max_new_tokens=48))
 
@@ -194,7 +202,12 @@ def main(root: Path, rank: int, world: int) -> None:
     def train(case: Case, out: Path, report: Any = lambda **facts: None, table: pa.Table = table) -> dict:
         kind, objective = (CASES | ITEMS | BROKEN)[case.name]
         items = str(root / "oracle") if case.name in ITEMS else ""
-        setup = {"config": settings(objective, *case[1:5]), "base": base, "gpu": False, "storage": Storage("")}
+        setup = {
+            "config": settings(objective, *case[1:5], case.attention),
+            "base": base,
+            "gpu": False,
+            "storage": Storage(""),
+        }
         worker = Watched(setup | {"objective": make_objective(setup["config"].loss)}, rank, world)
         worker.report = report
         # Without it where stages are compared: ZeRO-3 draws it by peft's layers, the others by our own.

@@ -195,21 +195,3 @@ def test_chunks_and_checkpoints_change_nothing(monkeypatch: pytest.MonkeyPatch) 
     saved = PackedLM(lm, activation_checkpointing=True).train()
     assert saved.model.is_gradient_checkpointing
     assert_same(gradients(lm, saved(packed)), wanted)
-
-
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_flex_attention_sees_what_sdpa_sees(name: str, lora: bool) -> None:
-    """Forward alone, and not compiled: a CPU has no backward pass of it."""
-    lm = model(name, lora)
-    with torch.no_grad():
-        wanted = [PackedLM(lm)(pack(batch(seed, longest=200), budget)) for seed in (0, 1) for budget in (0, 1000)]
-        if name == "gpt2":
-            with pytest.raises(ValueError, match="GPT2LMHeadModel does not support it"):
-                logprobs.attend_by_flex(lm)
-            return
-        logprobs.attend_by_flex(lm)
-        with torch.compiler.set_stance("force_eager"):
-            found = [PackedLM(lm)(pack(batch(seed, longest=200), budget)) for seed in (0, 1) for budget in (0, 1000)]
-    for found_BA, wanted_BA in zip(found, wanted, strict=True):
-        torch.testing.assert_close(found_BA, wanted_BA, rtol=1e-5, atol=0)

@@ -74,7 +74,7 @@ def test_passes_fit_and_are_no_more_than_they_must(lengths: list[int], most: int
 
     def fits(parts: int) -> bool:
         found = [rows[a:b] for a, b in cuts(len(rows), parts)]
-        return all(of.pass_bytes(len(one), one[-1][0], 10 * len(one)) <= budget * GIB for one in found)
+        return all(of.pass_bytes(one) <= budget * GIB for one in found)
 
     parts = of.passes(rows)
     sizes = [b - a for a, b in cuts(len(rows), parts)]
