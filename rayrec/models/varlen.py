@@ -136,7 +136,8 @@ def fits(path: str) -> bool:
     text.num_hidden_layers = 1
     with torch.device("meta"), quiet():
         try:
-            attend_by_runs(AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa"))
+            lm = AutoModelForCausalLM.from_config(settings, trust_remote_code=False, attn_implementation="sdpa")
+            attend_by_runs(lm)
         except ValueError:
             return False
     return True
