@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rayrec.data import schema
+from rayrec.decoding import Trie, beam, beam_search
+from rayrec.decoding.steps import read
 from rayrec.models import adapters, lora, policy
 from rayrec.models.logprobs import Packed, PackedLM, pack
 from rayrec.objectives import OBJECTIVES
@@ -82,6 +85,23 @@ def test_adapters_in_the_weights_launch_nothing() -> None:
     adapters.copy(beside.model)
     lora.fold(inside.model, {})
     assert launched(inside) <= launched(whole) + 2 < launched(beside) - 7 * LAYERS  # two of peft's own
+
+
+def test_kernels_of_a_step_of_beams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over merged weights, with the choice of the next beams; over adapters the pass alone launches 1,472."""
+    lm, ends = model(8).eval(), list[int]()
+    lora.fold(lm.model, {})
+    with torch.no_grad(), Count() as count:
+
+        def noted(*args: Any) -> Any:
+            ends.append(count.kernels)
+            return read(*args)
+
+        monkeypatch.setattr(beam, "read", noted)
+        trie = Trie.build([[*f"{i:04b}".encode(), 2] for i in range(16)])
+        beam_search(lm.model.get_base_model(), [[1, 5, 9], [1, 4]], trie, 5)
+    steps = [b - a for a, b in pairwise(ends)]
+    assert len(steps) == 3 and max(steps) <= 780, steps
 
 
 def test_passes_have_few_shapes() -> None:
