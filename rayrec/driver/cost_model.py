@@ -225,9 +225,10 @@ class Work:
         return self.device.link if inside else min(self.device.link, NETWORK / self.each)
 
     def _exchanged(self) -> float:
-        """Bytes that all workers send in one step, in rings."""
+        """Bytes that all workers send in one step, in rings: gradients in float32, and from ZeRO-1 on new weights."""
         stage, others = self.config.train.zero_stage, self.config.placement.train_workers - 1
-        sent = others * self.memory.trained * self.memory.trained_bytes * (3 if stage in (1, 2) else 2)
+        number = 2 * 4 + (self.memory.trained_bytes if stage in (1, 2) else 0)
+        sent = others * self.memory.trained * number
         return sent + (2 * others * self.shape.parameters * self._bytes if stage == 3 else 0)
 
     def sent(self, phases: Sequence[Planned]) -> float:

@@ -55,6 +55,13 @@ def test_a_micro_batch_is_launched_and_computed(tmp_path: Path) -> None:
     assert many.step_seconds(sft) == many.step(sft).launching + many.step(sft).beside
 
 
+def test_gradients_of_a_whole_model_are_sent_in_float32(tmp_path: Path) -> None:
+    """Round a ring twice with four bytes, and then the new weights with two."""
+    shape = llama(tmp_path)
+    of = work(shape, "--lora-rank", "0", "--zero-stage", "2", "--train-workers", "4")
+    assert of._exchanged() == 3 * shape.parameters * (2 * 4 + 2)
+
+
 @pytest.mark.parametrize(("workers", "told"), [("1", False), ("4", False), ("32", True)])
 def test_trainers_that_gain_nothing_are_told(tmp_path: Path, workers: str, told: bool) -> None:
     of = work(llama(tmp_path), "--train-workers", workers)
