@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
-from rayrec.models import adapters, item_vectors, lora, weights
+from rayrec.models import adapters, item_vectors, lora, norms, weights
 from rayrec.models.card import write as write_card
 from rayrec.models.folder import vocabulary
 
@@ -40,7 +40,10 @@ def load_base(path: str | Path, dtype: torch.dtype | str = "float32", device: st
     _check_folder(Path(path))
     # cuDNN's attention, which torch prefers on new GPUs, makes a plan of some tenths of a second for every new shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return open_base(path, dtype, device=device).to(device).eval()
+    model = open_base(path, dtype, device=device).to(device).eval()
+    if torch.device(device).type != "cpu":
+        norms.fuse(model)
+    return model
 
 
 def open_base(path: str | Path, dtype: torch.dtype | str, few: bool = False, device: str | torch.device = "cpu") -> Any:
