@@ -43,8 +43,9 @@ class Device:
 
 #: Bytes per second that a node sends to others: 400 Gbit/s.
 NETWORK = 50e9
-#: Kernels that one layer launches in a training pass forward and back, of a whole model and with adapters and dropout.
-KERNELS = 124, 179
+#: Kernels that one layer launches in a training pass forward and back, of a whole model and with adapters and dropout;
+#: each of its two norms is one forward and at most four back (rayrec/models/norms.py).
+KERNELS = 86, 141
 #: One core of an AMD EPYC with AVX-512, fitted to two runs, `fitted` and `model` of jobs/benches/estimate.py, which
 #: checks it on others; launches and moves are in these figures.
 _CPU: dict[str, Any] = {"step": 0.018, "token": 0.003, "phase": 1.3, "start": 24.0, "cores": True}

@@ -37,16 +37,17 @@ def work(shape: Shape, *args: str) -> Work:
 
 
 def test_a_layer_launches_as_many_kernels_as_are_counted() -> None:
-    assert tuple(-(-sum(MOST[kind]) // LAYERS) for kind in ("whole", "dropout")) == KERNELS
+    norms = 2 * (7 + 12)  # as in tests/models/test_varlen.py
+    assert tuple(-(-sum(MOST[kind]) // LAYERS) - norms for kind in ("whole", "dropout")) == KERNELS
 
 
 def test_a_micro_batch_is_launched_and_computed(tmp_path: Path) -> None:
-    """Of 16 rows of a 1B model with adapters: about 60 ms, of which 30 are launched beside the others."""
+    """Of 16 rows of a 1B model with adapters: about 60 ms, of which 23 are launched beside the others."""
     shape = llama(tmp_path)
     sft = Planned("01/sft", "sft", 16 * 128, 128, "steps", makes_policy=True)
     one = work(shape, "--batch", "16", "--prefer-batch", "16", "--micro-batch", "16", "--train-workers", "1")
     step = one.step(sft)
-    assert step.launching == pytest.approx(16 * 179e-5) and 0.04 < step.computing < 0.08
+    assert step.launching == pytest.approx(16 * 141e-5) and 0.04 < step.computing < 0.08
     assert one.step_seconds(sft) == step.computing + step.beside
     whole = work(shape, "--batch", "16", "--prefer-batch", "16", "--train-workers", "1", "--lora-rank", "0")
     assert whole.step(sft).launching < step.launching  # no adapters
