@@ -1,6 +1,6 @@
 """Whether this library's passes compute what a model computes, which is checked before the first actor starts.
 
-A GPU's own attention is checked there, as a worker starts.
+A GPU's own kernel of attention is checked on the GPU, when a worker starts.
 A wrong mask or position moves a log-probability by far more than rounding does in float32, so the check works in
 float32 whatever the run works in, and allows what the model's own plain passes, padded and not, differ by.
 Shapes: B examples, A answers, N answer tokens, L tokens of a sequence, S of a branch, V vocabulary.
@@ -53,7 +53,10 @@ def check_base(path: str, attention: str = "sdpa", lora: bool = False) -> None:
     check_exact(model)
     if attention == "varlen":
         varlen.attend_by_runs(model)
-        check_exact(model)
+        try:
+            check_exact(model)
+        except ValueError as error:
+            raise ValueError(str(error).replace(OTHER, "Add --attention sdpa.")) from error
     if lora:
         _check_adapters(model)
 
@@ -62,7 +65,7 @@ def _check_adapters(model: Any) -> None:
     """Refuse a model that stops with adapters, such as one whose router is a linear layer of two outputs."""
     name, rows = type(model).__name__, _rows(int(model.config.get_text_config().vocab_size))
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad():
             PackedLM(add_lora(model, 1, 1, 0.0).eval())(pack(rows))
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{name} does not run with LoRA adapters ({error}). Add --lora-rank 0.") from error

@@ -36,6 +36,15 @@ def test_attention_over_runs_is_checked_as_it_is(monkeypatch: pytest.MonkeyPatch
         check_exact(lm)
 
 
+def test_runs_that_are_not_exact_name_the_other_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_model("llama").save_pretrained(tmp_path)
+    check_base(str(tmp_path), "varlen")
+    own = varlen.runs
+    monkeypatch.setattr(varlen, "runs", lambda example_RT, segment_RT: own(example_RT, segment_RT.clamp(max=1)))
+    with pytest.raises(ValueError, match=r"does not honour masks or positions. Add --attention sdpa\.$"):
+        check_base(str(tmp_path), "varlen")
+
+
 def test_a_model_without_such_masks_is_refused() -> None:
     lm = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=90, hidden_size=32, n_layer=1, n_head=4))
     with pytest.raises(ValueError, match=r"BloomForCausalLM does not run packed: .* Take another model"):
