@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayrec.decoding.packed import PromptCache, check_kinds
 from rayrec.models import varlen, weights
-from rayrec.models.folder import local_folder
+from rayrec.models.folder import head_size_of, local_folder
 from rayrec.models.logprobs import Logits, PackedLM, Row, pack, plain
 from rayrec.models.policy import add_lora, open_base
 
@@ -115,7 +115,7 @@ def check_kernel(lm: Any) -> None:
     text, device = lm.config.get_text_config(), lm.device
     heads = text.num_attention_heads
     groups = getattr(text, "num_key_value_heads", None) or heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    size = head_size_of(text)
     packed = pack([([1] * 19, [[1] * 5, [1] * 9, [1]]), ([1] * 3, [[1] * 17])], runs=True).to(device)
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(1, n, packed.ids_RT.shape[1], size, generator=generator) for n in (heads, groups, groups)]

@@ -44,7 +44,7 @@ class Device:
 #: Bytes per second that a node sends to others: 400 Gbit/s.
 NETWORK = 50e9
 #: Kernels that one layer launches in a training pass forward and back, of a whole model and with adapters and dropout;
-#: each of its two norms is one forward and at most four back (rayrec/models/norms.py).
+#: counted on a CPU, but for its two norms (rayrec/models/norms.py): each is taken for one forward and four back.
 KERNELS = 86, 141
 #: One core of an AMD EPYC with AVX-512, fitted to two runs, `fitted` and `model` of jobs/benches/estimate.py, which
 #: checks it on others; launches and moves are in these figures.

@@ -29,7 +29,11 @@ def cache_size(path: str | Path) -> int:
 
 def head_size(path: str | Path) -> int:
     """Return the head dimension of a model's attention."""
-    text = _settings(path).get_text_config()
+    return head_size_of(_settings(path).get_text_config())
+
+
+def head_size_of(text: Any) -> int:
+    """Return the same from a model's settings for text."""
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 

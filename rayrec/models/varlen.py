@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rayrec.models.folder import head_size
+from rayrec.models.folder import head_size_of
 from rayrec.models.weights import quiet
 
 #: What transformers knows this attention by.
@@ -129,7 +129,8 @@ def by_runs(lm: Any) -> bool:
 def fits(path: str) -> bool:
     """Whether FlashAttention computes the attention of a folder or hub id, by its configuration alone."""
     settings: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    text, size = settings.get_text_config(), head_size(path)
+    text = settings.get_text_config()
+    size = head_size_of(text)
     latent = hasattr(text, "v_head_dim")  # its keys are longer than its values
     if latent or size % 8 or size > LARGEST_HEAD or getattr(text, "attn_logit_softcapping", None):
         return False
