@@ -21,7 +21,7 @@ def test_the_checks_that_a_cpu_can_do_pass(tmp_path: Path) -> None:
     assert {check for check, _ in lines} == {
         *("shapes", "adapters", "exact", "varlen"),
         *("phases", "resume", "speed"),
-        *("beams-exact", "beams", "sleep", "vllm"),
+        *("beams-exact", "beams-waits", "beams", "sleep", "vllm"),
     }
     passed = {line["check"] for line in lines.values() if line["passed"]}
     assert passed >= {"adapters", "exact", "varlen", "phases", "resume", "beams-exact", "sleep"}

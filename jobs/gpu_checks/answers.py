@@ -6,6 +6,7 @@ import importlib.util
 import random
 import statistics
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,30 @@ def exact(place: Place) -> Iterator[Line]:
     worst = max(abs(x - y) for a, b in zip(here, there, strict=True) for (_, x), (_, y) in zip(a, b, strict=True))
     found = f"{same} of {len(prompts)} lists equal, scores off by {worst:.1g}"
     yield Line("beams against the CPU", "equal lists, < 1e-3 nats", found, same == len(prompts) and worst < 1e-3)
+
+
+def waits(place: Place) -> Iterator[Line]:
+    """How often a search makes the host wait for the GPU, in short and in long titles."""
+    import torch
+
+    from rayrec.decoding import Trie, beam_search
+
+    if not place.gpu:
+        return (yield Line("waits of a step of beams", "", "not run: no GPU"))
+    model, found = place.model("float32", rank=0, shape="small"), list[int]()
+    for length in (3, 9):
+        trie = Trie.build([[*[3] * length, 4 + i, 2] for i in range(16)]).to(place.device)
+        beam_search(model, [[1, 5, 9]], trie, 4)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                beam_search(model, [[1, 5, 9]], trie, 4)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append(sum("synchronizing" in str(one.message) for one in told))
+    short, long = found
+    yield Line("waits of a step of beams", "none", f"{short} of 5 steps, {long} of 11", short == long)
 
 
 def beams(place: Place) -> Iterator[Line]:
@@ -156,4 +181,10 @@ def vllm(place: Place) -> Iterator[Line]:
     yield Line("after sleep and wake", "the same answers", f"{equal} of 32", equal >= 30)
 
 
-CHECKS: dict[str, Check] = {"beams-exact": (exact, 15), "beams": (beams, 60), "sleep": (sleep, 20), "vllm": (vllm, 180)}
+CHECKS: dict[str, Check] = {
+    "beams-exact": (exact, 15),
+    "beams-waits": (waits, 10),
+    "beams": (beams, 60),
+    "sleep": (sleep, 20),
+    "vllm": (vllm, 180),
+}

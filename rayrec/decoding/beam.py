@@ -5,13 +5,13 @@ trie node, never from the vocabulary. A beam whose title is unique stops: it kee
 which is an upper bound; when the search ends, the scores of stopped beams are completed exactly. Where probabilities
 are normalised over the tokens that the trie allows, those behind that place have probability 1, and nothing is left to
 complete.
-Shapes: B prompts, W beams, N of them live, C candidate columns, S steps, V vocabulary; E counts ragged elements
-(candidates, or tokens of tails).
+Shapes: B prompts, W beams, N of them in a step, C edges of these, S steps, V vocabulary, E edges of the trie.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayrec.decoding.packed import PromptCache, batches, together
-from rayrec.decoding.steps import Beams, Edges, edges_of, follow, read
+from rayrec.decoding.steps import Beams, Edges, follow, search
 from rayrec.decoding.tails import complete, log_titles, tails
-from rayrec.decoding.trie import Trie, logsumexp_by
+from rayrec.decoding.trie import Trie
 
 #: Tokens over which probabilities are normalised: the vocabulary, or those that the catalogue allows.
 Normalise = Literal["vocabulary", "catalogue"]
@@ -171,11 +171,8 @@ def _search(
 ) -> list[list[Found]]:
     none_B1 = torch.zeros_like(cache.lengths)[:, None].float()
     more = {"prior": none_B1} if prior else {}
-    beams = Beams.start(trie, none_B1, **more, **({"kept": none_B1} if rule.measures else {}))
-    logits_BNV: Tensor | None = cache.logits_B1V
-    while logits_BNV is not None:
-        beams = _extend(beams, logits_BNV, trie, rule, prior, open_BE)
-        logits_BNV = read(cache, beams, trie)
+    beams = Beams.start(none_B1, **more, **({"kept": none_B1} if rule.measures else {}))
+    beams = search(cache, beams, trie, rule.width, partial(_extend, trie=trie, rule=rule, prior=prior, open_BE=open_BE))
     if not rule.catalogue:
         complete(cache, beams, trie, rule.best, prior.alpha if prior else 1.0)
     elif rule.measures:
@@ -192,35 +189,37 @@ def _search(
 
 
 def _extend(
-    beams: Beams, logits_BNV: Tensor, trie: Trie, rule: _Rule, prior: _EdgePrior | None, open_BE: Tensor | None
+    beams: Beams,
+    edges: Edges,
+    logits_BNV: Tensor,
+    trie: Trie,
+    rule: _Rule,
+    prior: _EdgePrior | None,
+    open_BE: Tensor | None,
 ) -> Beams:
     """Return the best ``rule.width`` of the live beams' children and the stopped beams, live ones first."""
-    N, edges, more_E = logits_BNV.shape[1], edges_of(beams, logits_BNV, trie), dict[str, Tensor]()
-
-    def of_beam(value_BW: Tensor) -> Tensor:
-        return value_BW[:, :N].flatten()[edges.beam_E]
-
-    norm_N, kept_N = _norms(logits_BNV, edges, rule)
-    logp_E = (edges.logit_E - norm_N[edges.beam_E]).clamp(max=0)
+    more_BC = dict[str, Tensor]()
+    norm_BN, kept_BN = _norms(logits_BNV, edges, rule)
+    logp_BC = (edges.logit_BC - edges.of_beams(norm_BN)).clamp(max=0)
     if rule.measures:
-        more_E["kept"] = of_beam(beams.more["kept"]) + kept_N[edges.beam_E]
+        more_BC["kept"] = edges.of_beams(beams.more["kept"]) + edges.of_beams(kept_BN)
     if prior:
-        more_E["prior"] = prior.score_BE[edges.prompt_E, edges.edge_E]
-        logp_E = prior.alpha * logp_E + more_E["prior"] - of_beam(beams.more["prior"])
+        more_BC["prior"] = prior.score_BE.gather(1, edges.edge_BC)
+        logp_BC = prior.alpha * logp_BC + more_BC["prior"] - edges.of_beams(beams.more["prior"])
     if open_BE is not None:
-        logp_E = logp_E.masked_fill(~open_BE[edges.prompt_E, edges.edge_E], -torch.inf)
-    score_E = (of_beam(beams.score_BW) + logp_E).clamp(max=0)
-    return follow(beams, edges, score_E, trie, rule.width, **more_E)
+        logp_BC = logp_BC.masked_fill(~open_BE.gather(1, edges.edge_BC), -torch.inf)
+    score_BC = (edges.of_beams(beams.score_BW) + logp_BC).clamp(max=0)
+    return follow(beams, edges, score_BC, trie, rule.width, **more_BC)
 
 
 def _norms(logits_BNV: Tensor, edges: Edges, rule: _Rule) -> tuple[Tensor, Tensor]:
-    """Return by which each of the B · N beams normalises its logits, and the log of what is kept for titles, 0 if it
-    is not measured."""
+    """Return by which each of the N beams normalises its logits, and the log of what is kept for titles, 0 if it is
+    not measured."""
     measured = rule.catalogue or rule.measures
-    titles_N = logsumexp_by(edges.logit_E, edges.beam_E, edges.count_N) if measured else None
-    words_N = None if rule.catalogue and not rule.measures else logits_BNV.logsumexp(-1).flatten()
-    norm_N = titles_N if rule.catalogue else words_N
-    assert norm_N is not None
-    if titles_N is None or words_N is None:
-        return norm_N, torch.zeros_like(norm_N)
-    return norm_N, (titles_N - words_N).clamp(max=0)
+    titles_BN = edges.logsumexp(edges.logit_BC) if measured else None
+    words_BN = None if rule.catalogue and not rule.measures else logits_BNV.logsumexp(-1)
+    norm_BN = titles_BN if rule.catalogue else words_BN
+    assert norm_BN is not None
+    if titles_BN is None or words_BN is None:
+        return norm_BN, torch.zeros_like(norm_BN)
+    return norm_BN, (titles_BN - words_BN).clamp(max=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayrec.decoding.packed import PromptCache, batches
+from rayrec.decoding.packed import Late, PromptCache, batches
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def _chains(
     done_BN = torch.zeros(B, n, dtype=torch.bool, device=logp_BNV.device)
     score_BN = logp_BNV.new_zeros(B, n, dtype=torch.float64)
     tokens_BNS = path_BNS = torch.empty(B, n, 0, dtype=torch.long, device=logp_BNV.device)
+    stopped = Late(done_BN.device)
     for step in range(max_new_tokens):
         if generator is None:
             token_BN = logp_BNV.argmax(-1)
@@ -77,7 +78,7 @@ def _chains(
         score_BN += logp_BNV.gather(2, token_BN[:, :, None])[:, :, 0].where(~done_BN, 0)
         tokens_BNS = torch.cat([tokens_BNS, token_BN.where(~done_BN, -1)[:, :, None]], 2)
         done_BN |= token_BN == eos_id
-        if step + 1 == max_new_tokens or bool(done_BN.all()):
+        if step + 1 == max_new_tokens or stopped(done_BN.all()):
             break
         logits_BNV, path_BNS = _step(cache, token_BN, path_BNS)
         logp_BNV = logits_BNV.log_softmax(-1)

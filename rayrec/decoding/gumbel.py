@@ -5,12 +5,13 @@ noise of a beam is the largest of the noises below it, so a search that keeps th
 follows from a seed, the example and the edge of the trie alone, so a draw does not depend on its neighbours. Where only
 some titles are allowed, probabilities are over these alone, as in the trie that only they would make.
 The score of a beam is its perturbed log π_C.
-Shapes: B prompts, W beams, N of them live, E edges of these; all of it in float64.
+Shapes: B prompts, W beams, N of them in a step, C edges of these, E edges of the trie; all of it in float64.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayrec.decoding.packed import PromptCache, batches, together
-from rayrec.decoding.steps import Beams, edges_of, follow, read
-from rayrec.decoding.trie import Trie, logsumexp_by
+from rayrec.decoding.steps import Beams, Edges, follow, search
+from rayrec.decoding.trie import Trie
 
 
 class Drawn(NamedTuple):
@@ -77,10 +78,8 @@ def sample_titles(
 
 def _draw(cache: PromptCache, trie: Trie, k: int, seed_B: Tensor, open_BE: Tensor | None) -> list[Sample]:
     root_B1 = gumbel(seed_B, torch.full_like(seed_B, -1))[:, None]
-    beams, logits_BNV = Beams.start(trie, root_B1, logprob=root_B1 * 0), cache.logits_B1V
-    while logits_BNV is not None:
-        beams = _extend(beams, logits_BNV, trie, k + 1, seed_B, open_BE)
-        logits_BNV = read(cache, beams, trie)
+    extend = partial(_extend, trie=trie, width=k + 1, seed_B=seed_B)
+    beams = search(cache, Beams.start(root_B1, logprob=root_B1 * 0), trie, k + 1, extend, open_BE)
     order_BW = beams.score_BW.argsort(dim=1, descending=True, stable=True)
     columns = [x.gather(1, order_BW).tolist() for x in (beams.score_BW, beams.next_BW, beams.more["logprob"])]
     samples = []
@@ -91,32 +90,31 @@ def _draw(cache: PromptCache, trie: Trie, k: int, seed_B: Tensor, open_BE: Tenso
     return samples
 
 
-def _extend(beams: Beams, logits_BNV: Tensor, trie: Trie, width: int, seed_B: Tensor, open_BE: Tensor | None) -> Beams:
+def _extend(beams: Beams, edges: Edges, _: Tensor, trie: Trie, width: int, seed_B: Tensor) -> Beams:
     """Return the ``width`` children and finished beams with the most perturbed log-probability, live ones first."""
-    N, edges = logits_BNV.shape[1], edges_of(beams, logits_BNV, trie, open_BE)
-    logit_E, beam_E = edges.logit_E.double(), edges.beam_E
-    step_E = logit_E - logsumexp_by(logit_E, beam_E, edges.count_N)[beam_E]
-    logprob_E = beams.more["logprob"][:, :N].flatten()[beam_E] + step_E
-    noise_E = gumbel(seed_B[edges.prompt_E], edges.edge_E)
-    noisy_E = _below(logprob_E + noise_E, beam_E, beams.score_BW[:, :N].flatten())
-    return follow(beams, edges, noisy_E, trie, width, logprob=logprob_E)
+    logit_BC = edges.logit_BC.double()
+    step_BC = logit_BC - edges.of_beams(edges.logsumexp(logit_BC))
+    logprob_BC = edges.of_beams(beams.more["logprob"]) + step_BC
+    noisy_BC = _below(logprob_BC + gumbel(seed_B[:, None], edges.edge_BC), edges.beam_BC, beams.score_BW)
+    return follow(beams, edges, noisy_BC, trie, width, logprob=logprob_BC)
 
 
-def _below(noisy_E: Tensor, owner_E: Tensor, most_N: Tensor) -> Tensor:
-    """Return the perturbed values of edges, shifted so that the largest of each owner is ``most``.
+def _below(noisy_BC: Tensor, beam_BC: Tensor, most_BW: Tensor) -> Tensor:
+    """Return the perturbed values of edges, shifted so that the largest of each beam is ``most``.
 
     v = G - g + log(1 - e^(g - Z)) and G_i = G - max(0, v) - log1p(e^(-|v|)); v of the largest is -inf, so it keeps G.
     """
-    largest_N = noisy_E.new_full(most_N.shape, -torch.inf).scatter_reduce(0, owner_E, noisy_E, "amax")
-    v_E = most_N[owner_E] - noisy_E + torch.log1p(-(noisy_E - largest_N[owner_E]).exp())
-    return most_N[owner_E] - v_E.clamp(min=0) - torch.log1p((-v_E.abs()).exp())
+    most_BC = most_BW.gather(1, beam_BC)
+    largest_BW = torch.full_like(most_BW, -torch.inf).scatter_reduce(1, beam_BC, noisy_BC, "amax")
+    v_BC = most_BC - noisy_BC + torch.log1p(-(noisy_BC - largest_BW.gather(1, beam_BC)).exp())
+    return most_BC - v_BC.clamp(min=0) - torch.log1p((-v_BC.abs()).exp())
 
 
-def gumbel(seed_E: Tensor, edge_E: Tensor) -> Tensor:
+def gumbel(seed: Tensor, edge: Tensor) -> Tensor:
     """Return standard Gumbel noise of each (seed, edge), float64: a hash of both, the same on every device."""
-    bits_E = _mixed(_mixed(seed_E) ^ (edge_E + 1))
-    uniform_E = ((bits_E >> 11) & ((1 << 53) - 1)).double().add(0.5) * 2.0**-53
-    return -(-uniform_E.log()).log()
+    bits = _mixed(_mixed(seed) ^ (edge + 1))
+    uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add(0.5) * 2.0**-53
+    return -(-uniform.log()).log()
 
 
 def _mixed(x: Tensor) -> Tensor:

@@ -19,6 +19,38 @@ def together(device: str) -> int:
     return 16 if device == "cpu" else 64
 
 
+def reads_at_once(device: torch.device) -> bool:
+    """Whether the host reads a number of a device at no cost: a CPU has computed it when the host comes to it."""
+    return device.type == "cpu"
+
+
+class Late:
+    """Reads a flag of a device one call late: while the host waits, the device has the work of a whole step to do.
+
+    Where the host reads at no cost, the flag is not late.
+    """
+
+    def __init__(self, device: torch.device):
+        self.late = not reads_at_once(device)
+        self._before: tuple[Tensor, torch.Event | None] | None = None
+
+    def __call__(self, flag: Tensor) -> bool:
+        """Return the flag of the call before, at the first call False; this call's where it is not late."""
+        if not self.late:
+            return bool(flag)
+        before, copied = self._before, None
+        copy = flag.to("cpu", non_blocking=True)
+        if flag.device.type != "cpu":
+            copied = torch.Event(flag.device)
+            copied.record()
+        self._before = copy, copied
+        if before is None:
+            return False
+        if before[1]:
+            before[1].synchronize()
+        return bool(before[0])
+
+
 @dataclass
 class _Columns:
     """The columns in use of all layers, and by how many their buffers grow."""

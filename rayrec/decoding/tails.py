@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rayrec.decoding.packed import PromptCache
-from rayrec.decoding.steps import NONE, Beams
+from rayrec.decoding.steps import Beams
 from rayrec.decoding.trie import Trie, ragged
 from rayrec.topk import stable_topk
 
@@ -96,7 +96,7 @@ def log_titles(cache: PromptCache, trie: Trie, item_B: Tensor, catalogue: bool) 
         logp_B = first_BV.gather(1, token_B1)[:, 0] - first_BV.logsumexp(-1)
     score_B1 = logp_B.clamp(max=0)[:, None]
     path_B1S = start_B[:, None, None][:, :, :0]
-    begun = Beams(score_B1, ~item_B[:, None], token_B1, torch.ones_like(token_B1), path_B1S, {}, NONE)
+    begun = Beams(score_B1, ~item_B[:, None], token_B1, torch.ones_like(token_B1), path_B1S, {})
     all_B1 = torch.ones_like(token_B1, dtype=torch.bool)
     return (score_B1 + tails(cache, begun, trie, all_B1, catalogue))[:, 0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import accumulate, chain
 
 import numpy as np
@@ -77,17 +78,34 @@ class Trie:
         """Tokens of the longest title, EOS included."""
         return int(self.offsets.diff().max())
 
+    @cached_property
+    def levels(self) -> list[slice]:
+        """The edges of each level: its nodes are consecutive, and follow those of the levels above."""
+        pointers, next_E = self.pointers.cpu(), self.next.cpu()
+        low, high, found = 0, 1, list[slice]()
+        while low < high:
+            found.append(slice(int(pointers[low]), int(pointers[high])))
+            low, high = high, high + int((next_E[found[-1]] >= 0).sum())
+        return found
+
+    @cached_property
+    def _degrees(self) -> list[Tensor]:
+        """The edges of the nodes of each level, most first, summed up from the first node on."""
+        counts_N, nodes = self.pointers.diff().cpu(), [1]
+        nodes += [int((self.next[level] >= 0).sum()) for level in self.levels[:-1]]
+        return [some_N.sort(descending=True).values.cumsum(0) for some_N in counts_N.split(nodes)]
+
+    def bounds(self, width: int) -> list[tuple[int, int]]:
+        """Return for each level the most nodes that ``width`` beams can be at, and the most edges of these."""
+        live = [min(width, len(sums_N)) for sums_N in self._degrees]
+        return [(n, int(sums_N[n - 1])) for n, sums_N in zip(live, self._degrees, strict=True)]
+
     def reach(self, value_BI: Tensor) -> Tensor:
         """Return the sum of the values of all items behind each edge: [B, I] to [B, E]."""
-        levels = [(0, 1)]  # nodes of a level are consecutive, and follow those of the levels above
-        while (begin := levels[-1])[0] < begin[1]:
-            edges = self.next[self.pointers[begin[0]] : self.pointers[begin[1]]]
-            levels.append((begin[1], begin[1] + int((edges >= 0).sum())))
         node_BN = value_BI.new_zeros(len(value_BI), len(self.pointers) - 1)
         edge_BE = value_BI.new_zeros(len(value_BI), len(self.next))
         owner_E = torch.repeat_interleave(self.pointers.diff())
-        for low, high in reversed(levels[:-1]):
-            part = slice(int(self.pointers[low]), int(self.pointers[high]))
+        for part in reversed(self.levels):
             to_E = self.next[part]
             deeper_BE, leaf_BE = node_BN[:, to_E.clamp(min=0)], value_BI[:, (~to_E).clamp(min=0)]
             edge_BE[:, part] = torch.where(to_E >= 0, deeper_BE, leaf_BE)
@@ -96,6 +114,8 @@ class Trie:
 
     def to(self, device: torch.device) -> Trie:
         """Return the same trie on ``device``."""
+        if device == self.next.device:
+            return self
         return Trie(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def legal(self, item_N: Tensor, offset_N: Tensor) -> Legal:
@@ -171,11 +191,11 @@ def logsumexp_by(value_E: Tensor, owner_E: Tensor, count_N: Tensor) -> Tensor:
     return sum_N.where(count_N > 0, 1.0).log() + most_N
 
 
-def ragged(count_N: Tensor, size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def ragged(count_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return owner and rank within the owner of each of E = sum(count) elements, and each owner's first element.
 
-    Without ``size``, which is E, the device is waited for.
+    The device is waited for.
     """
     first_N = count_N.cumsum(0) - count_N
-    owner_E = torch.repeat_interleave(count_N, output_size=size)
+    owner_E = torch.repeat_interleave(count_N)
     return owner_E, torch.arange(len(owner_E), device=count_N.device) - first_N[owner_E], first_N

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, MistralConfig
 from transformers.cache_utils import DynamicLayer
 
-from rayrec.decoding import Prior, Trie, beam_search, measured_search, sample_titles
+from rayrec.decoding import Prior, Trie, beam_search, measured_search, packed, sample_titles
+from rayrec.decoding.beam import Normalise
 from tests.decoding.small_models import CONFIGS, EOS, PROMPTS, SIZES, random_model, teacher_forced
 
 
@@ -226,7 +227,7 @@ class Reads(TorchDispatchMode):
         sized = name == "repeat_interleave" and kwargs.get("output_size") is not None
         masks = name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1])
         if (
-            name in ("_local_scalar_dense", "nonzero", "unique_consecutive")
+            name in ("_local_scalar_dense", "item", "nonzero", "unique_consecutive")
             or masks
             or (not sized and "repeat" in name)
         ):
@@ -234,14 +235,58 @@ class Reads(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches on the CPU go as on a GPU, which is not read between two steps."""
+    monkeypatch.setattr(packed, "reads_at_once", lambda device: False)
+
+
+@pytest.mark.parametrize("normalise", ["vocabulary", "catalogue"])
+def test_steps_of_a_bounded_size_find_the_same(normalise: Normalise, request: pytest.FixtureRequest) -> None:
+    """In titles of one token and more, the last of which is found when most prompts have no beam left."""
+    model, titles = random_model("llama"), [*random_titles(60), [6, EOS], [*[7] * 12, 8, EOS], [*[7] * 12, 9, EOS]]
+    trie, n = Trie.build(titles), len(titles)
+    allowed_PI = torch.rand(len(PROMPTS), n, generator=torch.Generator().manual_seed(0)) < 0.3
+
+    def found() -> list[dict[int, float]]:
+        made = [dict(one) for w in (1, 5, n) for one in beam_search(model, PROMPTS, trie, w, normalise=normalise)]
+        limited = {"normalise": normalise, "prior": random_prior(n, 0.6), "allowed_PI": allowed_PI}
+        made += [dict(one) for one in beam_search(model, PROMPTS, trie, 5, **limited)]
+        for limit_PI in (None, allowed_PI):
+            drawn = sample_titles(model, PROMPTS, trie, 5, [1, 2, 3, 4], allowed_PI=limit_PI)
+            made += [{one.item: one.logprob for one in some.titles} for some in drawn]
+        return made
+
+    wanted = found()
+    request.getfixturevalue("late")
+    for one, other in zip(wanted, found(), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_a_flag_is_read_a_call_late(late: None) -> None:
+    flags, stopped = [False, True, False, True], packed.Late(torch.device("cpu"))
+    assert [stopped(torch.tensor(flag)) for flag in flags] == [False, *flags[:-1]]
+
+
+def test_a_gpu_is_read_late_alone(late: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step more reads the flag of the step before it, and nothing else."""
+    short, long = (reads_of(length, monkeypatch) for length in (3, 9))
+    long.subtract(short)
+    assert {name: count for name, count in long.items() if count} == {"item": 9 - 3}
+
+
+def reads_of(length: int, monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """What a search in titles of so many tokens and two more reads."""
+    trie = Trie.build([[*[3] * length, 4 + i, EOS] for i in range(16)])
+    assert len(trie.bounds(4)) == length + 1  # on the host, of the trie alone
+    with monkeypatch.context() as patch, Reads(patch) as reads:
+        beam_search(random_model("llama"), PROMPTS[:2], trie, 4)
+    return reads.found
+
+
 def test_a_step_reads_one_line_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search of longer titles waits for the device once more for each step, and else as often."""
-    model, found = random_model("llama"), []
-    for length in (3, 9):
-        trie = Trie.build([[*[3] * length, 4 + i, EOS] for i in range(16)])
-        with monkeypatch.context() as patch, Reads(patch) as reads:
-            beam_search(model, PROMPTS[:2], trie, 4)
-        found.append(reads.found)
+    found = [reads_of(length, monkeypatch) for length in (3, 9)]
     short, long = found
     assert long["tolist"] - short["tolist"] == 9 - 3
     del short["tolist"], long["tolist"]

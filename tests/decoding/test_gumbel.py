@@ -27,9 +27,8 @@ def test_the_noise_is_standard_gumbel_and_a_function_of_seed_and_edge() -> None:
 
 
 def test_the_largest_child_keeps_its_parents_value_to_the_bit() -> None:
-    noisy, most = (torch.tensor(x, dtype=torch.float64) for x in ([0.3, 2.0, -40.0, 1.0], [-5.0, 3.25]))
-    owner = torch.tensor([0, 0, 0, 1])
-    found = _below(noisy, owner, most)
+    noisy, most = (torch.tensor([x], dtype=torch.float64) for x in ([0.3, 2.0, -40.0, 1.0], [-5.0, 3.25]))
+    (found,) = _below(noisy, torch.tensor([[0, 0, 0, 1]]), most)
     assert found[[1, 3]].tolist() == [-5.0, 3.25]
     assert bool((found[[0, 2]] < -5).all()) and found.isfinite().all() and found[0] > found[2]
 

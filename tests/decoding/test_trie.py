@@ -43,6 +43,17 @@ def test_equals_a_dict_of_prefixes(titles: list[list[int]]) -> None:
     assert [trie.answers[a:b].tolist() for a, b in zip(trie.offsets, trie.offsets[1:], strict=False)] == answers
 
 
+@given(titles, st.integers(1, 5))
+def test_bounds_are_the_largest_nodes_of_each_level(titles: list[list[int]], width: int) -> None:
+    trie, level, found = Trie.build([[*title, 0] for title in titles]), [0], []
+    while level:
+        edges = [children(trie, node) for node in level]
+        most = sorted(map(len, edges), reverse=True)[:width]
+        found.append((len(most), sum(most)))
+        level = [to for one in edges for to in one.values() if to >= 0]
+    assert trie.bounds(width) == found
+
+
 def test_arrays_by_hand() -> None:
     trie = Trie.build([[5, 6, 0], [5, 0], [4, 0]])
     assert trie.pointers.tolist() == [0, 2, 4]  # the root and the node after 5
