@@ -60,8 +60,11 @@ class _Log(NamedTuple):
     ends: np.ndarray  #: rows that can be targets, in the order of time
 
 
-def _logged(interactions: pa.Table) -> tuple[_Log, np.ndarray, np.ndarray]:
-    """Return the log without ``ends``, the interactions of each user, (U,), and the place in time of each row, (N,)."""
+def _logged(interactions: pa.Table, least: int, wanted: int) -> tuple[_Log, np.ndarray]:
+    """Return the log and the interactions of each user, (U,).
+
+    Targets have ``least`` earlier rows and are of users with more than ``wanted``.
+    """
     if not _in_time(interactions):
         times = numbers(interactions["timestamp"], np.int64)
         interactions = take(interactions, np.argsort(times, kind="stable"))  # file order breaks ties
@@ -79,7 +82,8 @@ def _logged(interactions: pa.Table) -> tuple[_Log, np.ndarray, np.ndarray]:
     first = np.cumsum(sizes) - sizes
     place = computed(len(users), lambda part: np.arange(part.start, part.stop) - first[users[part]])
     left = computed(len(users), lambda part: sizes[users[part]] - 1 - place[part])
-    return _Log(times, users, titles, ratings, names, known, place, left, array(0)), sizes, order
+    ends = _ends(order, place, left, least, wanted)
+    return _Log(times, users, titles, ratings, names, known, place, left, ends), sizes
 
 
 def _in_time(interactions: pa.Table) -> bool:
@@ -89,15 +93,15 @@ def _in_time(interactions: pa.Table) -> bool:
     return between and all((a[1:] >= a[:-1]).all() for a in chunks)
 
 
-def _ends(log: _Log, order: np.ndarray, least: int, wanted: int) -> np.ndarray:
+def _ends(order: np.ndarray, place: np.ndarray, left: np.ndarray, least: int, wanted: int) -> np.ndarray:
     """The rows with ``least`` earlier ones, of users with more than ``wanted``, in the order of time."""
     row = array(len(order))
     for part in places(len(order)):
         row[order[part]] = np.arange(part.start, part.stop)
-    found = []
+    found = [row[:0]]
     for part in places(len(order)):
         some = row[part]
-        found.append(some[(log.place[some] >= least) & (log.place[some] + log.left[some] >= wanted)])
+        found.append(some[(place[some] >= least) & (place[some] + left[some] >= wanted)])
     return np.concatenate(found)
 
 
@@ -176,14 +180,13 @@ def cut(
     """
     interactions = schema.check(interactions, schema.INTERACTIONS, "interactions")
     least = history if least is None else least
-    log, sizes, order = _logged(interactions)
     wanted = least + (2 if split == "leave_last_two" else 0)  # so that a user's earliest test row has a training row
+    log, sizes = _logged(interactions, least, wanted)
     if not len(sizes) or sizes.max() <= wanted:
         raise ValueError(
             f"No user has a past long enough: the longest has {sizes.max(initial=0)} interactions, wanted more than "
             f"{wanted}. Lower --history or --min-history, or name other data."
         )
-    log = log._replace(ends=_ends(log, order, least, wanted))
     if split == "time":
         parts, seen = _by_time(log)
     elif split == "leave_last_two":
