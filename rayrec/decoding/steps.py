@@ -1,6 +1,6 @@
 """A search in the catalogue's trie: the edges of the live beams, the beams that the best of them make, step by step.
 
-A GPU never waits for the host between two steps: nothing that a step's size depends on is read from it.
+On a GPU no step waits for the host: the sizes of a step do not depend on numbers of the one before.
 Shapes: B prompts, W beams, N of them in a step, C edges of a prompt, S steps, V vocabulary.
 """
 
@@ -89,20 +89,18 @@ def search(
 
 
 class _Size(NamedTuple):
-    """The least size of a step, which larger ones fill up: nothing of a search depends on it."""
+    """Beams and edges of a prompt that a step has room for; more room than needed is padding and changes no result."""
 
     beams: int
-    """Most live beams of a prompt."""
     edges: int
-    """Most edges of these."""
 
 
 class _Sizes:
     """The size of each step.
 
-    A CPU computes no more than the beams need. Another device would stand still while the host reads what they need.
-    There a step is as large as the trie lets it be, at most the size of its logits, and whether a beam lives is read a
-    step late: a search takes one step more.
+    On a CPU it is what the beams need. Another device would stand still while the host reads that. There a step is as
+    large as the trie allows, which is at most the size of its logits, and the host reads one step late whether a beam
+    still lives, so a search takes one step more.
     """
 
     def __init__(self, trie: Trie, width: int):
