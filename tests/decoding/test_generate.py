@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from rayrec.decoding import generate
+from rayrec.decoding import generate, packed
 from tests.decoding.small_models import CONFIGS, EOS, PROMPTS, random_model, teacher_forced
 
 
@@ -76,6 +76,17 @@ def test_samples_have_exact_logprobs_and_repeat_with_their_seed() -> None:
         for g in answers:
             assert EOS not in g.token_ids[:-1]
             assert g.logprob == pytest.approx(teacher_forced(model, prompt, g.token_ids), abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "sample", "n": 3, "seed": 3}])
+def test_a_gpu_that_is_read_late_writes_the_same(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompt = small_vocabulary(), [[1, 3]]
+    ((first, *_),) = generate(model, prompt, 10_000, max_new_tokens=4)
+    end = first.token_ids[3]
+    wanted = generate(model, prompt, end, max_new_tokens=60, **settings)
+    assert max(len(g.token_ids) for g in wanted[0]) < 60  # all have ended before
+    monkeypatch.setattr(packed, "reads_at_once", lambda device: False)
+    assert generate(model, prompt, end, max_new_tokens=60, **settings) == wanted
 
 
 def test_samples_follow_the_model() -> None:
