@@ -94,7 +94,7 @@ def test_tokens_are_asked_for_and_nothing_is_open_to_the_world(spec: dict) -> No
 
 @pytest.mark.parametrize("spec", specs(), ids=KINDS)
 def test_every_node_sees_the_shared_folder(spec: dict) -> None:
-    storage, copying = yaml.safe_load_all((CLUSTER / "storage.yaml").read_text())
+    storage, _, copying = yaml.safe_load_all((CLUSTER / "storage.yaml").read_text())
     claim, (user,) = storage["metadata"]["name"], re.findall(r"--uid (\d+)", (CLUSTER / "Dockerfile").read_text())
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     for pod in [copying["spec"], *(group["template"]["spec"] for group in groups)]:
@@ -103,6 +103,32 @@ def test_every_node_sees_the_shared_folder(spec: dict) -> None:
         (container,) = pod["containers"]
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert mounted["/shared"] in claims
+
+
+@pytest.mark.parametrize("spec", specs(), ids=KINDS)
+def test_pods_have_an_account_a_pull_secret_and_a_cache_of_models(spec: dict) -> None:
+    account = list(yaml.safe_load_all((CLUSTER / "storage.yaml").read_text()))[1]
+    assert account["kind"] == "ServiceAccount"
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["serviceAccountName"] == account["metadata"]["name"] and len(pod["imagePullSecrets"]) == 1
+        (container,) = pod["containers"]
+        given = {one["name"]: one.get("value") for one in container["env"]}
+        assert given["HF_HOME"].startswith("/shared/")
+        asks_for_cards = "nvidia.com/gpu" in container["resources"]["limits"]
+        tolerated = [(one["key"], one["operator"], one["effect"]) for one in pod.get("tolerations", [])]
+        assert tolerated == [("nvidia.com/gpu", "Exists", "NoSchedule")] * asks_for_cards
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_pods_take_a_priority_once_there_is_one(name: str) -> None:
+    priority, text = manifest("priority.yaml"), (CLUSTER / f"{name}.yaml").read_text()
+    assert priority["kind"] == "PriorityClass" and priority["preemptionPolicy"] == "Never"
+    found = yaml.safe_load(text.replace("# priorityClassName", "priorityClassName"))
+    checked(found)
+    spec = found["spec"].get("rayClusterSpec") or found["spec"].get("rayClusterConfig") or found["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert group["template"]["spec"]["priorityClassName"] == priority["metadata"]["name"]
 
 
 def test_versions_are_the_packages() -> None:
@@ -223,6 +249,9 @@ def test_a_slurm_job_that_is_nearly_out_of_time_is_queued_again(tmp_path: Path, 
 
 
 def test_the_image_copies_what_there_is() -> None:
-    for line in (CLUSTER / "Dockerfile").read_text().splitlines():
-        if line.startswith("COPY"):
-            assert all((CLUSTER.parent / source).exists() for source in line.split()[1:-1]), line
+    """The packages are installed before the code is there, so that another revision does not install them again."""
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY")]
+    assert all((CLUSTER.parent / source).exists() for sources in copies for source in sources), copies
+    installs = max(at for at, line in enumerate(lines) if "pip install" in line)
+    assert {"COPY rayrec rayrec", "COPY jobs jobs"} <= {*lines[installs:]}
