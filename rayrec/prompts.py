@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
@@ -111,6 +112,33 @@ class Template:
             frame = seed_of(self.seed, "prompt", name) % len(self.frames) if several else 0
             made.append(self.prompt_ids(history, ratings, candidates, frame))
         return made
+
+    def lengths(self, rows: pa.Table) -> np.ndarray:
+        """Return the number of tokens of every row's prompt, (N,)."""
+        if self.rated or len(self.frames) > 1:
+            return np.fromiter(map(len, self.prompts(rows)), np.int64, len(rows))
+        before, middle, after, _ = self.frames[0]
+        found = self._sums(rows["history"]) + len(before) + len(after)
+        if "candidates" not in rows.column_names or rows["candidates"].null_count == len(rows):
+            return found
+        among = self._sums(rows["candidates"]) + len(middle)
+        return found + np.where(rows["candidates"].is_valid().to_numpy(), among, 0)
+
+    def answer_lengths(self, titles: pa.ChunkedArray) -> np.ndarray:
+        """Return the number of tokens of every title as an answer, EOS included, (N,)."""
+        coded = titles.combine_chunks().dictionary_encode()
+        each = np.array([len(self.answer_ids(title)) for title in coded.dictionary.to_pylist()], np.int64)
+        return each[coded.indices.to_numpy(zero_copy_only=False)]
+
+    def _sums(self, lists: pa.ChunkedArray) -> np.ndarray:
+        """Return the tokens of all titles of each list with their separators, (N,); every title is counted once."""
+        joined = lists.combine_chunks()
+        coded = joined.flatten().dictionary_encode()
+        each = np.array(list(map(len, self._shown(coded.dictionary.to_pylist()))), np.int64) + len(self.separator)
+        ends = np.concatenate([[0], each[coded.indices.to_numpy(zero_copy_only=False)].cumsum()])
+        counts = joined.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        last = counts.cumsum()
+        return ends[last] - ends[last - counts]
 
     def prompt_ids(
         self,

@@ -137,6 +137,27 @@ def test_candidates_stand_after_the_history_in_words_that_seed_and_id_choose() -
     assert asked != template.prompts(pa.Table.from_pylist(rows))
 
 
+FORMS = [(form, settings) for form in ("chat", "instruct", "compact") for settings in (
+    {}, {"rated": True}, {"candidates": True}, {"candidates": True, "ask": "title_by_liking"}, {"ask": "liking"},
+    {"items": Items(["A", "Heat"], 500)}, {"candidates": True, "items": Items(["A", "Heat"], 500)},
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "settings"), FORMS)
+def test_lengths_are_those_of_the_prompts(form: str, settings: dict) -> None:
+    template = make_template(form, TOKENIZER, **settings)
+    histories = [["Heat", "A long title (1995)", "A"], ["A"], [], ["Ran", "Heat"]] * 3
+    table = {"example_id": [f"e{i}" for i in range(12)], "history": pa.array(histories, pa.list_(pa.string()))}
+    table["history_ratings"] = [[3.5] * len(one) for one in histories]
+    every = [["Ran", "M", "A"], ["Heat"], ["M"], ["A", "A"]] * 3
+    for candidates in (every, [*every[:-1], None], [None] * 12):
+        rows = pa.table(table | {"candidates": pa.array(candidates, pa.list_(pa.string()))})
+        for some in (rows, rows.slice(1, 3), pa.concat_tables([rows.slice(5), rows.slice(2, 1)]), rows.slice(0, 0)):
+            assert template.lengths(some).tolist() == list(map(len, template.prompts(some)))
+    titles = pa.chunked_array([["Heat", "A"], ["Heat", "A long title (1995)"]])
+    assert template.answer_lengths(titles).tolist() == [len(template.answer_ids(one)) for one in titles.to_pylist()]
+
+
 def test_compact_candidates_are_set_off_from_the_history() -> None:
     template = make_template("compact", TOKENIZER, candidates=True)
     history = template.prompt_ids(["Heat", "Ran"], None, ["M"])

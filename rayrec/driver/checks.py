@@ -273,7 +273,7 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
         read = (tuning, *map(one_by_one, data.evaluated.values()))
     tables = {id(table): table for table in read}.values()
     parts = [some for table in tables for some in slices(table)]
-    targets = (title for some in parts for title in some["target"].to_pylist())
+    targets = (title for some in parts for title in some["target"].unique().to_pylist())
     written: dict[tuple[int, ...], str] = {}
     for title in data.catalogue.titles:
         if (other := written.setdefault(tuple(template.answer_ids(title)), title)) != title:
@@ -284,25 +284,29 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
     answers = {title: len(template.answer_ids(title)) for title in dict.fromkeys([*data.catalogue.titles, *targets])}
     longest_title = max(answers, key=lambda title: answers[title])
     longest = config.model.max_new_tokens or answers[longest_title]
-    prompts = np.fromiter((len(prompt) for some in parts for prompt in template.prompts(some)), np.int32)
-    trained = (some["split"][0].as_py() == "train" for some in parts)
-    room = np.concatenate(
-        [rooms(config, some, template, longest, not own) for some, own in zip(parts, trained, strict=True)]
-    )
-    long = int((prompts > room).sum())
+    rows = total = long = tallest = 0
+    worst, most = -np.inf, 0
+    for some in parts:
+        prompts = template.lengths(some)
+        room = rooms(config, some, template, longest, some["split"][0].as_py() != "train")
+        over = prompts - room
+        rows, total, long = rows + len(some), total + int(prompts.sum()), long + int((over > 0).sum())
+        tallest = max(tallest, int(prompts.max()))
+        if over.max() > worst:
+            worst, most = over.max(), int(room[over.argmax()])
     if long and not may_be_long:
-        how, most = config.data.long_prompts, int(room[np.argmax(prompts - room)])
+        how = config.data.long_prompts
         kept = f", with {config.data.min_history or 1} titles left" if how == "trim" else ""
         titled = "" if config.model.max_new_tokens else f", as the title {longest_title!r:.80} has them"
         other = "" if how == "drop" else ", or leave these rows out with --long-prompts drop"
         raise ValueError(
-            f"{long} of {len(prompts)} prompts are longer than {most} tokens (the longest has {prompts.max()}{kept}): "
+            f"{long} of {rows} prompts are longer than {most} tokens (the longest has {tallest}{kept}): "
             f"--max-length {config.model.max_length} less {config.model.max_length - most} for the answer{titled}. "
             f"Shorten --history, or raise --max-length up to the model's context{other}."
         )
     changed = len(template.lossy(data.catalogue.titles))
     mean = round(float(np.mean(list(answers.values()))))
-    return Lengths(round(float(prompts.mean())), mean, longest, changed, long)
+    return Lengths(round(total / rows), mean, longest, changed, long)
 
 
 def check_vocabulary(template: Any, base: str) -> None:

@@ -75,8 +75,7 @@ def rooms(config: Config, some: pa.Table, template: Any, longest: int, evaluated
     """
     if evaluated or (config.train.prefer and config.train.iterations):
         return np.full(len(some), config.model.max_length - longest)
-    own = (len(template.answer_ids(title)) for title in some["target"].to_pylist())
-    return config.model.max_length - np.fromiter(own, np.int64, len(some))
+    return config.model.max_length - template.answer_lengths(some["target"])
 
 
 def fit(
@@ -112,12 +111,8 @@ def fit(
     return dataclasses.replace(data, **splits, counts=data.counts | counts), tuning
 
 
-def _lengths(some: pa.Table, template: Any) -> np.ndarray:
-    return np.fromiter(map(len, template.prompts(some)), np.int64, len(some))
-
-
 def _dropped(some: pa.Table, room: np.ndarray, template: Any, count: Counter[str]) -> pa.Table:
-    fits = _lengths(some, template) <= room
+    fits = template.lengths(some) <= room
     if not fits.all():
         count["dropped"] += int((~fits).sum())
     return some.filter(pa.array(fits))
@@ -126,7 +121,7 @@ def _dropped(some: pa.Table, room: np.ndarray, template: Any, count: Counter[str
 def _trimmed(
     some: pa.Table, room: np.ndarray, least: int, long: Collection[str], template: Any, count: Counter[str]
 ) -> pa.Table:
-    over = np.flatnonzero(_lengths(some, template) > room).tolist()
+    over = np.flatnonzero(template.lengths(some) > room).tolist()
     if not over:
         return some
     rows = some.to_pylist()

@@ -29,13 +29,13 @@ def test_a_run_that_goes_on_does_not_tokenise_its_prompts_again(
     shared = tmp_path / "runs" / cache.SHARED / "lengths"
     cache.make_once(shared, first.lengths_key, lambda _: first.tokens._asdict())
     counted: list[int] = []
-    prompts = Template.prompts
+    lengths = Template.lengths
 
     def count(self: Template, table: Any) -> Any:
         counted.append(len(table))
-        return prompts(self, table)
+        return lengths(self, table)
 
-    monkeypatch.setattr(Template, "prompts", count)
+    monkeypatch.setattr(Template, "lengths", count)
     again = prepare(parse("", args), tmp_path / "b")
     assert again.tokens == first.tokens and counted == []
     other = prepare(parse("", [*args, "--history", "8"]), tmp_path / "c")
