@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from rayrec import fields
+from rayrec import fields, signals
 from rayrec.config import Config
 from rayrec.data import Dataset
 from rayrec.data.candidates import CANDIDATES
@@ -287,6 +287,7 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
     rows = total = long = tallest = 0
     worst, most = -np.inf, 0
     for some in parts:
+        signals.check()
         prompts = template.lengths(some)
         room = rooms(config, some, template, longest, some["split"][0].as_py() != "train")
         over = prompts - room
