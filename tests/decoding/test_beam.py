@@ -276,7 +276,7 @@ def test_a_gpu_is_read_late_alone(late: None, monkeypatch: pytest.MonkeyPatch) -
 
 
 def reads_of(length: int, monkeypatch: pytest.MonkeyPatch) -> Counter:
-    """What a search in titles of so many tokens and two more reads."""
+    """Count the reads of a search in titles of ``length`` + 2 tokens."""
     trie = Trie.build([[*[3] * length, 4 + i, EOS] for i in range(16)])
     assert len(trie.bounds(4)) == length + 1  # on the host, of the trie alone
     with monkeypatch.context() as patch, Reads(patch) as reads:
