@@ -16,6 +16,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from rayrec.data.likings import MIDDLE, NO, YES
+from rayrec.data.mapped import slices
 from rayrec.seeds import seed_of
 
 INSTRUCTION = "A user chose these titles, oldest first, one per line:\n"
@@ -116,7 +117,8 @@ class Template:
     def lengths(self, rows: pa.Table) -> np.ndarray:
         """Return the number of tokens of every row's prompt, (N,)."""
         if self.rated or len(self.frames) > 1:
-            return np.fromiter(map(len, self.prompts(rows)), np.int64, len(rows))
+            made = (prompt for some in slices(rows) for prompt in self.prompts(some))
+            return np.fromiter(map(len, made), np.int64, len(rows))
         before, middle, after, _ = self.frames[0]
         found = self._sums(rows["history"]) + len(before) + len(after)
         if "candidates" not in rows.column_names or rows["candidates"].null_count == len(rows):

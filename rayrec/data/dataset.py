@@ -1,8 +1,8 @@
 """From --data PATH to a catalogue and three tables of examples."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayrec import fields
 from rayrec.data import log, period, synthetic, windows
 from rayrec.data.candidates import adherence_rows, with_candidates
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.core import k_core
-from rayrec.data.mapped import ascending, each, slices, take
+from rayrec.data.mapped import SLICE, ascending, each, slices, take
 from rayrec.data.schema import places
 from rayrec.data.settings import DataConfig
 from rayrec.data.sources import SOURCES, detect
@@ -53,43 +54,35 @@ class Dataset:
         return {"valid": self.valid, "test": self.test, **extra}
 
 
-def _digest(sha: Any, column: Callable[[], Iterator[pl.Series]]) -> None:
-    """Hash a column slice by slice; Arrow's own bytes also hold chunk borders, offsets and bytes behind nulls."""
-    sha.update(sum(map(len, column())).to_bytes(8, "little"))
-    left = np.zeros(0, bool)
-    for some in column():
-        left = np.concatenate([left, some.is_null().to_numpy()])
-        whole = len(left) // 8 * 8
-        sha.update(np.packbits(left[:whole]).tobytes())
-        left = left[whole:]
-    sha.update(np.packbits(left).tobytes())
-
-    def values() -> Iterator[pl.Series]:
-        return (some.drop_nulls() for some in column())
-
-    kind = next(column(), pl.Series(dtype=pl.Int64)).dtype
-    if kind == pl.List:
-        for some in values():
-            sha.update(some.list.len().to_numpy().tobytes())
-        _digest(sha, lambda: (some.filter(some.list.len() > 0).explode() for some in values()))
-    elif kind == pl.String:
-        for some in values():
-            sha.update(some.str.len_bytes().to_numpy().tobytes())
-        for some in values():
-            sha.update("".join(some).encode())
-    else:
-        for some in values():
-            sha.update(some.to_numpy().tobytes())
+def _digest(shas: defaultdict[tuple[str, ...], Any], name: tuple[str, ...], some: pa.Array) -> None:
+    """Hash a part of a column; Arrow's own bytes also hold chunk borders, offsets and bytes behind nulls."""
+    lists, texts = pa.types.is_list(some.type), pa.types.is_string(some.type)
+    if not lists and not texts:
+        shas[*name, "valid"].update(some.is_valid().to_numpy(zero_copy_only=False))
+        shas[*name, "values"].update(some.drop_null().to_numpy(zero_copy_only=False).tobytes())
+        return
+    lengths = some.value_lengths() if lists else pc.binary_length(some)
+    shas[*name, "lengths"].update(lengths.fill_null(-1).to_numpy())
+    some = some.drop_null() if some.null_count else some
+    if lists:
+        _digest(shas, (*name, "values"), some.flatten())
+        return
+    _, ends, text = some.buffers()
+    if text is not None:
+        ends = np.frombuffer(ends, np.int32)[some.offset : some.offset + len(some) + 1]
+        shas[*name, "values"].update(memoryview(text)[ends[0] : ends[-1]])
 
 
 def content_hash(*tables: pa.Table) -> str:
-    """Return the sha256 of the tables' column names, values and metadata."""
+    """Return the sha256 of the tables' column names, values and metadata; the rows are read once."""
     sha = hashlib.sha256()
     for table in tables:
         sha.update(repr((table.column_names, sorted((table.schema.metadata or {}).items()))).encode())
-        for name in table.column_names:
-            only = table.select([name])
-            _digest(sha, lambda only=only: (pl.Series(some.column(0)) for some in slices(only)))
+        shas = defaultdict[tuple[str, ...], Any](hashlib.sha256)
+        for some in filter(len, table.to_reader(SLICE)):
+            for name, column in zip(table.column_names, some.columns, strict=True):
+                _digest(shas, (name,), column)
+        sha.update(repr(sorted((name, part.hexdigest()) for name, part in shas.items())).encode())
     return sha.hexdigest()
 
 
@@ -182,10 +175,10 @@ def _cut(raw: Raw, config: DataConfig, source: str) -> windows.Windows:
 
 def _outside(cut: windows.Windows, catalogue: Catalogue) -> dict[str, int]:
     """Count titles that the examples name and the catalogue lacks, and items that training never shows."""
-    known, targets, histories = pa.array(catalogue.titles), 0, 0
-    for some in slices(pa.concat_tables(cut.splits.values())):
-        targets += int((places(some["target"], known) < 0).sum())
-        histories += int((places(some["history"].combine_chunks().flatten(), known) < 0).sum())
+    absent, targets, histories = cut.titles.filter(pa.array(places(cut.titles, pa.array(catalogue.titles)) < 0)), 0, 0
+    for some in slices(pa.concat_tables(cut.splits.values())) if len(absent) else ():
+        targets += int((places(some["target"], absent) >= 0).sum())
+        histories += int((places(some["history"].combine_chunks().flatten(), absent) >= 0).sum())
     counts = {"targets_outside_catalogue": targets, "history_titles_outside_catalogue": histories}
     return counts | {"items_never_in_training": int((catalogue.popularity == 0).sum())}
 

@@ -84,9 +84,9 @@ def _written() -> Iterator[None]:
         raise OSError(error.errno, f"{where}. Point TMPDIR to a larger disk") from error
 
 
-def slices(table: pa.Table) -> Iterator[pa.Table]:
-    """Yield the rows in order, SLICE at a time."""
-    return (table.slice(start, SLICE) for start in range(0, len(table), SLICE))
+def slices(table: pa.Table, size: int = SLICE) -> Iterator[pa.Table]:
+    """Yield the rows in order, ``size`` at a time."""
+    return (table.slice(start, size) for start in range(0, len(table), size))
 
 
 def each(table: pa.Table, change: Callable[[pa.Table], pa.Table]) -> pa.Table:

@@ -18,6 +18,7 @@ class Windows(NamedTuple):
     """All examples of each split, and every title occurrence of the training split (for popularity)."""
 
     splits: dict[str, pa.Table]
+    titles: pa.Array  #: each title that they name, once
     training_titles: pa.ChunkedArray
     counts: dict[str, int]
 
@@ -205,7 +206,7 @@ def cut(
         for name, rows in zip(SPLITS, parts, strict=True)
     }
     shown = pa.DictionaryArray.from_arrays(pa.array(log.titles[seen]), log.known)
-    return Windows(tables, pa.chunked_array([shown]), counts)
+    return Windows(tables, log.known, pa.chunked_array([shown]), counts)
 
 
 def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:
@@ -241,6 +242,14 @@ def ready(windows: pl.DataFrame, history: int, drop: bool = False) -> Windows:
             table = table.append_column(name, pa.nulls(len(part)))
         splits[split] = mapped(slices(schema.check(table, schema.EXAMPLES, f"{split} rows")), schema.EXAMPLES)
     train = parts["train"]
-    titles = pl.concat([train["history"].explode(), train["target"]]).to_arrow().cast(pa.string())
     counts["users"] = pl.concat([part["user"] for part in parts.values()]).n_unique()
-    return Windows(splits, pa.chunked_array([titles]), counts)
+    titles = _titles(pl.concat(parts.values())).unique(maintain_order=True)
+    return Windows(splits, _arrow(titles), pa.chunked_array([_arrow(_titles(train))]), counts)
+
+
+def _titles(rows: pl.DataFrame) -> pl.Series:
+    return pl.concat([rows["history"].explode(), rows["target"]])
+
+
+def _arrow(titles: pl.Series) -> pa.Array:
+    return titles.to_arrow().cast(pa.string())

@@ -91,9 +91,9 @@ class Trie:
     @cached_property
     def _degrees(self) -> list[Tensor]:
         """The edges of the nodes of each level, most first, summed up from the first node on."""
-        counts_N, nodes = self.pointers.diff().cpu(), [1]
-        nodes += [int((self.next[level] >= 0).sum()) for level in self.levels[:-1]]
-        return [some_N.sort(descending=True).values.cumsum(0) for some_N in counts_N.split(nodes)]
+        pointers = self.pointers.cpu()
+        first = torch.searchsorted(pointers, torch.tensor([level.start for level in self.levels[1:]]))
+        return [some_N.sort(descending=True).values.cumsum(0) for some_N in pointers.diff().tensor_split(first)]
 
     def bounds(self, width: int) -> list[tuple[int, int]]:
         """Return for each level the most nodes that ``width`` beams can be at, and the most edges of these."""

@@ -15,7 +15,7 @@ from rayrec.config import Config
 from rayrec.data import Dataset
 from rayrec.data.candidates import CANDIDATES
 from rayrec.data.likings import one_by_one
-from rayrec.data.mapped import slices
+from rayrec.data.mapped import SLICE, slices
 from rayrec.data.touched import Touched
 from rayrec.driver.groups import check_groups
 from rayrec.driver.long_prompts import rooms
@@ -272,7 +272,7 @@ def check_lengths(config: Config, data: Dataset, tuning: pa.Table, template: Any
     if config.data.ask == "liking":
         read = (tuning, *map(one_by_one, data.evaluated.values()))
     tables = {id(table): table for table in read}.values()
-    parts = [some for table in tables for some in slices(table)]
+    parts = [some for table in tables for some in slices(table, 8 * SLICE)]  # each counts a title once
     targets = (title for some in parts for title in some["target"].unique().to_pylist())
     written: dict[tuple[int, ...], str] = {}
     for title in data.catalogue.titles:

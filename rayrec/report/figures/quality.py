@@ -101,18 +101,17 @@ def _path(
     axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.5)
     axes.plot(x, y, color=colour, marker=marker, linestyle="none", label=title, markersize=5)
     axes.plot(x[:1], y[:1], color="white", marker=marker, linestyle="none", markeredgecolor=colour, markersize=5)
-    tops, names = (max(x, default=0.0), max(y, default=0.0)), list[tuple[float, float, str]]()
+    tops, names = (max(x, default=0.0), max(y, default=0.0)), dict[tuple[float, float], list[str]]()
     for row, at_x, at_y in zip(known, x, y, strict=True):
         if row.get("iteration") == 0:
             look: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "color": colour, "fontsize": 7}
             axes.annotate(label(row).split()[0], (at_x, at_y), (-6, 4), **look)
             continue
-        text = str(row.get("iteration"))
-        if names and abs(names[-1][0] - at_x) < 0.03 * tops[0] and abs(names[-1][1] - at_y) < 0.03 * tops[1]:
-            text = f"{names.pop()[2]}, {text}"  # beside each other they could not be read
-        names.append((at_x, at_y, text))
-    for at_x, at_y, text in names:
-        axes.annotate(text, (at_x, at_y), (5, 4), textcoords="offset points", ha="left", color=colour, fontsize=7)
+        beside = (at for at in names if abs(at[0] - at_x) < 0.03 * tops[0] and abs(at[1] - at_y) < 0.03 * tops[1])
+        # One over the other they could not be read.
+        names.setdefault(next(beside, (at_x, at_y)), []).append(str(row.get("iteration")))
+    for at, found in names.items():
+        axes.annotate(", ".join(found), at, (5, 4), textcoords="offset points", ha="left", color=colour, fontsize=7)
     return tops
 
 
