@@ -61,7 +61,7 @@ def _digest(shas: defaultdict[tuple[str, ...], Any], name: tuple[str, ...], some
         shas[*name, "valid"].update(some.is_valid().to_numpy(zero_copy_only=False))
         shas[*name, "values"].update(some.drop_null().to_numpy(zero_copy_only=False).tobytes())
         return
-    lengths = some.value_lengths() if lists else pc.binary_length(some)
+    lengths = some.value_lengths() if lists else pc.call_function("binary_length", [some])
     shas[*name, "lengths"].update(lengths.fill_null(-1).to_numpy())
     some = some.drop_null() if some.null_count else some
     if lists:
@@ -79,9 +79,9 @@ def content_hash(*tables: pa.Table) -> str:
     for table in tables:
         sha.update(repr((table.column_names, sorted((table.schema.metadata or {}).items()))).encode())
         shas = defaultdict[tuple[str, ...], Any](hashlib.sha256)
-        for some in filter(len, table.to_reader(SLICE)):
-            for name, column in zip(table.column_names, some.columns, strict=True):
-                _digest(shas, (name,), column)
+        for some in table.to_reader(SLICE):
+            for place, name in enumerate(table.column_names if len(some) else ()):
+                _digest(shas, (name,), some.column(place))
         sha.update(repr(sorted((name, part.hexdigest()) for name, part in shas.items())).encode())
     return sha.hexdigest()
 
