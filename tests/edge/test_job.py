@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     """Environment in which ``ray job submit`` reaches a cluster of our own."""
     token = tmp_path_factory.mktemp("cluster") / "token"
     token.write_text(secrets.token_hex(32))
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": "/tmp"}
+    folder = tempfile.mkdtemp(prefix="ray-")  # where runs beside it do not look for a cluster, and short for sockets
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": folder}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     env.pop("RAY_ADDRESS", None)
     dashboard, gcs, agent = free_port(), free_port(), free_port()
@@ -44,6 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         head.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(env: dict[str, str], *args: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
