@@ -56,7 +56,9 @@ class Dataset:
 
 def _digest(shas: defaultdict[tuple[str, ...], Any], name: tuple[str, ...], some: pa.Array) -> None:
     """Hash a part of a column; Arrow's own bytes also hold chunk borders, offsets and bytes behind nulls."""
+    some = some.cast(pa.string()) if pa.types.is_large_string(some.type) else some
     lists, texts = pa.types.is_list(some.type), pa.types.is_string(some.type)
+    assert lists or texts or pa.types.is_primitive(some.type) or pa.types.is_null(some.type), f"{name}: {some.type}"
     if not lists and not texts:
         shas[*name, "valid"].update(some.is_valid().to_numpy(zero_copy_only=False))
         shas[*name, "values"].update(some.drop_null().to_numpy(zero_copy_only=False).tobytes())

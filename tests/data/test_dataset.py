@@ -62,6 +62,8 @@ def test_content_hash_sees_values_and_not_layout():
     table = pa.table({"a": ["x", None, "yz"], "b": [["p"], [], ["q", "r"]], "c": [1, 2, 3]})
     pieces = pa.concat_tables([table.slice(0, 1), table.slice(1, 0), table.slice(1)])
     assert content_hash(table) == content_hash(pieces)
+    large = table.set_column(0, "a", table["a"].cast(pa.large_string()))
+    assert content_hash(table) == content_hash(large)
     rows = table.to_pylist()
     for column, value in (("a", ""), ("b", ["p"]), ("b", None), ("b", [None]), ("c", 5), ("c", None), ("c", 0)):
         changed = [dict(row) for row in rows]
