@@ -80,20 +80,22 @@ def ending() -> Iterator[None]:
         print(f"error: {error}\n{_GO_ON}{logs and f' Logs of this node: {logs}'}", file=sys.stderr)
     except KeyboardInterrupt:
         code = signals.EXIT_CODE
-        signals.announce()
     except BaseException as error:
         if errno_of(error) in TROUBLES:
             print(f"error: {error}. Nothing that was finished is lost. {_GO_ON}", file=sys.stderr)
         elif not isinstance(error, SystemExit):  # which rich raises where the reader of a pipe has gone
             traceback.print_exc()
+    # Threads may still wait for actors, and an orderly end of Ray beside them can crash. On a joined cluster the actors
+    # end with this process; a cluster of our own is its children.
+    if "ray" in sys.modules:
+        kill_children()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
+    if code == signals.EXIT_CODE:
+        signals.announce()  # at the very end: a phase that ends beside this still prints
     if "ray" not in sys.modules:
         sys.exit(code)
-    # Threads may still wait for actors, and an orderly end of Ray beside them can crash. On a joined cluster the actors
-    # end with this process; a cluster of our own is its children.
-    kill_children()
     os._exit(code)
 
 
