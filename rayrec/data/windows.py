@@ -18,7 +18,7 @@ class Windows(NamedTuple):
     """All examples of each split, and every title occurrence of the training split (for popularity)."""
 
     splits: dict[str, pa.Table]
-    titles: pa.Array  #: each title that they name, once
+    titles: pa.Array  #: distinct titles of the data, those of the examples among them
     training_titles: pa.ChunkedArray
     counts: dict[str, int]
 
