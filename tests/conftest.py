@@ -1,6 +1,10 @@
-"""Fixtures of several rooms: real data, which lie beside the project and never inside it, and an object store."""
+"""Fixtures of several rooms: real data beside the project, an object store, and a comparison with one real run."""
 
+import fcntl
 import logging
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +19,13 @@ settings.load_profile("rayrec")
 
 logging.getLogger("rayrec").setLevel(logging.INFO)
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+#: One run of a choice from candidates, which has every metric, in a comparison.
+ONE_CELL = "--methods SPRec --against Popular --seeds 0 --scale toy --k 5 --name compared --engine torch --ratings "
+ONE_CELL += "--protocol candidates --objective sdpo --negatives candidates --num-negatives 2 --reweight genre "
+ONE_CELL += "--iterations 1 --pretrain-steps 4 --first-rows 16 --valid-rows 16 --rows-per-iteration 16 --test-rows 24 "
+ONE_CELL += "--batch 8 --prefer-batch 8 --micro-batch 8"
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +44,24 @@ def server() -> Iterator[ThreadedMotoServer]:
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison, to be read only; processes that test side by side share it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (base / "compared.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "compared.txt").exists():
+            line = [sys.executable, "jobs/compare.py", *ONE_CELL.split(), "--runs", str(base)]
+            done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=500)
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+            (base / "compared.txt").write_text(done.stdout)
+    return base / "compared"
+
+
+@pytest.fixture(scope="session")
+def finished(compared: Path) -> Path:
+    """The folder of the comparison's run, to be read only; what the run printed lies beside it, with ``.log``."""
+    return compared / "SPRec-seed0"

@@ -67,7 +67,7 @@ def test_the_page_shows_the_run_and_fetches_nothing(finished: Path) -> None:
     assert not {"link", "img", "iframe", "script", "object"} & set(page.tags)
     assert page.tags.count("svg") == 2 + 1 + 1 + 1 + 1  # curves (score, greedy), trade-off, genres, training, lanes
     config = json.loads((finished / "config.json").read_text())
-    for shown in ("test, score, N = 24", "valid, greedy, N = 16", "Popular", "BIGRec 00/sft",
+    for shown in ("test, score, N = 24", "valid, greedy, N = 16", "Popular", "first SFT 00/sft",
                   "iteration 1 01/prefer last", "best on validation", "01/negatives", config["data_hash"],
                   config["versions"]["torch"], "prefer_batch", "Reward margin", "target outside"):  # fmt: skip
         assert shown in page.text, shown
@@ -79,7 +79,7 @@ def test_the_page_shows_the_run_and_fetches_nothing(finished: Path) -> None:
 
 
 def test_the_run_tells_its_phases_and_evaluations_as_they_end(finished: Path) -> None:
-    lines = (finished.parent / "tiny.txt").read_text().splitlines()
+    lines = finished.with_suffix(".log").read_text().splitlines()
     (told,) = (at for at, line in enumerate(lines) if "00/evaluate" in line and "test, score, N = 24: HR@5 0." in line)
     assert any("01/evaluate" in line and "starts: " in line and "phase 8 of 8" in line for line in lines)
     (explained,) = (at for at, line in enumerate(lines) if "More is better: HR (next title in the list)" in line)
@@ -94,7 +94,7 @@ def test_perfetto_drops_no_event_of_a_run(finished: Path) -> None:
 def test_the_metrics_of_a_choice_are_in_terminal_page_and_tensorboard(finished: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    printed, page = (finished.parent / "tiny.txt").read_text(), Page(finished / "report.html")
+    printed, page = finished.with_suffix(".log").read_text(), Page(finished / "report.html")
     sent = EventAccumulator(str(finished / "tensorboard"))
     sent.Reload()
     tags = sent.Tags()["scalars"]
@@ -116,7 +116,7 @@ def test_ten_users_stand_before_and_after(finished: Path) -> None:
         row for row in lists if row["decode"] == "score" and row["example_id"] == examples["example_id"][21].as_py()
     ]
     assert found.users[-1].after == last[0]["titles"][:5] and found.users[-1].target == last[0]["target"]
-    page, printed = Page(finished / "report.html"), (finished.parent / "tiny.txt").read_text()
+    page, printed = Page(finished / "report.html"), finished.with_suffix(".log").read_text()
     assert found.users[3].before[4] in page.texts and "10 users: test, score, N = 24" in printed
     assert any(line.split("  ")[0].strip() == found.users[0].target for line in printed.splitlines())
 
@@ -198,7 +198,7 @@ def test_the_headline_names_objective_and_negatives(finished: Path) -> None:
 
 
 def test_metrics_of_choices_stand_in_terminal_and_report(finished: Path) -> None:
-    page, printed = Page(finished / "report.html"), (finished.parent / "tiny.txt").read_text()
+    page, printed = Page(finished / "report.html"), finished.with_suffix(".log").read_text()
     memory = r"most memory of a process: trainers \d\.\d GB, generators \d\.\d GB"
     assert re.search(rf"resources +\d+ (s|min), {memory}", printed)
     for name in ("ValidRatio", "HR@1_liked", "AvoidanceRate", "AdherenceRate"):
@@ -262,7 +262,7 @@ def test_an_unfinished_run_says_so(run: Path) -> None:
     write_records(run, [row for row in records(run) if row["phase"] not in ("01/prefer", "01/evaluate")])
     text = Page(build_report(run)).text
     assert "not finished. 6 of 8 phases are done; next is 01/prefer. Run the same command again" in text
-    assert "BIGRec 00/sft last" in text and "01/prefer last" not in text
+    assert "first SFT 00/sft last" in text and "01/prefer last" not in text
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
