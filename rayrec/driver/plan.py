@@ -17,6 +17,7 @@ from rayrec.driver.checks import Lengths
 from rayrec.generation.lane import GenerateLane
 from rayrec.grounding import TitleEmbedder
 from rayrec.lanes import BASE, Planned, Policy, Shared
+from rayrec.negatives import NEGATIVES, mixture
 from rayrec.report.terminal import size
 from rayrec.selfplay import self_play
 from rayrec.training.lane import TrainLane
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _BYTES = {"float32": 4, "bfloat16": 2}
 #: Bytes of a generator without a model: Python and its libraries.
 _GENERATOR = 1.5e9
+#: Modes in which a generator computes many titles of a prompt at once.
+_SEARCHES = {"beams", "free_beams", "d3", "score", "gumbel"}
 #: Limits of this machine's memory for a container, where there is one.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -118,17 +121,14 @@ def generator_bytes(config: Config, tokens: Lengths, shape: Shape, gpu: bool) ->
 
     On a GPU of one card of it, where vLLM's cache takes what is left.
     """
-    number, evaluate, width = _BYTES[config.train.precision], config.evaluate, config.evaluate.beam_width
-    weights, searches = (
-        shape.parameters * number,
-        {"beams", "free_beams", "d3", "score", "gumbel"} & set(evaluate.decode),
-    )
+    number, evaluate, width = _BYTES[config.train.precision], config.evaluate, _searched(config)
+    weights = shape.parameters * number
     if gpu:
-        rows, answers = evaluate.part, width if searches else 1
+        rows, answers = evaluate.part, max(width, 1)
         cache = rows * (tokens.prompt + answers * tokens.longest) * shape.kv * number
         return (weights + cache) / config.placement.tensor_parallel
     cache = min(2**30, 256 * config.model.max_length * shape.kv * number)
-    if not searches:
+    if not width:
         return weights + cache
     from rayrec.decoding.packed import together
     from rayrec.decoding.tails import TAIL_LOGITS
@@ -137,6 +137,15 @@ def generator_bytes(config: Config, tokens: Lengths, shape: Shape, gpu: bool) ->
     columns = together("cpu") * (tokens.prompt + width * tokens.longest)
     logits = min(together("cpu") * width * tokens.longest * shape.words // shape.hidden, TAIL_LOGITS)
     return weights + cache + weights + columns * shape.kv * number + 12 * logits
+
+
+def _searched(config: Config) -> int:
+    """Titles that the widest search of a prompt goes through, in evaluations and for negatives; 0 without a search."""
+    train, k = config.train, config.train.num_negatives
+    samplers = [NEGATIVES[name] for name in mixture.parse(train.negatives)]
+    widths = [config.evaluate.beam_width] * bool(_SEARCHES & {*config.evaluate.decode})
+    widths += [one.answers(k) for one in samplers if one.decode in _SEARCHES and train.iterations]
+    return max([*widths, k * bool(train.score_negatives)])
 
 
 def check_embedder(path: str) -> None:

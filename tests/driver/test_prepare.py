@@ -16,6 +16,7 @@ from rayrec.driver.prepare import prepare
 from rayrec.lanes import Planned
 from rayrec.methods import parse
 from rayrec.models import card
+from rayrec.models.shape import Shape
 from rayrec.prompts import Template
 from rayrec.runs import cache
 
@@ -88,3 +89,19 @@ def test_a_disk_without_room_for_the_policies_is_told_in_the_plan(tmp_path: Path
     told = plan.disk_here(phases, 1.5 * free, "all", tmp_path / "runs")["disk"]
     assert f"and {tmp_path} has" in told and told.endswith("with --runs, or take --keep 1")
     assert plan.disk_here(phases, 1e3 * free, "1", tmp_path)["disk"].endswith("Name another folder with --runs")
+
+
+def test_the_plan_counts_the_memory_of_negatives_that_are_searched() -> None:
+    sizes = {"blocks": 10**8, "words": 10**7, "tied": True, "layers": 30, "hidden": 576, "queries": 576, "kv": 10**4}
+    shape, tokens = Shape(**sizes, last_mlp=3 * 576 * 1536, adapters=0), checks.Lengths(180, 10, 24, 0)
+
+    def held(words: str) -> float:
+        config = checks.resolve(parse("", ["--model", "some/model", "--device", "cpu", *words.split()]))
+        return plan.generator_bytes(config, tokens, shape, gpu=False)
+
+    written = held("--decode greedy --negatives self_play")
+    assert held("--decode greedy --negatives random") == written
+    drawn = "--decode greedy --objective sdpo --negatives self_play_gumbel --num-negatives"
+    assert written < held(f"{drawn} 3") < held(f"{drawn} 8") < held("--decode beams --beam-width 20 --top-k 5")
+    assert held(f"{drawn} 3 --iterations 0") == written
+    assert held("--decode greedy --score-negatives") > written
