@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 #: Seconds that starting or ending Ray may take, and that the processes of our own cluster may live after its end.
 _START_SECONDS, _END_SECONDS, _LEAVE_SECONDS = 180.0, 60.0, 3.0
+#: How often our own cluster is started, and words of Ray's error where its node comes up too slowly.
+_STARTS, SLOW = 3, "timed out during startup"
 #: The number of M_ARENA_MAX in glibc's malloc.h.
 _ARENA_MAX = -8
 
@@ -81,7 +83,23 @@ def _start(config: AnyConfig, init: Callable[..., Any]) -> None:
     cpus = max(workers + placement.generators + 1, os.cpu_count() or 1)
     # Ray Train's watcher would look for the dashboard for 40 s, and a shorter run would end late: it finds none.
     with _set("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:0"):
-        within(_START_SECONDS, "starting Ray", lambda: init(num_cpus=cpus))
+        within(_START_SECONDS, "starting Ray", lambda: _patiently(functools.partial(init, num_cpus=cpus)))
+
+
+def _patiently(init: Callable[[], Any]) -> None:
+    """Start Ray, again where its processes come up too slowly: Ray waits 30 s for its own node, whatever is set."""
+    for left in reversed(range(_STARTS)):
+        mine = {*psutil.Process().children(recursive=True)}
+        try:
+            init()
+            return
+        except Exception as error:
+            if SLOW not in str(error):
+                raise
+            kill({*psutil.Process().children(recursive=True)} - mine)
+            if not left:
+                raise Stopped(f"Ray did not start on this machine within 30 s, {_STARTS} times. Is it busy?") from error
+            _log.info("Ray did not start within 30 s, as on a busy machine; it is started again")
 
 
 def share_heaps() -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from rayrec.cluster import connect
+
 #: Module, the name, and a pattern of the line that defines it.
 RAY = [
     ("ray._private.worker", "_global_node", r"^_global_node\b"),
     ("ray._private.node", "Node.get_logs_dir_path", r"^    def get_logs_dir_path\(self\)"),
     ("ray._private.node", "Node.all_processes", r"self\.all_processes\b.* = "),
+    ("ray._private.node", connect.SLOW, rf'"The current node {connect.SLOW}'),
     ("ray._private.state", "available_resources_per_node", r"^def available_resources_per_node\(\)"),
     ("ray._private.ray_constants", "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", r'"RAY_DISABLE_FAILURE_SIGNAL_HANDLER"'),
     ("ray._private.authentication.authentication_token_setup", "ensure_token_if_auth_enabled", r"^def ensure_token_if"),
