@@ -63,13 +63,17 @@ def of(ratings: Iterable[pl.Series], liked_from: float | None) -> Scale:
     name = _name(rows)
     span = f"{low:g} to {high:g}" if name != "0 or 1" else "0 and 1"
     if liked_from is not None and (name is None or liked_from != _BORDERS[name][0]):
+        if low == high:
+            raise ValueError(
+                f"--liked-from {liked_from:g}: all ratings are {low:g}, and no value divides them. Leave it out."
+            )
         if not low < liked_from <= high:
             raise ValueError(
                 f"--liked-from {liked_from:g}: the ratings are from {low:g} to {high:g}. Take a value above {low:g} "
                 f"and up to {high:g}."
             )
         told = f"{span}: {liked_from:g} and more count as liked (4 to 5 stars, others 1 to 2.5), as --liked-from says"
-        return Scale(*_ends(name or span), name or span, told, liked_from, True)
+        return Scale(*(_ends(name) if name else (low, high)), name or span, told, liked_from, True)
     if name is None:
         told = f"{span}, no known scale: rows count as unrated. --liked-from says from which value a title is liked"
         return Scale(low, high, span, told)

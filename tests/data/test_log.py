@@ -126,6 +126,8 @@ def test_liked_from_sets_the_border():
         return made.table["rating"].to_pylist()
 
     assert stars([1, 49, 50, 300], 50) == [1, 2.5, 4, 5]
+    assert stars([1, 50, 1_234_564], 50) == [1, 4, 5]  # no digit of an end is lost
+    assert stars([0.1234567, 7.5, 20.0], 5) == [1, 4, 5]
     assert stars([1, 2, 3, 4, 5], 3) == [1.5, 2, 4, 4.5, 5]
     assert stars([1, 2, 3, 4, 5], 4) == [1, 2, 3, 4, 5]
     assert stars([2, 5, 8, 10], 8) == [1, 2.5, 4, 5]
@@ -134,6 +136,8 @@ def test_liked_from_sets_the_border():
             ValueError, match=f"--liked-from {least}: the ratings are from 1 to 5. Take a value above 1"
         ):
             checked({"timestamp": [1, 2], "rating": [1, 5]}, liked_from=least)
+    with pytest.raises(ValueError, match="--liked-from 7: all ratings are 7, and no value divides"):
+        checked({"timestamp": [1, 2], "rating": [7, 7]}, liked_from=7)
     with pytest.raises(ValueError, match="--liked-from 3 reads ratings, and plays has none"):
         checked({"timestamp": [1]}, liked_from=3)
     with pytest.raises(ValueError, match="--liked-from 3 reads the ratings of files"):
