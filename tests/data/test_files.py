@@ -93,6 +93,8 @@ def test_what_is_cut_off_or_an_archive_is_refused(tmp_path):
         load(config)
     with pytest.raises(ValueError, match=r"items.csv: is a zip archive. Unpack it: `unzip"):
         load(put(tmp_path / "zip", b"PK\x03\x04 and so on"))
+    with pytest.raises(ValueError, match=r"items.csv: begins as UTF-16, but .*Is the file cut off"):
+        load(put(tmp_path / "wide", written(ITEMS).decode().encode("utf-16")[:-1]))
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
@@ -292,6 +294,8 @@ def test_what_spreadsheets_and_pandas_add_changes_nothing(tmp_path, wanted):
     assert made.content_hash == wanted
     semicolons = [(*ITEMS[0][:2], "genres", "a;b;c;d;e"), *((*row, "") for row in ITEMS[1:])]
     assert load(put(tmp_path / "semicolons", written(semicolons))).content_hash == wanted
+    notes = [(*ITEMS[0], "a note\nof ours", "more"), *((*row, "x" * 140_000, "") for row in ITEMS[1:])]
+    assert load(put(tmp_path / "notes", written(notes))).content_hash == wanted
     own = [(*PLAYS[0], "row"), *((*row, 7) for row in PLAYS[1:])]
     assert load(put(tmp_path / "row", None, written(own))).content_hash == wanted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -112,7 +113,7 @@ def _header(path: Path, form: Form, opened: Callable[[], BinaryIO]) -> tuple[lis
                 name = shlex.quote(str(path))
                 raise ValueError(f"{path}: the first row is Excel's {line.strip()}. Remove it: `sed -i 1d {name}`.")
             bare = re.sub(r'"[^"]*"', "", line)
-            separator, lines = max(SEPARATORS, key=bare.count), [line]
+            separator, lines = max(SEPARATORS, key=bare.count), itertools.chain([line], file)
         found = next(csv.reader(lines, delimiter=separator, quoting=quoting), [])
     found = [name or f"column {place}" for place, name in enumerate(found, 1)] if "".join(found).strip() else []
     if not found and not files.text(path).strip():
@@ -129,6 +130,7 @@ def _check_quotes(path: Path, separator: str, opened: Callable[[], BinaryIO]) ->
             return
     with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
+        csv.field_size_limit(max(csv.field_size_limit(), _BYTES))  # the library's own is below a long review
         try:
             for _ in reader:
                 pass

@@ -103,7 +103,10 @@ def opener(path: Path) -> Callable[[], BinaryIO]:
     else:
         return lambda: unpacked(path)
     data = content(path)
-    data = (data.decode("utf-16").encode() if wide else data).replace(old, b"\n")
+    try:
+        data = (data.decode("utf-16").encode() if wide else data).replace(old, b"\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: begins as UTF-16, but {error}. Is the file cut off? Fetch it again.") from error
     return lambda: io.BytesIO(data)
 
 
