@@ -127,6 +127,7 @@ def test_the_remedy_for_other_encodings_works_as_typed(tmp_path, wanted, encodin
         (["'a', 'b & c'", "d"], [["a", "b & c"], ["d"]], "written as lists"),
         (["(no genres listed)", "a|b"], [[], ["a", "b"]], ""),
         (["[brackets] a|b"], [["[brackets] a", "b"]], ""),
+        (["[" * 100_000], [["[" * 100_000]], ""),
         ([["a ", "b"], None, []], [["a", "b"], [], []], ""),
         ([[{"id": 1, "name": "a"}, {"id": 2, "name": "b"}], [], None], [["a", "b"], [], []], ""),
         ([[["All", "a"], ["b"]]], [["All", "a", "b"]], ""),
@@ -226,6 +227,14 @@ def test_json_lines_are_tables_too(tmp_path, wanted, packed):
         with pytest.raises(ValueError, match=r"events.ndjson.*: found columns \['who', .* \['user'\] are missing"):
             load(DataConfig(data=str(path), history=2))
         assert load(DataConfig(data=str(path), history=2, columns=("user=who",))).content_hash == wanted
+    good = gzip.decompress(log.read_bytes()) if packed else log.read_bytes()
+    bad = [b'{"who": ' + b"[" * 100_000, b'{"who": ' + b"1" * 5000 + b"}", b"{'who': {1, 2}, 'name': '\\u00e9'}"]
+    text = good + b"\n".join(bad)
+    log.write_bytes(gzip.compress(text) if packed else text)
+    made = load(DataConfig(data=str(log), history=2, columns=("user=who",), bad_rows="drop"))
+    assert made.content_hash == wanted
+    reasons = [row["reason"][:15] for row in made.rejected.to_pylist()]
+    assert reasons == ["not JSON: maxim", "not JSON: Excee", "without asin, t"]
     log.write_bytes(lines(("who",), []))
     with pytest.raises(ValueError, match="found no line that is a JSON object"):
         load(DataConfig(data=str(log)))

@@ -1,6 +1,7 @@
 """Genres in the forms that files have them."""
 
 import ast
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -62,10 +63,8 @@ def _literal(text: str) -> list[str] | None:
         text = f"[{text}]"
     if text[:1] not in ("[", "{", "("):
         return None
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         return _names(json.loads(text))
-    except ValueError:
-        pass
     try:  # NumPy writes no commas, and Python would join the names
         return _names(ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)))
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -19,9 +19,9 @@ _FIRST = 100
 
 
 def _is_utf8(value: Any) -> bool:
-    """JSON can spell half a surrogate pair, which no UTF-8 table can hold."""
+    """JSON can spell half a surrogate pair, which no UTF-8 table can hold; Python's literals have further types."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True).encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -32,8 +32,8 @@ def read_json(path: Path, kind: type) -> Any:
     text = files.text(path)
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}: row {error.lineno} is not JSON: {error.msg}"
+    except (ValueError, RecursionError) as error:  # too deep lists, and numbers of thousands of digits too
+        where = f"{path}: row {getattr(error, 'lineno', 1)} is not JSON: {getattr(error, 'msg', error)}"
         raise ValueError(f"{where}. Is the file cut off? Fetch it again.") from error
     if not isinstance(value, kind):
         raise ValueError(f"{path}: found a JSON {type(value).__name__}, wanted a {kind.__name__}.")
@@ -45,7 +45,7 @@ def read_json(path: Path, kind: type) -> Any:
 
 
 def _object(line: str) -> Any:
-    """The value of a line of JSON, or of a Python literal. JSONDecodeError: it is neither."""
+    """The value of a line of JSON, or of a Python literal. ValueError or RecursionError: it is neither."""
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
@@ -74,8 +74,8 @@ def read_jsonl(path: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, An
             continue
         try:
             value = _object(line)
-        except json.JSONDecodeError as error:
-            rejects.add(path.name, row, f"not JSON: {error.msg}", line)
+        except (ValueError, RecursionError) as error:
+            rejects.add(path.name, row, f"not JSON: {getattr(error, 'msg', error)}", line)
             continue
         if not isinstance(value, dict) or ("\\u" in line and not _is_utf8(value)):
             rejects.add(path.name, row, "not a JSON object of UTF-8 text", line)
