@@ -193,6 +193,11 @@ def test_parquet_in_parts_and_hive_partitions(tmp_path, wanted):
     columns = {name: [row[i] for row in ITEMS[1:]] for i, name in enumerate(ITEMS[0])}
     pq.write_table(pa.table(columns), tmp_path / "items.parquet")
     plays = pa.table({name: [row[i] for row in PLAYS[1:]] for i, name in enumerate(PLAYS[0])})
+    above = tmp_path / "user=me"
+    above.mkdir()
+    pq.write_table(pa.table(columns), above / "items.parquet")
+    pq.write_table(plays, above / "interactions.parquet")
+    assert load(DataConfig(data=str(above), history=2)).content_hash == wanted
     parts = tmp_path / "interactions.parquet"
     parts.mkdir()
     (parts / "_SUCCESS").write_bytes(b"")

@@ -216,7 +216,8 @@ def parquet_header(path: Path) -> list[str]:
 
 def _parquet(path: Path) -> Any:
     try:
-        return pyarrow.dataset.dataset(path, format="parquet", partitioning="hive")
+        # The folders above a file name no columns of it.
+        return pyarrow.dataset.dataset(path, format="parquet", partitioning="hive" if path.is_dir() else None)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: is not readable Parquet: {error}. Is the file cut off? Write it again.") from error
 
