@@ -179,6 +179,10 @@ def test_columns_with_other_names(tmp_path, wanted):
     assert some.told["columns"] == "item=k timestamp=at title=t user=w; not read: g, r"
     columns = ("user=w", "item=k", "title=t", "genres=g", "rating=r", "timestamp=at")
     assert load(replace(config, columns=columns)).content_hash == wanted
+    titles = {row[0]: row[1] for row in ITEMS}
+    named = [(user, titles[item], *rest) for user, item, *rest in PLAYS[1:]]
+    twice = put(tmp_path / "c", written([row[1:] for row in ITEMS]), written([("user", "item", *PLAYS[0][2:]), *named]))
+    assert load(replace(twice, columns=("item=title",))).content_hash == wanted
     for bad, message in (
         (("who=w",), "wanted NAME=COLUMN"),
         ((*columns[:5], "timestamp=when"), "no file has a column 'when'"),

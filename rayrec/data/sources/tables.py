@@ -75,10 +75,10 @@ def _read(
         if lacks := [name for name, column in names.items() if column is None and name not in optional]:
             missing.append(f"{path}: found columns {found}, but {lacks} are missing")
             wrong += lacks
-        names = {column: name for name, column in names.items() if column is not None}
-        taken |= {name: column for column, name in names.items() if name != column}
-        used |= {*names}
-        unread += [column for column in found if column not in names]
+        names = {name: column for name, column in names.items() if column is not None}
+        taken |= {name: column for name, column in names.items() if name != column}
+        used |= {*names.values()}
+        unread += [column for column in found if column not in names.values()]
         tables.append((path, names))
     lost = sorted({column for name, column in given.items() if column not in used})
     if missing or lost:
@@ -93,11 +93,16 @@ def _read(
         told.append(f"not read: {', '.join(unread[:8])}" + (f" and {len(unread) - 8} more" if len(unread) > 8 else ""))
     if told:
         rejects.told["columns"] = "; ".join(told)
+
+    def table(path: Path, names: dict[str, str]) -> pl.DataFrame:
+        by_column = {column: name for name, column in names.items()}  # one column may have several names
+        return read(path, by_column).with_columns(pl.col(by_column[names[name]]).alias(name) for name in names)
+
     if not two:
-        return _of_one(read(*tables[0]), folder.name, rejects)
+        return _of_one(table(*tables[0]), folder.name, rejects)
     (item_path, of_items), (path, of_plays) = tables
-    known = reading.items(read(item_path, of_items), item_path.name, rejects)
-    log = reading.interactions(read(path, of_plays), known, path.name, rejects)
+    known = reading.items(table(item_path, of_items), item_path.name, rejects)
+    log = reading.interactions(table(path, of_plays), known, path.name, rejects)
     return Raw(known, item_path.name, rejects, interactions=log)
 
 
