@@ -52,3 +52,11 @@ def contexts(examples: pa.Table) -> list[dict]:
 def table(rows: list[dict]) -> pa.Table:
     """Return ``rows`` as a table of schema.NEGATIVES."""
     return schema.check(pa.Table.from_pylist(rows, schema=schema.NEGATIVES), schema.NEGATIVES, "negatives")
+
+
+def too_few(example_id: str, free: int, wanted: int) -> ValueError:
+    """The error of an example that a sampler finds too few items for."""
+    return ValueError(
+        f"Example {example_id}: found {free} items outside the history and the target, wanted {wanted} negatives. "
+        "Take fewer negatives or a larger catalogue."
+    )

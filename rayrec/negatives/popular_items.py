@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayrec.data.catalogue import Catalogue
-from rayrec.negatives.draw import Draw, contexts, table
+from rayrec.negatives.draw import Draw, contexts, table, too_few
 
 
 def popular_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
@@ -21,9 +21,6 @@ def popular_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catal
         key_I[taken] = -np.inf
         best = np.argsort(-key_I, kind="stable")[: draw.k]
         if len(best) < draw.k or np.isneginf(key_I[best]).any():
-            raise ValueError(
-                f"Example {example['example_id']}: found {int(np.isfinite(key_I).sum())} items outside the history and "
-                f"the target, wanted {draw.k} negatives. Take fewer negatives or a larger catalogue."
-            )
+            raise too_few(example["example_id"], int(np.isfinite(key_I).sum()), draw.k)
         rows += draw.drawn(example["example_id"], "popular", [catalogue.titles[item] for item in best])
     return table(rows)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayrec.data.catalogue import Catalogue
-from rayrec.negatives.draw import Draw, contexts, table
+from rayrec.negatives.draw import Draw, contexts, table, too_few
 
 
 def random_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
@@ -35,10 +35,7 @@ def random_negatives(
     taken = sorted({catalogue.index[title] for title in (*history, target, *without) if title in catalogue.index})
     free = len(catalogue.titles) - len(taken)
     if free < k:
-        raise ValueError(
-            f"Example {example_id}: found {free} items outside the history and the target, wanted {k} negatives. "
-            "Take fewer negatives or a larger catalogue."
-        )
+        raise too_few(example_id, free, k)
     items = draw.generator(example_id).choice(free, size=k, replace=False)
     for item in taken:  # ascending: place p among the free items becomes the p-th item that is not taken
         items = items + (items >= item)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from rayrec.data.catalogue import Catalogue
 from rayrec.grounding import Embedder
-from rayrec.negatives.draw import Draw, contexts, table
+from rayrec.negatives.draw import Draw, contexts, table, too_few
 from rayrec.topk import stable_topk
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ _CELLS = 1 << 25
 def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Catalogue, draw: Draw) -> pa.Table:
     """Return, for each example, the ``draw.k`` items of largest cosine to the mean of the history's unit vectors.
 
-    Target and history are left out. (SPRec's copy of RosePO takes the least similar.) ValueError: no embedder.
+    Target and history are left out. (SPRec's copy of RosePO takes the least similar.) ValueError: no embedder, or fewer
+    items are left.
     """
     import torch
 
@@ -41,6 +42,8 @@ def semantic_table(examples: pa.Table, outputs: pa.Table | None, catalogue: Cata
         for example, score_I in zip(part, score_BI, strict=True):
             taken = [catalogue.index[t] for t in (*example["history"], example["target"]) if t in catalogue.index]
             score_I[taken] = -torch.inf
+            if (free := len(score_I) - len({*taken})) < draw.k:
+                raise too_few(example["example_id"], free, draw.k)
         for example, best in zip(part, stable_topk(score_BI, draw.k).tolist(), strict=True):
             rows += draw.drawn(example["example_id"], "semantic", [catalogue.titles[item] for item in best])
     return table(rows)

@@ -110,13 +110,17 @@ def test_popular_follows_popularity(many: Catalogue) -> None:
         assert abs(count[title] - 4000 * p) <= 4.5 * (4000 * p * (1 - p)) ** 0.5
 
 
+@pytest.mark.parametrize("name", ["random", "popular", "semantic"])
+def test_too_few_items_are_refused(many: Catalogue, rows: pa.Table, name: str) -> None:
+    with pytest.raises(ValueError, match=r"Example e0: found 29 items .* wanted 30"):
+        NEGATIVES[name].finish(rows, None, many, Draw(30, 0, 0, "p", similar=TitleEmbedder(NAMES)))
+
+
 def test_popular_takes_items_nobody_met_last(many: Catalogue, rows: pa.Table) -> None:
     table = NEGATIVES["popular"].finish(rows, None, many, Draw(28, 0, 0, "p"))
     for made in by_example(table).values():
         met = [int(row["text"].split()[1]) > 0 for row in made]
         assert met == sorted(met, reverse=True) and not all(met)
-    with pytest.raises(ValueError, match=r"Example e0: found 29 items .* wanted 30"):
-        NEGATIVES["popular"].finish(rows, None, many, Draw(30, 0, 0, "p"))
 
 
 def test_semantic_is_the_largest_cosine_to_the_mean_of_the_history(many: Catalogue, rows: pa.Table) -> None:
