@@ -30,7 +30,7 @@ def liking_rows(rows: pa.Table, touched: LeftOut, catalogue: Catalogue, seed: in
             made.append(row | {"candidates": [title], "target": YES if liked else NO})
             if rating is None:
                 draw = np.random.default_rng(seed_of(seed, "liking", row["example_id"]))
-                known = {*touched.get(row["user"], ()), *row["history"], title}
+                known = {*touched.get(row["user"], ()), *row["history"], title} & catalogue.index.keys()
                 while (other := catalogue.titles[int(draw.integers(len(catalogue)))]) in known:
                     if len(known) >= len(catalogue):
                         raise ValueError(

@@ -33,6 +33,8 @@ def test_unrated_rows_have_a_no_for_every_yes() -> None:
     asked = {row["candidates"][0] for row in made if row["target"] == NO}
     assert asked == {"Film 9", "Film 10", "Film 11"}  # in no history, never met, not the target; and all of them
     assert len({row["example_id"] for row in made}) == 60
+    met["u"] += [f"Film {i}" for i in range(12, 24)]  # outside the catalogue
+    assert liking_rows(rows, met, CATALOGUE, 0).to_pylist() == made
     assert made == liking_rows(rows, met, CATALOGUE, 0).to_pylist() != liking_rows(rows, met, CATALOGUE, 1).to_pylist()
     with pytest.raises(ValueError, match="met the whole catalogue"):
         liking_rows(rows, {"u": CATALOGUE.titles}, CATALOGUE, 0)
