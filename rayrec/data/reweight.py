@@ -14,7 +14,8 @@ def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
     """Weights (E,) of the examples ``rows``, with mean 1.
 
     A selected genre g has w_g = (its share of all history titles) / (its share of all targets). An example's weight is
-    the mean of w_g over its target's selected genres, 1 where it has none. ValueError: no title has a genre.
+    the mean of w_g over its target's selected genres, 1 where it has none. ValueError: no title has a genre, or no
+    target has one of a history.
     """
     selected = set(catalogue.selected_genres)
     named = zip(catalogue.titles, catalogue.genres, strict=True)
@@ -27,10 +28,16 @@ def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
     liked, asked = _shares(genres.get(title, []) for title in titles), _shares(targets())
     if not liked or not asked:
         raise ValueError(
-            f"--reweight genre: the titles of {len(rows)} training rows have no genre. Take data with genres, or none."
+            f"--reweight genre: the titles of {len(rows)} training rows have no genre, wanted some. Take other "
+            "data, or --reweight none."
         )
     ratio = {g: liked.get(g, 0.0) / share for g, share in asked.items()}
     weights = np.fromiter((np.mean([ratio[g] for g in names]) if names else 1.0 for names in targets()), float)
+    if not weights.any():
+        raise ValueError(
+            f"--reweight genre: histories have the genres {sorted(liked)}, targets {sorted(asked)}, wanted one in "
+            "both. Take other data, or --reweight none."
+        )
     return weights / weights.mean()
 
 

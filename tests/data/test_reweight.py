@@ -55,6 +55,8 @@ def test_single_genre_targets_get_the_histories_shares() -> None:
 
 
 def test_data_without_genres_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"histories have the genres \['war'\], targets \['fun'\], wanted one"):
+        by_genre(rows((["Axe"], "Cup")), CATALOGUE)
     plain = dataclasses.replace(CATALOGUE, selected_genres=[])
     with pytest.raises(ValueError, match="--reweight genre: the titles of 1 training rows have no genre"):
         by_genre(rows((["Axe"], "Bow")), plain)
