@@ -50,7 +50,10 @@ _UNSPACED = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_LETTER = rf"[^\W{_UNSPACED}]"
+#: Signs that belong to the letter before, and that `\\w` leaves out: accents, Hebrew and Arabic points, and from
+#: Devanagari to Sinhala the vowels, but for the two strokes that end sentences.
+_SIGNS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0df3"
+_LETTER = rf"(?:[^\W{_UNSPACED}]|[{_SIGNS}])"
 
 
 @lru_cache(maxsize=1 << 16)

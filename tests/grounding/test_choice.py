@@ -12,7 +12,7 @@ from rayrec.grounding.choice import chosen_lists, named
 from rayrec.models.popular import popular_choices
 
 LISTED = ["Alien", "Aliens", "Alien 3", "Up", "Lion King, The (1994)", "Amélie", "M", "What? (1972)"]
-LISTED += ["東京", "東京物語", "บางรักซอย"]
+LISTED += ["東京", "東京物語", "บางรักซอย", "राम", "सीता"]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,9 @@ LISTED += ["東京", "東京物語", "บางรักซอย"]
         ("東京物語", ["東京物語"]),
         ("日本ではAlienです", ["Alien"]),
         ("ขอแนะนำบางรักซอยครับ", ["บางรักซอย"]),
+        ("रामायण", []),  # a vowel sign goes on with the word
+        ("सीताराम", []),
+        ("राम, सीता।", ["राम", "सीता"]),
         ("", []),
         ("none of these", []),
     ],
