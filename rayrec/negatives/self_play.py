@@ -123,7 +123,8 @@ def _finish(example: dict, answers: list[Answer], catalogue: Catalogue, draw: Dr
     missing = draw.k - dropped - len(kept)
     if not missing:
         return rows
-    titles = random_negatives(**example, catalogue=catalogue, draw=draw, k=missing, without=[a.text for a in kept])
+    without = [text for a in kept for text in (a.text, fold(a.text))]
+    titles = random_negatives(**example, catalogue=catalogue, draw=draw, k=missing, without=without)
     nothing = Answer(None, "", None, None)
     for title, (raw, _, logprob, _) in zip(titles, itertools.chain(replaced, itertools.repeat(nothing)), strict=False):
         rows.append(draw.row(example_id, len(rows), "random", title, raw, logprob))

@@ -71,6 +71,13 @@ def test_repeated_outputs_count_once_and_open_places_are_filled(catalogue, examp
     assert (found["random"], found["replaced"], found["dropped"]) == (4, 1, 0)
 
 
+def test_an_output_with_other_space_is_not_drawn_again(catalogue, examples, outputs):
+    wrote = outputs(["\u00a0H "], ["\u00a0H "], ["\u00a0H "], ["\u00a0H "])
+    table = finish_self_play(examples, wrote, catalogue, Draw(4, 0, 0, "p"))
+    assert {row["text"].strip() for row in _rows(table, "e0")} == {"H", "E", "F", "G"}
+    assert all(len({row["text"].strip() for row in _rows(table, f"e{i}")}) == 4 for i in range(4))
+
+
 def test_drop_leaves_the_place_of_the_target_empty(catalogue, examples, outputs):
     wrote = outputs(["D", "H", "G"], ["H", "G"], ["H", "G"], ["H", "F"])
     table = finish_self_play(examples, wrote, catalogue, Draw(2, 0, 0, "p", equal_target="drop"))
