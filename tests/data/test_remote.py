@@ -6,7 +6,9 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from moto.server import ThreadedMotoServer
 
 from rayrec.data import load
 from rayrec.data.settings import DataConfig
+from rayrec.data.sources.remote import fetch
 from rayrec.data.store import copy_of, open_url
 from rayrec.driver.names import run_folder
 from rayrec.methods import parse
@@ -119,6 +122,22 @@ def test_a_changed_object_is_copied_again_and_others_are_not(
     put({"items.csv": ITEMS_CSV.replace("C", "D")})  # of the same size
     os.utime(copy_of(url) / "data" / "items.csv")
     assert load(DataConfig(data=url, history=2)).catalogue.titles == ["A", "B", "D"]
+
+
+def test_two_processes_copy_one_folder_one_after_the_other(
+    put: Callable[[dict[str, str | bytes]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, copy, others = put(CASES["csv"]), shutil.copyfileobj, list[Future[Path]]()
+
+    def slow(source: BinaryIO, target: BinaryIO, length: int) -> None:
+        copy(source, target, length)
+        if not others:  # the other finds a file that is not finished
+            others.append(pool.submit(fetch, url, [(("items.csv",), ())]))
+            wait(others, timeout=1)
+
+    monkeypatch.setattr("rayrec.data.sources.remote.shutil.copyfileobj", slow)
+    with ThreadPoolExecutor() as pool:
+        assert fetch(url, [(("items.csv",), ())]) == others[0].result()
 
 
 def test_a_store_that_cannot_be_read_is_refused_in_one_line(

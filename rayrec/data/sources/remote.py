@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import fnmatch
 import os
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,7 +44,8 @@ def fetch(url: str, formats: Sequence[tuple[Collection[str], Collection[str]]]) 
         read = [(*needed, *more) for needed, more in formats if all(_any(known, {one}) for one in needed)]
         every, tables = {*chain(*read)}, not read and not own
         wanted = {name for name in known if name == own or _fits(name, every) or (tables and files.is_table(name))}
-        return _copied(url, system, {name: known[name] for name in wanted}) / own
+        with _alone(store.copy_of(url)):
+            return _copied(url, system, {name: known[name] for name in wanted}) / own
     except OSError as error:
         raise ValueError(f"--data {url}: cannot be read: {error}. Name one that can.") from error
 
@@ -59,6 +62,16 @@ def _fits(name: str, patterns: Collection[str]) -> bool:
     every = [f"{table}{ending}/*.parquet" for table in tables for ending in ("", ".parquet")]
     every += [pattern + packed for pattern in patterns for packed in files.PACKED]
     return any(fnmatch.fnmatchcase(name, one) for one in every)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for other processes that change ``folder``: files that they have not finished look like leftovers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "data.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _copied(url: str, system: Any, wanted: dict[str, Any]) -> Path:
