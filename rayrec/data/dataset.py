@@ -100,8 +100,9 @@ def _checked(raw: Raw, config: DataConfig) -> tuple[Raw, pa.Table, dict[str, int
 
     ValueError: there are bad rows, and they are to stop the run; or a setting is for other data.
     """
-    dropped, told = {}, dict[str, str]()
+    dropped, told, file = {}, dict[str, str](), None
     if isinstance(raw.interactions, Log):
+        file = raw.interactions.file
         table, dropped, told = log.check(
             raw.interactions, raw.rejects, config.duplicates, config.liked_from, config.date_order
         )
@@ -121,9 +122,11 @@ def _checked(raw: Raw, config: DataConfig) -> tuple[Raw, pa.Table, dict[str, int
             "Correct them, or set them aside with --bad-rows drop."
         )
     reasons = Counter(rejected["reason"].to_pylist())
-    in_items = rejected["file"].to_pylist().count(raw.item_file)
+    files = rejected["file"].to_pylist()
+    in_items = files.count(raw.item_file)
+    in_log = len(files) - in_items if file is None else files.count(file)  # some sources have files of genres too
     counts = {"item_rows_read": len(raw.items) + in_items}
-    counts["rows_read"] = len(kept) + len(rejected) - in_items + dropped.get("duplicate_rows_dropped", 0)
+    counts["rows_read"] = len(kept) + in_log + dropped.get("duplicate_rows_dropped", 0)
     counts |= {"rows_rejected": len(rejected)} | dropped
     counts |= {f"rejected: {reason}": count for reason, count in sorted(reasons.items())}
     return raw, rejected, counts, told | raw.rejects.told

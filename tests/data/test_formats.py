@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,9 @@ def test_hetrec(tmp_path):
         "user_taggedartists.dat": "userID\tartistID\ttagID\tday\tmonth\tyear\n"
         + "".join(f"{n}\ta\t{tag}\t1\t4\t2009\n" for n, tag in enumerate((2, 2, 3, 1, 4))),
     }
-    made = load(put(tmp_path, files))
+    files["tags.dat"] += b"5\ttoo\tmany\n"
+    made = load(replace(put(tmp_path, files), bad_rows="drop"))
+    assert (made.counts["rows_read"], made.counts["rows_rejected"]) == (len(PLAYS), 1)
     assert made.source == "hetrec" and made.catalogue.genres == [["é", "chillout", "pop"], [], []]
     assert by_time(made)[0] == ["C", "A", "B", "C"]
     assert "no known scale: rows count as unrated" in made.told["ratings"]
