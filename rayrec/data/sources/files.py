@@ -71,11 +71,11 @@ def unpacked(path: Path) -> pa.NativeFile:
         raise ValueError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
-def content(path: Path) -> bytes:
-    """Return a file's bytes, unpacked. ValueError: it cannot be read, or its packing is cut off."""
+def content(path: Path, most: int | None = None) -> bytes:
+    """Return a file's bytes, unpacked, ``most`` or all. ValueError: it cannot be read, or its packing is cut off."""
     with unpacked(path) as file:
         try:
-            return file.read()
+            return file.read(most)
         except OSError as error:
             raise ValueError(f"{path}: cannot be read: {error}. Is the file cut off? Fetch it again.") from error
 
@@ -85,11 +85,7 @@ def opener(path: Path) -> Callable[[], BinaryIO]:
 
     Files are mended whole whose first line ends in ``\r`` or ``\r\r\n``, or that are UTF-16.
     """
-    with unpacked(path) as file:
-        try:
-            head = file.read(_HEAD)
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read: {error}. Is the file cut off? Fetch it again.") from error
+    head = content(path, _HEAD)
     wide = head[:2] in _UTF16
     if wide:
         head = head[: len(head) // 2 * 2].decode("utf-16", "replace").encode()
