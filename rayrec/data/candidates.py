@@ -9,13 +9,12 @@ import pyarrow as pa
 
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.mapped import each
+from rayrec.data.scale import LIKED
 from rayrec.data.schema import with_column
 from rayrec.seeds import seed_of
 
 #: Titles of a candidate set.
 CANDIDATES = 20
-#: Ratings of a target that its user liked, at least, and did not like, at most (RecPO).
-LIKED, DISLIKED = 4.0, 2.0
 #: Later titles of a user that RecPO looks at.
 REACH = 10
 

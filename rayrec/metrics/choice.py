@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rayrec.data.candidates import DISLIKED, LIKED
+from rayrec.data.scale import DISLIKED, LIKED
 from rayrec.metrics.base import Metric
 from rayrec.metrics.hit_ratio import hits
 from rayrec.metrics.outcome import Answers
