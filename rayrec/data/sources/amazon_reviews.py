@@ -52,7 +52,9 @@ def read(folder: Path) -> Raw:
     found = [path for path in found if not path.name.startswith("meta_")]
     if len(found) != 1:
         names = [path.name for path in found]
-        raise ValueError(f"{folder}: found {names} beside {meta.name}, wanted one file of reviews or ratings.")
+        raise ValueError(
+            f"{folder}: found {names} beside {meta.name}, wanted one file of reviews or ratings. Leave one there."
+        )
     plays, rows, ids, counts = _plays(found[0], rejects), [], set(), {"items_without_reviews": 0, "items_again": 0}
     named = [set(plays[name].unique()) for name in ("user", "item")]
     for row, value, line in read_jsonl(meta, rejects):
