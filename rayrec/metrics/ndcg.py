@@ -3,6 +3,7 @@
 import numpy as np
 
 from rayrec.metrics.base import Metric
+from rayrec.metrics.hit_ratio import hits
 from rayrec.metrics.outcome import Answers
 
 
@@ -11,8 +12,7 @@ def gains(answers: Answers, k: int) -> np.ndarray:
 
     NDCG@k is their mean over all N rows (SPRec section 5.1.3; Järvelin and Kekäläinen 2002).
     """
-    found = (answers.rank_N >= 1) & (answers.rank_N <= k)
-    return np.where(found, 1 / np.log2(np.where(found, answers.rank_N, 1) + 1), 0.0)
+    return hits(answers, k) / np.log2(np.maximum(answers.rank_N, 1) + 1)
 
 
 NDCG = Metric("NDCG", "up", of_rows=gains, unit="mean gain of a row", share=True, about="weighted by its place")
