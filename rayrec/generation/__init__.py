@@ -71,7 +71,7 @@ def _check(config: Config, gpu: bool) -> None:
         raise ValueError(
             f"--item-vectors has tokens that only --engine {_names('reads_item_vectors')} reads. Leave --engine out."
         )
-    if engine.needs_endpoint != bool(evaluate.endpoint and evaluate.served):
+    if len({engine.needs_endpoint, bool(evaluate.endpoint), bool(evaluate.served)}) > 1:
         raise ValueError(
             f"--engine {_names('needs_endpoint')}, --endpoint URL and --served NAME go together. Name all three, or "
             "none of them."

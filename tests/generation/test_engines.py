@@ -70,6 +70,8 @@ def test_settings_that_an_engine_does_not_declare_to_serve_are_refused(monkeypat
         (["--tensor-parallel", "2"], "has the engine fake on GPUs.*take --device gpu and --engine vllm"),
         (["--item-vectors"], "--item-vectors has tokens that only --engine torch reads"),
         (["--endpoint", "http://x/v1", "--served", "m"], "--engine chat, --endpoint URL and --served NAME go together"),
+        (["--endpoint", "http://x/v1"], "--engine chat, --endpoint URL and --served NAME go together"),
+        (["--served", "m"], "--engine chat, --endpoint URL and --served NAME go together"),
     ):
         with pytest.raises(ValueError, match=message):
             resolve_engine(config_of("--engine", "fake", *args), gpu=True)
