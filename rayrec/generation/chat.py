@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Requests at once, retries of one, and seconds that one may take.
 CONCURRENT, RETRIES, SECONDS = 16, 4, 60.0
+#: What the client, or a look at what it returns, fails with where an answer has another form than OpenAI's.
+_MALFORMED = (AttributeError, IndexError, TypeError, ValueError)
 
 
 class ChatEngine(Engine):
@@ -34,7 +36,7 @@ class ChatEngine(Engine):
         """Return one answer to each prompt, at temperature 0; its log-probability is NaN, which means not known.
 
         Raises:
-            ConnectionError: the endpoint failed more often than a request is retried.
+            ConnectionError: the endpoint failed more often than a request is retried, or gave no such answer.
         """
         from openai import OpenAIError
 
@@ -42,17 +44,19 @@ class ChatEngine(Engine):
             text = self.template.tokenizer.decode(prompt, skip_special_tokens=True)
             message: Any = [{"role": "user", "content": text}]
             limits = {"temperature": 0.0, "max_tokens": self.longest, "seed": part.seed}
-            made = self.client.chat.completions.create(model=self.settings.served, messages=message, **limits)
-            return [(self.template.answer_ids((made.choices[0].message.content or "").strip()), math.nan)]
+            try:
+                made = self.client.chat.completions.create(model=self.settings.served, messages=message, **limits)
+                answer = (made.choices[0].message.content or "").strip()
+            except (OpenAIError, *_MALFORMED) as error:
+                again = "" if isinstance(error, _MALFORMED) else f", and {RETRIES} times again"
+                raise ConnectionError(
+                    f"--endpoint {self.settings.endpoint} failed{again}: {_message(error)} Finished phases are kept; "
+                    "the same command goes on with what is left."
+                ) from None
+            return [(self.template.answer_ids(answer), math.nan)]
 
-        try:
-            with ThreadPoolExecutor(CONCURRENT) as pool:
-                return list(pool.map(ask, part.prompts))
-        except OpenAIError as error:
-            raise ConnectionError(
-                f"--endpoint {self.settings.endpoint} failed, and {RETRIES} times again: {_message(error)} Finished "
-                "phases are kept; the same command goes on with what is left."
-            ) from None
+        with ThreadPoolExecutor(CONCURRENT) as pool:
+            return list(pool.map(ask, part.prompts))
 
     @classmethod
     def check(cls, config: Config, gpu: bool) -> None:
@@ -71,7 +75,7 @@ class ChatEngine(Engine):
             )
         try:
             served = [model.id for model in _client(settings, 0).models.list()]
-        except OpenAIError as error:
+        except (OpenAIError, *_MALFORMED) as error:
             raise ValueError(
                 f"--endpoint {settings.endpoint}: {_message(error)} Name the address of an OpenAI-compatible server, "
                 "such as http://127.0.0.1:8000/v1, with OPENAI_API_KEY set where it wants a key."
@@ -96,4 +100,6 @@ def _client(settings: EvaluateConfig, retries: int) -> Any:
 
 def _message(error: Exception) -> str:
     """The endpoint's message without the key, which some endpoints repeat."""
+    if isinstance(error, _MALFORMED):
+        return "its answer has not the form of an OpenAI-compatible server's."
     return str(error).replace(_key(), "***")

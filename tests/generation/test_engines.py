@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import sysconfig
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from rayrec.config import Config
 from rayrec.driver.checks import resolve
 from rayrec.generation import ENGINES, resolve_engine
 from rayrec.generation.actor import Generator
+from rayrec.generation.chat import ChatEngine
 from rayrec.generation.engine import EngineDied, Part, Setup, modes_of
 from rayrec.generation.vllm_models import RANKS, lora_room, takes_adapters
 from rayrec.lanes import BASE
@@ -78,6 +81,48 @@ def test_settings_that_an_engine_does_not_declare_to_serve_are_refused(monkeypat
     assert resolve_engine(config_of("--engine", "fake", "--method", "D3"), gpu=True).evaluate.engine == "fake"
     with pytest.raises(ValueError, match="--tensor-parallel 2: constrained beams, d3 and scores"):
         resolve_engine(config_of("--engine", "vllm", "--tensor-parallel", "2", "--decode", "beams"), gpu=True)
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers everything by a page of HTML, or by JSON without what was asked for."""
+
+    kind, body = "text/html", b"<html>"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", self.kind)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"), [("text/html", b"<html>"), ("application/json", b"["), ("application/json", b'["choices"]')]
+)
+def test_an_endpoint_of_another_kind_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, body: bytes
+) -> None:
+    monkeypatch.setattr(Page, "kind", kind)
+    monkeypatch.setattr(Page, "body", body)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        config = config_of("--method", "ChatRec", "--endpoint", url, "--served", "m")
+        make_tiny(TITLES, config.model, tmp_path, 0)
+        template = make_template("compact", load_tokenizer(tmp_path))
+        setup = Setup(config, Storage(""), "", template, (), False, ChatEngine, 1)
+        with pytest.raises(ValueError, match=r"its answer has not the form.* such as http://127.0.0.1:8000/v1"):
+            resolve_engine(config, gpu=False)
+        for answer in (body, b'{"error": "busy"}', b'{"choices": []}'):
+            Page.body = answer
+            with pytest.raises(ConnectionError, match=f"--endpoint {url} failed: its answer has not the form"):
+                ChatEngine(setup).answer(Part("00/evaluate", 0, "base", "", [[1]], "greedy"))
+        server.shutdown()
 
 
 def test_the_modes_of_a_plan_are_those_of_its_evaluations_negatives_and_scores() -> None:
