@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import ParamWrapper
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -61,7 +62,7 @@ def open_base(path: str | Path, dtype: torch.dtype | str, few: bool = False, dev
     with weights.quiet():
         try:
             model, report = _opened(path, settings, dtype, kinds, torch.device(device))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             if Path(path).is_dir():
                 weights.check_names(path)  # which says what is wrong, if tensors are
             raise ValueError(f"{path}: no model with safetensors weights could be opened there: {error}") from error

@@ -20,7 +20,7 @@ def weight_files(folder: str | Path) -> list[Path]:
     Other files beside them, such as ``consolidated.safetensors`` or shards of another saving, are no part of the model.
 
     Raises:
-        ValueError: the folder has neither, or a file of the index is missing.
+        ValueError: the folder has neither, the index is damaged, or a file of it is missing.
     """
     folder = Path(folder)
     if (folder / WHOLE).exists():
@@ -32,7 +32,10 @@ def weight_files(folder: str | Path) -> list[Path]:
             f"{folder}: found {found}, but no {WHOLE} or {INDEX}, so no *.safetensors of a Hugging Face model. Convert "
             "the weights with save_pretrained."
         )
-    names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: {INDEX} names no files of weights ({error}). Copy it there anew.") from error
     if missing := [name for name in names if not (folder / name).exists()]:
         raise ValueError(f"{folder}: {INDEX} names {missing[:3]}, which are missing. Copy them there.")
     return [folder / name for name in names]
@@ -60,19 +63,25 @@ def check_names(folder: str | Path) -> int:
     """Refuse a folder that lacks a tensor which its model wants, by the files' headers alone; returns their numbers.
 
     Raises:
-        ValueError: with the tensor's name.
+        ValueError: with the tensor's name, or a file is damaged.
     """
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from transformers import AutoConfig, AutoModelForCausalLM
 
     held = {}
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                one = opened.get_slice(name)
-                dtype = _DTYPES.get(one.get_dtype(), "uint8")
-                held[name] = torch.empty(one.get_shape(), dtype=getattr(torch, dtype), device="meta")
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    one = opened.get_slice(name)
+                    dtype = _DTYPES.get(one.get_dtype(), "uint8")
+                    held[name] = torch.empty(one.get_shape(), dtype=getattr(torch, dtype), device="meta")
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file}: damaged, cut short, or a pointer of git-lfs in its place ({error}). Copy it there anew, or "
+                "type `git lfs pull` in its repository."
+            ) from error
     settings = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     with quiet():
         with torch.device("meta"):

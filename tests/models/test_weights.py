@@ -52,6 +52,22 @@ def test_other_files_beside_the_models_are_not_read(tmp_path: Path) -> None:
     assert dict(weights.tensors(sharded)).keys() == load_file(whole / weights.WHOLE).keys()
 
 
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = make("qwen2, tied", tmp_path, shard="100KB")
+    index, part = folder / weights.INDEX, weights.weight_files(folder)[1]
+    whole, pointer = part.read_bytes(), b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for open_it in (policy.check_model, policy.load_base, check_base):
+        for content in (whole[:-1], whole[:5], b"", pointer):
+            part.write_bytes(content)
+            with pytest.raises(ValueError, match=rf"{part.name}: damaged.* Copy it there anew.*`git lfs pull`"):
+                open_it(str(folder))
+    part.write_bytes(whole)
+    for content in ("{", "{}", "[]"):
+        index.write_text(content)
+        with pytest.raises(ValueError, match=rf"{index.name} names no files of weights .* Copy it there anew"):
+            policy.check_model(folder)
+
+
 def test_a_file_of_the_index_that_is_missing_is_named(tmp_path: Path) -> None:
     folder = make("qwen2, tied", tmp_path, shard="100KB")
     gone = weights.weight_files(folder)[1]
