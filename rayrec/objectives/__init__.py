@@ -18,7 +18,7 @@ from rayrec.objectives.kto import Kto
 from rayrec.objectives.msl import Msl
 from rayrec.objectives.odpo import Odpo
 from rayrec.objectives.orpo import Orpo
-from rayrec.objectives.pairs import Pairs, chosen_nll, pairs_of, rewards
+from rayrec.objectives.pairs import Pairs, chosen_nll, rewards
 from rayrec.objectives.recpo import Recpo
 from rayrec.objectives.rere import Rere
 from rayrec.objectives.rosepo import Rosepo
@@ -55,7 +55,6 @@ __all__ = [
     "Pairs",
     "SftLoss",
     "chosen_nll",
-    "pairs_of",
     "rewards",
     "setting",
 ]

@@ -46,8 +46,32 @@ class Pairs:
         baseline: float | None = None,
         more: Collection[str] = (),
     ) -> Pairs:
-        """Return :func:`pairs_of` these."""
-        return pairs_of(logprob_BA, rows, ref_BA, baseline, more)
+        """Return the pairs of a micro-batch, whose examples may differ in their number of answers.
+
+        ``logprob_BA`` and ``ref_BA`` are log-probabilities of the answers under policy and reference, the chosen answer
+        first. ``rows`` have ``answers`` (token ids), ``scores`` and ``smoothing`` (both None unless filled), and the
+        columns ``more``, a number for each answer; ``baseline`` is z of the global batch.
+        """
+        import torch
+
+        (B, A), device = logprob_BA.shape, logprob_BA.device
+        lengths_BA = padded([[len(answer) for answer in row["answers"]] for row in rows], A, device)
+        scores_BA = None if rows[0]["scores"] is None else padded([row["scores"] for row in rows], A, device)
+        doubts_BK = None if rows[0]["smoothing"] is None else padded([row["smoothing"] for row in rows], A - 1, device)
+        return cls(
+            chosen_B=logprob_BA[:, 0],
+            rejected_BK=logprob_BA[:, 1:],
+            mask_BK=lengths_BA[:, 1:] > 0,
+            ref_chosen_B=None if ref_BA is None else ref_BA[:, 0],
+            ref_rejected_BK=None if ref_BA is None else ref_BA[:, 1:],
+            chosen_length_B=lengths_BA[:, 0],
+            rejected_length_BK=lengths_BA[:, 1:],
+            smoothing_BK=doubts_BK,
+            score_chosen_B=None if scores_BA is None else scores_BA[:, 0],
+            score_rejected_BK=None if scores_BA is None else scores_BA[:, 1:],
+            baseline_B=None if baseline is None else torch.full((B,), baseline, device=device),
+            columns_BA={name: padded([row[name] for row in rows], A, device) for name in more},
+        )
 
     def logged(self, scale: float) -> dict[str, Tensor]:
         """Return the :func:`rewards` of each example."""
@@ -132,41 +156,6 @@ def preference_logits(pairs: Pairs, beta: float) -> Tensor:
     delta_B, delta_BK = log_ratios(pairs)
     logit_BK = beta * (delta_B[:, None] - delta_BK)
     return logit_BK if pairs.margin_BK is None else logit_BK - mask_out(pairs.margin_BK, pairs.mask_BK)
-
-
-def pairs_of(
-    logprob_BA: Tensor,
-    rows: Sequence[Mapping[str, Any]],
-    ref_BA: Tensor | None = None,
-    baseline: float | None = None,
-    more: Collection[str] = (),
-) -> Pairs:
-    """Return the pairs of a micro-batch, whose examples may differ in their number of answers.
-
-    ``logprob_BA`` and ``ref_BA`` are log-probabilities of the answers under policy and reference, the chosen answer
-    first. ``rows`` have ``answers`` (token ids), ``scores`` and ``smoothing`` (both None unless filled), and the
-    columns ``more``, a number for each answer; ``baseline`` is z of the global batch.
-    """
-    import torch
-
-    (B, A), device = logprob_BA.shape, logprob_BA.device
-    lengths_BA = padded([[len(answer) for answer in row["answers"]] for row in rows], A, device)
-    scores_BA = None if rows[0]["scores"] is None else padded([row["scores"] for row in rows], A, device)
-    doubts_BK = None if rows[0]["smoothing"] is None else padded([row["smoothing"] for row in rows], A - 1, device)
-    return Pairs(
-        chosen_B=logprob_BA[:, 0],
-        rejected_BK=logprob_BA[:, 1:],
-        mask_BK=lengths_BA[:, 1:] > 0,
-        ref_chosen_B=None if ref_BA is None else ref_BA[:, 0],
-        ref_rejected_BK=None if ref_BA is None else ref_BA[:, 1:],
-        chosen_length_B=lengths_BA[:, 0],
-        rejected_length_BK=lengths_BA[:, 1:],
-        smoothing_BK=doubts_BK,
-        score_chosen_B=None if scores_BA is None else scores_BA[:, 0],
-        score_rejected_BK=None if scores_BA is None else scores_BA[:, 1:],
-        baseline_B=None if baseline is None else torch.full((B,), baseline, device=device),
-        columns_BA={name: padded([row[name] for row in rows], A, device) for name in more},
-    )
 
 
 def padded(values: Sequence[Sequence[float]], width: int, device: Any) -> Tensor:
