@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rayrec.models.logprobs import plain
 from rayrec.seeds import seed_of
 
 #: The file of a policy folder that holds them; its names are those of :class:`ItemVectors`.
@@ -50,7 +51,7 @@ class ItemVectors(nn.Module):
 
 def attach(model: Any, vectors_IE: Tensor, seed: int = 0) -> ItemVectors:
     """Give a causal LM, plain or with adapters, item tokens with a seeded MLP; earlier ones are replaced."""
-    lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    lm = plain(model)
     words = lm.get_input_embeddings()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "item_vectors"))
@@ -62,8 +63,7 @@ def attach(model: Any, vectors_IE: Tensor, seed: int = 0) -> ItemVectors:
 
 def attached(model: Any) -> ItemVectors | None:
     """Return the item tokens that :func:`attach` gave the model, or None."""
-    lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(lm, "item_vectors", None)
+    return getattr(plain(model), "item_vectors", None)
 
 
 def _embed(words: nn.Embedding, items: ItemVectors, ids: Tensor) -> Tensor:
