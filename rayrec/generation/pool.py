@@ -258,7 +258,7 @@ class GeneratorPool:
         """
         memory, dead = out_of_memory(error), is_death(error)
         if memory := memory or (self._kills.look() if dead else ""):
-            held = f", and the generator held {gigabytes(slot.held)} when last heard" if slot.held else ""
+            held = f", and the generator held {gigabytes(slot.held)} at its last answer" if slot.held else ""
             what = "was killed for memory" if dead else "ran out of memory"
             line = f"{slot.name} {what} {slot.place}: {memory}{held}. {LESS_MEMORY}"
             slot.starved += 1

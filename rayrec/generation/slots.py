@@ -49,7 +49,7 @@ class Slot:
     starved: int = 0
     """Of these, those that were killed for want of memory."""
     held: int = 0
-    """Bytes of memory of the actor when it was last heard."""
+    """Bytes of memory of the actor at its last answer."""
 
     @property
     def name(self) -> str:

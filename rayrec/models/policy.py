@@ -64,7 +64,7 @@ def open_base(path: str | Path, dtype: torch.dtype | str, few: bool = False, dev
             model, report = _opened(path, settings, dtype, kinds, torch.device(device))
         except (OSError, RuntimeError, SafetensorError) as error:
             if Path(path).is_dir():
-                weights.check_names(path)  # which says what is wrong, if tensors are
+                weights.check_names(path)  # raises with the name, if a tensor is wrong
             raise ValueError(f"{path}: no model with safetensors weights could be opened there: {error}") from error
     weights.refuse_missing(path, report)
     head, words = model.get_output_embeddings(), model.get_input_embeddings()

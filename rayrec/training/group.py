@@ -80,7 +80,7 @@ class TrainGroup(Generic[P]):
         self.size = 0
         """Workers of the group that runs or starts; 0 while that is not settled."""
         self.starved, self._kills, self._held = 0, KernelKills(), 0
-        """Deaths for want of memory since a phase was finished; what the first worker held when it was last heard."""
+        """Deaths for want of memory since a phase was finished; what the first worker held at its last heartbeat."""
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._keep_fitting, name="ray-train", daemon=True)
         self._thread.start()
@@ -166,7 +166,7 @@ class TrainGroup(Generic[P]):
         allowed, memory = self.config.placement.max_deaths, memory or self._kills.look()
         if memory:
             self.starved += 1
-            held = f", and the first worker held {gigabytes(self._held)} when last heard" if self._held else ""
+            held = f", and the first worker held {gigabytes(self._held)} at its last heartbeat" if self._held else ""
             line = f"{who} was killed for memory: {memory}{held}. {self._less_memory}"
             if self.starved > 1:
                 self.error = ValueError(line)
@@ -204,7 +204,7 @@ class TrainGroup(Generic[P]):
                 if self.closed:
                     return
                 self.reserved.free_orphans()
-                if _lacked_room(error):  # run() waits for room, and says for how long
+                if _lacked_room(error):  # run() waits for room, and ends after its patience
                     continue
                 self.deaths += 1
                 who = "a training worker" if isinstance(error, TrainingFailedError) else "Ray Train's controller"

@@ -63,8 +63,8 @@ class Process:
 
 
 def clips(config: Config) -> bool:
-    """Whether gradients are clipped here: at stage 0 in float32 DeepSpeed reads the norm of each by itself, and does
-    not tell that of all."""
+    """Whether gradients are clipped here: at stage 0 in float32 DeepSpeed reads the norm of each by itself, and
+    does not return that of all."""
     return config.train.zero_stage == 0 and (config.train.dtype == "float32" or bool(config.model.lora_rank))
 
 

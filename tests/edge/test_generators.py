@@ -47,7 +47,7 @@ def test_an_actor_whose_engine_is_dead_or_that_hangs_is_replaced(tmp_path: Path)
     assert out["refused"] == "ValueError: no such model. Take another."
     vast = r"ValueError: generator \d ran out of memory in vast part 0: .*allocate 4503599627370496 bytes.*"
     assert re.fullmatch(
-        vast + r"and the generator held \d\.\d GB when last heard\. Lower --beam-width, .*", out["vast"]
+        vast + r"and the generator held \d\.\d GB at its last answer\. Lower --beam-width, .*", out["vast"]
     )
     assert "died in refused" not in done.stdout and "died in vast" not in done.stdout
     # A part that kills every actor ends the run, whichever slots it comes to.
