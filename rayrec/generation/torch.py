@@ -18,7 +18,6 @@ class TorchEngine(Engine):
     opens_plainly = True
 
     def __init__(self, setup: Setup):
-
         from rayrec.models import adapters, policy
 
         self.threads = setup.threads
@@ -45,7 +44,6 @@ class TorchEngine(Engine):
             policy.load_weights(self.model, folder)
 
     def answer(self, part: Part) -> list[list[Scored]]:
-
         from rayrec.decoding import generate
 
         set_threads(part.threads or self.threads)

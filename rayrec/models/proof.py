@@ -72,9 +72,7 @@ def folder_statement(folder: str | Path, model: Any, probe: Probe, logprob: floa
 
     folder, stated = Path(folder), {"probe": probe.key, "logprob": logprob}
     if (folder / ADAPTER).exists():
-        scale = _scale(model)
-        tensors = load_file(folder / ADAPTER)
-        stated["adapter"] = _of_adapters(tensors, scale)
+        stated["adapter"] = _of_adapters(load_file(folder / ADAPTER), _scale(model))
     for place in (folder / FULL, folder / "merged" / FULL):
         if place.exists():
             stated["whole"] = _of_model(load_file(place), model)
@@ -105,8 +103,7 @@ def model_digest(model: Any) -> dict[str, list[float]]:
     weights = {name: value for name, value in model.named_parameters() if not item_vectors.owns(name)}
     adapters = {name: value for name, value in weights.items() if "lora_" in name}
     if any(bool(value.any()) for name, value in adapters.items() if "lora_B" in name):
-        scale = _scale(model)
-        return {"adapter": _of_adapters(adapters, scale)}
+        return {"adapter": _of_adapters(adapters, _scale(model))}
     return {"whole": _of_model({n: v for n, v in weights.items() if n not in adapters}, model)}
 
 
