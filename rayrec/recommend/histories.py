@@ -58,7 +58,7 @@ def from_file(path: str) -> Iterator[pa.Table]:
         return _of_lines(file)
     try:
         columns = set(pq.read_schema(file).names)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # OSError: a damaged footer
         raise ValueError(
             f"--histories {path}: found neither Parquet nor a name that ends in .jsonl ({error}). Convert the file."
         ) from error
@@ -68,19 +68,19 @@ def from_file(path: str) -> Iterator[pa.Table]:
 
 
 def _of_lines(file: Path) -> Iterator[pa.Table]:
-    rows: list[Any] = []
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    rows: list[dict[str, Any]] = []
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for line in lines:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
-                rows.append(f"no JSON: {error}")
+                rows.append(_row(json.loads(line)))
+            except (ValueError, RecursionError) as error:  # no JSON, or a number of too many digits
+                rows.append(_bad(f"no JSON: {error}"))
             if len(rows) == _READ:
-                yield _table(rows)
+                yield pa.Table.from_pylist(rows, schema=HISTORIES)
                 rows = []
-    yield _table(rows)
+    yield pa.Table.from_pylist(rows, schema=HISTORIES)
 
 
 def _of_parquet(file: Path) -> Iterator[pa.Table]:
@@ -95,10 +95,18 @@ def _table(rows: Iterable[Any]) -> pa.Table:
 
 def _row(row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        return {"user": "", "history": None, "error": row if isinstance(row, str) else "wanted an object"}
+        return _bad("wanted an object")
     user, history = row.get("user"), row.get("history")
+    try:
+        "".join(map(str, [user, *(history if isinstance(history, list) else [])])).encode()
+    except UnicodeEncodeError:
+        return _bad("found bytes that are no UTF-8, or half a surrogate pair, wanted UTF-8")
     if not isinstance(user, str | int) or isinstance(user, bool):
-        return {"user": "", "history": None, "error": f"user is {user!r:.80}, wanted a text or a number"}
+        return _bad(f"user is {user!r:.80}, wanted a text or a number")
     if history is not None and not (isinstance(history, list) and all(isinstance(title, str) for title in history)):
-        return {"user": str(user), "history": None, "error": f"history is {history!r:.80}, wanted a list of titles"}
+        return _bad(f"history is {history!r:.80}, wanted a list of titles", str(user))
     return {"user": str(user), "history": history or [], "error": None}
+
+
+def _bad(error: str, user: str = "") -> dict[str, Any]:
+    return {"user": user, "history": None, "error": error}

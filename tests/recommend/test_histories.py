@@ -74,6 +74,19 @@ def test_a_bad_row_of_a_file_has_an_error(tmp_path: Path) -> None:
     assert len(said) == 7 and all(row["history"] is None for row in found if row["error"])
     assert said[1] == "user is None, wanted a text or a number" and "history is [1], wanted a list" in said[2]
 
+    lines = [b'\xef\xbb\xbf{"user": "a", "history": ["One"]}', b'{"user": "b", "history": ["\\ud800"]}', b'"a text"']
+    lines += [b'{"user": "\\udfff", "history": [1]}', b'{"user": "Am\xe9lie", "history": ["One"]}']
+    lines += [b'{"user": ' + b"9" * 5000 + b', "history": []}', '{"user": "Amélie", "history": ["One"]}'.encode()]
+    (tmp_path / "bytes.jsonl").write_bytes(b"\r\n".join(lines))
+    found = rows(histories.from_file(str(tmp_path / "bytes.jsonl")))
+    assert [(row["user"], row["history"]) for row in found if row["error"] is None] == [
+        ("a", ["One"]),
+        ("Amélie", ["One"]),
+    ]
+    said = [row["error"] for row in found if row["error"] is not None]
+    assert sum("no UTF-8, or half a surrogate pair" in one for one in said) == 3
+    assert said[1] == "wanted an object" and said[4].startswith("no JSON: Exceeds the limit")
+
     table = pa.table({"user": ["a", None], "history": [["One"], ["Two"]], "more": [1, 2]})
     pq.write_table(table, tmp_path / "users.parquet")
     assert [row["error"] is None for row in rows(histories.from_file(str(tmp_path / "users.parquet")))] == [True, False]
@@ -83,8 +96,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.jsonl: no such file\. Name a Parquet or JSONL file"):
         histories.from_file("nowhere.jsonl")
     (tmp_path / "users.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"found neither Parquet nor a name that ends in \.jsonl"):
-        histories.from_file(str(tmp_path / "users.txt"))
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1" + b"\1" * 200 + b"\x10\0\0\0PAR1")
+    for name in ("users.txt", "damaged.parquet"):
+        with pytest.raises(ValueError, match=r"found neither Parquet nor a name that ends in \.jsonl"):
+            histories.from_file(str(tmp_path / name))
     pq.write_table(pa.table({"user": ["a"]}), tmp_path / "half.parquet")
     with pytest.raises(ValueError, match=r"found columns \['user'\], wanted \['history'\]"):
         histories.from_file(str(tmp_path / "half.parquet"))
