@@ -127,12 +127,17 @@ def run(config: RecommendConfig) -> dict[str, Any]:
     fields.check(config.placement)
     out, begun = Path(config.out).expanduser().absolute(), time.time()
     _check(config, out)
-    _open(_settings(config))  # whatever is wrong with policy or catalogue is said before anything is written
+    # Errors of policy and catalogue come before anything is written; the GPUs may be those of other machines.
+    _open(_settings(config) | {"device": "cpu"})
     signals.check()
     folder = out.with_name(out.name + ".parts")
     created = _claim(config, folder)
     if not (folder / "histories.parquet").exists():
-        _write_histories(config, folder)
+        try:
+            _write_histories(config, folder)
+        except ValueError:
+            shutil.rmtree(folder)  # else it would refuse the corrected command
+            raise
     signals.check()
     parts = pq.read_metadata(folder / "histories.parquet").num_row_groups
     left = [part for part in range(parts) if not (folder / f"{part:09d}.parquet").exists()]
@@ -211,7 +216,7 @@ def _write_histories(config: RecommendConfig, folder: Path) -> None:
             file.write_table(some, row_group_size=PART)
             count += len(some)
     if not count:
-        raise ValueError("No user is left: --users names none that the data has. Take --users all.")
+        raise ValueError("No user is there: the histories or the file of --users are empty. Name others.")
     path.rename(folder / "histories.parquet")
 
 

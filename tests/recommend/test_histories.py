@@ -9,7 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayrec.config import PlacementConfig
 from rayrec.data.settings import DataConfig
+from rayrec.models.settings import ModelConfig
+from rayrec.models.tiny import make_tiny
 from rayrec.recommend import batch, histories, places
 
 
@@ -126,3 +129,30 @@ def test_parts_have_equal_sizes_and_chosen_users_all_stand_there(tmp_path: Path)
     assert [row["user"] for row in rows(batch._chosen(tables, "999,nobody,3"))] == ["3", "999", "nobody"]
     with pytest.raises(ValueError, match="--users nowhere: no such file, and the data has no such user"):
         rows(batch._chosen(tables, "nowhere"))
+
+
+def test_a_command_that_is_refused_leaves_nothing_and_needs_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny(["One", "Two"], ModelConfig(tiny_hidden=32, tiny_layers=1, tiny_vocab=300), tmp_path / "policy", 0)
+    (tmp_path / "titles.csv").write_text("title\nOne\nTwo\n")
+    (tmp_path / "users.jsonl").write_text('{"user": "a", "history": ["One"]}\n')
+    (tmp_path / "empty.jsonl").touch()
+    given: dict = {"policy": str(tmp_path / "policy"), "catalogue": str(tmp_path / "titles.csv"), "template": "compact"}
+    given |= {"out": str(tmp_path / "out.parquet"), "histories": str(tmp_path / "users.jsonl")}
+    given["placement"] = PlacementConfig(device="gpu")  # of a machine of the cluster, not of this one
+    with pytest.raises(ValueError, match="--users ghost: no such file"):
+        batch.run(batch.RecommendConfig(**given, users="ghost"))
+    with pytest.raises(ValueError, match=r"the histories or the file of --users are empty\. Name others"):
+        batch.run(batch.RecommendConfig(**given | {"histories": str(tmp_path / "empty.jsonl")}))
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+    class Reached(Exception):
+        pass
+
+    def answer(*_: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(batch, "_answer", answer)
+    with pytest.raises(Reached):
+        batch.run(batch.RecommendConfig(**given, users="a"))
