@@ -187,8 +187,9 @@ def _claim(config: RecommendConfig, folder: Path) -> int:
     place = places.find(config.policy)
     weights = {file.name: sha256(file) for file in sorted(Path(place.model).glob("*.safetensors"))}
     key = {"settings": _settings(config), "policy": place.name, "weights": weights}
-    files = {name: Path(name).expanduser() for name in (config.histories, config.catalogue, config.users) if name}
-    key["files"] = {name: sha256(path) for name, path in files.items() if path.is_file()}
+    files = {name: Path(name).expanduser() for name in (config.histories, config.catalogue) if name}
+    files |= {config.users: path} if (path := _users_file(config.users)) else {}
+    key["files"] = {name: sha256(path) for name, path in files.items()}
     if (folder / "key.json").exists():
         found = read_json(folder / "key.json")
         if found["key"] != key:
@@ -220,27 +221,38 @@ def _write_histories(config: RecommendConfig, folder: Path) -> None:
     path.rename(folder / "histories.parquet")
 
 
+def _users_file(users: str) -> Path | None:
+    """The file that ``users`` names; None where it lists users."""
+    try:
+        return path if (path := Path(users).expanduser()).is_file() else None
+    except (OSError, RuntimeError):  # too long for a file's name, or ~ of nobody
+        return None
+
+
 def _chosen(tables: Iterable[pa.Table], users: str) -> Iterator[pa.Table]:
     """Keep the users of a file, or those named; one that the data does not have gets a row with an empty history.
 
     Raises:
-        ValueError: ``users`` is no file, and the data has none of them.
+        ValueError: ``users`` is no file, and the data has none of them; or it is a file in another encoding.
     """
-    path = Path(users).expanduser()
-    names = path.read_text("utf-8").splitlines() if path.is_file() else users.split(",")
+    path = _users_file(users)
+    try:
+        names = path.read_text("utf-8-sig").splitlines() if path else users.split(",")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--users {users}: found no UTF-8 ({error}). Convert the file to UTF-8.") from error
     wanted = dict.fromkeys(name for name in names if name)
-    named = len(wanted)
+    missing = wanted.copy()
     for table in tables:
-        keep = [user in wanted for user in table["user"].to_pylist()]
-        yield table.filter(pa.array(keep))
-        for user in table["user"].to_pylist():
-            wanted.pop(user, None)
-    if len(wanted) == named and not path.is_file():
+        found = table["user"].to_pylist()
+        yield table.filter(pa.array([user in wanted for user in found], pa.bool_()))
+        for user in found:
+            missing.pop(user, None)
+    if len(missing) == len(wanted) and not path:
         raise ValueError(
             f"--users {users}: no such file, and the data has no such user. Name a file with one user per line, or "
             "users, separated by commas, or take `all`."
         )
-    unknown = [{"user": user, "history": [], "error": None} for user in wanted]
+    unknown = [{"user": user, "history": [], "error": None} for user in missing]
     yield pa.Table.from_pylist(unknown, schema=histories.HISTORIES)
 
 
