@@ -64,8 +64,7 @@ class Recommender:
         Args:
             policy: a run's folder (its best policy on validation rows), a policy's folder in a run, or a Hugging Face
                 folder or hub id.
-            catalogue: Parquet or CSV with a column `title`, `genres` and `popularity` if there are any; by default the
-                run's own.
+            catalogue: Parquet or CSV with a column `title`, and `popularity` if there is any; by default the run's own.
             template: prompt form, ``history``: titles of a prompt, which a policy of rayrec knows itself, else 10;
                 ``width``: of the beams, ``dtype``: precision; in a run those of the run.
             device: `cpu`, `cuda`, or `auto`.
@@ -73,11 +72,12 @@ class Recommender:
                 less time; by default the run's, else `vocabulary`.
 
         Raises:
-            ValueError: the policy or the catalogue cannot be opened, the policy chooses from candidates, or it was
-                tuned with another template or history than is given.
+            ValueError: the policy or the catalogue cannot be opened, the policy chooses from candidates, it was tuned
+                with another template or history than is given, or it is of no run and check_base refuses it.
         """
         import torch
 
+        from rayrec.decoding.exact import check_base
         from rayrec.models.folder import reach
         from rayrec.models.policy import load_policy
 
@@ -89,6 +89,8 @@ class Recommender:
             normalise = normalise or place.settings["evaluate"].get("normalise", "")
         if normalise not in ("", "vocabulary", "catalogue"):
             raise ValueError(f"Found normalise '{normalise}'. Choose one of vocabulary, catalogue.")
+        if place.run is None and not _is_adapter(place):  # a run has checked its own
+            check_base(place.model)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         lm = load_policy(place.model, dtype or "float32", device)

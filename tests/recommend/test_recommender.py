@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, MptConfig
 
 from rayrec.models.settings import ModelConfig
 from rayrec.models.tiny import make_tiny
@@ -147,3 +151,23 @@ def test_wrong_questions_are_refused(policy: Path, recommender: Recommender, tmp
     with pytest.raises(ValueError, match=r"found columns \['name'\], wanted `title`"):
         Recommender.open(policy / "model", tmp_path / "names.csv")
     assert recommender.recommend([], 3).num_rows == 0
+
+
+def test_a_model_whose_probabilities_would_be_wrong_is_refused(policy: Path, tmp_path: Path) -> None:
+    shutil.copytree(policy / "model", tmp_path / "alibi")
+    (tmp_path / "alibi" / "model.safetensors").unlink()
+    size = len(AutoTokenizer.from_pretrained(policy / "model"))
+    torch.manual_seed(0)
+    settings = MptConfig(vocab_size=size, d_model=32, n_layers=1, n_heads=2, max_seq_len=512)
+    lm = AutoModelForCausalLM.from_config(settings)
+    for weight in lm.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    lm.save_pretrained(tmp_path / "alibi")
+    with pytest.raises(ValueError, match="MptForCausalLM: log-probabilities of the packed pass differ by"):
+        Recommender.open(tmp_path / "alibi", policy / "titles.csv", template="compact", device="cpu")
+    shutil.copytree(policy / "model", tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    next(iter(weights.values()))[:] = torch.nan
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"holds NaN or infinity\. Take weights of finite numbers"):
+        Recommender.open(tmp_path / "broken", policy / "titles.csv", template="compact", device="cpu")

@@ -136,7 +136,7 @@ def test_a_policy_that_is_broken_is_not_served(policies: Path, versions: Version
     async def session() -> None:
         model = Model(str(versions.folder), "cpu", 1)
         for policy, why in (
-            (tmp_path / "broken", "no title a finite probability"),
+            (tmp_path / "broken", "holds NaN or infinity. Take weights of finite numbers"),
             (tmp_path / "no", "no such run or folder"),
         ):
             made = versions.add(versions.read(1), policy=str(policy))
