@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 from rayrec.data.catalogue import Catalogue
 from rayrec.recommend.catalogues import read_catalogue
 from rayrec.recommend.histories import from_file
+
+_log = logging.getLogger(__name__)
 
 #: Columns that are read of a list.
 SHOWN = pa.schema(
@@ -38,8 +41,12 @@ def read_lists(paths: Sequence[str]) -> dict[Key, pa.Table]:
     """Return the lists of files of jobs/recommend.py as :data:`SHOWN`, in order; rows with an ``error`` are left out.
 
     Raises:
-        ValueError: a file is missing, of another kind, or no list is left.
+        ValueError: a file is missing, of another kind, named as another JSONL file, or no list is left.
     """
+    named: dict[str, str] = {}
+    for path in paths:
+        if path.endswith(".jsonl") and (other := named.setdefault(Path(path).stem, path)) != path:
+            raise ValueError(f"{other}, {path}: found two periods of one name, wanted a name for each. Rename one.")
     table = pa.concat_tables([SHOWN.empty_table(), *(_read(Path(path).expanduser()) for path in paths)])
     if not len(table):
         raise ValueError("No list is left in these files: all rows have an error. Make them again.")
@@ -59,7 +66,7 @@ def _read(file: Path) -> pa.Table:
         days = [created.date().isoformat() for created in table["created"].to_pylist()]
         columns = [table["policy"], pa.array(days, pa.string()), table["user"], table["title"], table["fallback"]]
         return pa.table(dict(zip(SHOWN.names, columns, strict=True))).cast(SHOWN)
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # OSError: a damaged footer
         why = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{file}: found no lists of jobs/recommend.py ({why}). Name its .parquet or .jsonl."
@@ -67,12 +74,12 @@ def _read(file: Path) -> pa.Table:
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        if row["error"] is None:
-            out = row["output"]
-            names = {"user": row["input"]["userId"], "policy": out["policy"], "period": file.stem}
-            yield {**names, "titles": out["recommendedItems"], "fallback": out["fallback"]}
+    with file.open(encoding="utf-8") as lines:  # a title may hold characters at which str.splitlines splits
+        for row in map(json.loads, lines):
+            if row["error"] is None:
+                out = row["output"]
+                names = {"user": row["input"]["userId"], "policy": out["policy"], "period": file.stem}
+                yield {**names, "titles": out["recommendedItems"], "fallback": out["fallback"]}
 
 
 def read_items(path: str) -> Catalogue:
@@ -87,13 +94,20 @@ def read_items(path: str) -> Catalogue:
 
 
 def read_outcomes(path: str) -> dict[str, str]:
-    """Return what users chose after their lists: `user,title` of a CSV or Parquet file; ValueError: other columns."""
+    """Return what users chose after their lists: `user,title` of a CSV or Parquet file, without rows that lack one.
+
+    Raises:
+        ValueError: the file is missing, or has other columns.
+    """
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"--outcomes {path}: no such file. Name one with the columns `user` and `title`.")
     try:
         table = pl.read_csv(file, infer_schema=False) if file.suffix == ".csv" else pl.read_parquet(file)
-        return dict(zip(table["user"].cast(pl.String), table["title"].cast(pl.String), strict=True))
+        named = table.select(pl.col("user", "title").cast(pl.String)).drop_nulls()
+        if len(named) < len(table):
+            _log.warning("%d rows of --outcomes have no user or no title and are left out.", len(table) - len(named))
+        return dict(named.iter_rows())
     except pl.exceptions.PolarsError as error:
         why = str(error).strip().splitlines()[0]
         raise ValueError(f"--outcomes {path}: {why}. Give a CSV or Parquet file with `user` and `title`.") from error

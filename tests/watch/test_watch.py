@@ -142,11 +142,32 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for name in ("users.parquet", "text.jsonl", "text.csv"):
         with pytest.raises(ValueError, match=r"found no lists of jobs/recommend\.py"):
             lists.read_lists([str(tmp_path / name)])
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1" + b"\1" * 200 + b"\x10\0\0\0PAR1")
+    with pytest.raises(ValueError, match=r"found no lists of jobs/recommend\.py"):
+        lists.read_lists([str(tmp_path / "damaged.parquet")])
+    with pytest.raises(ValueError, match=r"text\.jsonl: found two periods of one name, .* Rename one"):
+        lists.read_lists([str(tmp_path / "other" / "text.jsonl"), str(tmp_path / "text.jsonl")])
     bad = written(tmp_path, "bad.parquet", "p", 4, {})
     with pytest.raises(ValueError, match="all rows have an error"):
         lists.read_lists([bad])
     with pytest.raises(ValueError, match=r"--outcomes .*csv: .* with `user` and `title`"):
         lists.read_outcomes(str(tmp_path / "text.csv"))
+
+
+def test_titles_may_hold_any_character_and_outcomes_may_lack_a_title(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    titles = ["Line\u2028separator", "Next\x85line", "Plain"]
+    line: dict[str, Any] = {"input": {"userId": "ann"}, "error": None}
+    line["output"] = {"recommendedItems": titles, "policy": "p", "fallback": False}
+    (tmp_path / "monday.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    ((key, table),) = lists.read_lists([str(tmp_path / "monday.jsonl")]).items()
+    assert table["titles"].to_pylist() == [titles]
+    (tmp_path / "after.csv").write_text("user,title\nann,\n,Plain\nbob,Plain\n")
+    outcomes = lists.read_outcomes(str(tmp_path / "after.csv"))
+    assert outcomes == {"bob": "Plain"} and "2 rows of --outcomes have no user or no title" in caplog.text
+    found = measure(key, table, Catalogue.from_items(titles, [()] * 3), 3, outcomes, {})
+    assert found.measures["HR"].value is None and found.measures["coverage"].value == 1
 
 
 def command(folder: Path, *args: str) -> subprocess.CompletedProcess:
