@@ -166,7 +166,7 @@ class Service:
             known = self.versions.numbers()
             try:
                 version = await asyncio.to_thread(lambda: make(self.versions.read(self.served.number)))
-            except ValueError as error:
+            except (ValueError, OSError, RuntimeError) as error:  # also a path that is too long, or ~ of nobody
                 raise Refusal(422, str(error)) from error
             found = await self.replicas.prepare(version.number)
             wrong = [one for one in found if "error" in one]

@@ -134,7 +134,7 @@ def test_parts_have_equal_sizes_and_chosen_users_all_stand_there(tmp_path: Path)
 def test_a_user_of_two_rows_and_users_by_any_list_are_chosen(tmp_path: Path) -> None:
     made = [{"user": str(i % 1000), "history": ["One"], "error": None} for i in range(1400)]
     tables = [pa.Table.from_pylist(made[i : i + 700], schema=histories.HISTORIES) for i in (0, 700)]
-    assert [row["user"] for row in rows(batch._chosen(tables, "3,~nobody"))] == ["3", "3", "~nobody"]
+    assert [row["user"] for row in rows(batch._chosen(tables, "~no account,3"))] == ["3", "3", "~no account"]
     assert len(rows(batch._chosen(tables, ",".join(map(str, range(900)))))) == 1300
     (tmp_path / "users.txt").write_bytes(b"\xef\xbb\xbf999\r\n998\r\n")
     assert [row["user"] for row in rows(batch._chosen(tables, str(tmp_path / "users.txt")))] == ["998", "999"]
