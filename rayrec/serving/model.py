@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ from typing import Any
 from rayrec.recommend import Recommender, places
 from rayrec.recommend.lists import Entry
 from rayrec.serving.versions import Served, Version, Versions
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,28 +146,35 @@ class Model:
         self.versions, self.device = Versions(folder), device
         self._compute, self._load = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._turn = asyncio.Lock()
-        served = self.versions.served
-        assert served is not None, "the job begins the folder"
-        self.served, self.held = served, dict[int, Snapshot]()
+        self.served, self.held = (served := self._now()), dict[int, Snapshot]()
+        self.held[served.number] = self._opened(served.number)
         before = self.versions.read(served.number).before
-        for number in (served.number, *([] if before is None else [before])):
-            self.held[number] = self._opened(number)
+        try:
+            self.held |= {} if before is None else {before: self._opened(before)}
+        except Exception as error:  # what was served before must not keep from serving
+            _log.warning("Version %s, which was served before, cannot be opened any more: %s", before, error)
 
     async def state(self) -> dict[str, Any]:
-        """Return the version that is served."""
-        return self.held[self.served.number].about
+        """Return the version that is served; until it is loaded here, the one that this replica serves."""
+        number = self._now().number
+        return self.held[number if number in self.held else self.served.number].about
 
     async def prepare(self, number: int) -> dict[str, Any]:
         """Load a version beside the one that is served; returns what it is, or an ``error``.
 
         The version before the served one is dropped first, so two policies are in memory at most.
         """
+        if (served := self._now()).turn > self.served.turn:  # no batch has come since the switch
+            await self._switch(served)
         async with self._turn:
             self.held = {self.served.number: self.held[self.served.number]}
             try:
                 made = await asyncio.get_running_loop().run_in_executor(self._load, self._opened, number)
             except ValueError as error:
                 return {"error": str(error), "status": 422}
+            except Exception as error:  # a damaged folder makes libraries raise anything
+                _log.exception("Version %d cannot be opened", number)
+                return {"error": f"{type(error).__name__}: {error}", "status": 422}
             self.held = {**self.held, number: made}
         eligible = int(made.allowed_I.sum())
         return {**made.about, "items": len(made.recommender.catalogue), "eligible": eligible}
@@ -175,6 +185,11 @@ class Model:
             await self._switch(served)
         held, number = self.held, served.number if served.number in self.held else self.served.number
         return await asyncio.get_running_loop().run_in_executor(self._compute, _answers, held, number, asked)
+
+    def _now(self) -> Served:
+        served = self.versions.served
+        assert served is not None, "the job begins the folder"
+        return served
 
     async def _switch(self, served: Served) -> None:
         async with self._turn:

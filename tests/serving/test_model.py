@@ -106,7 +106,9 @@ def test_a_switch_is_between_batches_and_what_was_said_later_counts(policies: Pa
         two = versions.add(versions.read(1), policy=str(policies / "two"))
         assert (await model.prepare(two.number))["eligible"] == len(TITLES)
         assert (await model.answer(Served(0, 1), question)) == [old] and (await model.state())["version"] == 1
-        (new,) = await model.answer(versions.switch(2), question)
+        served = versions.switch(2)
+        assert (await model.state())["version"] == 2  # before a batch says so
+        (new,) = await model.answer(served, question)
         assert new["version"] == 2 and new["policy"] == str(policies / "two") and new["items"] != old["items"]
         # A batch that was sent before the switch and comes after it.
         assert (await model.answer(Served(0, 1), question)) == [old] and (await model.state())["version"] == 2
@@ -121,6 +123,8 @@ def test_a_switch_is_between_batches_and_what_was_said_later_counts(policies: Pa
         versions.add(versions.read(2), exclude=(TITLES[0],))
         assert (await later.answer(versions.switch(3), question))[0]["version"] == 3
         assert sorted(later.held) == [2, 3]
+        # A replica that answered nothing since the last switch keeps what is served while another version is loaded.
+        assert (await model.prepare(1))["version"] == 1 and sorted(model.held) == [1, 3] and model.served.number == 3
         assert (await later.answer(versions.switch(1), question)) == [old] and sorted(later.held) == [1]
 
     run(session())
@@ -132,12 +136,19 @@ def test_a_policy_that_is_broken_is_not_served(policies: Path, versions: Version
     name = next(name for name in weights if "embed" in name)
     weights[name] = torch.full_like(weights[name], torch.nan)
     save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    for folder in ("cut", "odd"):
+        shutil.copytree(policies / "two", tmp_path / folder)
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    (tmp_path / "odd" / "tokenizer.json").write_text("{}")
 
     async def session() -> None:
         model = Model(str(versions.folder), "cpu", 1)
         for policy, why in (
             (tmp_path / "broken", "holds NaN or infinity. Take weights of finite numbers"),
             (tmp_path / "no", "no such run or folder"),
+            (tmp_path / "cut", "SafetensorError"),
+            (tmp_path / "odd", "KeyError"),
         ):
             made = versions.add(versions.read(1), policy=str(policy))
             found = await model.prepare(made.number)
@@ -154,3 +165,16 @@ def test_a_policy_that_was_written_again_is_loaded_again(policies: Path, version
     shutil.copyfile(policies / "two" / "model.safetensors", tmp_path / "policy" / "model.safetensors")
     new = open_version(version, [old], "cpu")
     assert new.recommender.model is not old.recommender.model
+
+
+def test_a_replica_serves_also_where_the_version_before_is_gone(
+    policies: Path, versions: Versions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(policies / "one", tmp_path / "gone")
+    versions.add(versions.read(1), policy=str(tmp_path / "gone"))
+    versions.add(versions.read(2), policy=str(policies / "two"))
+    versions.switch(3)
+    shutil.rmtree(tmp_path / "gone")
+    model = Model(str(versions.folder), "cpu", 1)
+    assert sorted(model.held) == [3] and "Version 2, which was served before, cannot be opened" in caplog.text
+    assert run(model.answer(versions.served, [ask(TITLES[:1])]))[0]["version"] == 3
