@@ -143,7 +143,9 @@ class Recommender:
             ValueError: k below 1, titles that the catalogue does not have, another number of seeds, or a history whose
                 last title alone is too long.
         """
-        allowed_I = self._allowed(k, allow, exclude)
+        if k < 1:
+            raise ValueError(f"Found k = {k}, wanted at least 1.")
+        allowed_I = self.allowed(allow, exclude)
         if explore not in ("none", "gumbel"):
             raise ValueError(f"Found explore '{explore}'. Choose one of none, gumbel.")
         own = [seed_of(seeds, row) for row in range(len(histories))] if isinstance(seeds, int) else [*seeds]
@@ -208,11 +210,6 @@ class Recommender:
             f"The last title of a history makes a prompt of {length} tokens; the policy reads {self.max_length} with "
             f"the answer, which leaves {room}. Shorten the title."
         )
-
-    def _allowed(self, k: int, allow: Collection[str] | None, exclude: Collection[str]) -> Any:
-        if k < 1:
-            raise ValueError(f"Found k = {k}, wanted at least 1.")
-        return self.allowed(allow, exclude)
 
     def allowed(self, allow: Collection[str] | None, exclude: Collection[str]) -> Any:
         """Return which items lists may hold, bool [I]; ValueError: titles that the catalogue does not have."""

@@ -33,6 +33,17 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _either(one: str, other: str) -> Any:
+    """A check that a body has one of two fields."""
+
+    def check(body: Any) -> Any:
+        if (getattr(body, one) is None) == (getattr(body, other) is None):
+            raise ValueError(f"wanted either `{one}` or `{other}`")
+        return body
+
+    return model_validator(mode="after")(check)
+
+
 class Ask(_Body):
     """A request for a list. It has either a history or a user."""
 
@@ -52,11 +63,7 @@ class Ask(_Body):
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
     """Of the draw, by default a new one: with the same seed the same request has the same list."""
 
-    @model_validator(mode="after")
-    def _one(self) -> Ask:
-        if (self.history is None) == (self.user is None):
-            raise ValueError("wanted either `history` or `user`")
-        return self
+    _one = _either("history", "user")
 
 
 class Item(_Body):
@@ -94,11 +101,7 @@ class Outcome(_Body):
     user: User | None = None
     title: Title
 
-    @model_validator(mode="after")
-    def _one(self) -> Outcome:
-        if (self.id is None) == (self.user is None):
-            raise ValueError("wanted either `id` or `user`")
-        return self
+    _one = _either("id", "user")
 
 
 class Counted(_Body):
@@ -120,11 +123,7 @@ class NewCatalogue(_Body):
     rows: Annotated[list[Row], Field(min_length=1)] | None = None
     file: Path | None = None
 
-    @model_validator(mode="after")
-    def _one(self) -> NewCatalogue:
-        if (self.rows is None) == (self.file is None):
-            raise ValueError("wanted either `rows` or `file`")
-        return self
+    _one = _either("rows", "file")
 
 
 class NewPolicy(_Body):
