@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -302,18 +303,11 @@ def _answer(config: RecommendConfig, folder: Path, created: int, parts: int, lef
                 done += 1
                 progress.update("recommend", done)
 
-        _with_signals(follow)
+        future = ThreadPoolExecutor(1).submit(follow)  # in a thread, so that a signal ends the wait
+        signals.wait_for([future])
+        future.result()
         progress.finish("recommend")
     connect.leave()
-
-
-def _with_signals(work: Callable[[], None]) -> None:
-    """Do ``work`` in a thread, so that a signal ends the wait."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    future = ThreadPoolExecutor(1).submit(work)
-    signals.wait_for([future])
-    future.result()
 
 
 def _number(value: float) -> str:
