@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,13 +151,13 @@ def test_a_command_that_is_refused_leaves_nothing_and_needs_no_gpu(
     (tmp_path / "titles.csv").write_text("title\nOne\nTwo\n")
     (tmp_path / "users.jsonl").write_text('{"user": "a", "history": ["One"]}\n')
     (tmp_path / "empty.jsonl").touch()
-    given: dict = {"policy": str(tmp_path / "policy"), "catalogue": str(tmp_path / "titles.csv"), "template": "compact"}
-    given |= {"out": str(tmp_path / "out.parquet"), "histories": str(tmp_path / "users.jsonl")}
+    given: dict[str, Any] = {"policy": str(tmp_path / "policy"), "catalogue": str(tmp_path / "titles.csv")}
+    given |= {"template": "compact", "out": str(tmp_path / "out.parquet"), "histories": str(tmp_path / "users.jsonl")}
     given["placement"] = PlacementConfig(device="gpu")  # of a machine of the cluster, not of this one
     with pytest.raises(ValueError, match="--users ghost: no such file"):
         batch.run(batch.RecommendConfig(**given, users="ghost"))
     with pytest.raises(ValueError, match=r"the histories or the file of --users are empty\. Name others"):
-        batch.run(batch.RecommendConfig(**given | {"histories": str(tmp_path / "empty.jsonl")}))
+        batch.run(batch.RecommendConfig(**{**given, "histories": str(tmp_path / "empty.jsonl")}))
     assert not (tmp_path / "out.parquet.parts").exists()
 
     class Reached(Exception):

@@ -173,8 +173,8 @@ def test_a_replica_serves_also_where_the_version_before_is_gone(
     shutil.copytree(policies / "one", tmp_path / "gone")
     versions.add(versions.read(1), policy=str(tmp_path / "gone"))
     versions.add(versions.read(2), policy=str(policies / "two"))
-    versions.switch(3)
+    served = versions.switch(3)
     shutil.rmtree(tmp_path / "gone")
     model = Model(str(versions.folder), "cpu", 1)
     assert sorted(model.held) == [3] and "Version 2, which was served before, cannot be opened" in caplog.text
-    assert run(model.answer(versions.served, [ask(TITLES[:1])]))[0]["version"] == 3
+    assert run(model.answer(served, [ask(TITLES[:1])]))[0]["version"] == 3
