@@ -31,7 +31,7 @@ RECOMMENDATIONS = pa.schema(
 
 
 def join(folder: Path, parts: int, out: Path, drawn: bool) -> dict[str, Any]:
-    """Write all parts, in order, to ``out``; returns the summary. ``drawn``: lines of JSON say how."""
+    """Write all parts, in order, to ``out``; returns the summary. ``drawn``: JSON lines have the draw."""
     counts, summary = np.zeros(0, np.int64), {"users": 0, "fallbacks": 0, "errors": 0}
     partial = out.with_name(out.name + ".partial")
     write, close = _writer(partial, out.suffix, drawn)

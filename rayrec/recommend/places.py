@@ -25,7 +25,7 @@ class Place(NamedTuple):
     settings: dict[str, dict[str, Any]]
     """The run's configuration by groups; empty outside of a run."""
     asked: dict[str, Any] | None
-    """How it is asked (:data:`rayrec.models.card.FILE`); None where nothing tells."""
+    """How it is asked (:data:`rayrec.models.card.FILE`); None where no file has it."""
 
     def data(
         self,
@@ -88,7 +88,7 @@ def find(policy: str) -> Place:
 
 
 def _of_settings(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """How a run's policies are asked, where their folders do not say so."""
+    """How a run's policies are asked, where their folders lack the file."""
     found = {name: settings[group][name] for name, group in card.ASKED.items()}
     tiny = found["template"] == "auto" and settings["model"]["model"] == "tiny"
     return found | {

@@ -199,7 +199,7 @@ class Recommender:
 
     @cached_property
     def _room(self) -> int | None:
-        """Tokens of a prompt beside the longest answer, for which at most a half is kept unless the policy says so."""
+        """Tokens of a prompt beside the longest answer, for which at most a half is kept unless the policy sets it."""
         if self.max_length is None:
             return None
         longest = min(max(map(len, self._answers)), self.max_length // 2)

@@ -134,7 +134,7 @@ def application(config: ServeConfig, folder: str, token: str | None, gpu: bool) 
     front: Any = serve.deployment(
         serve.ingress()(Front),
         name="Front",
-        # More than the queue, whose own refusals say when to try again.
+        # More than the queue, whose own refusals have the time of the next try.
         max_ongoing_requests=4 * config.queue,
         max_queued_requests=config.queue,
         backpressure_config={"retry_after_s": 1},
@@ -150,7 +150,7 @@ def application(config: ServeConfig, folder: str, token: str | None, gpu: bool) 
 def build(args: dict[str, Any]) -> Any:
     """Return the application for a manifest of KubeRay or `serve run`: fields of ServeConfig, and ``generators``.
 
-    The device is `gpu` unless ``device`` says `cpu`. The token is read from RAYREC_TOKEN.
+    The device is `gpu` unless ``device`` is `cpu`. The token is read from RAYREC_TOKEN.
 
     Raises:
         ValueError: an unknown field, no ``state``, no token, or a policy that cannot be opened.

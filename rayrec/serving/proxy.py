@@ -10,7 +10,7 @@ from rayrec.serving.web import Message, Receive, Send, refusal
 
 
 class Answered:
-    """Answers 503 where the application ends without an answer, for which the server would say 500."""
+    """Answers 503 where the application ends without an answer, for which the server would give 500."""
 
     def __init__(self, app: Any):
         self.app = app

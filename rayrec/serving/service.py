@@ -19,7 +19,7 @@ from rayrec.serving.together import Together
 from rayrec.serving.users import Users
 from rayrec.serving.versions import Served, Version, Versions
 
-#: Seconds after which a client that was refused may try again, and that a replica may take to say what it serves.
+#: Seconds after which a client that was refused may try again, and that a replica may take to name what it serves.
 RETRY, READY = 1, 2.0
 
 
@@ -109,7 +109,7 @@ class Service:
         return await self.replicas.answer(self.served, asked)
 
     async def ready(self) -> dict[str, Any]:
-        """Return what is served. Refusal: no replica says so in time."""
+        """Return what is served. Refusal: no replica answers in time."""
         try:
             return await asyncio.wait_for(self.replicas.state(), READY)
         except TimeoutError:

@@ -55,6 +55,6 @@ class ServeConfig:
     outcomes: Annotated[int, POSITIVE] = 100_000
     """Last lists that /outcome knows."""
     explore: Explore = "none"
-    """`gumbel`: lists are drawn by the policy's probabilities, unless a request says otherwise; answers then have what
+    """`gumbel`: lists are drawn by the policy's probabilities, unless a request sets it; answers then have what
     an estimate from them needs."""
     placement: Annotated[PlacementConfig, tyro.conf.arg(name="")] = field(default_factory=PlacementConfig)

@@ -31,7 +31,7 @@ class Version:
 
 
 class Served(NamedTuple):
-    """The version that is served, and how many have been before it: what was said later counts."""
+    """The version that is served, and how many have been before it: of two, the one with more is the later."""
 
     turn: int
     number: int

@@ -58,7 +58,7 @@ def make_app(service: Service, token: str | None) -> Guard:
 
     @app.post("/outcome", response_model=Counted)
     async def outcome(body: Outcome) -> Any:
-        """Tell what was chosen after a list; it is counted in HR."""
+        """Report which title was chosen after a list; it is counted in HR."""
         return JSONResponse(service.choose(body))
 
     @app.get("/health")

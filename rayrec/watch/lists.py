@@ -31,7 +31,7 @@ SHOWN = pa.schema(
 
 
 class Key(NamedTuple):
-    """A policy in a period: a day, or the name of a file that does not say when it was made."""
+    """A policy in a period: a day, or the name of a file that has no time."""
 
     policy: str
     period: str
