@@ -9,6 +9,9 @@ import pyarrow as pa
 from rayrec.data.catalogue import Catalogue
 from rayrec.data.mapped import slices
 
+#: Weight of an example whose genres no history has: 0 is that of padding, whose tokens the mean of a loss leaves out.
+_LEAST = 1e-30
+
 
 def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
     """Weights (E,) of the examples ``rows``, with mean 1.
@@ -38,7 +41,7 @@ def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
             f"--reweight genre: histories have the genres {sorted(liked)}, targets {sorted(asked)}, wanted one in "
             "both. Take other data, or --reweight none."
         )
-    return weights / weights.mean()
+    return np.maximum(weights / weights.mean(), _LEAST)
 
 
 def _shares(titles: Iterable[list[str]]) -> dict[str, float]:

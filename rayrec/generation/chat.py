@@ -80,6 +80,8 @@ class ChatEngine(Engine):
                 f"--endpoint {settings.endpoint}: {_message(error)} Name the address of an OpenAI-compatible server, "
                 "such as http://127.0.0.1:8000/v1, with OPENAI_API_KEY set where it wants a key."
             ) from None
+        if not served:
+            raise ValueError(f"--endpoint {settings.endpoint} serves no model. Start its server with --served's model.")
         if settings.served not in served:
             raise ValueError(
                 f"--served {settings.served} is not among the models of {settings.endpoint}: {served}. Name one of "

@@ -175,8 +175,9 @@ class Model:
             except Exception as error:  # a damaged folder makes libraries raise anything
                 _log.exception("Version %d cannot be opened", number)
                 return {"error": f"{type(error).__name__}: {error}", "status": 422}
+            if not (eligible := int(made.allowed_I.sum())):
+                return {"error": "found no eligible title left, wanted at least one for lists to hold", "status": 422}
             self.held = {**self.held, number: made}
-        eligible = int(made.allowed_I.sum())
         return {**made.about, "items": len(made.recommender.catalogue), "eligible": eligible}
 
     async def answer(self, served: Served, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -30,6 +30,11 @@ def test_by_hand() -> None:
     assert by_genre(table, CATALOGUE) == pytest.approx(wanted / wanted.mean())
 
 
+def test_genres_that_no_history_has_make_no_padding() -> None:
+    weights = by_genre(rows((["Axe"], "Axe"), (["Axe"], "Cup")), CATALOGUE)
+    assert weights == pytest.approx([2, 0]) and weights[1] > 0 and np.float32(weights[1]) > 0
+
+
 def test_targets_outside_the_catalogue_weigh_as_those_without_genre() -> None:
     table = rows((["Axe"], "Axe"), (["Axe"], "Elk"), (["Bow"], "Den"))
     weights = by_genre(table, CATALOGUE)

@@ -122,6 +122,9 @@ def test_an_endpoint_of_another_kind_is_told_in_one_line(
             Page.body = answer
             with pytest.raises(ConnectionError, match=f"--endpoint {url} failed: its answer has not the form"):
                 ChatEngine(setup).answer(Part("00/evaluate", 0, "base", "", [[1]], "greedy"))
+        Page.kind, Page.body = "application/json", b'{"data": []}'
+        with pytest.raises(ValueError, match=f"--endpoint {url} serves no model"):
+            resolve_engine(config, gpu=False)
         server.shutdown()
 
 

@@ -247,6 +247,7 @@ def test_changes_lose_no_request_and_no_answer_mixes_versions(talk, policies: Pa
         ("/policy", {"policy": "/etc"}, "/etc"),
         ("/policy", {"policy": "/x", "template": "other"}, "template"),
         ("/eligible", {"allow": ["Nowhere"]}, "not in the catalogue"),
+        ("/eligible", {"allow": []}, "found no eligible title left"),
         ("/rollback", {}, "Version 1 replaced no other"),
         ("/rollback", {"to": 9}, "Found no version 9"),
     ],
