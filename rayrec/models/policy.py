@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import ParamWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -141,14 +141,14 @@ def load_policy(
     """Return the policy in a finished folder; an adapter's ``base``, unless given, is the one of its settings.
 
     Raises:
-        ValueError: an adapter without safetensors weights, or a base as in :func:`load_base`.
+        ValueError: an adapter without safetensors weights, damaged, or of another model; or a base as in
+            :func:`load_base`.
     """
     settings = Path(folder) / "adapter_config.json"
     if not settings.exists():
         model = load_base(folder, dtype, device)
     elif (Path(folder) / ADAPTER).exists():
-        base = base or json.loads(settings.read_text("utf-8"))["base_model_name_or_path"]
-        model = PeftModel.from_pretrained(load_base(str(base), dtype, device), str(folder))
+        model = _open_adapter(Path(folder), dtype, device, base)
     else:  # peft would take pickled weights, or ask the hub
         weights.check_kept(Path(folder))
         found = sorted(p.name for p in Path(folder).iterdir())
@@ -158,6 +158,33 @@ def load_policy(
         adapters.lighten(model, fused=True)
         adapters.copy(model)
     return model.eval()
+
+
+def _open_adapter(folder: Path, dtype: torch.dtype | str, device: str | torch.device, base: str | Path | None) -> Any:
+    """Return an adapter on its base. peft itself leaves layers as they are whose adapters the file lacks."""
+    again = "Copy the folder anew, or save the adapter again with peft's save_pretrained."
+    try:
+        base = base or json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+        held = load_file(folder / ADAPTER)
+    except (ValueError, LookupError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: adapter_config.json or {ADAPTER} is damaged ({error}). {again}") from error
+    weights.check_finite(folder, held.items())
+    named = f"{folder}/adapter_config.json: base_model_name_or_path is {base}"
+    if not base:
+        raise ValueError(f"{named}, wanted the model that was tuned. Write its folder or hub id there.")
+    try:
+        model = load_base(str(base), dtype, device)
+    except OSError as error:
+        raise ValueError(f"{named}, which cannot be opened: {error}. Write the model's folder there.") from error
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder))
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}: is no adapter that peft can open on {base}: {why}. {again}") from error
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if missing := sorted(wanted - held.keys()):
+        raise ValueError(f"{folder}: {ADAPTER} lacks {missing[:3]}, which adapters of {base} have. {again}")
+    return adapted
 
 
 def load_tokenizer(path: str | Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from logging import CRITICAL
 from pathlib import Path
@@ -148,9 +148,14 @@ def check_numbers(folder: str | Path) -> None:
     Raises:
         ValueError: with the name of a tensor that holds NaN or infinity.
     """
+    check_finite(folder, tensors(folder))
+
+
+def check_finite(folder: str | Path, named: Iterable[tuple[str, Any]]) -> None:
+    """Refuse tensors of a folder as :func:`check_numbers` does."""
     import torch
 
-    for name, tensor in tensors(folder):
+    for name, tensor in named:
         if tensor.is_floating_point() and tensor.itemsize > 1 and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{folder}: {name} holds NaN or infinity. Take weights of finite numbers.")
 

@@ -1,6 +1,7 @@
 """Policies are ordinary folders: they repeat to the byte, open elsewhere, and load back whole or not at all."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,45 @@ def test_an_adapter_is_no_base(base: Path, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(tmp_path / "b").save_pretrained(tmp_path / "new")
     policy.check_model(tmp_path / "new")
     torch.testing.assert_close(logits(policy.load_base(tmp_path / "new")), logits(model), rtol=1e-4, atol=1e-5)
+
+
+def changed(**settings: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+    return change
+
+
+def rewritten(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], object]:
+    return lambda folder: save_file(change(load_file(folder / policy.ADAPTER)), folder / policy.ADAPTER)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (
+            lambda folder: (folder / policy.ADAPTER).write_text("version https://git-lfs"),
+            "is damaged .*Copy the folder",
+        ),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "is damaged .*Copy the folder anew"),
+        (changed(base_model_name_or_path=None), "is None, wanted the model that was tuned"),
+        (changed(base_model_name_or_path="/nowhere/base"), "is /nowhere/base, which cannot be opened"),
+        (changed(peft_type="NEWKIND"), "is no adapter that peft can open on"),
+        (rewritten(lambda held: dict(sorted(held.items())[1:])), "lacks .* which adapters of"),
+        (rewritten(lambda held: {n.replace("lora_", "other_"): v for n, v in held.items()}), "lacks .* which adapters"),
+        (rewritten(lambda held: {n: v[..., 1:].clone() for n, v in held.items()}), "open on .* size mismatch"),
+        (rewritten(lambda held: {n: v * torch.nan for n, v in held.items()}), "holds NaN or infinity"),
+    ],
+)
+def test_an_adapter_that_is_not_whole_is_refused(
+    base: Path, tmp_path: Path, change: Callable[[Path], object], error: str
+) -> None:
+    folder = write(tuned(base, lora=True), base, tmp_path / "policy")
+    policy.load_policy(folder)
+    change(folder)
+    with pytest.raises(ValueError, match=error):
+        policy.load_policy(folder)
 
 
 def test_lora_is_on_all_linear_layers_but_the_head(base: Path) -> None:
