@@ -238,7 +238,7 @@ def _chosen(tables: Iterable[pa.Table], users: str) -> Iterator[pa.Table]:
     """
     path = _users_file(users)
     try:
-        names = path.read_text("utf-8-sig").splitlines() if path else users.split(",")
+        names = path.read_text("utf-8-sig").splitlines() if path else [name.strip() for name in users.split(",")]
     except UnicodeDecodeError as error:
         raise ValueError(f"--users {users}: found no UTF-8 ({error}). Convert the file to UTF-8.") from error
     wanted = dict.fromkeys(name for name in names if name)

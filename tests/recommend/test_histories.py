@@ -127,7 +127,7 @@ def test_parts_have_equal_sizes_and_chosen_users_all_stand_there(tmp_path: Path)
     (tmp_path / "users.txt").write_text("999\n3\nnobody\n")
     chosen = rows(batch._chosen(tables, str(tmp_path / "users.txt")))
     assert [(row["user"], row["history"]) for row in chosen] == [("3", ["One"]), ("999", ["One"]), ("nobody", [])]
-    assert [row["user"] for row in rows(batch._chosen(tables, "999,nobody,3"))] == ["3", "999", "nobody"]
+    assert [row["user"] for row in rows(batch._chosen(tables, "999, nobody,3"))] == ["3", "999", "nobody"]
     with pytest.raises(ValueError, match="--users nowhere: no such file, and the data has no such user"):
         rows(batch._chosen(tables, "nowhere"))
 
