@@ -86,6 +86,9 @@ def fit(
     ``--long-prompts trim`` leaves titles of a long row's history out: the ``long`` ones, which no answer can hold, then
     the oldest, as few as need be. --min-history or one stay, so that a row may still be too long. `drop` leaves the row
     out. ``counts`` has the rows of each split.
+
+    Raises:
+        ValueError: no row of a split is left.
     """
     how, least = config.data.long_prompts, config.data.min_history or 1
     counts, done = dict[str, int](), dict[int, pa.Table]()
@@ -101,6 +104,12 @@ def fit(
                 return _trimmed(some, room, least, long, template, count)
 
             made = each(table, change)
+            if not len(made):
+                most = f"--max-length {config.model.max_length}"
+                raise ValueError(
+                    f"--long-prompts drop leaves none of {len(table)} {name} rows: with its answer each is longer than "
+                    f"{most}. Raise that up to the model's context, shorten --history, or take --long-prompts trim."
+                )
             counts.update({f"{name}_prompts_{kind}": rows for kind, rows in count.items()})
             done[id(table)] = made if count else table
         return done[id(table)]

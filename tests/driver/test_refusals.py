@@ -193,6 +193,10 @@ CASES = {
         ["--model", "{root}/model", "--max-length", "100", "--max-new-tokens", "48", "--long-prompts", "stop"],
         ["18 of 18 prompts are longer than 52 tokens", "--max-length 100", "Shorten --history", "--long-prompts drop"],
     ),
+    "no prompt short enough": (
+        ["--model", "{root}/model", "--max-length", "60", "--max-new-tokens", "48", "--long-prompts", "drop"],
+        ["leaves none of", "train rows", "--max-length 60", "--long-prompts trim"],
+    ),
     "prompt too long with one title": (
         ["--model", "{root}/model", "--max-length", "60", "--max-new-tokens", "48"],
         ["18 of 18 prompts are longer than 12 tokens", "with 1 titles left", "--long-prompts drop"],
@@ -481,13 +485,15 @@ def test_the_plan_names_what_auto_decodes(root: Path, tmp_path: Path, capsys: py
 
 def test_long_prompts_lose_their_oldest_titles_or_their_rows(root: Path, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
-    line = ["--runs", str(tmp_path / "runs"), "--data", str(root / "films"), "--model", str(root / "model")]
+    # Titles of the first rows, which only training has.
+    write_csv(tmp_path / "films", items=[item.replace("Film", "A long film") for item in ITEMS[:3]] + ITEMS[3:])
+    line = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "films"), "--model", str(root / "model")]
     line += ["--max-new-tokens", "48"]
     whole = prepare(parse("", line), tmp_path / "scratch")
     lengths = {name: len(ids) for name, ids in zip(
         whole.data.train["example_id"].to_pylist(), whole.template.prompts(whole.data.train), strict=True
     )}  # fmt: skip
-    room = sorted(lengths.values())[len(lengths) // 2]
+    room = max(map(len, whole.template.prompts(whole.data.test)))
     line += ["--max-length", str(room + 48)]
     long = {name for name, length in lengths.items() if length > room}
     assert 0 < len(long) < len(lengths)
