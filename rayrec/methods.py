@@ -10,7 +10,7 @@ from typing import Any
 from rayrec import flags
 from rayrec.config import Config
 from rayrec.deciding import read_config
-from rayrec.fields import flag, giving
+from rayrec.fields import check, flag, giving
 from rayrec.models.fitting import HIDDEN, PUBLISHED
 
 _log = logging.getLogger(__name__)
@@ -221,12 +221,17 @@ def baseline_args(config: Config, model: str) -> list[str]:
 
 
 def with_method(config: Config, method: str, model: str) -> Config:
-    """The configuration with the settings of one of :data:`METHODS` for ``model``."""
+    """The configuration with the settings of one of :data:`METHODS` for ``model``; ValueError: no rows to tune on."""
     groups = dict(METHODS[method])
     for group, settings in groups.pop("adapters", {}).items():
         groups[group] = groups.get(group, {}) | (settings if model != "tiny" else {})
     if groups.pop("offline", None) is not None:
         train = config.train
+        if not train.iterations:
+            raise ValueError(
+                f"--iterations 0: --method {method} tunes once, on the rows of all --iterations together, wanted 1 or "
+                "more. Take --iterations 1, or --method BIGRec, which has the first SFT alone."
+            )
         once = {"iterations": 1, "sft": False, "rows_per_iteration": train.iterations * train.rows_per_iteration}
         groups["train"] = once | groups["train"]
     if (rollout := groups.pop("rollout", None)) is not None:
@@ -272,8 +277,8 @@ def parse(
     and methods with roll-outs of some batches of ``--prefer-batch`` as many, to a whole roll-out.
 
     Raises:
-        ValueError: no such preset or method; the file of ``--config`` is no run's config.json, or stands beside
-            ``--preset``.
+        ValueError: no such preset or method; a number from which the method's rows follow is out of range; the file of
+            ``--config`` is no run's config.json, or stands beside ``--preset``.
     """
     import sys
 
@@ -303,6 +308,7 @@ def parse(
         named.add_argument("--prefer-batch", type=int, default=default.train.prefer_batch)
         also = named.parse_known_args(rest)[0]
         train = dataclasses.replace(default.train, prefer_batch=also.prefer_batch, **vars(given))
+        check(train)  # before the rows of the method are computed from these
         default = with_method(dataclasses.replace(default, train=train), chosen.method, also.model)
         if prog and default.train.iterations == 0 and vars(given).get("iterations"):
             told = "--iterations %d: %s has none, and its run is the same with any."

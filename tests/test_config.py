@@ -204,9 +204,12 @@ def test_epochs_of_the_preference_step_are_planned() -> None:
         ("--method SPREC", r"--method SPREC: no such method\. Did you mean SPRec\? Take one of zero-shot, "),
         ("--preset demmo", r"--preset demmo: no such preset\. Did you mean demo\? Take one of small, toy, "),
         ("--method x", r"--method x: no such method\. Take one of "),
+        ("--method DPO --iterations 0", r"--iterations 0: --method DPO tunes once, .* Take --iterations 1"),
+        ("--method DPO --iterations -1", r"--iterations is -1, wanted a finite number"),
+        ("--method GSPO --prefer-batch 0", r"--prefer-batch is 0, wanted a finite number above 0"),
     ],
 )
-def test_a_method_or_preset_that_is_none_is_answered_in_one_line(args: str, says: str) -> None:
+def test_a_method_or_preset_that_cannot_be_had_is_answered_in_one_line(args: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse("", args.split())
 
