@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ from rayrec.negatives import DEFAULTS, NEGATIVES, mixture
 from rayrec.objectives.settings import LossConfig, make_objective, resolve_sft
 from rayrec.objectives.settings import resolve as resolve_loss
 from rayrec.training.pair_columns import COLUMNS
+
+#: Most bytes of a file's name on Linux.
+_NAME_BYTES = 255
 
 
 def resolve(config: Config, gpu: bool = False) -> Config:
@@ -93,6 +97,11 @@ def check_name(name: str | None) -> None:
     Raises:
         ValueError: with the name and the remedy.
     """
+    if name is not None and (size := len(os.fsencode(name))) > _NAME_BYTES:
+        raise ValueError(
+            f"The name of the run folder, {name!r:.60}…, has {size} bytes, wanted at most {_NAME_BYTES}. Take a "
+            "shorter --name."
+        )
     if name is not None and (Path(name).name != name or name[:1] in ("", ".") or not name.isprintable()):
         raise ValueError(
             f"--name {name!r} is not a plain folder name, printable and without a leading dot. Put folders into --runs."

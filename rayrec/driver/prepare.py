@@ -140,6 +140,7 @@ def prepare(config: Config, scratch: Path) -> Prepared:
         "decode": " ".join(config.evaluate.decode),
     }
     root = run_folder(config, of_model)
+    checks.check_name(root.name)
     shape = Shape.of(str(base))
     shown = plan.describe(config, data, phases, tokens, shape, **resources)
     if (former := card.asked(config.model.model)) is not None:

@@ -101,6 +101,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of data and of models, good and bad, by the names that the cases use."""
     root = tmp_path_factory.mktemp("refusals")
     write_csv(root / "films")
+    write_csv(root / ("f" * 240))
     write_csv(root / "no_items", items=[], rows=[])
     write_csv(root / "short", rows=ROWS[:30])
     write_csv(root / "no_time", rows=[row.rpartition(",")[0] for row in ROWS], header="user,item,rating")
@@ -237,6 +238,11 @@ CASES = {
     "no embedder": (["--embedder", "sentence"], ["--embedder sentence", "needs --embedder-path", "model2vec"]),
     "embedder unused": (["--embedder-path", "x"], ["--embedder-path x", "is not read by", "Add --embedder sentence"]),
     "name with a slash": (["--name", "a/b"], ["--name 'a/b'", "not a plain folder name", "Put folders into --runs"]),
+    "name too long": (["--name", "a" * 256], ["has 256 bytes, wanted at most 255", "Take a shorter --name"]),
+    "default name too long": (
+        ["--data", "{root}/" + "f" * 240],
+        ["The name of the run folder, 'fff", "wanted at most 255", "Take a shorter --name"],
+    ),
     "empty name": (["--name", ""], ["--name ''", "not a plain folder name", "Put folders into --runs"]),
     "item vectors that nothing trains": (["--item-vectors", "--first-rows", "0"], ["--item-vectors", "--first-rows"]),
     "item vectors in vllm": (["--item-vectors", "--engine", "vllm"], ["--item-vectors", "--engine torch"]),
