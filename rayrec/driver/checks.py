@@ -35,13 +35,15 @@ def resolve(config: Config, gpu: bool = False) -> Config:
     Raises:
         ValueError: a setting that is out of range or at odds with another.
     """
-    chooses = config.data.protocol == "candidates"
     train = dataclasses.replace(config.train, negatives=config.train.negatives or (DEFAULTS[config.data.protocol],))
     config = dataclasses.replace(config, train=train)
     model, placement = config.model, config.placement
     for group in (config.model, config.train, config.evaluate, config.placement):
         fields.check(group)
     _check_names(config)
+    exact = "score" if config.data.protocol == "candidates" else "beams"
+    decode = tuple(dict.fromkeys(exact if mode == "auto" else mode for mode in config.evaluate.decode))
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, decode=decode))
     _check_together(config)
     if model.lora_rank is None:
         model = dataclasses.replace(model, lora_rank=0 if model.model == "tiny" else 16)
@@ -51,14 +53,10 @@ def resolve(config: Config, gpu: bool = False) -> Config:
         train = dataclasses.replace(train, zero_stage=(0 if model.lora_rank else 2) if gpu else 1)
     if placement.placement == "shared":
         placement = dataclasses.replace(placement, sequential=True)
-    exact = "score" if chooses else "beams"
-    decode = tuple(dict.fromkeys(exact if mode == "auto" else mode for mode in config.evaluate.decode))
-    evaluate = dataclasses.replace(config.evaluate, decode=decode)
     loss = resolve_loss(config.loss)
     check_objective(loss, train.prefer_batch)
     supervised = resolve_sft(config.supervised)
-    config = dataclasses.replace(config, model=model, train=train, loss=loss, supervised=supervised)
-    return dataclasses.replace(config, evaluate=evaluate, placement=placement)
+    return dataclasses.replace(config, model=model, train=train, loss=loss, supervised=supervised, placement=placement)
 
 
 def check_objective(loss: LossConfig, batch: int) -> None:
