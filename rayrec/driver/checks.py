@@ -251,10 +251,11 @@ def check_data(config: Config, data: Dataset) -> None:
                 f"--negatives {lists[0]}: the catalogue has {items} items and a user touched {most} of them, wanted "
                 f"{CANDIDATES} candidates. Take --negatives random or more data."
             )
-    if config.train.num_negatives > free:
+    if config.train.num_negatives > free and config.train.prefer and config.train.iterations:
         raise ValueError(
             f"--num-negatives {config.train.num_negatives}: the catalogue has {items} items, so besides a history of "
-            f"{config.data.history} and the target only {max(free, 0)} are left. Take fewer negatives or more data."
+            f"{config.data.history} and the target only {max(free, 0)} are left. Take fewer negatives, a shorter "
+            "--history or more data."
         )
 
 

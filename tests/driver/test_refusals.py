@@ -483,6 +483,17 @@ def test_equal_titles_are_one_item_and_told(root: Path, tmp_path: Path, capsys: 
     assert "item rows read 31" in told and "duplicate titles 1" in told and "catalogue 30" in told
 
 
+def test_only_a_preference_step_wants_items_for_negatives(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [",".join([user, str(int(item) % 11), *more]) for user, item, *more in (row.split(",") for row in ROWS)]
+    write_csv(tmp_path / "few", items=ITEMS[:11], rows=rows)
+    given = ["--data", str(tmp_path / "few")]
+    assert "--num-negatives 1: the catalogue has 11 items" in refused(root, tmp_path, *given)
+    assert "00/sft" in dry_run(root, tmp_path, capsys, *given, "--method", "BIGRec")
+    assert "01/prefer" in dry_run(root, tmp_path, capsys, *given, "--history", "9")
+
+
 def test_the_plan_names_what_auto_decodes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--source", "synthetic", "--preset", "toy", "--decode", "auto", "greedy"]
     assert "decode beams greedy" in dry_run(root, tmp_path, capsys, *given)
