@@ -80,10 +80,15 @@ def read_cell(folder: Path, method: str, seed: int, decodes: Sequence[str], last
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """The mean of records, number by number; of what is no measured number, such as a count, the last."""
-    if isinstance(values[-1], Mapping):
-        return {name: _mean([one.get(name) for one in values]) for name in values[-1]}
-    return float(np.mean(values)) if all(isinstance(one, float) for one in values) else values[-1]
+    """The mean of records, number by number, None where one has none; of a count or a text the last."""
+    last = values[-1]
+    if not isinstance(last, float | Mapping):
+        return last
+    if None in values:
+        return None
+    if isinstance(last, Mapping):
+        return {name: _mean([one.get(name) for one in values]) for name in last}
+    return float(np.mean(values))
 
 
 def _read(folder: Path, last: Path, method: str, seed: int, decode: str) -> Cell:

@@ -446,6 +446,19 @@ def test_the_last_evaluations_are_averaged(tmp_path: Path) -> None:
     assert np.allclose(mean.without(METRICS["ORRatio"], 1), wanted)
 
 
+def test_a_mean_of_evaluations_is_unknown_where_one_of_them_is(tmp_path: Path) -> None:
+    for t, known in ((1, False), (2, True), (3, True)):
+        folder = put_cell(tmp_path, "SPRec-seed0", {"score": t}, f"{t:02d}/evaluate")
+        file = folder / f"{t:02d}" / "evaluate" / "metrics.json"
+        made = json.loads(file.read_text())
+        more = {"DivRatio@1": 0.5, "genres": {"GH": {"a": 1.0}, "GP@1": {"a": 0.5}}}
+        made["records"][0] |= more if known else {"DivRatio@1": None, "genres": {"GH": {"a": 1.0}, "GP@1": None}}
+        file.write_text(json.dumps(made))
+    record = read_cell(folder, "SPRec", 0, ("score",), 3).record
+    assert (record["HR@1"], record["DivRatio@1"], record["N"]) == (2 / 8, None, 8)
+    assert record["genres"] == {"GH": {"a": 1.0}, "GP@1": None}
+
+
 def test_chatrec_alone_has_the_endpoint_and_morec_the_embedder(tmp_path: Path) -> None:
     flags = ("--embedder", "sentence", "--embedder-path", "x", "--engine", "torch")
     made, rows, rest = settled(tmp_path, *flags, preset="sdpo", endpoint="http://h/v1", served="m")
