@@ -174,7 +174,7 @@ def settle(args: argparse.Namespace, rest: list[str]) -> tuple[list[str], list[R
     if choosing and len(choosing) < len(rows):
         raise ValueError(f"{', '.join(choosing)} would choose from candidates alone. Add --protocol candidates.")
     args.protocol = "candidates" if choosing else "open"
-    args.k = args.k or (1 if choosing else 5)
+    args.k = (1 if choosing else 5) if args.k is None else args.k
     args.output = own[0].output
     return rest, vary(rows, args.vary, args.against)
 

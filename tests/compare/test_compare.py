@@ -479,6 +479,7 @@ def test_chatrec_alone_has_the_endpoint_and_morec_the_embedder(tmp_path: Path) -
         ([], {"vary": ["seed", "1", "2"]}, "--seed would be that of every cell"),
         ([], {"methods": ["BIGRec", "LLaRA"]}, "LLaRA would choose from candidates alone. Add --protocol candidates"),
         *(([], {"name": name}, f"--name '{name}' is not a plain folder name") for name in ("a/b", "..", ".", "", ".c")),
+        ([], {"k": 0}, "--k 0 is not among --top-k"),
         ([], {"methods": ["SASRec"], "against": "Popular"}, "--against Popular is not compared"),
         (["--embedder", "lm"], {"methods": ["BIGRec", "MoRec"]}, "MoRec reads item vectors from titles"),
     ],
