@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from rayrec import flags, signals
 from rayrec.compare.tables import Row, numbers, on_validation, row_of, tried, vary
 from rayrec.methods import BASELINES, METHODS, baseline_args, decodes, parse
-from rayrec.runs.manifest import write_json
+from rayrec.runs.manifest import write_json, write_text
 from rayrec.runs.storage import TROUBLES, errno_of
 
 if TYPE_CHECKING:
@@ -374,11 +374,10 @@ def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder:
     ]
     about = ", ".join(parts)
     known = {"command": sys.argv, "versions": versions(), "k": args.k, "against": against, "failed": failed}
-    (folder / "comparison.json").write_text(json.dumps({**known, "rows": rows, "published": beside}, indent=1))
-    (folder / "comparison.csv").write_text(page.as_csv(rows))
+    write_text(folder / "comparison.json", json.dumps({**known, "rows": rows, "published": beside}, indent=1))
+    write_text(folder / "comparison.csv", page.as_csv(rows))
     title = f"Comparison: {args.name}"
-    text = page.page(rows, beside, args.k, against, title, about, setting)
-    (folder / "comparison.html").write_text(text, encoding="utf-8")
+    write_text(folder / "comparison.html", page.page(rows, beside, args.k, against, title, about, setting))
     head, lines = page.table(rows, args.k, against)
     table = Table(*head, title=about, title_justify="left", box=None)
     for line in lines:
