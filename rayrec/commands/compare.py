@@ -314,7 +314,7 @@ def run_cells(
         try:
             for some in rounds:
                 signals.wait_for([pool.submit(do, seed, row) for seed, row in some])
-        except KeyboardInterrupt:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             with lock:
                 stopped.set()

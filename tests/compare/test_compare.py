@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -605,6 +606,22 @@ def test_a_damaged_record_of_cells_is_refused_before_any_cell(tmp_path: Path, te
     with pytest.raises(ValueError, match=r"cells\.json: .* Remove it: finished cells stay"):
         job.run_cells(made, rows, made.seeds, rest, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["cells.json"]
+
+
+def test_an_error_beside_the_cells_ends_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, rows, rest = settled(tmp_path, methods=["BIGRec", "SPRec"], seeds=[0, 1, 2])
+    begun = list[str]()
+
+    def start(command: list[str], log: Any) -> Any:
+        begun.append(command[-1])
+        if len(begun) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return subprocess.Popen(["sleep", "2"])
+
+    monkeypatch.setattr("rayrec.compare.cells.start", start)
+    with pytest.raises(OSError, match="No space left"):
+        job.run_cells(made, rows, made.seeds, rest, tmp_path)
+    assert begun in (["BIGRec-seed0"], ["BIGRec-seed0", "SPRec-seed0"])  # the second may begin beside the error
 
 
 def test_a_finished_cell_takes_no_more_time(tmp_path: Path) -> None:
