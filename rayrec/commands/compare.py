@@ -306,7 +306,7 @@ def run_cells(
             used[name] = account(known, attempt, before != finished_phases(folder / name))
             write_json(folder / USED, used)
         if process.returncode and not stopped.is_set():
-            lines = (folder / f"{name}.log").read_text().strip().splitlines()
+            lines = (folder / f"{name}.log").read_text("utf-8", errors="replace").strip().splitlines()
             failed[name] = lines[-1] if lines else f"exit {process.returncode}"
             print(f"{time.strftime('%X')}  {name} failed: {failed[name]} (see {log.name})", flush=True)
 

@@ -35,8 +35,8 @@ class Row:
 
     @property
     def folder(self) -> str:
-        """Its name in folders, without the seed."""
-        return " ".join([self.label, *(f"{flag}={value}" for flag, value in self.tuned)])
+        """Its name in folders, without the seed; of a path with ``_`` for each slash."""
+        return " ".join([self.label, *(f"{flag}={value}" for flag, value in self.tuned)]).replace("/", "_")
 
     @property
     def flags(self) -> list[str]:

@@ -624,6 +624,18 @@ def test_an_error_beside_the_cells_ends_them(tmp_path: Path, monkeypatch: pytest
     assert begun in (["BIGRec-seed0"], ["BIGRec-seed0", "SPRec-seed0"])  # the second may begin beside the error
 
 
+def test_a_cell_with_a_path_has_one_folder_and_its_log_may_hold_any_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, rows, rest = settled(tmp_path, methods=["BIGRec", "BIGRec:embedder=sentence,embedder-path=/a/b"])
+    fails = [sys.executable, "-c", r"import sys; sys.stdout.buffer.write(b'\xff broke\n'); sys.exit(1)"]
+    monkeypatch.setattr(job, "command", lambda *_: fails)
+    failed = job.run_cells(made, rows, made.seeds, rest, tmp_path)
+    assert failed == dict.fromkeys(
+        ["BIGRec-seed0", "BIGRec embedder=sentence embedder-path=_a_b-seed0"], "\N{REPLACEMENT CHARACTER} broke"
+    )
+
+
 def test_a_finished_cell_takes_no_more_time(tmp_path: Path) -> None:
     stopped = account(None, {"seconds": 10.0, "memory": 5, "finished": False}, made=False)
     whole = account(stopped, {"seconds": 4.0, "memory": 7, "finished": True}, made=True)
