@@ -158,6 +158,8 @@ def check(config: BaselinesConfig) -> None:
         raise ValueError(f"--top-k is {settings.top_k}, wanted list lengths of 1 or more.")
     if "morec" in settings.models and not settings.embedder_path:
         raise ValueError("--models morec reads item vectors from titles. Add --embedder-path FOLDER.")
+    if config.json and Path(config.json).is_dir():
+        raise ValueError(f"--json {config.json} is a folder, wanted the name of a file. Add one, as in results.json.")
     if config.placement.max_train_workers is not None:
         raise ValueError(
             "--max-train-workers: these models train in a group of fixed size. Take --train-workers alone."

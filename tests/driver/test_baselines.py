@@ -32,6 +32,7 @@ REFUSED = [
     (["--targets", "all"], "--targets all is read by --split sequences"),
     (["--top-k", "100000"], "--top-k 100000 asks for more than the catalogue's"),
     (["--max-train-workers", "2"], "--max-train-workers: these models train in a group of fixed size"),
+    (["--json", "."], r"--json \. is a folder, wanted the name of a file"),
     (["--cluster", "1x2xcpu"], "--cluster 1x2xcpu: these models have no estimate. Leave it out"),
 ]
 
