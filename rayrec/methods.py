@@ -192,7 +192,8 @@ def decodes(method: str, protocol: str, chosen: Sequence[str] = ()) -> tuple[str
 
 
 #: Placement of a language model's run that one of a baseline does not read.
-UNREAD = ("generators", "tensor_parallel", "generate_resource", "sequential", "checkpoint_steps", "checkpoint_seconds")
+UNREAD = ("generators", "tensor_parallel", "generate_resource", "placement", "sequential")
+UNREAD += ("checkpoint_steps", "checkpoint_seconds")
 #: Placement that the run of a baseline refuses; it trains in a group of fixed size.
 _NOT_BASELINE = (*UNREAD, "max_train_workers", "cluster")
 

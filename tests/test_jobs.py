@@ -98,6 +98,7 @@ def test_of_adapters_the_merged_weights_are_evaluated(tmp_path: Path) -> None:
         "--generators 2",
         "--tensor-parallel 2",
         "--generate-resource big",
+        "--placement shared",
         "--sequential",
         "--checkpoint-steps 5",
         "--checkpoint-seconds 0",

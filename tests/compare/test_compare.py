@@ -527,6 +527,7 @@ def test_a_baseline_runs_in_the_place_of_the_language_models() -> None:
 
 def test_a_baseline_gets_no_flag_that_it_refuses(tmp_path: Path) -> None:
     words = ["--generators", "3", "--sequential", "--checkpoint-steps", "5", "--train-workers", "2", "--no-share"]
+    words += ["--placement", "apart"]
     made, rows, rest = settled(tmp_path, *words, "--keep", "all", methods=["BIGRec", "Caser"])
     line = job.command(made, rows[1], 0, rest, tmp_path)
     config = tyro.cli(BaselinesConfig, args=line[4:])
