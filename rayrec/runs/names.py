@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from pathlib import Path
 
@@ -15,8 +16,11 @@ def is_run(folder: Path) -> bool:
 
 def like(folder: Path, name: str) -> list[str]:
     """Return the names of the runs in a folder, at most eight, those most like ``name`` first."""
-    found = sorted(one.name for one in folder.iterdir() if is_run(one))
-    return difflib.get_close_matches(name, found, 8, cutoff=0.0) if found else []
+    found = list[str]()
+    for one in folder.iterdir():
+        with contextlib.suppress(OSError, ValueError):  # of a folder that nobody named
+            found += [one.name] if is_run(one) else []
+    return difflib.get_close_matches(name, sorted(found), 8, cutoff=0.0)
 
 
 def check_exists(named: str, path: Path, hub: bool = False) -> None:

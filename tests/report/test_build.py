@@ -247,6 +247,8 @@ def test_the_command_rebuilds_the_same_bytes_and_names_its_error(finished: Path,
     assert (good.returncode, good.stdout.strip()) == (0, str(run / "report.html"))
     assert (run / "report.html").read_bytes() == (finished / "report.html").read_bytes()
     nowhere, runs = run.parent / "nowhere", run.parent
+    (runs / "other").mkdir()
+    (runs / "other" / "config.json").write_text("[1]")  # of another program
     for named, told in (
         (nowhere, f"{nowhere}: there is no such run. In {runs} are {run.name}. Name one of them.\n"),
         (runs, f"{runs}: it holds runs and is none. Name one of them: {run.name}.\n"),
