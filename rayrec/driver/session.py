@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import os
 import sys
@@ -39,7 +38,7 @@ from rayrec.objectives.settings import make_objective
 from rayrec.report import doubts, terminal
 from rayrec.report.build import build_report
 from rayrec.report.lists import user_lists
-from rayrec.report.record import read_samples
+from rayrec.report.record import read_lines, read_samples
 from rayrec.report.rows import best_policy, evaluated
 from rayrec.report.timeline import by_iteration, peaks, placed, spans
 from rayrec.report.trackers import RUNS, Tracker
@@ -288,7 +287,7 @@ class Session:
             terminal.log("placement", f"{lane} on {', '.join(nodes)}")
         phases = spans(events)
         times = by_iteration(phases)
-        rows = [r for r in read_records(self.work.root) if r["kind"] in ("evaluation", "baseline")]
+        rows = [r for r in read_lines(self.work.root / "metrics.jsonl") if r["kind"] in ("evaluation", "baseline")]
         for row in rows:
             seconds, overlap = times.get(row["iteration"], (None, None))
             row |= {"seconds": seconds, "overlap": overlap} if row["kind"] == "evaluation" else {}
@@ -332,8 +331,3 @@ def probe_of(ready: Prepared) -> Probe:
     at = min(range(len(prompts)), key=lambda i: len(prompts[i]))
     room = ready.config.model.max_length - len(prompts[at]) - 1
     return Probe(prompts[at], template.answer_ids(some["target"][at].as_py())[:room])
-
-
-def read_records(folder: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

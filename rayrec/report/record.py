@@ -62,7 +62,7 @@ def read_run(folder: Path) -> Record:
             except ValueError as error:
                 unread.append(str(error))
     recorded = any(one.get("records") for one in metrics.values())
-    rows = _lines(folder / "metrics.jsonl") if recorded or (folder / "metrics.jsonl").exists() else []
+    rows = read_lines(folder / "metrics.jsonl") if recorded or (folder / "metrics.jsonl").exists() else []
     lists, changed = None, list[Change]()
     try:
         lists = user_lists(folder, rows)
@@ -95,7 +95,8 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of metrics.jsonl; ValueError names a damaged one and the remedy."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
