@@ -367,12 +367,9 @@ def show(args: argparse.Namespace, compared: list[Row], rest: list[str], folder:
             row |= {"seconds": sum(one["seconds"] for one in own), "memory": max(one["memory"] for one in own)}
     data = parse("", cell_args(args, compared[0], args.seeds[0], rest)).data
     beside, seeds = published(data.data or "", args.protocol), len({cell.seed for cell in cells})
-    parts = [Path(data.data or data.source).name, args.scale, "test", args.protocol]
-    parts += [
-        decodes("BIGRec", args.protocol, args.decode)[0],
-        f"N = {rows[0]['N']:,} × {seeds} seed{'s' * (seeds > 1)}",
-    ]
-    about = ", ".join(parts)
+    way, size = decodes("BIGRec", args.protocol, args.decode)[0], f"N = {rows[0]['N']:,}"
+    parts = [Path(data.data or data.source).name, args.scale, "test", args.protocol, way]
+    about = ", ".join([*parts, f"{size} × {seeds} seed{'s' * (seeds > 1)}"])
     known = {"command": sys.argv, "versions": versions(), "k": args.k, "against": against, "failed": failed}
     write_text(folder / "comparison.json", json.dumps({**known, "rows": rows, "published": beside}, indent=1))
     write_text(folder / "comparison.csv", page.as_csv(rows))

@@ -327,10 +327,8 @@ def time_here(ready: Prepared) -> dict[str, str]:
     if found["total"] < 3600:
         return idle
     phase, longest = max(found["seconds"].items(), key=lambda item: item[1])
-    text = (
-        f"about {span(found['total'])} from the start to the end here ({phase} {span(longest)}); fewer --first-rows, "
-    )
-    return {"time": text + "--rows-per-iteration, --test-rows and --iterations take less", **idle}
+    text = f"about {span(found['total'])} from the start to the end here ({phase} {span(longest)}); fewer "
+    return {"time": f"{text}--first-rows, --rows-per-iteration, --test-rows and --iterations take less", **idle}
 
 
 def idle_trainers(config: Config, phases: Sequence[Planned], work: Work) -> dict[str, str]:

@@ -51,12 +51,7 @@ def _nothing() -> None:
 
 
 def describe(
-    config: Config,
-    data: Dataset,
-    plan: Iterable[Planned],
-    tokens: Lengths,
-    shape: Shape,
-    **resources: Any,
+    config: Config, data: Dataset, plan: Iterable[Planned], tokens: Lengths, shape: Shape, **resources: Any
 ) -> dict[str, Any]:
     """The plan as a person reads it (``plan.json``, ``--dry-run``)."""
     train, model = config.train, config.model
@@ -68,14 +63,11 @@ def describe(
     for phase in plan:
         length = tokens.prompt + phase.answers * tokens.answer if phase.answers else 0
         tokens_seen = phase.rows * phase.epochs * length
-        rows.append({"phase": phase.name, "rows": phase.rows, "batches": phase.batches, "tokens": tokens_seen})
-        rows[-1] |= {"epochs": phase.epochs}
+        row = {"phase": phase.name, "rows": phase.rows, "batches": phase.batches}
+        rows.append(row | {"tokens": tokens_seen, "epochs": phase.epochs})
     return {
         "rows": {"train": len(data.train), **{split: len(rows) for split, rows in data.evaluated.items()}},
-        "counts": {
-            **data.counts,
-            "titles_changed_by_tokenizer": tokens.changed_titles,
-        },
+        "counts": {**data.counts, "titles_changed_by_tokenizer": tokens.changed_titles},
         "phases": rows,
         "model": {"name": model.model, "parameters": shape.parameters, "lora_rank": model.lora_rank},
         "resources": resources,
