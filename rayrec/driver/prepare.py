@@ -112,7 +112,8 @@ def prepare(config: Config, scratch: Path) -> Prepared:
     # The settings decide the tiny model; its words are learnt anew at each start, and must be those of its weights.
     of_model = sha256(base / "tokenizer.json") if config.model.model == "tiny" else folder_hash(str(base))
     hashes = {"data": data.content_hash, "model": of_model, "embedder": of_embedder}
-    lengths_key = {"lengths": fixed(config), "hashes": hashes}
+    compares = bool(config.train.prefer and config.train.iterations)  # which the room of a prompt depends on
+    lengths_key = {"lengths": fixed(config), "hashes": hashes, "compares": compares}
     known = cache.find(run_folder(config).parent / cache.SHARED / "lengths", lengths_key)
     if not known and placement.cluster is None:  # a run that goes on has been checked
         check_base(str(base), config.train.attention or "sdpa", bool(config.model.lora_rank))

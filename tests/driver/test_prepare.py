@@ -42,6 +42,8 @@ def test_a_run_that_goes_on_does_not_tokenise_its_prompts_again(
     other = prepare(parse("", [*args, "--history", "8"]), tmp_path / "c")
     assert sum(counted) > len(other.tuning)  # other prompts have other lengths
     assert checks.Lengths(**cache.find(shared, first.lengths_key) or {}) == first.tokens
+    alone = prepare(parse("", [*args, "--iterations", "0"]), tmp_path / "d")
+    assert cache.find(shared, alone.lengths_key) is None  # without preferences a prompt has other room
 
 
 @pytest.mark.parametrize(
