@@ -132,6 +132,19 @@ def test_a_flag_that_selects_nothing_is_refused(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["greedy", "beams"])
+def test_answers_of_a_real_model_have_the_peak_of_the_whole_process(
+    job: Any, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of vLLM and ours, which stand beside them."""
+    real = importlib.import_module("benches.real")
+    monkeypatch.setattr(real, "examples_of", lambda *_: (None, [([1], [])], []))
+    above = {"rate": 1.0, "memory": 1, "invalid": 0.0}  # what is held beyond the loaded model
+    monkeypatch.setattr(real.decode, "hugging_face", lambda *_: above)
+    found = real.measure("hf", what, 1, 1, "float32", "", "")
+    assert found["memory"] > 0.9 * psutil.Process().memory_info().rss
+
+
 #: Every contender of the benches that need Ray, in one cluster: `jobs/bench.py` gives each one of its own.
 IN_ONE_CLUSTER = """
 import contextlib, json, sys

@@ -53,7 +53,7 @@ def measure(contender: str, what: str, k: int, rows: int, dtype: str, base: str,
             return greedy(contender, base, dtype, prompts, template)
         run = {"ours": decode.ours, "hf": decode.hugging_face, "vllm": decode.vllm}[contender]
         found = run(base, dtype, prompts, k, titles, template)
-        return {name: value for name, value in found.items() if name in ("rate", "memory", "invalid")}
+        return {"rate": found["rate"], "memory": peak(), "invalid": found["invalid"]}
     if what == "sft":
         examples = [(prompt, answers[:1]) for prompt, answers in examples]
     return (ours if contender == "ours" else trl)(what, examples, dtype, base)
