@@ -8,7 +8,7 @@ Positives come from p, the true distribution of the next title, and negatives fr
 ends at π* ∝ π_ref · (p/q)^(1/β). Here p is that of the embedded data, q is uniform over the titles outside the history
 (`random`) or π_ref (the policy's own titles), and π_ref is the policy after the first SFT. All runs start from it, take
 one epoch of preference steps without SFT, and drop pairs of equal titles. `self_play`, the most likely title alone, is
-no draw from π_ref: its row is measured against the π* of one. ReRe takes its own sixteen short iterations.
+no draw from π_ref: its row is measured against the π* of one. ReRe takes sixteen short iterations of its own.
 
 Total variation is ½ Σ |π − π'| over the titles, whose exact probabilities are normalised over the catalogue; its mean
 is over test prompts. "Lists" compares the means of the distributions over all prompts: 0 if every title is recommended
@@ -36,8 +36,8 @@ ROWS = {
     "SPRec, self_play_sample": ("policy", "--negatives self_play_sample"),
     "S-DPO, 3 self_play_gumbel": ("policy", "--negatives self_play_gumbel --num-negatives 3 --objective sdpo"),
 }
-#: Rows without β and without a prediction.
-OTHERS = {"ReRe": "--method ReRe"}
+#: Rows without β and without a prediction. ReRe divides its 512 rows into sixteen iterations.
+OTHERS = {"ReRe": "--method ReRe --iterations 1 --rows-per-iteration 512"}
 
 
 class Found(NamedTuple):
@@ -69,15 +69,21 @@ def variation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).sum(axis=-1).mean() / 2)
 
 
-def run(args: argparse.Namespace, name: str, flags: str, beta: float | None) -> Path:
-    """Do a run, or what is left of it, and return its folder."""
+def words(args: argparse.Namespace, flags: str, beta: float | None) -> list[str]:
+    """The command line of a run, without its folder."""
     flags += f" --pretrain-steps 350 --tiny-vocab 2048 --first-rows {args.first_rows} --lr {args.lr} --seed {args.seed}"
     flags += " --decode beams --test-rows 200 --valid-rows 128"
     if beta:
         flags += f" --iterations 1 --rows-per-iteration {args.rows} --no-sft --beta {beta} --equal-target drop"
         flags += " --allow-random-negatives"
+    return flags.split()
+
+
+def run(args: argparse.Namespace, name: str, flags: str, beta: float | None) -> Path:
+    """Do a run, or what is left of it, and return its folder."""
     folder = "-".join("".join(c if c.isalnum() else " " for c in name).split()) + (f"-{beta:g}" if beta else "")
-    given = [sys.executable, str(ROOT / "jobs/sprec.py"), *flags.split(), "--runs", str(args.runs), "--name", folder]
+    given = [sys.executable, str(ROOT / "jobs/sprec.py"), *words(args, flags, beta)]
+    given += ["--runs", str(args.runs), "--name", folder]
     done = subprocess.run(given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(given)}\n{done.stdout[-3000:]}")
@@ -126,7 +132,7 @@ def options() -> argparse.ArgumentParser:
     """The flags of this job."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--betas", nargs="+", type=float, default=[0.1, 1.0, 3.0])
-    parser.add_argument("--rows", type=int, default=4096, help="of the preference step")
+    parser.add_argument("--rows", type=int, default=4096, help="of the preference step, but for ReRe's")
     parser.add_argument("--first-rows", type=int, default=4096, help="of the first SFT")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--prompts", type=int, default=200)

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from jobs.theory import normalised, prediction, variation
+from jobs.theory import OTHERS, ROWS, normalised, options, prediction, variation, words
+from rayrec.driver.checks import resolve
+from rayrec.methods import parse
 
 P = np.array([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4]])
 REF = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]])
@@ -28,3 +30,14 @@ def test_distributions_and_their_distance() -> None:
         np.testing.assert_allclose(normalised(np.log(3 * P)), P)
     assert variation(P, P) == 0 and variation(np.eye(4), np.eye(4)[::-1]) == 1
     np.testing.assert_allclose(variation(P, REF), (0.5 + 0.2) / 2)
+
+
+def test_runs_tune_on_the_rows_that_the_table_names() -> None:
+    args = options().parse_args([])
+    settings = {name: (flags, 0.1) for name, (_, flags) in ROWS.items()} | {
+        name: (f, None) for name, f in OTHERS.items()
+    }
+    found = {name: resolve(parse("", words(args, flags, beta))).train for name, (flags, beta) in settings.items()}
+    rere = found.pop("ReRe")
+    assert (rere.iterations, rere.rows_per_iteration, rere.sft) == (16, 32, False)
+    assert {(one.iterations, one.rows_per_iteration, one.sft) for one in found.values()} == {(1, 4096, False)}
