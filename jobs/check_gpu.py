@@ -1,4 +1,4 @@
-"""Check one GPU: what is expected of it, what is found, pass or fail, in at most nine minutes.
+"""Check one GPU: what is expected of it, what is found, pass or fail, in about nine minutes.
 
     python jobs/check_gpu.py --json gpu.json
 
@@ -24,7 +24,7 @@ from typing import Any
 from gpu_checks import Check, Line, Place, answers, passes, steps
 
 CHECKS: dict[str, Check] = {**passes.CHECKS, **steps.CHECKS, **answers.CHECKS}
-#: Seconds of the whole; a check that would take longer than what is left is not begun.
+#: Seconds of the whole; a check is not begun where half of the most that it may take is no longer left.
 LIMIT = 540.0
 
 

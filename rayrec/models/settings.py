@@ -27,9 +27,9 @@ class ModelConfig:
     """Prompts show each title's item as a SASRec knows it, its frozen vector mapped into the model's space by a network
     that the first SFT trains, at first in few of its batches (LLaRA). `--engine auto` takes one that reads them."""
     max_length: Annotated[int, POSITIVE] = 512
-    """Longest prompt plus answer, in tokens; a longer one is refused."""
+    """Longest prompt plus answer, in tokens; --long-prompts decides what happens to longer ones."""
     max_new_tokens: Annotated[int | None, POSITIVE] = None
-    """Longest generated title, in tokens. Default: those of the longest title."""
+    """Longest generated title, in tokens. Default: those of the longest title, at most half of --max-length."""
     tiny_hidden: Annotated[int, POSITIVE] = 128
     tiny_layers: Annotated[int, POSITIVE] = 3
     tiny_vocab: int = 4096
