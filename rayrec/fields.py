@@ -71,6 +71,15 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def check_unread(settings: Any, names: Iterable[str], why: str) -> None:
+    """Refuse a setting that would change nothing, where it is not the default. Raises ValueError: its flag, and why."""
+    plain = type(settings)()
+    for name in names:
+        value = getattr(settings, name)
+        if value != getattr(plain, name):
+            raise ValueError(f"{flag(name if value is not False else f'no-{name}')}: {why}. Leave it out.")
+
+
 def check(settings: Any) -> None:
     """Check the ranges of a group of settings. Raises ValueError: with the flag, its value and what was wanted."""
     for name, hint in get_type_hints(type(settings), include_extras=True).items():

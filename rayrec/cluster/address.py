@@ -135,9 +135,11 @@ def has_gpu(config: AnyConfig) -> bool:
     gpu = device == "gpu" or (device == "auto" and there)
     here, cards = torch.cuda.device_count(), reserve.cards(settle_placement(config, gpu))
     if gpu and here < cards and address is None:
+        lower = "--generators"
+        if config.placement.train_workers:  # else only lists are made
+            lower = "--train-workers, --generators or --tensor-parallel, add --placement shared"
         raise ValueError(
-            f"The plan takes {cards} GPUs, this machine has {here}. Lower --train-workers, "
-            "--generators or --tensor-parallel, add --placement shared, or join a cluster with --address."
+            f"The plan takes {cards} GPUs, this machine has {here}. Lower {lower}, or join a cluster with --address."
         )
     return gpu
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from rayrec import flags, signals
+from rayrec import fields, flags, signals
 from rayrec.config import BaselinesConfig
 from rayrec.methods import UNREAD
 
@@ -25,13 +25,8 @@ def check_read(config: BaselinesConfig) -> None:
     Raises:
         ValueError: with the flag and the remedy.
     """
-    plain = BaselinesConfig()
     for group, names in _UNREAD.items():
-        for name in names:
-            value = getattr(getattr(config, group), name)
-            if value != getattr(getattr(plain, group), name):
-                flag = ("--" if value is not False else "--no-") + name.replace("_", "-")
-                raise ValueError(f"{flag}: these models are trained and ranked without it. Leave it out.")
+        fields.check_unread(getattr(config, group), names, "these models are trained and ranked without it")
 
 
 def read(args: list[str] | None = None) -> BaselinesConfig:

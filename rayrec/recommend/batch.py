@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -32,6 +33,11 @@ from rayrec.seeds import seed_of
 
 #: Users of a part: answered by one actor, and made again whole after a death.
 PART = 512
+#: Placement that lists do not read.
+_UNREAD = (
+    *("train_workers", "max_train_workers", "tensor_parallel", "placement", "sequential", "cluster", "train_resource"),
+    *("checkpoint_steps", "checkpoint_seconds", "wait_for_resources", "max_deaths", "wait_seconds"),
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ def run(config: RecommendConfig) -> dict[str, Any]:
         ValueError: settings, policy or users that do not fit, before an actor starts.
     """
     terminal.show_log()
-    fields.check(config.placement)
+    check_placement(config.placement)
     out, begun = Path(config.out).expanduser().absolute(), time.time()
     _check(config, out)
     # Errors of policy and catalogue come before anything is written; the GPUs may be those of other machines.
@@ -150,6 +156,17 @@ def run(config: RecommendConfig) -> dict[str, Any]:
     terminal.log("summary", ", ".join(f"{k.replace('_', ' ')} {_number(v)}" for k, v in summary.items()))
     terminal.log("written", f"{out}, {rate:.1f} users/s")
     return summary
+
+
+def check_placement(placement: PlacementConfig) -> None:
+    """Raise ValueError: a value that cannot be, or a setting that generators of lists do not read."""
+    fields.check(placement)
+    fields.check_unread(placement, _UNREAD, "lists are made without it")
+
+
+def has_gpu(placement: PlacementConfig) -> bool:
+    """Whether generators take a GPU each; no training worker takes one."""
+    return address.has_gpu(Config(placement=dataclasses.replace(placement, train_workers=0)))
 
 
 def _check(config: RecommendConfig, out: Path) -> None:
@@ -272,9 +289,8 @@ def _sized(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _answer(config: RecommendConfig, folder: Path, created: int, parts: int, left: list[int]) -> None:
     """Let the actors answer the parts that are ``left``."""
     placement = config.placement
-    cluster = Config(placement=placement)
-    gpu = address.has_gpu(cluster)
-    connect.connect(cluster)
+    gpu = has_gpu(placement)
+    connect.connect(Config(placement=placement))
     import ray
 
     context = ray.data.DataContext.get_current()

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rayrec import fields, signals
-from rayrec.cluster import address, connect
+from rayrec.cluster import connect
 from rayrec.cluster.watchdog import within
 from rayrec.config import Config, PlacementConfig
 from rayrec.recommend import Recommender
+from rayrec.recommend.batch import check_placement, has_gpu
 from rayrec.report import terminal
 from rayrec.runs.lease import kill_children
 from rayrec.serving.model import Model
@@ -200,10 +201,9 @@ def run(config: ServeConfig) -> None:
         begin(config, folder)
         read_users(config)
         signals.check()
-        cluster = Config(placement=config.placement)
-        gpu = address.has_gpu(cluster)
+        gpu = has_gpu(config.placement)
         os.environ.setdefault(*PROXY)
-        own = connect.connect(cluster)
+        own = connect.connect(Config(placement=config.placement))
         if not own and config.state is None:
             raise ValueError("A service on a cluster keeps its versions where all nodes see them. Add --state DIR.")
         try:
@@ -252,7 +252,7 @@ def _end(own: bool) -> None:
 
 def _check(config: ServeConfig) -> None:
     fields.check(config)
-    fields.check(config.placement)
+    check_placement(config.placement)
     if importlib.util.find_spec("fastapi") is None:
         raise ValueError(
             "Ray Serve is not installed. Install it: .venv/bin/pip install -c constraints.txt -e '.[serve]'"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rayrec.config import Config
+from rayrec.config import Config, PlacementConfig
 from rayrec.deciding import to_dict
 from rayrec.recommend import batch, places
+from rayrec.serving import deploy
+from rayrec.serving.settings import ServeConfig
 
 
 def make_run(folder: Path, *policies: str) -> None:
@@ -84,3 +87,24 @@ def test_other_users_in_the_same_file_are_another_job(runs: Path) -> None:
     users.write_text("bob\n")
     with pytest.raises(ValueError, match="found parts of other settings, policy or users"):
         batch._claim(config, runs / "parts")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--train-workers", 2), ("--cluster", "8x8xH100"), ("--sequential", True), ("--wait-for-resources", 60.0)],
+)
+def test_placement_that_makes_no_lists_is_refused(tmp_path: Path, flag: str, value: Any) -> None:
+    placement = PlacementConfig(**{flag[2:].replace("-", "_"): value})
+    told = f"^{flag}: lists are made without it. Leave it out.$"
+    with pytest.raises(ValueError, match=told):
+        batch.run(batch.RecommendConfig("runs/demo", out=str(tmp_path / "lists.parquet"), placement=placement))
+    with pytest.raises(ValueError, match=told):
+        deploy.run(ServeConfig("runs/demo", placement=placement))
+
+
+def test_generators_of_lists_share_their_cards_with_no_training_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert batch.has_gpu(PlacementConfig(generators=2, address="local"))
+    with pytest.raises(ValueError, match=r"takes 3 GPUs, this machine has 2\. Lower --generators, or join a cluster"):
+        batch.has_gpu(PlacementConfig(generators=3, address="local"))
