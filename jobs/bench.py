@@ -182,9 +182,10 @@ def run_one(args: argparse.Namespace, setting: dict[str, Any], contender: str) -
         finally:
             if done.returncode is None:
                 os.killpg(done.pid, signal.SIGKILL)  # with the jobs and services that it started
-    if done.returncode < 0:
-        return {"failed": f"ended by {signal.Signals(-done.returncode).name}"}
-    if done.returncode:
+    status = done.wait()
+    if status < 0:
+        return {"failed": f"ended by {signal.Signals(-status).name}"}
+    if status:
         return {"failed": (errors.strip() or "ended without a message").splitlines()[-1][-300:]}
     return json.loads(out.strip().splitlines()[-1])
 

@@ -12,12 +12,13 @@ import os
 import random
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benches import peak
+from benches.training import Example, shard, table_of
 
 PACKAGES, SIZE, COLUMNS, UNIT = ("deepspeed",), "k", ("name", "weights", "again"), "MB"
 FACTS, PAIRS = ("rows",), ("rows",)
@@ -54,7 +55,7 @@ class Worked:
     base: str
     kind: Any
     config: Any
-    examples: list[tuple[list[int], list[list[int]]]]
+    examples: list[Example]
 
 
 def measure(
@@ -105,7 +106,6 @@ def told(worked: Worked) -> dict[str, Any]:
 def work(worked: Worked, folder: str, results: Any) -> None:
     """A training worker's phase."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
-    import pyarrow as pa
     import ray.train  # noqa: F401  # as the workers of a run do
     import torch
 
@@ -116,23 +116,14 @@ def work(worked: Worked, folder: str, results: Any) -> None:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-    config, examples, ids = worked.config, worked.examples, pa.list_(pa.int32())
-    columns = {"prompt": pa.array([prompt for prompt, _ in examples], ids)}
-    columns |= {"answers": pa.array([titles for _, titles in examples], pa.list_(ids))}
-    columns |= {"example_id": pa.array(map(str, range(len(examples)))), "weight": pa.array([1.0] * len(examples))}
+    config, examples = worked.config, worked.examples
     size = len(examples) // STEPS
-    columns |= {"step": pa.array([n // size for n in range(len(examples))])}
-    columns |= {"slot": pa.array([n % size for n in range(len(examples))])}
-    table = pa.table(columns | {name: pa.nulls(len(examples)) for name in ("neighbour", "scores", "smoothing")})
-
-    def shard(begun: int) -> Iterator[Any]:
-        return (table.slice(n * size, size) for n in range(begun, STEPS))
-
+    table = table_of(examples, size)
     setup = {"config": config, "base": worked.base, "gpu": False, "storage": Storage("")}
     worker = Worker(setup | {"objective": make_objective(config.loss)}, 0, 1)
     worker.report = lambda **facts: None
     dropout = config.model.lora_dropout if worked.kind == "sft" else 0.0
     phase = Phase("one", worked.kind, "", worked.base, f"{folder}/policy", STEPS, size, 1e-4, 0, dropout, 1)
-    worker.run(phase, shard)
+    worker.run(phase, partial(shard, table, size, STEPS))
     results.put({"rate": peak() / 1e6, "rows": None})
     torch.distributed.destroy_process_group()

@@ -13,24 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benches.dpo import dpo_trainer, words
+from benches.training import shard, table_of
 
 from gpu_checks import ALPHA, DROPOUT, LR, RANK, Check, Example, Line, Place
 
 Kind = Literal["sft", "prefer"]
 #: Examples of a step, and of what a worker computes at once.
 BATCH, MICRO = 32, 16
-
-
-def table_of(data: list[Example], batch: int) -> Any:
-    """The token table of a phase whose steps have ``batch`` examples."""
-    import pyarrow as pa
-
-    ids, rows = pa.list_(pa.int32()), range(len(data))
-    columns = {"prompt": pa.array([prompt for prompt, _ in data], ids)}
-    columns |= {"answers": pa.array([titles for _, titles in data], pa.list_(ids))}
-    columns |= {"example_id": pa.array(map(str, rows)), "weight": pa.array([1.0] * len(data))}
-    columns |= {"step": pa.array(i // batch for i in rows), "slot": pa.array(i % batch for i in rows)}
-    return pa.table(columns | {name: pa.nulls(len(data)) for name in ("neighbour", "scores", "smoothing")})
 
 
 class Trained:
@@ -71,13 +60,10 @@ class Trained:
         table, steps, out = table_of(data, batch), len(data) // batch, str(self.place.folder / name / "policy")
         Path(out).mkdir(parents=True, exist_ok=True)
 
-        def shard(begun: int) -> Iterator[Any]:
-            return (table.slice(step * batch, batch) for step in range(begun, steps))
-
         dropout, base = DROPOUT if kind == "sft" else 0.0, self.place.base
         phase = Phase(name, kind, "", start or base, out, steps, batch, LR, 0, dropout, 2, "", "k", schedule="constant")
         self.beats.clear()
-        done = self.worker.run(phase, partial(shard))
+        done = self.worker.run(phase, partial(shard, table, batch, steps))
         return done | {"seconds": self.beats[-1][0] - self.beats[0][0], "folder": out}
 
 
