@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,18 @@ def server() -> Iterator[ThreadedMotoServer]:
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def bucket(server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an empty bucket of that server, for which the environment has address and keys."""
+    host, port = server.get_host_and_port()
+    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "me"}
+    for name, value in (settings | {"AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(name, value)
+    name = tmp_path.name.replace("_", "-")
+    urllib.request.urlopen(urllib.request.Request(f"{settings['AWS_ENDPOINT_URL']}/{name}", method="PUT")).close()
+    return name
 
 
 @pytest.fixture(scope="session")

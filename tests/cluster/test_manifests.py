@@ -182,7 +182,7 @@ def test_the_service_is_an_application_of_ours_that_wants_a_token(
     assert made._bound_deployment.name == "Front" and (tmp_path / "state" / "versions" / "000001.json").exists()
 
 
-def test_ray_up_takes_the_cluster_file(tmp_path: Path) -> None:
+def test_ray_up_takes_the_cluster_file() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = manifest("ray-up.yaml")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from rayrec.data import load
 from rayrec.data.settings import DataConfig
@@ -28,17 +26,9 @@ ITEMS_CSV = "item,title\na,A\nb,B\nc,C\n"
 
 
 @pytest.fixture
-def put(
-    server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[dict[str, str | bytes]], str]:
+def put(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str | bytes]], str]:
     """Write objects into a bucket, and return the address of its folder."""
     monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / "copies"))
-    host, port = server.get_host_and_port()
-    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "me"}
-    for name, value in (settings | {"AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}).items():
-        monkeypatch.setenv(name, value)
-    bucket = tmp_path.name.replace("_", "-")
-    urllib.request.urlopen(urllib.request.Request(f"{settings['AWS_ENDPOINT_URL']}/{bucket}", method="PUT")).close()
 
     def write(files: dict[str, str | bytes]) -> str:
         url = f"s3://{bucket}/logs/films"
@@ -109,9 +99,7 @@ def test_a_log_with_titles_is_read_from_a_store(put: Callable[[dict[str, str | b
         assert [str(path.relative_to(here)) for path in here.rglob("*.*")] == [copied]
 
 
-def test_a_changed_object_is_copied_again_and_others_are_not(
-    put: Callable[[dict[str, str | bytes]], str], tmp_path: Path
-) -> None:
+def test_a_changed_object_is_copied_again_and_others_are_not(put: Callable[[dict[str, str | bytes]], str]) -> None:
     url = put(CASES["csv"])
     first = load(DataConfig(data=f"{url}/items.csv", history=2))  # a file stands for its folder
     again = load(DataConfig(data=url, history=2))
@@ -140,9 +128,7 @@ def test_two_processes_copy_one_folder_one_after_the_other(
         assert fetch(url, [(("items.csv",), ())]) == others[0].result()
 
 
-def test_a_store_that_cannot_be_read_is_refused_in_one_line(
-    put: Callable[[dict[str, str | bytes]], str], tmp_path: Path
-) -> None:
+def test_a_store_that_cannot_be_read_is_refused_in_one_line(put: Callable[[dict[str, str | bytes]], str]) -> None:
     url = put(CASES["csv"])
     for wrong, message in (
         (f"{url}/none", "there is no such file or folder"),

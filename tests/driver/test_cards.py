@@ -107,7 +107,7 @@ def test_attention_is_that_of_the_device(tmp_path: Path, words: list[str], on_gp
     assert settle_attention(config, str(tmp_path), on_gpus).train.attention == wanted
 
 
-def test_flash_attention_in_float32_is_refused(tmp_path: Path) -> None:
+def test_flash_attention_in_float32_is_refused() -> None:
     config = checks.resolve(parse("", ["--attention", "varlen", "--dtype", "float32"]), True)
     with pytest.raises(ValueError, match=r"and this plan is in float32. Take --attention sdpa, or --dtype bfloat16"):
         settle_attention(config, "", True)

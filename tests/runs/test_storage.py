@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import urllib.request
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -33,20 +31,10 @@ Node = Callable[[str], None]
 
 
 @pytest.fixture(params=["s3", "file"])
-def url(
-    request: pytest.FixtureRequest, server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> str:
+def url(request: pytest.FixtureRequest, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of an empty folder of runs."""
     monkeypatch.setenv("RAYREC_COPIES", str(tmp_path / "driver"))
-    if request.param == "file":
-        return f"file://{tmp_path}/store/runs"
-    host, port = server.get_host_and_port()
-    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "me"}
-    for name, value in (settings | {"AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}).items():
-        monkeypatch.setenv(name, value)
-    bucket = tmp_path.name.replace("_", "-")
-    urllib.request.urlopen(urllib.request.Request(f"{settings['AWS_ENDPOINT_URL']}/{bucket}", method="PUT")).close()
-    return f"s3://{bucket}/runs"
+    return f"file://{tmp_path}/store/runs" if request.param == "file" else f"s3://{bucket}/runs"
 
 
 @pytest.fixture
