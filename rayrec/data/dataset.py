@@ -271,7 +271,8 @@ def load(config: DataConfig, without: Collection[str] = ()) -> Dataset:
     if config.protocol == "candidates":
         # Training rows leave out the titles that the user touched in training, evaluated rows all titles ever touched.
         train = with_candidates(train, Touched(train), catalogue, config.seed)
-        touched = Touched(*every)
+        # With one row of a user, or one left out, rows do not show all of them; ready rows are all that is known.
+        touched = Touched(raw.interactions) if isinstance(raw.interactions, pa.Table) else Touched(*every)
         valid, test = (with_candidates(rows, touched, catalogue, config.seed) for rows in (valid, test))
         # Where a user has one test row, the validation row before it is the last one that two titles come after.
         later = pa.concat_tables(every[1:]) if config.split == "leave_last_two" else every[2]

@@ -12,17 +12,24 @@ _TITLE = (1 << 32) - 1
 
 
 class Touched(Mapping[str, frozenset[str]]):
-    """By user, titles in histories and targets (schema.EXAMPLES): 8 bytes for a pair, and every name once."""
+    """By user, titles in histories and targets (schema.EXAMPLES), or of interactions (schema.INTERACTIONS).
+
+    A pair takes 8 bytes, and every name is kept once.
+    """
 
     def __init__(self, *tables: pa.Table):
         self._users: dict[str, int] = {}
         titles: dict[str, int] = {}
         self._pairs, new, waiting = np.zeros(0, np.int64), [], 0  # user << 32 | title, ascending
         for some in (some for rows in tables for some in slices(rows)):
-            history, user = some["history"].combine_chunks(), numbered(some["user"], self._users, str)
-            of_history = np.repeat(user, history.value_lengths().to_numpy())
-            title = numbered(pa.chunked_array([history.flatten(), *some["target"].chunks]), titles, str)
-            new.append(np.unique(np.concatenate([of_history, user]) << 32 | title))
+            user = owner = numbered(some["user"], self._users, str)
+            if "title" in some.column_names:
+                shown = some["title"]
+            else:
+                history = some["history"].combine_chunks()
+                owner = np.concatenate([np.repeat(user, history.value_lengths().to_numpy()), user])
+                shown = pa.chunked_array([history.flatten(), *some["target"].chunks])
+            new.append(np.unique(owner << 32 | numbered(shown, titles, str)))
             waiting += len(new[-1])
             if waiting > max(1 << 20, len(self._pairs)):  # sorts all pairs a few times only
                 self._pairs, new, waiting = np.unique(np.concatenate([self._pairs, *new])), [], 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 from rayrec.data import load, schema
 from rayrec.data.candidates import CANDIDATES, adherence_rows, candidates
 from rayrec.data.catalogue import Catalogue
+from rayrec.data.dataset import interactions
 from rayrec.data.settings import DataConfig
 from rayrec.data.touched import Touched
 from rayrec.seeds import seed_of
@@ -93,6 +95,18 @@ def test_touched_is_history_and_targets_of_the_training_rows() -> None:
     assert found["ann"] == {t for r in rows[:2] for t in (*r["history"], r["target"])}
     assert set(found) == {"ann", "bob"} and "eve" not in found and found.most == max(map(len, found.values()))
     assert found["bob"] == {*rows[2]["history"], rows[2]["target"]}
+    log = [{"user": user, "title": title, "timestamp": 0} for user, titles in found.items() for title in [*titles] * 2]
+    assert dict(Touched(pa.Table.from_pylist(log, schema=schema.INTERACTIONS))) == dict(found)
+
+
+@pytest.mark.parametrize("split", ["time", "leave_last_two", "sequences"])
+def test_evaluated_rows_list_no_title_that_the_user_met_before_the_history(split: Any) -> None:
+    config = DataConfig(protocol="candidates", split=split, history=5)
+    data, met = load(config), defaultdict[str, set[str]](set)
+    for row in interactions(config)[0].to_pylist():
+        met[row["user"]].add(row["title"])
+    for row in pa.concat_tables([data.valid, data.test]).to_pylist():
+        assert {*row["candidates"]} & met[row["user"]] == {row["target"]}
 
 
 def test_adherence_rows_list_what_comes_next_and_ask_for_the_first_that_is_liked() -> None:
