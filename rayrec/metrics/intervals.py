@@ -98,23 +98,25 @@ def wilson(share: float, rows: float) -> tuple[float, float]:
     return max(0.0, min(low, share)), min(1.0, max(high, share))
 
 
-def of_few(found: Interval, value_N: np.ndarray, users: Sequence[str]) -> Interval:
+def of_few(found: Interval, value_N: np.ndarray, users: Sequence[str], weight_N: np.ndarray | None = None) -> Interval:
     """Take Wilson's interval for a mean of values from 0 to 1 where fewer than FEW rows are above 0, or below 1.
 
     The rows of a user may not be independent. They count as rows/d, d = max(1, variance of the users' sums/variance of
     independent rows), and as one for each user where that variance is 0. A value between 0 and 1 varies less than a
-    share, so the interval is then too wide rather than too narrow.
+    share, so the interval is then too wide rather than too narrow. Rows with a ``weight`` count as (Σw)²/Σw².
     """
     known_N = ~np.isnan(value_N)
+    weight_N = np.ones(len(value_N))[known_N] if weight_N is None else weight_N[known_N]
     value_N, user_N = value_N[known_N], np.asarray(users, dtype=object)[known_N]
     if found.low is None or not len(value_N) or value_N.min() < 0 or value_N.max() > 1:
         return found
     if min(np.count_nonzero(value_N), np.count_nonzero(value_N < 1)) >= FEW:
         return found
     names, number_N = np.unique(user_N, return_inverse=True)
-    share, rows = float(value_N.mean()), len(value_N)
-    alone = rows * share * (1 - share)
-    together = np.square(np.bincount(number_N, weights=value_N - share)).sum()
+    share = float(np.average(value_N, weights=weight_N))
+    squares = float(np.square(weight_N).sum())
+    rows, alone = float(weight_N.sum()) ** 2 / squares, squares * share * (1 - share)
+    together = np.square(np.bincount(number_N, weights=weight_N * (value_N - share))).sum()
     low, high = wilson(share, rows / max(1.0, together / alone) if alone else len(names))
     return found._replace(low=low, high=high)
 

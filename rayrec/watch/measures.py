@@ -110,7 +110,7 @@ def _mean(value_N: np.ndarray, users: list[str], weight_N: np.ndarray | None = N
     if len(sum_U) < 2:
         return Interval(value)
     made = jackknife(value, (sum_U.sum() - sum_U) / (weight_U.sum() - weight_U), (0.0, 1.0))
-    return of_few(made, value_N, users)
+    return of_few(made, value_N, users, weight_N)
 
 
 def _new(found: Answers, items: Catalogue, users: list[str], k: int) -> Interval:

@@ -111,6 +111,15 @@ def test_what_is_not_known_is_not_told(files: list[str]) -> None:
         measure(key, table, Catalogue.from_items(TITLES[:2], [()] * 2), 3, {}, {})
 
 
+def test_an_interval_of_lists_of_different_lengths_holds_its_share(tmp_path: Path) -> None:
+    old, new = [*range(6)] * 5, 15
+    shown = {f"o{row}": [TITLES[item]] for row, item in enumerate(old)} | {f"n{row}": TITLES[6:] for row in range(new)}
+    ((key, table),) = lists.read_lists([written(tmp_path, "some.parquet", "a", 4, shown)]).items()
+    one = measure(key, table, catalogue(), 3, {}, {}).measures["new"]
+    assert one.value is not None and one.low is not None and one.high is not None
+    assert one.low < one.value == 2 * new / (len(old) + 2 * new) < one.high
+
+
 def test_gini_is_that_of_the_pairs() -> None:
     draw = np.random.default_rng(0)
     for counts in (np.ones(5, int), np.array([0, 0, 7]), draw.integers(0, 9, 40)):
