@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rayrec.objectives.base import BETA, Objective, setting
-from rayrec.objectives.pairs import Pairs, Tensor, mean_k, preference_logits, smooth_nll
+from rayrec.objectives.pairs import Pairs, Tensor, mask_out, mean_k, preference_logits, smooth_nll
 
 
 @dataclass(frozen=True)
@@ -14,4 +14,5 @@ class Dpo(Objective):
     smooths = True
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        return mean_k(smooth_nll(preference_logits(pairs, self.beta), pairs.smoothing_BK), pairs.mask_BK)
+        smoothing_BK = None if pairs.smoothing_BK is None else mask_out(pairs.smoothing_BK, pairs.mask_BK)
+        return mean_k(smooth_nll(preference_logits(pairs, self.beta), smoothing_BK), pairs.mask_BK)

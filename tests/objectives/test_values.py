@@ -235,9 +235,11 @@ def test_masked_answers_do_not_exist(name: str) -> None:
         junk = torch.full((B, 2), 0 if field == "rejected_length_BK" else torch.nan)
         wide[field] = torch.cat([getattr(short, field), junk], 1)
     rejected_BK = wide["rejected_BK"] = wide["rejected_BK"].requires_grad_()
+    chosen_B = wide["chosen_B"] = short.chosen_B.clone().requires_grad_()
     loss_B = OBJECTIVES[name]()(replace(short, **wide))
     close(loss_B, OBJECTIVES[name]()(short), 1e-12)
     loss_B.sum().backward()
+    assert chosen_B.grad is not None and chosen_B.grad.isfinite().all()
     assert rejected_BK.grad is not None and rejected_BK.grad.isfinite().all()
     assert (rejected_BK.grad[:, 2:] == 0).all()
     moved_BK = rejected_BK.grad[:, :2] != 0
