@@ -96,6 +96,8 @@ def read_items(path: str) -> Catalogue:
 def read_outcomes(path: str) -> dict[str, str]:
     """Return what users chose after their lists: `user,title` of a CSV or Parquet file, without rows that lack one.
 
+    The last row of a user counts.
+
     Raises:
         ValueError: the file is missing, or has other columns.
     """
@@ -107,7 +109,11 @@ def read_outcomes(path: str) -> dict[str, str]:
         named = table.select(pl.col("user", "title").cast(pl.String)).drop_nulls()
         if len(named) < len(table):
             _log.warning("%d rows of --outcomes have no user or no title and are left out.", len(table) - len(named))
-        return dict(named.iter_rows())
+        chosen = dict(named.iter_rows())
+        if len(chosen) < len(named):
+            text = "%d rows of --outcomes name a user again; the last row of a user counts, the others are left out."
+            _log.warning(text, len(named) - len(chosen))
+        return chosen
     except pl.exceptions.PolarsError as error:
         why = str(error).strip().splitlines()[0]
         raise ValueError(f"--outcomes {path}: {why}. Give a CSV or Parquet file with `user` and `title`.") from error

@@ -172,9 +172,10 @@ def test_titles_may_hold_any_character_and_outcomes_may_lack_a_title(
     (tmp_path / "monday.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
     ((key, table),) = lists.read_lists([str(tmp_path / "monday.jsonl")]).items()
     assert table["titles"].to_pylist() == [titles]
-    (tmp_path / "after.csv").write_text("user,title\nann,\n,Plain\nbob,Plain\n")
+    (tmp_path / "after.csv").write_text("user,title\nann,\n,Plain\nbob,Other\nbob,Plain\n")
     outcomes = lists.read_outcomes(str(tmp_path / "after.csv"))
     assert outcomes == {"bob": "Plain"} and "2 rows of --outcomes have no user or no title" in caplog.text
+    assert "1 rows of --outcomes name a user again; the last row of a user counts" in caplog.text
     found = measure(key, table, Catalogue.from_items(titles, [()] * 3), 3, outcomes, {})
     assert found.measures["HR"].value is None and found.measures["coverage"].value == 1
 
