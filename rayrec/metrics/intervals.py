@@ -4,6 +4,7 @@ Users are resampled, not rows, because the rows of one user are not independent.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,16 +69,19 @@ def bootstrap_means(values_NM: np.ndarray, users: Sequence[str], seed: int) -> l
 
     from scipy import stats  # takes half a second
 
-    found = stats.bootstrap(
-        (np.arange(len(names)),),
-        resampled,
-        n_resamples=RESAMPLES,
-        batch=max(1, _CELLS // len(names)),
-        vectorized=True,
-        method="percentile",
-        confidence_level=0.95,
-        rng=np.random.default_rng(seed),
-    )
+    with warnings.catch_warnings():
+        # A resample may hold no row that counts; scipy then names BCa intervals, which these are not.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (np.arange(len(names)),),
+            resampled,
+            n_resamples=RESAMPLES,
+            batch=max(1, _CELLS // len(names)),
+            vectorized=True,
+            method="percentile",
+            confidence_level=0.95,
+            rng=np.random.default_rng(seed),
+        )
     made: list[Interval] = []
     for mean, drawn_R, low, high in zip(means, found.bootstrap_distribution, *found.confidence_interval, strict=True):
         if mean is None:
