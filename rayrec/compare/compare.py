@@ -148,7 +148,10 @@ def _entry(found: Interval) -> dict[str, float | None]:
 
 
 def _values(members: list[Cell], names: list[At]) -> np.ndarray:
-    """The metrics of all rows of all seeds, (N, names); each seed has as many rows, so means are those of seeds."""
+    """The metrics of all rows of all seeds, (N, names).
+
+    Each seed has as many rows, so means are those of seeds. Where some rows do not count, the others weigh alike.
+    """
     return np.concatenate([c.values(names) for c in members])
 
 
