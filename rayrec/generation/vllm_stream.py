@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class Stream:
 
         Raises:
             VLLMValidationError: vLLM refuses a request of this call.
-            EngineDeadError: in every call that waits.
+            Exception: a step failed, in every call that waits, such as EngineDeadError.
         """
         from vllm.sampling_params import RequestOutputKind
 
@@ -71,7 +72,15 @@ class Stream:
         if not self._running:
             return
         owners = {one: call for call in self._running for one in call.ids}
-        for output in self._engine.step():
+        try:
+            outputs = self._engine.step()
+        except Exception as error:  # the tokens of a step are lost: requests that wait for them would wait forever
+            for call in self._running:
+                call.error = error
+            with contextlib.suppress(Exception):  # a dead engine takes no call
+                self._engine.abort_request([*owners], internal=False)
+            return
+        for output in outputs:
             if output.finished:
                 owners[output.request_id].found[output.request_id] = output
 

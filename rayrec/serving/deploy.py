@@ -20,6 +20,7 @@ from rayrec.cluster.watchdog import within
 from rayrec.config import Config, PlacementConfig
 from rayrec.recommend import Recommender
 from rayrec.recommend.batch import check_placement, has_gpu
+from rayrec.recommend.catalogues import read_catalogue
 from rayrec.report import terminal
 from rayrec.runs.lease import kill_children
 from rayrec.serving.model import Model
@@ -177,8 +178,11 @@ def begin(config: ServeConfig, folder: str) -> None:
 
     versions = Versions(folder)
     if versions.served is None:
-        catalogue = str(Path(config.catalogue).expanduser().absolute()) if config.catalogue else None
-        Recommender.check(config.policy, catalogue, template=config.template)
+        Recommender.check(config.policy, config.catalogue, template=config.template)
+        catalogue = None
+        if config.catalogue:  # a copy: the file may change, and a version may not
+            read = read_catalogue(config.catalogue)
+            catalogue = versions.keep_catalogue(read.titles, read.popularity.tolist())
         versions.begin(resolved(config.policy), config.template, catalogue)
     else:
         version = versions.begin(config.policy, config.template, None)

@@ -38,7 +38,7 @@ class Served(NamedTuple):
 
 
 class Versions:
-    """``current.json`` names one of ``versions/NUMBER.json``; ``catalogues/`` has the catalogues that were posted."""
+    """``current.json`` names one of ``versions/NUMBER.json``; ``catalogues/`` has those that were given."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)

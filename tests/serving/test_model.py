@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rayrec.recommend import Recommender
+from rayrec.serving.deploy import begin
 from rayrec.serving.model import Model, open_version
+from rayrec.serving.settings import ServeConfig
 from rayrec.serving.versions import Served, Versions
 from tests.serving.conftest import TITLES
 
@@ -147,7 +149,7 @@ def test_a_policy_that_is_broken_is_not_served(policies: Path, versions: Version
         for policy, why in (
             (tmp_path / "broken", "holds NaN or infinity. Take weights of finite numbers"),
             (tmp_path / "no", "no such run or folder"),
-            (tmp_path / "cut", "SafetensorError"),
+            (tmp_path / "cut", "damaged, cut short"),
             (tmp_path / "odd", "KeyError"),
         ):
             made = versions.add(versions.read(1), policy=str(policy))
@@ -178,3 +180,12 @@ def test_a_replica_serves_also_where_the_version_before_is_gone(
     model = Model(str(versions.folder), "cpu", 1)
     assert sorted(model.held) == [3] and "Version 2, which was served before, cannot be opened" in caplog.text
     assert run(model.answer(served, [ask(TITLES[:1])]))[0]["version"] == 3
+
+
+def test_a_version_keeps_its_titles_where_the_file_changes(policies: Path, tmp_path: Path) -> None:
+    file, state = shutil.copy(policies / "titles.csv", tmp_path), tmp_path / "state"
+    config = ServeConfig(policy=str(policies / "one"), catalogue=str(file), template="compact", state=str(state))
+    begin(config, str(state))
+    Path(file).write_text("title\nAnother\n")
+    opened = open_version(Versions(state).read(1), [], "cpu").recommender.catalogue
+    assert opened.titles == TITLES and opened.popularity.tolist() == [*range(len(TITLES))]
