@@ -194,9 +194,11 @@ def _times(frame: pl.DataFrame, unit: str | None, first: DateOrder | None) -> pl
     """
     time, kind = pl.col("timestamp"), frame.schema["timestamp"]
     if kind.is_temporal():
-        fine = time.cast(pl.Datetime("ns", kind.time_zone)) if isinstance(kind, pl.Datetime) else time
-        part = fine.dt.nanosecond() if isinstance(kind, pl.Datetime) else pl.lit(0)
-        frame = frame.with_columns(pl.lit(False).alias("odd"), _floor(time, kind).alias("whole"))
+        whole, part = time.dt.epoch("s"), pl.lit(0)
+        if isinstance(kind, pl.Datetime):  # dt.epoch rounds towards the epoch, and nanoseconds end in 2262
+            size = {"ns": 10**9, "us": 10**6, "ms": 10**3}[kind.time_unit]
+            whole, part = time.to_physical() // size, (time.to_physical() % size) * (10**9 // size)
+        frame = frame.with_columns(pl.lit(False).alias("odd"), whole.alias("whole"))
         return frame.with_columns(part.cast(pl.Float64).alias("part"))
     seconds = time.cast(pl.Float64, strict=False)
     whole = seconds.floor().cast(pl.Int64, strict=False)
@@ -225,20 +227,13 @@ def _times(frame: pl.DataFrame, unit: str | None, first: DateOrder | None) -> pl
         ahead = zone.str.slice(1, 2).cast(pl.Int64) * 3600 + zone.str.slice(3, 2).cast(pl.Int64) * 60
         ahead = pl.when(zone.str.starts_with("-")).then(-ahead).otherwise(ahead).fill_null(0)
         bare = plain.str.replace(_ZONE, "")
-        read = pl.coalesce(bare.str.to_datetime(form, time_unit="ns", strict=False) for form in _ISO)
+        read = pl.coalesce(bare.str.to_datetime(form, time_unit="us", strict=False) for form in _ISO)
+        digits = bare.str.extract(r":\d\d\.(\d{1,9})").str.pad_end(9, "0").fill_null("0")  # nanoseconds end in 2262
         frame = frame.with_columns(
-            pl.coalesce("whole", read.dt.epoch("ns") // 10**9 - ahead).alias("whole"),
-            pl.coalesce("part", read.dt.nanosecond().cast(pl.Float64)).alias("part"),
+            pl.coalesce("whole", read.dt.epoch("us") // 10**6 - ahead).alias("whole"),
+            pl.coalesce("part", digits.cast(pl.Float64)).alias("part"),
         )
     return frame
-
-
-def _floor(time: pl.Expr, kind: pl.DataType) -> pl.Expr:
-    """Seconds since the epoch, rounded down: ``dt.epoch`` rounds towards it."""
-    if not isinstance(kind, pl.Datetime):
-        return time.dt.epoch("s")
-    size = {"ns": 10**9, "us": 10**6, "ms": 10**3}[kind.time_unit]
-    return time.to_physical() // size
 
 
 def _checked(

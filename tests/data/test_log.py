@@ -236,6 +236,20 @@ def test_numbers_that_are_dates_are_read_as_dates(kind):
     assert "timestamps" not in checked({"timestamp": [20200229, 20191231, 20200101, 20201331]})[0].told  # seconds
 
 
+@pytest.mark.parametrize("kind", [pl.String, pl.Datetime("us"), pl.Datetime("ms"), pl.Datetime("us", "Etc/GMT-9")])
+def test_dates_of_any_year_are_in_order(kind):
+    """9999-12-31 and 0001-01-01 stand for no date in many databases; 64 bits of nanoseconds end in 1677 and 2262."""
+    years = pl.Series([2023, 9999, 1, 2300, 1969, 1600])
+    days = pl.select(pl.datetime(years, 12, 31, 23, 59, 59, 500_000, time_unit="us")).to_series()
+    zone = getattr(kind, "time_zone", None)
+    times = days.dt.strftime("%Y-%m-%d %H:%M:%S%.f") if kind == pl.String else days.dt.replace_time_zone(zone)
+    made, bad = checked({"timestamp": times.cast(kind)})
+    moments = [datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC) for year in sorted(years)]
+    early = 9 * 3600 if zone else 0
+    wanted = [(moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1) - early for moment in moments]
+    assert not len(bad) and made.table["timestamp"].to_pylist() == wanted
+
+
 @pytest.mark.parametrize(("other", "size", "unit"), [(1, 1000, "milliseconds"), (1000, 1, "seconds")])
 def test_a_time_in_another_unit_than_most_is_a_bad_row(other, size, unit):
     times = [(1_600_000_000 + n) * size for n in range(4)] + [1_600_000_000 * other, 0]
