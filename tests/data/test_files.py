@@ -216,6 +216,66 @@ def test_parquet_in_parts_and_hive_partitions(tmp_path, wanted):
     assert load(DataConfig(data=str(tmp_path), history=2)).content_hash == wanted
 
 
+def test_parts_have_the_columns_and_types_of_all(tmp_path, wanted):
+    films = {row[0]: row[1:] for row in ITEMS[1:]}
+    rows = [(user, item, *films[item], rating, time) for user, item, rating, time in PLAYS[1:]]
+    names = ("user", "item", "title", "genres", "rating", "timestamp")
+    log = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+
+    def write(folder, *parts):
+        folder.mkdir()
+        for number, part in enumerate(parts):
+            pq.write_table(part, folder / f"part-{number}.parquet")
+        return load(DataConfig(data=str(folder), history=2, bad_rows="drop"))
+
+    def of(some, name, kind):
+        return some.set_column(some.column_names.index(name), name, some[name].cast(kind))
+
+    one, two = log.slice(0, 4), log.slice(4)
+    assert write(tmp_path / "words", of(one, "user", pa.string()).select(names[::-1]), two).content_hash == wanted
+    assert write(tmp_path / "categories", one, of(two, "user", pa.dictionary(pa.int32(), "str"))).content_hash == wanted
+    moments = of(two, "timestamp", pa.timestamp("s"))
+    assert write(tmp_path / "moments", one, moments).content_hash == wanted
+    assert write(tmp_path / "ids", of(one, "item", pa.float64()), two).content_hash == wanted
+    whole = of(log, "rating", pa.float32()).set_column(4, "rating", pa.array([5, 4, 3, 2, 1.5, 2.5, 3.5, 4.5]))
+    found = write(tmp_path / "whole", of(whole.slice(0, 4), "rating", pa.int64()), whole.slice(4))
+    assert found.content_hash == write(tmp_path / "decimals", whole).content_hash
+    for number, first in enumerate((one.drop_columns("rating"), one.set_column(4, "rating", pa.nulls(4)))):
+        made = write(tmp_path / f"unrated {number}", first, two)
+        assert made.counts["rows_unrated"] == 4 and made.test["target_rating"].to_pylist() == [2.5]
+    made = write(tmp_path / "nobody", one.drop_columns("user"), log)
+    assert made.content_hash == wanted and made.counts["rejected: no user id"] == 4
+
+
+def test_what_folders_of_partitions_name_is_text(tmp_path):
+    for user in ("7", "007"):
+        folder = tmp_path / f"user={user}" / "year=2024"
+        folder.mkdir(parents=True)
+        plays = {"title": [*"ABCDE"], "timestamp": [1, 2, 3, 4, 5], "year": [2024] * 5}  # year is in the rows too
+        pq.write_table(pa.table(plays), folder / "x.parquet")
+    made = load(DataConfig(data=str(tmp_path), history=2))
+    assert made.counts["users"] == 2 and {*made.train["user"].to_pylist()} == {"7", "007"}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("title", pa.array([["A"]] * 4), "text or numbers"),
+        ("user", pa.array([{"id": 1}] * 4), "text or numbers"),
+        ("rating", pa.array([[5]] * 4), "text or numbers"),
+        ("timestamp", pa.array([1, 2, 3, 4], pa.time32("s")), "moments"),
+        ("timestamp", pa.array([1, 2, 3, 4], pa.duration("s")), "moments"),
+    ],
+)
+def test_columns_of_other_types_are_refused(tmp_path, name, values, wanted):
+    log = {"user": pa.array([1] * 4), "title": pa.array([*"ABCD"]), "timestamp": pa.array([1, 2, 3, 4])}
+    pq.write_table(pa.table(log | {name: values}), tmp_path / "log.parquet")
+    with pytest.raises(
+        ValueError, match=rf"column '{name}' has the type [^\n]*, wanted {wanted}. .* --columns {name}="
+    ):
+        load(DataConfig(data=str(tmp_path)))
+
+
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_json_lines_are_tables_too(tmp_path, wanted, packed):
     def lines(names, rows):

@@ -215,11 +215,35 @@ def parquet_header(path: Path) -> list[str]:
 
 
 def _parquet(path: Path) -> Any:
+    """The table of a file, or of parts with the columns of all; what folders such as user=007 name is text.
+
+    Arrow itself takes the columns and types of the first part, and 007 for a number.
+    """
     try:
-        # The folders above a file name no columns of it.
-        return pyarrow.dataset.dataset(path, format="parquet", partitioning="hive" if path.is_dir() else None)
+        found = pyarrow.dataset.dataset(path, format="parquet", partitioning=None)
+        if path.is_file():  # the folders above a file name no columns of it
+            return found
+        types = dict[str, dict[pa.DataType, None]]()
+        for part in found.get_fragments():
+            for column in part.physical_schema:
+                types.setdefault(column.name, {})[column.type] = None
+        above = [Path(file).absolute().relative_to(path.absolute()).parent.parts for file in found.files]
+        names = dict.fromkeys(folder.partition("=")[0] for folders in above for folder in folders if "=" in folder)
+        named = pa.schema([(name, pa.string()) for name in names if name not in types])
+        schema = pa.schema([*((name, _common([*kinds])) for name, kinds in types.items()), *named])
+        hive = pyarrow.dataset.partitioning(named, flavor="hive")
+        return pyarrow.dataset.dataset(path, schema, format="parquet", partitioning=hive)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: is not readable Parquet: {error}. Is the file cut off? Write it again.") from error
+
+
+def _common(types: Sequence[pa.DataType]) -> pa.DataType:
+    """The type that values of all types fit into."""
+    try:
+        some = [pa.schema([("column", kind)]) for kind in types]
+        return pa.unify_schemas(some, promote_options="permissive").field(0).type
+    except pa.ArrowTypeError:
+        return pa.string()
 
 
 def read_parquet(path: Path, names: Mapping[str, str], optional: Collection[str] = ()) -> pl.DataFrame:
@@ -229,7 +253,15 @@ def read_parquet(path: Path, names: Mapping[str, str], optional: Collection[str]
         ValueError: a column is missing, or the file is cut off or no Parquet.
     """
     dataset = _parquet(path)
-    kept = _kept(path, parquet_header(path), names, optional)
+    kept = _kept(path, dataset.schema.names, names, optional)
+    for name, wanted in kept.items():
+        kind = dataset.schema.field(name).type
+        span = pa.types.is_time(kind) or pa.types.is_duration(kind)
+        if (span and wanted == "timestamp") or (pa.types.is_nested(kind) and wanted != "genres"):
+            raise ValueError(
+                f"{path}: column {name!r} has the type {kind}, wanted {'moments' if span else 'text or numbers'}. "
+                f"Convert it, or name another column by --columns {wanted}=COLUMN."
+            )
 
     empty = pl.DataFrame(pl.from_arrow(dataset.schema.empty_table())).with_columns(pl.Series(_ROW, [], pl.Int64))
 
