@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import subprocess
 from dataclasses import replace
 
@@ -109,6 +110,30 @@ def test_the_remedy_for_other_encodings_works_as_typed(tmp_path, wanted, encodin
     found = load(config)
     assert found.catalogue.titles[3] == rows[4][1]
     assert (found.content_hash == wanted) == (encoding == "latin-1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: b"\n" + data, "the first row is blank"),
+        (lambda data: b"sep=,\n" + data, "the first row is Excel's sep=,"),
+        (lambda data: data.replace(b'","', b'", "'), "found spaces before quotes"),
+        (lambda data: data.replace(b'","', b'", "').replace(b'"title", "genres"', b"title, genres"), "found spaces"),
+        (lambda data: data.replace(b'","', b'"; "'), "found spaces before quotes"),
+        (lambda data: data.replace(b'""', b"~").replace(b'"', b"'").replace(b"~", b'"'), "found single quotes"),
+        (lambda data: re.sub(rb'""(?=[b,])', rb"\"", data), r"row 3 is broken.*or write quotes in it twice"),
+    ],
+    ids=["blank", "excel", "spaces", "spaces-plain-header", "spaces-semicolons", "single", "backslashes"],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_remedy_for_other_csv_works_as_typed(tmp_path, wanted, change, message, packed):
+    data = change(written(ITEMS).replace(b',""', b',"z"')).replace(b'"z"', b'""').replace(b"'z'", b"''")
+    config = put(tmp_path / "with space", gzip.compress(data) if packed else data)
+    with pytest.raises(ValueError, match=message) as error:
+        load(config)
+    assert "\n" not in str(error.value)
+    subprocess.run(["sh", "-c", str(error.value).split("`")[1]], check=True)
+    assert load(config).content_hash == wanted
 
 
 @pytest.mark.parametrize(

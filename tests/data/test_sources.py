@@ -101,7 +101,7 @@ def test_a_bad_item_is_set_aside(tmp_path, line, reason):
         ({"interactions.csv": "user,item,rating,timestamp\n", "items.csv": "item,title\n"}, "catalogue is empty"),
         ({"interactions.csv": "user,item,rating,timestamp\n", "items.csv": ITEMS}, "found no interaction"),
         ({"interactions.csv": "user,item,rating,timestamp", "items.csv": ITEMS}, "found no interaction"),
-        ({"interactions.csv": log(), "items.csv": "sep=,\n" + ITEMS}, "Excel's sep=,. Remove it: `sed -i 1d"),
+        ({"interactions.csv": log(), "items.csv": "sep=,\n" + ITEMS}, "Excel's sep=,. Remove it: `sed 1d <"),
         (
             {"interactions.csv": log(header="user,item,rating,moment"), "items.csv": ITEMS},
             r"\['timestamp'\] are missing",

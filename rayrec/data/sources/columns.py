@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -32,6 +31,8 @@ _TITLES = cs.by_name("title", "genres", require_all=False) & cs.string()
 _ROW = "\0row"
 #: Bytes of a CSV file, and rows of other files, that are read at once.
 _BYTES, ROWS = 1 << 22, 1 << 16
+#: Bytes in which the form of a CSV file shows.
+_HEAD = 1 << 16
 
 
 class Form(NamedTuple):
@@ -110,17 +111,39 @@ def _header(path: Path, form: Form, opened: Callable[[], BinaryIO]) -> tuple[lis
         if separator is None:
             line = file.readline()
             if re.fullmatch(r"sep=.\s*", line):
-                name = shlex.quote(str(path))
-                raise ValueError(f"{path}: the first row is Excel's {line.strip()}. Remove it: `sed -i 1d {name}`.")
+                remedy = files.rewrite(path, "sed 1d")
+                raise ValueError(f"{path}: the first row is Excel's {line.strip()}. Remove it: `{remedy}`.")
             bare = re.sub(r'"[^"]*"', "", line)
             separator, lines = max(SEPARATORS, key=bare.count), itertools.chain([line], file)
         found = next(csv.reader(lines, delimiter=separator, quoting=quoting), [])
     found = [name or f"column {place}" for place, name in enumerate(found, 1)] if "".join(found).strip() else []
     if not found and not files.text(path).strip():
         raise ValueError(f"{path}: the file is empty, wanted a header and rows.")
+    if not found:
+        raise ValueError(
+            f"{path}: the first row is blank, wanted a header. Remove it: `{files.rewrite(path, 'sed 1d')}`."
+        )
+    if form.quoted:
+        _check_form(path, found, separator, opened)
     if len(set(found)) < len(found):
         raise ValueError(f"{path}: a column name is repeated in {found}. Rename one.")
     return found, separator
+
+
+def _check_form(path: Path, found: Sequence[str], separator: str, opened: Callable[[], BinaryIO]) -> None:
+    """Arrow takes quotes that follow a space, and single ones, for a part of the field."""
+    mark = re.escape(separator)
+    with opened() as file:
+        spaced = re.search(rf'{mark} +"[^"\r\n{mark}]'.encode(), file.read(_HEAD))
+    single = any(re.fullmatch(r" *'[^']+'", name) for name in found)
+    if spaced or single:
+        quote = 39 if single else 34
+        read = f"csv.reader(sys.stdin, delimiter={separator!r}, quotechar=chr({quote}), skipinitialspace=True)"
+        convert = f'python -c "import csv, sys; csv.writer(sys.stdout).writerows({read})"'
+        raise ValueError(
+            f"{path}: found {'single quotes' if single else 'spaces before quotes'}, wanted double quotes right after "
+            f"{separator!r}. Write it so: `{files.rewrite(path, convert)}`."
+        )
 
 
 def _check_quotes(path: Path, separator: str, opened: Callable[[], BinaryIO]) -> None:
@@ -136,7 +159,11 @@ def _check_quotes(path: Path, separator: str, opened: Callable[[], BinaryIO]) ->
                 pass
         except csv.Error as error:
             where = f"{path}: the quoted field that ends at row {reader.line_num} is broken"
-            raise ValueError(f"{where}: {error}. Close the quote.") from error
+            with opened() as head:
+                escaped = b'\\"' in head.read(_HEAD)  # by MySQL and Spark
+            twice = files.rewrite(path, """sed 's/\\\\"/""/g'""")
+            remedy = f"Close the quote{f', or write quotes in it twice: `{twice}`' if escaped else ''}"
+            raise ValueError(f"{where}: {error}. {remedy}.") from error
 
 
 def _read_csv(

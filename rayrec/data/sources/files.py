@@ -127,10 +127,14 @@ def _convert(path: Path, data: bytes) -> str:
     """The command that turns a file into UTF-8; bytes that Latin-1 leaves without a letter are of Windows."""
     windows = re.search(rb"[\x80-\x9f]", data) and not re.search(rb"[\x81\x8d\x8f\x90\x9d]", data)
     kind = "cp1252" if windows else "latin1"
+    return rewrite(path, f"iconv -f {kind} -t utf-8", "utf8")
+
+
+def rewrite(path: Path, convert: str, ending: str = "new") -> str:
+    """Return the command that sends a file, packed or not, through the command ``convert``."""
     name, packing = shlex.quote(str(path)), _packing(path)
-    convert = f"iconv -f {kind} -t utf-8"
     if packing:
-        convert = f"{packing[1]} -dc < {name} | {convert} | {packing[1]} > {name}.utf8"
+        convert = f"{packing[1]} -dc < {name} | {convert} | {packing[1]} > {name}.{ending}"
     else:
-        convert = f"{convert} {name} > {name}.utf8"
-    return f"{convert} && mv {name}.utf8 {name}"
+        convert = f"{convert} < {name} > {name}.{ending}"
+    return f"{convert} && mv {name}.{ending} {name}"
