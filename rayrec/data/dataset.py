@@ -111,16 +111,21 @@ def _checked(raw: Raw, config: DataConfig) -> tuple[Raw, pa.Table, dict[str, int
         raise ValueError(f"--liked-from {config.liked_from:g} reads the ratings of files, found none. Leave it out.")
     elif config.date_order is not None:
         raise ValueError(f"--date-order {config.date_order} reads the dates of files, found none. Leave it out.")
+    elif config.duplicates == "keep":
+        raise ValueError("--duplicates keep reads the interactions of files, found none. Leave it out.")
     kept: Any = raw.interactions if raw.interactions is not None else raw.windows
     assert kept is not None, "a source returns interactions or windows"
     rejected = raw.rejects.table()
-    if len(rejected) and config.bad_rows == "stop":
+    if len(rejected) and (config.bad_rows == "stop" or not len(kept)):
         first = rejected.slice(0, 1).to_pylist()[0]
         where = f"{first['file']} row {first['row']}: {first['reason']}: {first['text'][:200]!r}"
-        raise ValueError(
-            f"--data {config.data}: found {len(rejected)} bad rows, the first in {where}. "
-            "Correct them, or set them aside with --bad-rows drop."
-        )
+        remedy = "Correct them, or set them aside with --bad-rows drop"
+        if not len(kept):
+            remedy = "All rows are bad: correct the file or, of own tables, name another column by --columns"
+            of_log = rejected.filter(pc.not_equal(rejected["file"], raw.item_file))
+            if of_log["reason"].unique().to_pylist() == ["unknown item id"]:
+                remedy = "No id of the log is one of an item: write them alike in both files (7.0 and 007 are not 7)"
+        raise ValueError(f"--data {config.data}: found {len(rejected)} bad rows, the first in {where}. {remedy}.")
     reasons = Counter(rejected["reason"].to_pylist())
     files = rejected["file"].to_pylist()
     in_items = files.count(raw.item_file)

@@ -32,7 +32,7 @@ def borders(times: np.ndarray) -> tuple[int, int]:
     if len(starts) < 2:
         raise ValueError(
             f"Found {len(times)} windows at {len(starts) + 1} different times, wanted at least 3 times to split 8:1:1. "
-            "Add interactions, or lower --history."
+            "Add interactions, lower --history, or take --split leave_last_two, which reads their order alone."
         )
     valid = starts[:-1][np.abs(starts[:-1] - 0.8 * len(times)).argmin()]
     later = starts[starts > valid]
@@ -157,7 +157,8 @@ def _by_user(log: _Log, last_only: bool) -> tuple[list[np.ndarray], np.ndarray]:
     users = log.users[log.ends[log.left[log.ends] == 0]]  # in the order of time
     if len(users) < 3:
         raise ValueError(
-            f"Found {len(users)} users with a past long enough, wanted at least 3 to split 8:1:1. Add interactions."
+            f"Found {len(users)} users with a past long enough, wanted at least 3 to split 8:1:1. Add interactions, or "
+            "take another --split."
         )
     valid = min(max(1, round(0.8 * len(users))), len(users) - 2)
     test = min(max(valid + 1, round(0.9 * len(users))), len(users) - 1)
@@ -186,7 +187,7 @@ def cut(
     if not len(sizes) or sizes.max() <= wanted:
         raise ValueError(
             f"No user has a past long enough: the longest has {sizes.max(initial=0)} interactions, wanted more than "
-            f"{wanted}. Lower --history or --min-history, or name other data."
+            f"{wanted}. {'Lower --history or --min-history, or name' if least > 1 else 'Name'} other data."
         )
     if split == "time":
         parts, seen = _by_time(log)

@@ -214,6 +214,8 @@ def test_columns_with_other_names(tmp_path, wanted):
     ):
         with pytest.raises(ValueError, match=message):
             load(replace(config, columns=bad))
+    with pytest.raises(ValueError, match="--columns user=a user=b: a name is there twice"):
+        load(replace(config, columns=("user=a", "user=b")))
     with pytest.raises(ValueError, match="--columns is read for own tables"):
         load(DataConfig(columns=columns))
 

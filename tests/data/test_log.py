@@ -179,6 +179,8 @@ def test_equal_rows_are_counted_and_kept_once():
     assert made.told["duplicates"].startswith("1 rows are equal to an earlier one")
     kept = log.check(Log(frame, CATALOGUE, "plays"), Rejects(), "keep")
     assert len(kept.table) == 6 and kept.counts == {"duplicate_rows_kept": 1}
+    with pytest.raises(ValueError, match="--duplicates keep reads the interactions of files, found none"):
+        load(DataConfig(duplicates="keep"))
 
 
 def test_the_embedded_data_has_no_equal_rows():

@@ -109,7 +109,22 @@ def test_a_bad_item_is_set_aside(tmp_path, line, reason):
         ({"interactions.csv": log(header="user,user,item,timestamp"), "items.csv": ITEMS}, "column name is repeated"),
         ({"interactions.csv": log(), "items.csv": ITEMS + '5,"E,x\n'}, "row 6 is broken.*Close the quote"),
         ({"interactions.csv": log(), "items.csv": ITEMS.encode() + b"5,\xff,x\n"}, "items.csv: row 6 is not UTF-8"),
-        ({"interactions.csv": "user,item,timestamp\nu,1,1\nu,2,2\n", "items.csv": ITEMS}, "No user has a past long"),
+        (
+            {"interactions.csv": "user,item,timestamp\nu,1,1\nu,2,2\n", "items.csv": ITEMS},
+            "No user has a past long .* wanted more than 2. Lower --history",
+        ),
+        (
+            {"interactions.csv": "user,item,timestamp\nu,1.0,1\nu,2.0,2\n", "items.csv": ITEMS},
+            "found 2 bad rows, .* row 2: unknown item id.* No id of the log is one of an item: write them alike",
+        ),
+        (
+            {"interactions.csv": "user,item,timestamp\nu,1,noon\nu,2,noon\n", "items.csv": ITEMS},
+            "found 2 bad rows, .* row 2: timestamp is not .* All rows are bad: correct the file",
+        ),
+        (
+            {"items.csv": ITEMS},
+            r"\['user', 'timestamp'\] are missing. .* or put the log into interactions.csv beside items.csv",
+        ),
         ({"interactions.parquet": b"PAR1cut", "items.parquet": b""}, "items.parquet: is not readable Parquet"),
         ({"nothing.txt": ""}, "format is not known. Looked for sprec: train.json"),
         (

@@ -42,6 +42,10 @@ def _given(columns: Sequence[str]) -> dict[str, str]:
     given = {name: column for name, _, column in pairs}
     if wrong := ["".join(pair) for pair in pairs if pair[0] not in OBVIOUS or not pair[2]]:
         raise ValueError(f"--columns {' '.join(wrong)}: wanted NAME=COLUMN, with a name of {', '.join(OBVIOUS)}.")
+    if len(given) < len(pairs):
+        raise ValueError(
+            f"--columns {' '.join(columns)}: a name is there twice, wanted one column for each. Leave one."
+        )
     return given
 
 
@@ -87,6 +91,8 @@ def _read(
         remedy = f"Say which column is which, such as --columns {example}"
         if "title" in wrong and not two:
             remedy += f", or put titles into items.{ending} beside interactions.{ending}"
+        if {"user", "timestamp"} <= {*wrong} and not two:
+            remedy += f", or put the log into interactions.{ending} beside items.{ending}"
         raise ValueError(f"{'; '.join(missing + unknown)}. {remedy}.")
     told = [" ".join(f"{name}={column}" for name, column in sorted(taken.items()))] if taken else []
     if unread:
