@@ -122,8 +122,8 @@ def _checked(raw: Raw, config: DataConfig) -> tuple[Raw, pa.Table, dict[str, int
         remedy = "Correct them, or set them aside with --bad-rows drop"
         if not len(kept):
             remedy = "All rows are bad: correct the file or, of own tables, name another column by --columns"
-            of_log = rejected.filter(pc.not_equal(rejected["file"], raw.item_file))
-            if of_log["reason"].unique().to_pylist() == ["unknown item id"]:
+            of_log = {row["reason"] for row in rejected.to_pylist() if row["file"] != raw.item_file}
+            if of_log == {"unknown item id"}:
                 remedy = "No id of the log is one of an item: write them alike in both files (7.0 and 007 are not 7)"
         raise ValueError(f"--data {config.data}: found {len(rejected)} bad rows, the first in {where}. {remedy}.")
     reasons = Counter(rejected["reason"].to_pylist())
