@@ -331,9 +331,17 @@ def test_json_lines_are_tables_too(tmp_path, wanted, packed):
     assert made.content_hash == wanted
     reasons = [row["reason"][:15] for row in made.rejected.to_pylist()]
     assert reasons == ["not JSON: maxim", "not JSON: Excee", "without asin, t"]
-    log.write_bytes(lines(("who",), []))
-    with pytest.raises(ValueError, match="found no line that is a JSON object"):
+    nested = good + json.dumps({"who": "u", "asin": {"id": 1}, "name": ["A"], "ts": 9}).encode()
+    log.write_bytes(gzip.compress(nested) if packed else nested)
+    made = load(DataConfig(data=str(log), history=2, columns=("user=who",), bad_rows="drop"))
+    assert made.content_hash == wanted
+    assert made.rejected["reason"].to_pylist() == ["a list or an object as asin, name"]
+    objects = json.dumps([json.loads(line) for line in good.splitlines()], indent=1).encode()
+    log.write_bytes(gzip.compress(objects) if packed else objects)
+    with pytest.raises(ValueError, match=r"found no line that is a JSON object.*If the file is one list") as error:
         load(DataConfig(data=str(log)))
+    subprocess.run(["sh", "-c", str(error.value).split("`")[1]], check=True)
+    assert load(DataConfig(data=str(log), history=2, columns=("user=who",))).content_hash == wanted
 
 
 def test_a_log_with_titles_is_one_table(tmp_path, wanted):

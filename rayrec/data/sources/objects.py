@@ -87,21 +87,29 @@ def keys(path: Path) -> list[str]:
     """Return the keys of the first objects of a file, one in a line. ValueError: there is no object in them."""
     found = [value for _, value, _ in itertools.islice(read_jsonl(path, Rejects()), _FIRST)]
     if not found:
-        raise ValueError(f"{path}: found no line that is a JSON object, wanted one in each line.")
+        convert = 'python -c "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin)]"'
+        raise ValueError(
+            f"{path}: found no line that is a JSON object, wanted one in each line. If the file is one list: "
+            f"`{files.rewrite(path, convert)}`."
+        )
     return list(dict.fromkeys(key for value in found for key in value))
 
 
 def read_table(path: Path, rejects: Rejects, names: Mapping[str, str], optional: Collection[str] = ()) -> pl.DataFrame:
     """Return the values ``names`` (found → wanted name) of each line as text, with the column ``row``.
 
-    A line without a value that is not ``optional`` is set aside.
+    A line without a value that is not ``optional``, or with a list or an object where no genres are, is set aside.
     """
     types = {"row": pl.Int64, **dict.fromkeys(names.values(), pl.String)}
     needed = [name for name, wanted in names.items() if wanted not in optional]
+    flat = [name for name, wanted in names.items() if wanted != "genres"]
     rows, frames = list[tuple[Any, ...]](), list[pl.DataFrame]()
     for row, value, line in read_jsonl(path, rejects):
         if missing := [name for name in needed if value.get(name) is None]:
             rejects.add(path.name, row, f"without {', '.join(missing)}", line)
+            continue
+        if nested := [name for name in flat if isinstance(value.get(name), dict | list)]:
+            rejects.add(path.name, row, f"a list or an object as {', '.join(nested)}", line)
             continue
         rows.append((row, *(None if (one := value.get(name)) is None else str(one) for name in names)))
         if len(rows) == ROWS:
