@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import csv
 import json
 import re
 from collections.abc import Iterable
@@ -11,8 +12,8 @@ import polars as pl
 
 #: What may separate genres, surest first: where one is in a column, later ones are part of names.
 SEPARATORS = ("|", ";", ",")
-#: Cells that name no genre.
-NONE = {"(no genres listed)", "\\N"}
+#: Cells and names that are no genre.
+NONE = {"(no genres listed)", "\\N", "nan", "NaN", "null", "NULL", "None"}
 
 
 def lists(column: pl.Series, spaces: bool = False) -> tuple[pl.Series, str]:
@@ -56,7 +57,7 @@ def _names(value: Any) -> list[str]:
 
 
 def _literal(text: str) -> list[str] | None:
-    """The names of a cell that is a list in JSON or Python, or quoted names with commas between; else None."""
+    """The names of a list in JSON, Python or PostgreSQL, or of quoted names with commas between; else None."""
     text = text.strip()
     several = re.fullmatch(r"""'.+'|".+\"""", text) and re.search(r"""['"]\s*,\s*['"]""", text)
     if several or re.fullmatch(r"""'[^']+'|"[^"]+\"""", text):
@@ -65,7 +66,10 @@ def _literal(text: str) -> list[str] | None:
         return None
     with contextlib.suppress(ValueError, RecursionError):
         return _names(json.loads(text))
-    try:  # NumPy writes no commas, and Python would join the names
-        return _names(ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)))
+    text = re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", text)  # NumPy writes no commas, and Python would join the names
+    try:
+        value = ast.literal_eval(text)
+        return _names(ast.literal_eval(f"[{text[1:-1]}]") if isinstance(value, set) else value)  # in the order written
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+        bare = re.fullmatch(r"\{([^{}\r\n]{,9999})\}", text)  # PostgreSQL's lists
+        return _strip(next(csv.reader([bare[1]], escapechar="\\"))) if bare else None
