@@ -227,7 +227,12 @@ def _raw(source: str, folder: Path | None, config: DataConfig) -> Raw:
 
 def _read(config: DataConfig) -> tuple[str, Raw]:
     """The source's name and what it reads."""
-    source, folder = detect(config.source, config.data)
+    try:
+        source, folder = detect(config.source, config.data)
+    except PermissionError as error:
+        raise ValueError(
+            f"--data {config.data}: this user may not read {error.filename}. Allow it, or name another folder."
+        ) from error
     try:
         return source, _raw(source, folder, config)
     except (pl.exceptions.PolarsError, pa.ArrowException) as error:

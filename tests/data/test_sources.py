@@ -1,6 +1,9 @@
 import csv
 import json
+import shutil
+import subprocess
 import unicodedata
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -126,7 +129,7 @@ def test_a_bad_item_is_set_aside(tmp_path, line, reason):
             r"\['user', 'timestamp'\] are missing. .* or put the log into interactions.csv beside items.csv",
         ),
         ({"interactions.parquet": b"PAR1cut", "items.parquet": b""}, "items.parquet: is not readable Parquet"),
-        ({"nothing.txt": ""}, "format is not known. Looked for sprec: train.json"),
+        ({"nothing.txt": ""}, r"format is not known. Found \['nothing.txt'\]. Looked for sprec: train.json"),
         (
             {"a.csv.gz": b"", "b.csv": b""},
             r"Found \['a.csv.gz', 'b.csv'\]. Name the one with user, title and timestamp; or call the log interactions",
@@ -157,6 +160,33 @@ def test_detection(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             detect(source, data)
+
+
+@pytest.mark.parametrize(("kind", "form"), [("zip", "zip"), ("tar", "tar"), ("tar.gz", "gztar")])
+def test_the_remedy_for_an_archive_works_as_typed(tmp_path, kind, form):
+    inner = put(tmp_path / "data", {"interactions.csv": log(), "items.csv": ITEMS})
+    path = tmp_path / f"my data.{kind}"
+    shutil.make_archive(str(path).removesuffix(f".{kind}"), form, tmp_path, "data")
+    with pytest.raises(ValueError, match=r"It is an archive. Unpack it: ") as error:
+        load(config(path))
+    subprocess.run(["sh", "-c", str(error.value).split("`")[1]], check=True, capture_output=True)
+    with pytest.raises(ValueError, match=r"Its folders \['data'\] can be read"):
+        load(config(f"{path}.files"))
+    assert load(config(f"{path}.files/data")).content_hash == load(config(inner)).content_hash
+
+
+def test_folders_with_a_log_are_named_and_unreadable_ones_refused(tmp_path, monkeypatch):
+    put(tmp_path / "shop", {"orders.csv": "user,title,timestamp\nu,A,1\n"})
+    put(tmp_path / "notes", {"x.txt": ""})
+    with pytest.raises(ValueError, match=r"Its folders \['shop'\] can be read: name one"):
+        load(config(tmp_path))
+
+    def closed(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", closed)  # what Python 3.11 does below a folder that is closed to the user
+    with pytest.raises(ValueError, match=f"--data {tmp_path}: this user may not read {tmp_path}"):
+        load(config(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["history", "valid_rows", "test_rows"])

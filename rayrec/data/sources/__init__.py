@@ -1,5 +1,6 @@
 """One reader per format, and the rule that recognises a folder by its files."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -129,10 +130,15 @@ def detect(source: str, data: str | None) -> tuple[str, Path | None]:
     if source != "auto":
         raise ValueError(f"--data {data}: --source {source} wants {missing}, which are not there. Try --source auto.")
     looked = "; ".join(f"{name}: {', '.join(known.files)}" for name, known in SOURCES.items())
-    inner = sorted(child.name for child in folder.iterdir() if child.is_dir() and _matches(child))
+    folders = [child for child in folder.iterdir() if child.is_dir() and os.access(child, os.R_OK | os.X_OK)]
+    inner = sorted(child.name for child in folders if _matches(child) or _alone(child))
     hint = f" Its folders {inner} can be read: name one." if inner else ""
-    if own := files.tables(folder):
+    if path.is_file() and (remedy := files.unpacking(path)):
+        hint = f" It is an archive. Unpack it: `{remedy}`, and name that folder."
+    elif own := files.tables(folder):
         ending = _kind(own[0])
         hint += f" Found {[table.name for table in own[:3]]}. Name the one with user, title and timestamp; or call the "
-        hint += f"log interactions.{ending} and the titles, one row an item, items.{ending} (docs/data.md)."
+        hint += f"log interactions.{ending} and the titles, one row an item, items.{ending}, both of one format (docs/data.md)."
+    elif not inner:
+        hint = f" Found {sorted(child.name for child in folder.iterdir())[:5]}."
     raise ValueError(f"--data {data}: the format is not known.{hint} Looked for {looked}.")

@@ -62,6 +62,16 @@ def _packing(path: Path) -> tuple[str, str] | None:
     return next((kind for mark, kind in _PACKINGS.items() if start.startswith(mark)), None)
 
 
+def unpacking(path: Path) -> str | None:
+    """Return the command that unpacks an archive into a folder of its name, or None for other files."""
+    into = shlex.quote(str(path) + ".files")
+    if path.name.endswith(".zip"):
+        return f"unzip {shlex.quote(str(path))} -d {into}"
+    if re.search(r"\.(tar(\.\w+)?|tgz)$", path.name):
+        return f"mkdir {into} && tar -xf {shlex.quote(str(path))} -C {into}"
+    return None
+
+
 def unpacked(path: Path) -> pa.NativeFile:
     """Open a file's bytes, unpacked whatever its name. ValueError: it cannot be read."""
     try:
