@@ -134,6 +134,7 @@ def test_a_bad_item_is_set_aside(tmp_path, line, reason):
             {"a.csv.gz": b"", "b.csv": b""},
             r"Found \['a.csv.gz', 'b.csv'\]. Name the one with user, title and timestamp; or call the log interactions",
         ),
+        ({"a.parquet": b"", "b.csv": b""}, r"call the log .* both written in one format\. Looked"),
         (
             {"orders.csv": log()},
             r"\['title'\] are missing. Say .* or put titles into items.csv beside interactions.csv",

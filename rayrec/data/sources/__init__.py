@@ -138,7 +138,8 @@ def detect(source: str, data: str | None) -> tuple[str, Path | None]:
     elif own := files.tables(folder):
         ending = _kind(own[0])
         hint += f" Found {[table.name for table in own[:3]]}. Name the one with user, title and timestamp; or call the "
-        hint += f"log interactions.{ending} and the titles, one row an item, items.{ending}, both of one format (docs/data.md)."
+        hint += f"log interactions.{ending} and the titles, one row an item, items.{ending} (docs/data.md)"
+        hint += "." if {*map(_kind, own)} == {ending} else ", both written in one format."
     elif not inner:
         hint = f" Found {sorted(child.name for child in folder.iterdir())[:5]}."
     raise ValueError(f"--data {data}: the format is not known.{hint} Looked for {looked}.")
