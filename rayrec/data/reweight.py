@@ -31,8 +31,8 @@ def by_genre(rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
     liked, asked = _shares(genres.get(title, []) for title in titles), _shares(targets())
     if not liked or not asked:
         raise ValueError(
-            f"--reweight genre: the titles of {len(rows)} training rows have no genre, wanted some. Take other "
-            "data, or --reweight none."
+            f"--reweight genre: the titles of {len(rows)} training rows have no genre, wanted some. Take data "
+            "with genres, or --reweight none."
         )
     ratio = {g: liked.get(g, 0.0) / share for g, share in asked.items()}
     weights = np.fromiter((np.mean([ratio[g] for g in names]) if names else 1.0 for names in targets()), float)
