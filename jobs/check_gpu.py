@@ -24,7 +24,7 @@ from typing import Any
 from gpu_checks import Check, Line, Place, answers, passes, steps
 
 CHECKS: dict[str, Check] = {**passes.CHECKS, **steps.CHECKS, **answers.CHECKS}
-#: Seconds of the whole; a check is not begun where half of the most that it may take is no longer left.
+#: Seconds of the whole. A check begins if half of its own limit is left.
 LIMIT = 540.0
 
 

@@ -8,7 +8,7 @@ Positives come from p, the true distribution of the next title, and negatives fr
 ends at π* ∝ π_ref · (p/q)^(1/β). Here p is that of the embedded data, q is uniform over the titles outside the history
 (`random`) or π_ref (the policy's own titles), and π_ref is the policy after the first SFT. All runs start from it, take
 one epoch of preference steps without SFT, and drop pairs of equal titles. `self_play`, the most likely title alone, is
-no draw from π_ref: its row is measured against the π* of one. ReRe takes sixteen short iterations of its own.
+no draw from π_ref: its row is measured against the π* of one. ReRe takes 48 short iterations of its own.
 
 Total variation is ½ Σ |π − π'| over the titles, whose exact probabilities are normalised over the catalogue; its mean
 is over test prompts. "Lists" compares the means of the distributions over all prompts: 0 if every title is recommended
@@ -36,8 +36,8 @@ ROWS = {
     "SPRec, self_play_sample": ("policy", "--negatives self_play_sample"),
     "S-DPO, 3 self_play_gumbel": ("policy", "--negatives self_play_gumbel --num-negatives 3 --objective sdpo"),
 }
-#: Rows without β and without a prediction. ReRe divides its 512 rows into sixteen iterations.
-OTHERS = {"ReRe": "--method ReRe --iterations 1 --rows-per-iteration 512"}
+#: Rows without β and without a prediction. ReRe divides its 1,536 rows into 48 iterations.
+OTHERS = {"ReRe": "--method ReRe --iterations 3 --rows-per-iteration 512"}
 
 
 class Found(NamedTuple):

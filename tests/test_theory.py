@@ -39,5 +39,5 @@ def test_runs_tune_on_the_rows_that_the_table_names() -> None:
     }
     found = {name: resolve(parse("", words(args, flags, beta))).train for name, (flags, beta) in settings.items()}
     rere = found.pop("ReRe")
-    assert (rere.iterations, rere.rows_per_iteration, rere.sft) == (16, 32, False)
+    assert (rere.iterations, rere.rows_per_iteration, rere.sft) == (48, 32, False)
     assert {(one.iterations, one.rows_per_iteration, one.sft) for one in found.values()} == {(1, 4096, False)}

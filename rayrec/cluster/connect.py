@@ -98,7 +98,8 @@ def _patiently(init: Callable[[], Any]) -> None:
                 raise
             kill({*psutil.Process().children(recursive=True)} - mine)
             if not left:
-                raise Stopped(f"Ray did not start on this machine within 30 s, {_STARTS} times. Is it busy?") from error
+                text = f"Ray did not start on this machine within 30 s, {_STARTS} times. End other work on the machine"
+                raise Stopped(text) from error
             _log.info("Ray did not start within 30 s, as on a busy machine; it is started again")
 
 

@@ -121,7 +121,7 @@ def _checked(raw: Raw, config: DataConfig) -> tuple[Raw, pa.Table, dict[str, int
         where = f"{first['file']} row {first['row']}: {first['reason']}: {first['text'][:200]!r}"
         remedy = "Correct them, or set them aside with --bad-rows drop"
         if not len(kept):
-            remedy = "All rows are bad: correct the file or, of own tables, name another column by --columns"
+            remedy = "All rows are bad: correct the file, or name another column of your table by --columns"
             of_log = {row["reason"] for row in rejected.to_pylist() if row["file"] != raw.item_file}
             if of_log == {"unknown item id"}:
                 remedy = "No id of the log is one of an item: write them alike in both files (7.0 and 007 are not 7)"

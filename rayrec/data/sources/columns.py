@@ -139,7 +139,7 @@ def _check_form(path: Path, found: Sequence[str], separator: str, opened: Callab
     if spaced or single:
         quote = 39 if single else 34
         read = f"csv.reader(sys.stdin, delimiter={separator!r}, quotechar=chr({quote}), skipinitialspace=True)"
-        convert = f'python -c "import csv, sys; csv.writer(sys.stdout).writerows({read})"'
+        convert = f'python3 -c "import csv, sys; csv.writer(sys.stdout).writerows({read})"'
         raise ValueError(
             f"{path}: found {'single quotes' if single else 'spaces before quotes'}, wanted double quotes right after "
             f"{separator!r}. Write it so: `{files.rewrite(path, convert)}`."

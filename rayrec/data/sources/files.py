@@ -66,7 +66,7 @@ def unpacking(path: Path) -> str | None:
     """Return the command that unpacks an archive into a folder of its name, or None for other files."""
     into = shlex.quote(str(path) + ".files")
     if path.name.endswith(".zip"):
-        return f"unzip {shlex.quote(str(path))} -d {into}"
+        return f"python3 -m zipfile -e {shlex.quote(str(path))} {into}"
     if re.search(r"\.(tar(\.\w+)?|tgz)$", path.name):
         return f"mkdir {into} && tar -xf {shlex.quote(str(path))} -C {into}"
     return None

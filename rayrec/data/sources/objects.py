@@ -87,7 +87,7 @@ def keys(path: Path) -> list[str]:
     """Return the keys of the first objects of a file, one in a line. ValueError: there is no object in them."""
     found = [value for _, value, _ in itertools.islice(read_jsonl(path, Rejects()), _FIRST)]
     if not found:
-        convert = 'python -c "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin)]"'
+        convert = 'python3 -c "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin)]"'
         raise ValueError(
             f"{path}: found no line that is a JSON object, wanted one in each line. If the file is one list: "
             f"`{files.rewrite(path, convert)}`."
