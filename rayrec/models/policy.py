@@ -121,13 +121,14 @@ def check_model(path: str | Path, whole: bool = True) -> None:
     try:
         vocabulary(path)
         load_tokenizer(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # libraries raise anything for a damaged tokenizer
         wanted = "wanted a Hugging Face folder with config.json, tokenizer.json and *.safetensors"
         if not Path(path).is_dir():
             wanted = "no such folder here, and the hub does not give such a model. Name a folder, or download it first"
         elif not (Path(path) / "tokenizer.json").exists():
             wanted = f"found no tokenizer.json, {wanted}. Copy the model's tokenizer files there"
-        raise ValueError(f"model {path}: {wanted}. ({str(error).strip().splitlines()[0]})") from error
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"model {path}: {wanted}. ({why})") from error
     if whole and Path(path).is_dir():
         weights.check_names(path)
 

@@ -49,4 +49,6 @@ def test_ray_is_started_again() -> None:
 def test_ray_that_never_comes_up_ends_the_run() -> None:
     said = start(3)
     assert said.count("it is started again") == 2, said[-3000:]
-    assert said.strip().endswith("Stopped: Ray did not start on this machine within 30 s, 3 times. End other work on the machine")
+    assert said.strip().endswith(
+        "Ray did not start on this machine within 30 s, 3 times. End other work on the machine"
+    )

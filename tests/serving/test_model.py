@@ -150,7 +150,7 @@ def test_a_policy_that_is_broken_is_not_served(policies: Path, versions: Version
             (tmp_path / "broken", "holds NaN or infinity. Take weights of finite numbers"),
             (tmp_path / "no", "no such run or folder"),
             (tmp_path / "cut", "damaged, cut short"),
-            (tmp_path / "odd", "KeyError"),
+            (tmp_path / "odd", "wanted a Hugging Face folder with config.json, tokenizer.json"),
         ):
             made = versions.add(versions.read(1), policy=str(policy))
             found = await model.prepare(made.number)

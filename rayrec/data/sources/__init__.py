@@ -133,7 +133,7 @@ def detect(source: str, data: str | None) -> tuple[str, Path | None]:
     folders = [child for child in folder.iterdir() if child.is_dir() and os.access(child, os.R_OK | os.X_OK)]
     inner = sorted(child.name for child in folders if _matches(child) or _alone(child))
     hint = f" Its folders {inner} can be read: name one." if inner else ""
-    if path.is_file() and (remedy := files.unpacking(path)):
+    if path.is_file() and (remedy := files.unpacking(path, path.name)):
         hint = f" It is an archive. Unpack it: `{remedy}`, and name that folder."
     elif own := files.tables(folder):
         ending = _kind(own[0])

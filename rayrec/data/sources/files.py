@@ -58,17 +58,18 @@ def _packing(path: Path) -> tuple[str, str] | None:
     with path.open("rb") as file:
         start = file.read(4)
     if start.startswith(b"PK\x03\x04"):
-        raise ValueError(f"{path}: is a zip archive. Unpack it: `unzip {shlex.quote(str(path))}`.")
+        remedy = f"Unpack it: `{unpacking(path, '.zip')}`, and put what it holds in its place."
+        raise ValueError(f"{path}: is a zip archive. {remedy}")
     return next((kind for mark, kind in _PACKINGS.items() if start.startswith(mark)), None)
 
 
-def unpacking(path: Path) -> str | None:
-    """Return the command that unpacks an archive into a folder of its name, or None for other files."""
-    into = shlex.quote(str(path) + ".files")
-    if path.name.endswith(".zip"):
-        return f"python3 -m zipfile -e {shlex.quote(str(path))} {into}"
-    if re.search(r"\.(tar(\.\w+)?|tgz)$", path.name):
-        return f"mkdir {into} && tar -xf {shlex.quote(str(path))} -C {into}"
+def unpacking(path: Path, ending: str) -> str | None:
+    """Return the command that unpacks an archive into a folder of its name, or None if its ``ending`` is of none."""
+    name, into = shlex.quote(str(path)), shlex.quote(f"{path}.files")
+    if ending.endswith(".zip"):
+        return f"python3 -m zipfile -e {name} {into}"
+    if re.search(r"\.(tar(\.\w+)?|tgz)$", ending):
+        return f"mkdir {into} && tar -xf {name} -C {into}"
     return None
 
 
